@@ -1,0 +1,1 @@
+"""From predictions to detections, average precision and pictures."""

@@ -1,0 +1,1 @@
+"""Modules that turn feature maps into the pyramid the encoder reads."""

@@ -1,0 +1,337 @@
+"""What travels between the parts of the system, one frozen dataclass a border.
+
+Letters: N images, H x W the padded size, C channels of the model, L levels of H_l x W_l cells,
+S cells in all, Q queries, K classes, T boxes of one image, R detections of one image.
+Sizes are (height, width). A padding mask is True on padding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+Size = tuple[int, int]  # (height, width)
+LevelShapes = tuple[Size, ...]
+_T = TypeVar("_T", bound="_Movable")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+@dataclass(frozen=True)
+class _Movable:
+    """A dataclass of tensors that can be sent to a device."""
+
+    def to(self: _T, device: torch.device | str, *, non_blocking: bool = False) -> _T:
+        """A copy with every tensor on `device`."""
+        return replace(
+            self,
+            **{
+                field.name: value.to(device, non_blocking=non_blocking)
+                for field in fields(self)
+                if isinstance(value := getattr(self, field.name), Tensor)
+            },
+        )
+
+    def pin_memory(self: _T) -> _T:
+        """A copy with every tensor in page-locked memory."""
+        return replace(
+            self,
+            **{
+                field.name: value.pin_memory()
+                for field in fields(self)
+                if isinstance(value := getattr(self, field.name), Tensor)
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One photo and its objects, as read from disk and while it is being transformed.
+
+    Attributes:
+        image: RGB photo.
+        boxes_xyxy: (T, 4) float32 corners in pixels of `image`.
+        labels: (T,) int64 in 0..K-1.
+        area: (T,) float32 object areas in square pixels of `image` (of the mask, where known).
+        image_id: the id in the annotation file.
+        original_size: (height, width) of the photo on disk.
+    """
+
+    image: Image.Image
+    boxes_xyxy: Tensor
+    labels: Tensor
+    area: Tensor
+    image_id: int
+    original_size: Size
+
+    def __post_init__(self) -> None:
+        _require(
+            self.boxes_xyxy.ndim == 2 and self.boxes_xyxy.shape[1] == 4,
+            f"boxes_xyxy must have shape (T, 4), got {_shape(self.boxes_xyxy)}",
+        )
+        count = len(self.boxes_xyxy)
+        for name, value in (("labels", self.labels), ("area", self.area)):
+            _require(
+                _shape(value) == (count,),
+                f"{name} must have shape ({count},) as there are {count} boxes, "
+                f"got {_shape(value)}",
+            )
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the image as it is now."""
+        return self.image.height, self.image.width
+
+
+@dataclass(frozen=True)
+class Target(_Movable):
+    """What one image of a batch should be predicted to hold.
+
+    Attributes:
+        boxes: (T, 4) cxcywh relative to the image without padding, in [0, 1].
+        labels: (T,) int64 in 0..K-1.
+        image_id: the id in the annotation file.
+        original_size: (height, width) of the photo on disk.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    image_id: int
+    original_size: Size
+
+    def __post_init__(self) -> None:
+        _require(
+            self.boxes.ndim == 2 and self.boxes.shape[1] == 4,
+            f"boxes must have shape (T, 4), got {_shape(self.boxes)}",
+        )
+        _require(
+            _shape(self.labels) == (len(self.boxes),),
+            f"labels must have shape ({len(self.boxes)},), got {_shape(self.labels)}",
+        )
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True)
+class ImageBatch(_Movable):
+    """Images of different sizes in one tensor, padded with zeros at the right and the bottom.
+
+    Attributes:
+        images: (N, 3, H, W) normalised float images.
+        padding_mask: (N, H, W) bool, True on padding.
+    """
+
+    images: Tensor
+    padding_mask: Tensor
+
+    def __post_init__(self) -> None:
+        _require(
+            self.images.ndim == 4 and self.images.shape[1] == 3,
+            f"images must have shape (N, 3, H, W), got {_shape(self.images)}",
+        )
+        N, _, H, W = self.images.shape
+        _require(
+            _shape(self.padding_mask) == (N, H, W) and self.padding_mask.dtype == torch.bool,
+            f"padding_mask must be bool of shape {(N, H, W)}, got {self.padding_mask.dtype} "
+            f"of shape {_shape(self.padding_mask)}",
+        )
+
+    @classmethod
+    def from_images(cls, images: Sequence[Tensor]) -> "ImageBatch":
+        """Pad (3, h, w) images to the largest height and the largest width among them."""
+        _require(len(images) > 0, "images must hold at least one image, got none")
+        for position, image in enumerate(images):
+            _require(
+                image.ndim == 3 and image.shape[0] == 3,
+                f"images[{position}] must have shape (3, height, width), got {_shape(image)}",
+            )
+        H = max(image.shape[1] for image in images)
+        W = max(image.shape[2] for image in images)
+        batch = images[0].new_zeros(len(images), 3, H, W)
+        padding_mask = torch.ones(len(images), H, W, dtype=torch.bool, device=batch.device)
+        for position, image in enumerate(images):
+            _, height, width = image.shape
+            batch[position, :, :height, :width] = image
+            padding_mask[position, :height, :width] = False
+        return cls(batch, padding_mask)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Feature maps of L levels, finest first, all of the model's width.
+
+    Attributes:
+        maps: L tensors (N, C, H_l, W_l).
+        padding_masks: L tensors (N, H_l, W_l) bool.
+    """
+
+    maps: tuple[Tensor, ...]
+    padding_masks: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.maps) == len(self.padding_masks),
+            f"padding_masks must be one per map, got {len(self.padding_masks)} "
+            f"for {len(self.maps)} maps",
+        )
+        for level, (features, mask) in enumerate(
+            zip(self.maps, self.padding_masks, strict=True)
+        ):
+            N, _, H, W = features.shape
+            _require(
+                _shape(mask) == (N, H, W),
+                f"padding_masks[{level}] must have shape {(N, H, W)}, got {_shape(mask)}",
+            )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The pyramid as one row of tokens, level after level, row by row: what attention reads.
+
+    Attributes:
+        tokens: (N, S, C) features.
+        positions: (N, S, C) position embedding plus level embedding.
+        padding_mask: (N, S) bool.
+        level_shapes: (H_l, W_l) of the L levels; their areas sum to S.
+        valid_ratios: (N, L, 2) share of each level's (width, height) that is not padding.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    padding_mask: Tensor
+    level_shapes: LevelShapes
+    valid_ratios: Tensor
+
+    def __post_init__(self) -> None:
+        N, S, _ = self.tokens.shape
+        cells = sum(height * width for height, width in self.level_shapes)
+        _require(
+            cells == S,
+            f"tokens holds S = {S} cells but level_shapes {self.level_shapes} describe {cells}",
+        )
+        _require(
+            self.positions.shape == self.tokens.shape,
+            f"positions must have the shape of tokens {_shape(self.tokens)}, "
+            f"got {_shape(self.positions)}",
+        )
+        _require(
+            _shape(self.padding_mask) == (N, S),
+            f"padding_mask must have shape {(N, S)}, got {_shape(self.padding_mask)}",
+        )
+        expected = (N, len(self.level_shapes), 2)
+        _require(
+            _shape(self.valid_ratios) == expected,
+            f"valid_ratios must have shape {expected}, got {_shape(self.valid_ratios)}",
+        )
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What the decoder starts from.
+
+    Attributes:
+        query: (N, Q, C) content.
+        query_pos: (N, Q, C) positional part, the same at every layer.
+        reference_points: (N, Q, 2) points (x, y) or (N, Q, 4) boxes cxcywh, relative to the
+            image without padding, in [0, 1].
+    """
+
+    query: Tensor
+    query_pos: Tensor
+    reference_points: Tensor
+
+    def __post_init__(self) -> None:
+        _require(
+            self.query.shape == self.query_pos.shape,
+            f"query_pos must have the shape of query {_shape(self.query)}, "
+            f"got {_shape(self.query_pos)}",
+        )
+        _require(
+            self.reference_points.shape[:2] == self.query.shape[:2]
+            and self.reference_points.shape[2] in (2, 4),
+            f"reference_points must have shape {(*self.query.shape[:2], '2 or 4')}, "
+            f"got {_shape(self.reference_points)}",
+        )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one layer predicts.
+
+    Attributes:
+        logits: (N, Q, K); the sigmoid of each is a class's score, there is no "no object".
+        boxes: (N, Q, 4) cxcywh relative to the image without padding, in (0, 1).
+    """
+
+    logits: Tensor
+    boxes: Tensor
+
+    def __post_init__(self) -> None:
+        _require(
+            _shape(self.boxes) == (*self.logits.shape[:2], 4),
+            f"boxes must have shape {(*self.logits.shape[:2], 4)} as logits has "
+            f"{_shape(self.logits)}, got {_shape(self.boxes)}",
+        )
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """Everything a forward pass predicts.
+
+    Attributes:
+        last: predictions of the last decoder layer.
+        auxiliary: predictions of the earlier decoder layers, first layer first.
+        encoder: of a two-stage model, the proposals of all S tokens; else None.
+    """
+
+    last: Predictions
+    auxiliary: tuple[Predictions, ...]
+    encoder: Predictions | None
+
+
+@dataclass(frozen=True)
+class Detections(_Movable):
+    """The objects found in one image, best first.
+
+    Attributes:
+        scores: (R,) in [0, 1].
+        labels: (R,) int64 in 0..K-1.
+        boxes_xyxy: (R, 4) corners in pixels of the original image.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    boxes_xyxy: Tensor
+
+    def __post_init__(self) -> None:
+        count = len(self.scores)
+        _require(
+            _shape(self.labels) == (count,) and _shape(self.boxes_xyxy) == (count, 4),
+            f"labels and boxes_xyxy must have shapes ({count},) and ({count}, 4), "
+            f"got {_shape(self.labels)} and {_shape(self.boxes_xyxy)}",
+        )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def above(self, threshold: float) -> "Detections":
+        """Those with a score of at least `threshold`."""
+        return self.select(self.scores >= threshold)
+
+    def select(self, keep: Tensor) -> "Detections":
+        """Those at the given indices, or where the given mask is True."""
+        return Detections(self.scores[keep], self.labels[keep], self.boxes_xyxy[keep])
