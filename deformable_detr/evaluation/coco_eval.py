@@ -1,0 +1,189 @@
+"""Scores detections as COCO does: the twelve numbers, and the AP of each class.
+
+pycocotools does the matching and the averaging. What is here collects detections from several
+processes, keeps its output off the terminal, and steps around the inputs it fails on: no
+detections, no annotations, no `info`.
+"""
+
+import contextlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from deformable_detr import distributed
+from deformable_detr.evaluation.coco_files import read_ground_truth, read_results
+from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.labels import LabelSpace
+from deformable_detr.structures import Detections
+
+# Name and meaning of pycocotools' twelve numbers, in its order.
+STATISTICS = {
+    "AP": "precision, IoU 0.50 to 0.95",
+    "AP50": "precision, IoU 0.50",
+    "AP75": "precision, IoU 0.75",
+    "APs": "precision, small objects (area below 32 x 32 px)",
+    "APm": "precision, medium objects",
+    "APl": "precision, large objects (area above 96 x 96 px)",
+    "AR1": "recall, 1 detection an image",
+    "AR10": "recall, 10 detections an image",
+    "AR100": "recall, 100 detections an image",
+    "ARs": "recall, small objects",
+    "ARm": "recall, medium objects",
+    "ARl": "recall, large objects",
+}
+NOT_DEFINED = -1.0  # COCO's value where there is nothing to find
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """How well detections agree with annotations.
+
+    Attributes:
+        statistics: the values of `STATISTICS` by name, in [0, 1]; -1 where no annotated object
+            is of the kind.
+        class_ap: AP by class name, in the same sense.
+        num_images: the images scored.
+        num_detections: the detections scored.
+    """
+
+    statistics: dict[str, float]
+    class_ap: dict[str, float]
+    num_images: int
+    num_detections: int
+
+    def as_dict(self) -> dict[str, float]:
+        """The twelve numbers by name."""
+        return dict(self.statistics)
+
+
+class CocoEvaluator:
+    """Collects the detections of a data set, image by image, then scores them.
+
+    Each process updates its own evaluator with the images it has seen. `synchronize` brings all
+    of them to every process; `compute` and `results` speak of what is there.
+
+    Args:
+        annotations: COCO annotation file.
+        label_space: what the labels of the detections mean; must be that of the file.
+    """
+
+    def __init__(self, annotations: Path, label_space: LabelSpace) -> None:
+        self._ground_truth = read_ground_truth(annotations)
+        self._label_space = label_space
+        label_space.require_same(
+            LabelSpace.from_categories(self._ground_truth["categories"]),
+            this="the label space of the detections",
+            that=f"annotation file {annotations}",
+        )
+        self._image_ids = {image["id"] for image in self._ground_truth["images"]}
+        self._tables: list[DetectionTable] = []
+        self._seen: set[int] = set()
+
+    def update(self, detections: Mapping[int, Detections]) -> None:
+        """Add the detections of some images, by image id; an image seen before is ignored."""
+        unknown = sorted(detections.keys() - self._image_ids)
+        if unknown:
+            raise ValueError(f"image ids must be of the annotation file, got unknown {unknown}")
+        for image_id in sorted(detections.keys() - self._seen):
+            self._tables.append(
+                DetectionTable.from_detections(image_id, detections[image_id], self._label_space)
+            )
+            self._seen.add(image_id)
+
+    def synchronize(self) -> None:
+        """Bring the detections of all processes together; every process must call it."""
+        gathered = distributed.all_gather_objects(DetectionTable.concatenate(self._tables))
+        self._tables = [DetectionTable.merge(gathered)]
+        self._seen = set(self._tables[0].seen.tolist())
+
+    def compute(self) -> CocoMetrics:
+        """Score what has been collected, over the images that were seen."""
+        return _score(self._ground_truth, DetectionTable.concatenate(self._tables))
+
+    def results(self) -> list[dict[str, Any]]:
+        """What has been collected as COCO results, with category ids and xywh boxes."""
+        return DetectionTable.concatenate(self._tables).to_results()
+
+
+def evaluate_results(results: Path, annotations: Path) -> CocoMetrics:
+    """Score a file of COCO box results against all images of an annotation file.
+
+    Raises:
+        FileNotFoundError: one of the files is missing.
+        ValueError: a file is not what it should be, or they do not belong together.
+    """
+    ground_truth = read_ground_truth(annotations)
+    table = DetectionTable.from_results(
+        read_results(results, ground_truth),
+        seen=[image["id"] for image in ground_truth["images"]],
+    )
+    return _score(ground_truth, table)
+
+
+def _score(ground_truth: Mapping[str, Any], table: DetectionTable) -> CocoMetrics:
+    if len(table.seen) == 0:
+        raise ValueError("at least one image must be evaluated, got none")
+    with contextlib.redirect_stdout(io.StringIO()):
+        scorer = COCOeval(
+            _index(ground_truth), _index(_as_annotations(ground_truth, table)), "bbox"
+        )
+        scorer.params.imgIds = sorted(table.seen.tolist())
+        scorer.evaluate()
+        scorer.accumulate()
+        scorer.summarize()
+    return CocoMetrics(
+        dict(zip(STATISTICS, map(float, scorer.stats), strict=True)),
+        _class_ap(scorer, LabelSpace.from_categories(ground_truth["categories"])),
+        num_images=len(table.seen),
+        num_detections=len(table),
+    )
+
+
+def _index(content: Mapping[str, Any]) -> COCO:
+    coco = COCO()
+    # A shallow copy of each annotation, as COCOeval writes flags into them.
+    coco.dataset = {**content, "annotations": [dict(one) for one in content["annotations"]]}
+    coco.createIndex()
+    return coco
+
+
+def _as_annotations(ground_truth: Mapping[str, Any], table: DetectionTable) -> dict[str, Any]:
+    """What `COCO.loadRes` makes of results; that fails where there are none."""
+    columns = zip(
+        table.image_ids.tolist(),
+        table.category_ids.tolist(),
+        table.boxes_xywh.tolist(),
+        table.scores.tolist(),
+        strict=True,
+    )
+    detections = [
+        {
+            "id": number,
+            "image_id": image_id,
+            "category_id": category_id,
+            "bbox": box,
+            "area": box[2] * box[3],
+            "score": score,
+        }
+        for number, (image_id, category_id, box, score) in enumerate(columns, start=1)
+    ]
+    return {**ground_truth, "annotations": detections}
+
+
+def _class_ap(scorer: COCOeval, label_space: LabelSpace) -> dict[str, float]:
+    # (thresholds, recalls, K, areas, limits) -> all areas, 100 detections an image
+    precision = scorer.eval["precision"][:, :, :, 0, -1]
+    names = label_space.names
+    class_ap = {}
+    for label, (category_id, name) in enumerate(zip(label_space.category_ids, names, strict=True)):
+        values = precision[:, :, label]
+        values = values[values > NOT_DEFINED]
+        key = name if names.count(name) == 1 else f"{name} (category {category_id})"
+        class_ap[key] = float(np.mean(values)) if values.size else NOT_DEFINED
+    return class_ap

@@ -1,0 +1,119 @@
+"""DetectionTable: the detections of many images as arrays, cheap to keep and to send."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deformable_detr.boxes import xyxy_to_xywh
+from deformable_detr.labels import LabelSpace
+from deformable_detr.structures import Detections
+
+BOX_DECIMALS = 3  # a thousandth of a pixel
+SCORE_DECIMALS = 6
+
+
+@dataclass(frozen=True)
+class DetectionTable:
+    """R detections of I images, with the ids of the annotation file.
+
+    Attributes:
+        seen: (I,) int64 ids of the images looked at, those without a detection too.
+        image_ids: (R,) int64 image of each detection.
+        category_ids: (R,) int64 category of each detection.
+        boxes_xywh: (R, 4) float64 left, top, width, height in pixels of the original image.
+        scores: (R,) float64.
+    """
+
+    seen: npt.NDArray[np.int64]
+    image_ids: npt.NDArray[np.int64]
+    category_ids: npt.NDArray[np.int64]
+    boxes_xywh: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float64]
+
+    @classmethod
+    def empty(cls) -> "DetectionTable":
+        """No image, no detection."""
+        return cls.from_results([], seen=[])
+
+    @classmethod
+    def from_detections(
+        cls, image_id: int, detections: Detections, label_space: LabelSpace
+    ) -> "DetectionTable":
+        """The detections of one image; labels become category ids."""
+        labels = detections.labels.cpu().numpy()
+        return cls(
+            np.array([image_id], dtype=np.int64),
+            np.full(len(labels), image_id, dtype=np.int64),
+            np.array(label_space.category_ids, dtype=np.int64)[labels],
+            xyxy_to_xywh(detections.boxes_xyxy.detach().double()).cpu().numpy(),
+            detections.scores.detach().double().cpu().numpy(),
+        )
+
+    @classmethod
+    def from_results(
+        cls, results: Sequence[Mapping[str, Any]], *, seen: Sequence[int]
+    ) -> "DetectionTable":
+        """COCO's list of results, over the images `seen`."""
+        boxes = np.array([result["bbox"] for result in results], dtype=np.float64)
+        return cls(
+            np.array(seen, dtype=np.int64),
+            np.array([result["image_id"] for result in results], dtype=np.int64),
+            np.array([result["category_id"] for result in results], dtype=np.int64),
+            boxes.reshape(-1, 4),
+            np.array([result["score"] for result in results], dtype=np.float64),
+        )
+
+    @classmethod
+    def concatenate(cls, tables: Sequence["DetectionTable"]) -> "DetectionTable":
+        """One table after another."""
+        tables = [cls.empty(), *tables]
+        return cls(
+            np.concatenate([table.seen for table in tables]),
+            np.concatenate([table.image_ids for table in tables]),
+            np.concatenate([table.category_ids for table in tables]),
+            np.concatenate([table.boxes_xywh for table in tables]),
+            np.concatenate([table.scores for table in tables]),
+        )
+
+    @classmethod
+    def merge(cls, tables: Sequence["DetectionTable"]) -> "DetectionTable":
+        """One table after another, without images that an earlier table has seen.
+
+        A sampler that pads its last batch gives some images to two ranks; counted twice, their
+        detections would be false positives.
+        """
+        kept: list[DetectionTable] = []
+        known = np.empty(0, dtype=np.int64)
+        for table in tables:
+            kept.append(table._without(known))
+            known = np.union1d(known, table.seen)
+        return cls.concatenate(kept)
+
+    def _without(self, image_ids: npt.NDArray[np.int64]) -> "DetectionTable":
+        keep = ~np.isin(self.image_ids, image_ids)
+        return DetectionTable(
+            self.seen[~np.isin(self.seen, image_ids)],
+            self.image_ids[keep],
+            self.category_ids[keep],
+            self.boxes_xywh[keep],
+            self.scores[keep],
+        )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to_results(self) -> list[dict[str, Any]]:
+        """COCO's list of results, rounded to what the numbers mean."""
+        return [
+            {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+            for image_id, category_id, box, score in zip(
+                self.image_ids.tolist(),
+                self.category_ids.tolist(),
+                self.boxes_xywh.round(BOX_DECIMALS).tolist(),
+                self.scores.round(SCORE_DECIMALS).tolist(),
+                strict=True,
+            )
+        ]

@@ -1,0 +1,45 @@
+"""From what the model predicts to objects in pixels of the original image."""
+
+from collections.abc import Sequence
+
+from deformable_detr.boxes import cxcywh_to_xyxy
+from deformable_detr.structures import Detections, Predictions, Size
+
+MAX_DETECTIONS = 100  # official PostProcess, and what COCO's AP looks at
+
+
+def select_detections(
+    predictions: Predictions,
+    original_sizes: Sequence[Size],
+    *,
+    max_detections: int = MAX_DETECTIONS,
+) -> list[Detections]:
+    """Keep the best (query, class) pairs of each image.
+
+    There is no threshold, no non-maximum suppression and no clipping, and one query may be kept
+    for several classes, as in the official code.
+
+    Args:
+        predictions: of the last decoder layer, for N images.
+        original_sizes: (height, width) of the N photos on disk.
+        max_detections: how many pairs to keep; all Q * K of them where there are fewer.
+
+    Returns:
+        N detections, on the device of `predictions`, each with its best score first.
+    """
+    N, Q, K = predictions.logits.shape
+    if len(original_sizes) != N:
+        raise ValueError(
+            f"original_sizes must be one per image, got {len(original_sizes)} for {N} images"
+        )
+    if max_detections < 1:
+        raise ValueError(f"max_detections must be at least 1, got {max_detections}")
+    # In float32, as lower precision would tie many of the scores near 1.
+    all_scores = predictions.logits.float().sigmoid().flatten(1)  # (N, Q * K)
+    scores, pairs = all_scores.topk(min(max_detections, Q * K), dim=1)
+    queries = (pairs // K).unsqueeze(-1).expand(-1, -1, 4)  # (N, R, 4)
+    boxes_xyxy = cxcywh_to_xyxy(predictions.boxes.float()).gather(1, queries)
+    scale = boxes_xyxy.new_tensor([(w, h, w, h) for h, w in original_sizes]).view(N, 1, 4)
+    return [
+        Detections(*fields) for fields in zip(scores, pairs % K, boxes_xyxy * scale, strict=True)
+    ]

@@ -1,0 +1,63 @@
+import torch
+
+from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.labels import LabelSpace
+from deformable_detr.structures import Detections
+
+SPARSE = LabelSpace((0, 7, 90), ("zero", "seven", "ninety"))
+
+
+def _detections(scores: list[float], labels: list[int]) -> Detections:
+    boxes = torch.tensor([[1.0, 2.0, 11.0, 22.0]]).repeat(len(scores), 1)
+    return Detections(torch.tensor(scores), torch.tensor(labels, dtype=torch.int64), boxes)
+
+
+def test_labels_become_category_ids_and_corners_become_sizes() -> None:
+    table = DetectionTable.from_detections(5, _detections([0.75, 0.5], [2, 0]), SPARSE)
+
+    assert table.to_results() == [
+        {"image_id": 5, "category_id": 90, "bbox": [1.0, 2.0, 10.0, 20.0], "score": 0.75},
+        {"image_id": 5, "category_id": 0, "bbox": [1.0, 2.0, 10.0, 20.0], "score": 0.5},
+    ]
+
+
+def test_results_survive_a_round_trip() -> None:
+    results = DetectionTable.from_detections(3, _detections([0.25], [1]), SPARSE).to_results()
+
+    assert DetectionTable.from_results(results, seen=[3]).to_results() == results
+
+
+def test_an_image_without_detections_is_still_seen() -> None:
+    table = DetectionTable.from_detections(5, _detections([], []), SPARSE)
+
+    assert len(table) == 0
+    assert table.seen.tolist() == [5]
+    assert table.boxes_xywh.shape == (0, 4)
+
+
+def test_merging_drops_images_an_earlier_table_has_seen() -> None:
+    first = DetectionTable.concatenate(
+        [
+            DetectionTable.from_detections(1, _detections([0.9], [0]), SPARSE),
+            DetectionTable.from_detections(2, _detections([], []), SPARSE),
+        ]
+    )
+    second = DetectionTable.concatenate(
+        [
+            DetectionTable.from_detections(2, _detections([0.8], [0]), SPARSE),
+            DetectionTable.from_detections(3, _detections([0.7, 0.6], [0, 1]), SPARSE),
+        ]
+    )
+
+    merged = DetectionTable.merge([first, second])
+
+    assert merged.seen.tolist() == [1, 2, 3]
+    assert merged.image_ids.tolist() == [1, 3, 3]
+    assert merged.category_ids.tolist() == [0, 0, 7]
+
+
+def test_nothing_concatenates_to_an_empty_table() -> None:
+    table = DetectionTable.concatenate([])
+
+    assert table.to_results() == []
+    assert table.boxes_xywh.shape == (0, 4)

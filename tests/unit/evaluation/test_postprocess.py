@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from deformable_detr.evaluation.postprocess import select_detections
+from deformable_detr.structures import Predictions
+
+
+def test_golden_values_of_the_official_post_processing() -> None:
+    logits = torch.linspace(-3, 3, 300 * 91).view(1, 300, 91)
+    predictions = Predictions(logits, torch.full((1, 300, 4), 0.5))
+
+    (found,) = select_detections(predictions, [(480, 640)])
+
+    assert len(found) == 100
+    torch.testing.assert_close(
+        found.scores[:2], torch.tensor([0.9525741, 0.9525642]), atol=1e-6, rtol=0
+    )
+    assert found.labels[:3].tolist() == [90, 89, 88]
+    assert found.boxes_xyxy[0].tolist() == [160, 120, 480, 360]
+
+
+def test_each_image_is_scaled_by_its_own_size_and_each_pair_takes_its_query_box() -> None:
+    logits = torch.tensor([[[0.0, 4.0], [2.0, -9.0]], [[-9.0, -9.0], [1.0, 3.0]]])
+    boxes = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 0.2]]).expand(2, 2, 4)
+
+    first, second = select_detections(
+        Predictions(logits, boxes), [(100, 200), (10, 20)], max_detections=2
+    )
+
+    assert first.labels.tolist() == [1, 0]
+    torch.testing.assert_close(
+        first.boxes_xyxy, torch.tensor([[0.0, 0, 200, 100], [0, 40, 100, 60]])
+    )
+    assert second.labels.tolist() == [1, 0]
+    torch.testing.assert_close(second.boxes_xyxy, torch.tensor([[0.0, 4, 10, 6], [0, 4, 10, 6]]))
+
+
+def test_a_query_may_be_found_as_several_classes_and_boxes_are_not_clipped() -> None:
+    predictions = Predictions(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.0, 0.0, 1, 1]]]))
+
+    (found,) = select_detections(predictions, [(10, 10)])
+
+    assert found.labels.tolist() == [1, 0]
+    assert found.boxes_xyxy.tolist() == [[-5, -5, 5, 5]] * 2
+
+
+@pytest.mark.parametrize(("queries", "classes", "expected"), [(3, 2, 6), (50, 2, 100), (7, 1, 7)])
+def test_there_are_no_more_detections_than_pairs(queries: int, classes: int, expected: int) -> None:
+    predictions = Predictions(torch.zeros(1, queries, classes), torch.zeros(1, queries, 4))
+
+    assert len(select_detections(predictions, [(4, 4)])[0]) == expected
+
+
+def test_half_precision_logits_are_scored_in_float32() -> None:
+    logits = torch.tensor([[[7.0], [7.5]]], dtype=torch.bfloat16)
+
+    (found,) = select_detections(Predictions(logits, torch.zeros(1, 2, 4)), [(4, 4)])
+
+    assert found.scores.dtype == torch.float32
+    assert found.scores[0] > found.scores[1]
+
+
+def test_sizes_must_be_one_per_image() -> None:
+    predictions = Predictions(torch.zeros(2, 3, 1), torch.zeros(2, 3, 4))
+
+    with pytest.raises(ValueError, match="one per image, got 1 for 2 images"):
+        select_detections(predictions, [(4, 4)])
+
+
+def test_the_number_of_detections_must_be_positive() -> None:
+    predictions = Predictions(torch.zeros(1, 3, 1), torch.zeros(1, 3, 4))
+
+    with pytest.raises(ValueError, match="max_detections must be at least 1, got 0"):
+        select_detections(predictions, [(4, 4)], max_detections=0)
