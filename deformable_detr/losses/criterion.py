@@ -1,0 +1,163 @@
+"""SetCriterion: the losses of matched predictions, for every layer that predicts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
+
+from deformable_detr.boxes import cxcywh_to_xyxy, giou_xyxy
+from deformable_detr.losses.matcher import HungarianMatcher, Match
+from deformable_detr.structures import ModelOutput, Predictions, Target
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the three terms in the total, the same for every layer."""
+
+    class_: float = 2.0
+    l1: float = 5.0
+    giou: float = 2.0
+
+
+@dataclass(frozen=True)
+class CriterionResult:
+    """What a batch costs.
+
+    Attributes:
+        losses: unweighted terms, scalars: "loss_class", "loss_l1", "loss_giou" of the last
+            layer; the same after "decoder_0/" and so on for earlier layers and after "encoder/"
+            for proposals; and "total", the weighted sum.
+        last_match: the last layer's assignment, one an image.
+    """
+
+    losses: dict[str, Tensor]
+    last_match: list[Match]
+
+
+class SetCriterion(nn.Module):
+    """Focal class loss, L1 and generalised IoU loss of the matched boxes (DETR, section 3.1).
+
+    Every decoder layer is matched and supervised on its own, as are the proposals of a
+    two-stage model, for which all objects are of class 0.
+
+    Args:
+        matcher: assigns queries to objects.
+        weights: of the terms.
+        focal_alpha: weight of objects against background (1 - alpha).
+        focal_gamma: exponent that plays down what is already right.
+        auxiliary: whether decoder layers before the last are supervised.
+        proposal_repeats: how many proposals each object is matched with; 1 in the paper.
+    """
+
+    def __init__(
+        self,
+        matcher: HungarianMatcher,
+        *,
+        weights: LossWeights,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        auxiliary: bool = True,
+        proposal_repeats: int = 1,
+    ) -> None:
+        super().__init__()
+        self.matcher = matcher
+        self.weights = weights
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+        self.auxiliary = auxiliary
+        self.proposal_repeats = proposal_repeats
+
+    def forward(
+        self, output: ModelOutput, targets: Sequence[Target], num_boxes: Tensor | float
+    ) -> CriterionResult:
+        """Compute every loss.
+
+        Args:
+            output: of the model.
+            targets: one an image, on the device of the output.
+            num_boxes: what sums are divided by: the number of objects in the whole step,
+                averaged over processes, at least 1. Micro-batches of a step then just add up.
+
+        Returns:
+            The losses and the last layer's match.
+        """
+        layers = {"": output.last}
+        if self.auxiliary:
+            layers |= {
+                f"decoder_{index}/": predictions
+                for index, predictions in enumerate(output.auxiliary)
+            }
+        supervised = [(predictions, targets, 1) for predictions in layers.values()]
+        names = list(layers)
+        if output.encoder is not None:
+            names.append("encoder/")
+            repeats = self.proposal_repeats
+            supervised.append((output.encoder, _as_proposals(targets, repeats), repeats))
+
+        matches = self.matcher([(predictions, wanted) for predictions, wanted, _ in supervised])
+        losses: dict[str, Tensor] = {}
+        total = self._unsupervised(output)
+        for name, (predictions, wanted, repeats), match in zip(
+            names, supervised, matches, strict=True
+        ):
+            terms = self._layer_losses(predictions, wanted, match, num_boxes * repeats)
+            losses |= {name + key: value for key, value in terms.items()}
+            total = (
+                total
+                + self.weights.class_ * terms["loss_class"]
+                + self.weights.l1 * terms["loss_l1"]
+                + self.weights.giou * terms["loss_giou"]
+            )
+        return CriterionResult(losses | {"total": total}, matches[0])
+
+    def _unsupervised(self, output: ModelOutput) -> Tensor:
+        """Zero that still depends on heads no loss reaches, so that none lacks a gradient."""
+        zero = output.last.logits.new_zeros(())
+        if not self.auxiliary:
+            for predictions in output.auxiliary:
+                zero = zero + 0.0 * (predictions.logits.sum() + predictions.boxes.sum())
+        return zero
+
+    def _layer_losses(
+        self,
+        predictions: Predictions,
+        targets: Sequence[Target],
+        matches: Sequence[Match],
+        num_boxes: Tensor | float,
+    ) -> dict[str, Tensor]:
+        query_index = torch.cat([match.query_index for match in matches])
+        image_index = torch.cat(
+            [torch.full_like(match.query_index, i) for i, match in enumerate(matches)]
+        )
+        pairs = list(zip(targets, matches, strict=True))
+        labels = torch.cat([target.labels[match.target_index] for target, match in pairs])
+        wanted = torch.cat([target.boxes[match.target_index] for target, match in pairs])
+        boxes = predictions.boxes[image_index, query_index]
+        wanted = wanted.to(boxes.dtype)
+
+        logits = predictions.logits.to(boxes.dtype)
+        one_hot = torch.zeros_like(logits)
+        one_hot[image_index, query_index, labels] = 1.0
+        class_loss = sigmoid_focal_loss(
+            logits, one_hot, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="sum"
+        )
+        giou = giou_xyxy(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted))
+        return {
+            "loss_class": class_loss / num_boxes,
+            "loss_l1": (boxes - wanted).abs().sum() / num_boxes,
+            "loss_giou": (1 - giou).sum() / num_boxes,
+        }
+
+
+def _as_proposals(targets: Sequence[Target], repeats: int) -> list[Target]:
+    """Every object `repeats` times, as class 0."""
+    return [
+        replace(
+            target,
+            boxes=target.boxes.repeat(repeats, 1),
+            labels=torch.zeros_like(target.labels).repeat(repeats),
+        )
+        for target in targets
+    ]

@@ -1,0 +1,43 @@
+"""What the rest of the system knows of a backbone."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """A network that turns images into feature maps, finest first.
+
+    Attributes:
+        strides: pixels a cell of each map.
+        channels: channels of each map.
+    """
+
+    strides: tuple[int, ...]
+    channels: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) normalised images -> one (N, channels, H_l, W_l) map a stride."""
+
+
+def require_strides(out_strides: Sequence[int], offered: Iterable[int], network: str) -> None:
+    """Refuse strides that the network does not have, or that are not finest first.
+
+    Raises:
+        ValueError: naming the strides that there are.
+    """
+    available = sorted(set(offered))
+    increasing = all(a < b for a, b in zip(out_strides, out_strides[1:], strict=False))
+    if not out_strides or not increasing or not set(out_strides) <= set(available):
+        raise ValueError(
+            f"out_strides of {network} must be increasing and among {available}, "
+            f"got {list(out_strides)}"
+        )
+
+
+def freeze(modules: Iterable[nn.Module]) -> None:
+    """Take the parameters of the modules out of training."""
+    for module in modules:
+        module.requires_grad_(False)

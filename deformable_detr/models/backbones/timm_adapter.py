@@ -1,0 +1,98 @@
+"""Any timm model with feature maps as a backbone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+from timm.utils.model import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+from deformable_detr.models.backbones.base import Backbone, freeze, require_strides
+from deformable_detr.models.backbones.weights import load_backbone_weights
+
+
+class TimmBackbone(Backbone):
+    """A timm `features_only` model.
+
+    Args:
+        name: timm's model name, without a pre-trained tag.
+        out_strides: the strides wanted, finest first; the last map of each is taken.
+        freeze_up_to_stride: modules up to the last map of at most this stride are not trained.
+        freeze_norm: batch norm runs on its stored statistics and is not trained.
+        weights: a file, one of timm's pre-trained tags for this model, or None.
+
+    Raises:
+        ValueError: an unknown model, tag or stride, or a file that does not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        out_strides: Sequence[int] = (8, 16, 32),
+        freeze_up_to_stride: int = 4,
+        freeze_norm: bool = True,
+        weights: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            raise ValueError(
+                f"timm model must be one of timm.list_models(), got {name!r}; a pre-trained tag "
+                "goes into model.backbone.weights"
+            )
+        tag = f".{weights}" if isinstance(weights, str) else ""
+        if tag and f"{name}{tag}" not in timm.list_pretrained(f"{name}.*"):
+            tags = [entry.partition(".")[2] for entry in timm.list_pretrained(f"{name}.*")]
+            raise ValueError(f"weights of {name} must be a file or one of {tags}, got {weights!r}")
+        whole = timm.create_model(name, features_only=True)
+        reductions = whole.feature_info.reduction()
+        require_strides(out_strides, reductions, name)
+        last_of_stride = {stride: index for index, stride in enumerate(reductions)}
+        self.body = timm.create_model(
+            f"{name}{tag}",
+            features_only=True,
+            pretrained=bool(tag),
+            out_indices=tuple(last_of_stride[stride] for stride in out_strides),
+        )
+        if isinstance(weights, Path):
+            load_backbone_weights(self.body, weights)
+        if freeze_norm:
+            freeze_batch_norm_2d(self.body)
+        self.strides = tuple(out_strides)
+        self.channels = tuple(self.body.feature_info.channels())
+        self._channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
+        frozen_maps = [
+            info["module"]
+            for info in whole.feature_info.info
+            if info["reduction"] <= freeze_up_to_stride
+        ]
+        if frozen_maps:
+            freeze(_modules_up_to(self.body, frozen_maps[-1]))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See `Backbone`."""
+        features: list[Tensor] = self.body(images)
+        if self._channels_last:
+            features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
+        return features
+
+
+def _modules_up_to(network: nn.Module, last: str) -> list[nn.Module]:
+    """The children of `network`, and of the containers in it, that run no later than `last`.
+
+    timm writes the name of a module inside a container with a dot, and, where it flattened the
+    container, with an underscore.
+    """
+    modules = dict(network.named_children())
+    flat = last.replace(".", "_")
+    if flat in modules:
+        names = list(modules)
+        return [modules[name] for name in names[: names.index(flat) + 1]]
+    container, _, rest = last.partition(".")
+    if container not in modules:
+        raise ValueError(f"freeze_up_to_stride must be 0 for this network, which has no {last!r}")
+    names = list(modules)
+    before = [modules[name] for name in names[: names.index(container)]]
+    return before + _modules_up_to(modules[container], rest) if rest else [
+        *before, modules[container]
+    ]

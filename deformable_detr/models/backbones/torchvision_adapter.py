@@ -1,0 +1,166 @@
+"""torchvision's ResNets and MobileNetV2 as backbones."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from deformable_detr.models.backbones.base import Backbone, freeze, require_strides
+from deformable_detr.models.backbones.weights import load_backbone_weights
+
+NormLayer = Callable[[int], nn.Module]
+_RESNETS = {depth: f"resnet{depth}" for depth in (18, 34, 50, 101, 152)}
+_BOTTLENECK_FROM_DEPTH = 50
+
+
+class StagedBackbone(Backbone):
+    """A chain of blocks, some of whose outputs are the features.
+
+    Blocks after the last one needed are cut off: an unused parameter would stop distributed
+    training.
+
+    Args:
+        blocks: (name, block, stride after it, channels after it), in the order they run.
+        out_strides: the strides wanted, finest first; the last block of each is taken.
+        freeze_up_to_stride: blocks of at most this stride are not trained; 0 trains all.
+        network: what to call it in errors.
+
+    Raises:
+        ValueError: a stride that the network does not have.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[tuple[str, nn.Module, int, int]],
+        *,
+        out_strides: Sequence[int],
+        freeze_up_to_stride: int,
+        network: str,
+    ) -> None:
+        super().__init__()
+        require_strides(out_strides, (stride for _, _, stride, _ in blocks), network)
+        last_of_stride = {stride: position for position, (_, _, stride, _) in enumerate(blocks)}
+        self._taken = frozenset(last_of_stride[stride] for stride in out_strides)
+        kept = blocks[: max(self._taken) + 1]
+        self.strides = tuple(out_strides)
+        self.channels = tuple(blocks[last_of_stride[stride]][3] for stride in out_strides)
+        self.body = nn.ModuleDict({name: block for name, block, _, _ in kept})
+        freeze(block for _, block, stride, _ in kept if stride <= freeze_up_to_stride)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See `Backbone`."""
+        features = []
+        for position, block in enumerate(self.body.values()):
+            images = block(images)
+            if position in self._taken:
+                features.append(images)
+        return features
+
+
+def build_resnet(
+    depth: int,
+    *,
+    out_strides: Sequence[int] = (8, 16, 32),
+    dilation: bool = False,
+    freeze_up_to_stride: int = 4,
+    norm_layer: NormLayer = FrozenBatchNorm2d,
+    weights: str | Path | None = None,
+) -> Backbone:
+    """A torchvision ResNet of 18 to 152 layers.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        out_strides: among 4, 8, 16, 32.
+        dilation: the DC5 variant: the last stage keeps stride 16 and is dilated instead; depth
+            50 and above.
+        freeze_up_to_stride: 4 freezes the stem and the first stage, as the paper does.
+        norm_layer: called with a number of channels.
+        weights: a file, a name of torchvision's published weights, or None.
+
+    Raises:
+        ValueError: an unknown depth, stride or name, or a file that does not fit.
+    """
+    if depth not in _RESNETS:
+        raise ValueError(f"depth must be one of {sorted(_RESNETS)}, got {depth}")
+    if dilation and depth < _BOTTLENECK_FROM_DEPTH:
+        raise ValueError(
+            f"dilation must be false below ResNet-50, got depth {depth}; its basic blocks have "
+            "no dilated form"
+        )
+    network = getattr(torchvision.models, _RESNETS[depth])(
+        norm_layer=norm_layer, replace_stride_with_dilation=(False, False, dilation)
+    )
+    _load(network, _RESNETS[depth], weights)
+    blocks: list[tuple[str, nn.Module, int, int]] = []
+    stride, channels = 2, network.conv1.out_channels
+    for name, block in network.named_children():
+        if name in ("avgpool", "fc"):
+            continue
+        if name == "maxpool":
+            stride = 4
+        if isinstance(block, nn.Sequential):
+            stride *= block[0].stride
+            channels = _last_conv(block[-1]).out_channels
+        blocks.append((name, block, stride, channels))
+    return StagedBackbone(
+        blocks,
+        out_strides=out_strides,
+        freeze_up_to_stride=freeze_up_to_stride,
+        network=_RESNETS[depth],
+    )
+
+
+def build_mobilenet_v2(
+    *,
+    out_strides: Sequence[int] = (8, 16, 32),
+    freeze_up_to_stride: int = 4,
+    norm_layer: NormLayer = FrozenBatchNorm2d,
+    weights: str | Path | None = None,
+) -> Backbone:
+    """torchvision's MobileNetV2; arguments as in `build_resnet`, strides among 2 to 32."""
+    network = torchvision.models.mobilenet_v2(norm_layer=norm_layer)
+    _load(network, "mobilenet_v2", weights)
+    blocks = []
+    stride = 1
+    for name, block in network.features.named_children():
+        for module in block.modules():
+            if isinstance(module, nn.Conv2d):
+                stride *= module.stride[0]
+        blocks.append((name, block, stride, _last_conv(block).out_channels))
+    return StagedBackbone(
+        blocks,
+        out_strides=out_strides,
+        freeze_up_to_stride=freeze_up_to_stride,
+        network="mobilenet_v2",
+    )
+
+
+def _last_conv(block: nn.Module) -> nn.Conv2d:
+    """The convolution that ends the main path of a block."""
+    convolutions = [
+        module
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Conv2d) and "downsample" not in name
+    ]
+    return convolutions[-1]
+
+
+def _load(network: nn.Module, name: str, weights: str | Path | None) -> None:
+    if weights is None:
+        return
+    if isinstance(weights, Path):
+        load_backbone_weights(network, weights)
+        return
+    published = torchvision.models.get_model_weights(name)
+    by_name = {member.name.lower(): member for member in published}
+    if weights.lower() not in by_name:
+        raise ValueError(
+            f"weights of {name} must be a file or one of {sorted(by_name)}, got {weights!r}"
+        )
+    state = by_name[weights.lower()].get_state_dict(progress=False, check_hash=True)
+    network.load_state_dict(
+        {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
+        strict=not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()),
+    )

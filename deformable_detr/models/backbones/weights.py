@@ -1,0 +1,101 @@
+"""Pre-trained weights of a backbone: read from a file, matched by name or by order."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+_BATCH_COUNTER = "num_batches_tracked"
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors file or a .pth file (never running its code).
+
+    A .pth file may hold the tensors themselves or have them under "state_dict" or "model".
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file does not hold tensors by name.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"backbone weights must be an existing file, got {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(
+            f"backbone weights must be a safetensors file or a .pth file of tensors, got {path} "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
+        raise ValueError(f"backbone weights must be tensors by name, got something else in {path}")
+    return dict(content)
+
+
+def load_backbone_weights(network: nn.Module, path: Path) -> None:
+    """Load a classification network's file into `network`, which may be a part of it.
+
+    Names match if they are equal but for dots and underscores (timm's truncated networks write
+    `blocks_0` for `blocks.0`). Where names do not match, the file's tensors are taken in order,
+    which fits files of the same architecture from another library; shapes and the last part of
+    every name (weight, bias, running_mean, running_var) must agree then.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file does not fit, naming the first parameter that differs.
+    """
+    file_tensors = {
+        name.removeprefix("module."): tensor
+        for name, tensor in read_state_dict(path).items()
+        if not name.endswith(_BATCH_COUNTER)
+    }
+    wanted = {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if not name.endswith(_BATCH_COUNTER)
+    }
+    by_name = {name.replace(".", "_"): tensor for name, tensor in file_tensors.items()}
+    if all(name.replace(".", "_") in by_name for name in wanted):
+        matched = {name: by_name[name.replace(".", "_")] for name in wanted}
+    else:
+        matched = _match_in_order(wanted, file_tensors, path)
+    for name, tensor in matched.items():
+        if tensor.shape != wanted[name].shape:
+            raise ValueError(
+                f"backbone weights {path.name} must fit the network, but {name} has shape "
+                f"{tuple(wanted[name].shape)} there and {tuple(tensor.shape)} in the file"
+            )
+    network.load_state_dict(matched, strict=False)
+
+
+def _match_in_order(
+    wanted: Mapping[str, Tensor], file_tensors: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    matched = {}
+    file_items = list(file_tensors.items())
+    for position, (name, tensor) in enumerate(wanted.items()):
+        if position >= len(file_items):
+            raise ValueError(
+                f"backbone weights {path.name} must hold the network's {len(wanted)} tensors, "
+                f"got {len(file_items)}"
+            )
+        file_name, file_tensor = file_items[position]
+        same_role = name.rpartition(".")[2] == file_name.rpartition(".")[2]
+        if not same_role or tensor.shape != file_tensor.shape:
+            raise ValueError(
+                f"backbone weights {path.name} must fit the network by name or by order, but "
+                f"{name} {tuple(tensor.shape)} meets {file_name} {tuple(file_tensor.shape)}; "
+                "is it the file of another architecture?"
+            )
+        matched[name] = file_tensor
+    return matched

@@ -1,0 +1,85 @@
+"""DeformableDETR: the whole forward pass, readable top to bottom."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from deformable_detr.layers.attention import MSDeformAttn
+from deformable_detr.models.backbones.base import Backbone
+from deformable_detr.models.decoder import DeformableTransformerDecoder
+from deformable_detr.models.encoder import DeformableTransformerEncoder
+from deformable_detr.models.memory import MemoryBuilder
+from deformable_detr.models.necks.base import Neck
+from deformable_detr.models.proposals import ProposalQueries
+from deformable_detr.models.queries import LearnedQueries
+from deformable_detr.structures import ImageBatch, ModelOutput
+
+
+class DeformableDETR(nn.Module):
+    """Deformable DETR (Zhu et al., ICLR 2021): an image in, a set of boxes out.
+
+    Args:
+        backbone: images -> feature maps.
+        neck: feature maps -> pyramid of the model's width.
+        memory_builder: pyramid -> row of tokens with positions.
+        encoder: memory -> memory.
+        queries: memory -> queries; learned, or chosen from the memory (two-stage).
+        decoder: queries and memory -> predictions of every layer.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        neck: Neck,
+        memory_builder: MemoryBuilder,
+        encoder: DeformableTransformerEncoder,
+        queries: LearnedQueries | ProposalQueries,
+        decoder: DeformableTransformerDecoder,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.memory_builder = memory_builder
+        self.encoder = encoder
+        self.queries = queries
+        self.decoder = decoder
+
+    def forward(self, images: ImageBatch | Sequence[Tensor]) -> ModelOutput:
+        """Detect.
+
+        Args:
+            images: a padded batch, or normalised (3, h, w) images of any sizes.
+
+        Returns:
+            Predictions of Q queries an image; Q is `num_queries`, or the number of tokens where
+            a two-stage model sees an image with fewer.
+        """
+        if not isinstance(images, ImageBatch):
+            images = ImageBatch.from_images(images)
+        features = self.backbone(images.images)
+        pyramid = self.neck(features, images.padding_mask)
+        memory = self.encoder(self.memory_builder(pyramid))
+        queries, proposals = self.queries(memory)
+        *auxiliary, last = self.decoder(queries, memory)
+        return ModelOutput(last, tuple(auxiliary), proposals)
+
+    def parameter_roles(self) -> dict[str, str]:
+        """The role of every parameter, by name, from which its learning rate follows.
+
+        "backbone"; "sampling" for what places sampling and reference points; else "default".
+        """
+        roles = dict.fromkeys((name for name, _ in self.named_parameters()), "default")
+        for module_name, module in self.named_modules():
+            match module:
+                case MSDeformAttn():
+                    part, role = "sampling_offsets.", "sampling"
+                case LearnedQueries():
+                    part, role = "reference_points.", "sampling"
+                case Backbone():
+                    part, role = "", "backbone"
+                case _:
+                    continue
+            prefix = f"{module_name}.{part}"
+            roles.update({name: role for name in roles if name.startswith(prefix)})
+        return roles

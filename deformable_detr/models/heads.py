@@ -1,0 +1,67 @@
+"""Class and box heads, and how they start."""
+
+import math
+
+from torch import Tensor, nn
+
+from deformable_detr.boxes import inverse_sigmoid
+from deformable_detr.layers.mlp import MLP
+from deformable_detr.layers.precision import at_least_float32
+
+PRIOR_PROB = 0.01  # focal loss paper, section 3.3
+_INITIAL_SIZE_LOGIT = -2.0  # official code: boxes start 0.12 of the image wide and high
+
+
+class ClassHead(nn.Linear):
+    """(..., C) -> (..., K) logits; every class starts at probability 0.01."""
+
+    def __init__(self, embed_dim: int, num_classes: int) -> None:
+        super().__init__(embed_dim, num_classes)
+        nn.init.constant_(self.bias, -math.log((1 - PRIOR_PROB) / PRIOR_PROB))
+
+
+class BoxHead(nn.Module):
+    """(..., C) -> (..., 4) cxcywh in logit space, relative to a reference; starts at zero."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.mlp = MLP(embed_dim, embed_dim, 4, num_layers=3)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    @property
+    def output(self) -> nn.Linear:
+        """The last layer; its bias holds (centre x, centre y, width, height)."""
+        last = self.mlp.layers[-1]
+        assert isinstance(last, nn.Linear)
+        return last
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Offsets in float32 or wider: boxes are never of low precision."""
+        return at_least_float32(self.mlp(features))
+
+
+def initial_size_logits(num_heads: int, *, two_stage: bool) -> list[float]:
+    """What each box head starts its width and height at (official initialisation).
+
+    References that are boxes already have a size, which a head must not shift: only the first
+    head of a detector whose queries are points begins with a size of its own.
+    """
+    first = 0.0 if two_stage else _INITIAL_SIZE_LOGIT
+    return [first] + [0.0] * (num_heads - 1)
+
+
+def boxes_from_offsets(offsets: Tensor, reference_points: Tensor) -> Tensor:
+    """Boxes from a head's output and the references it is relative to.
+
+    Args:
+        offsets: (N, Q, 4) in logit space.
+        reference_points: (N, Q, 2) points, which offset the centre only, or (N, Q, 4) boxes.
+
+    Returns:
+        (N, Q, 4) cxcywh in (0, 1).
+    """
+    reference = inverse_sigmoid(reference_points)
+    if reference.shape[-1] == 2:
+        reference = nn.functional.pad(reference, (0, 2))
+    return (offsets + reference).sigmoid()

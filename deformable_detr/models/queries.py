@@ -1,0 +1,32 @@
+"""Learned queries: the one-stage detector's start of decoding."""
+
+import torch
+from torch import nn
+
+from deformable_detr.layers.precision import at_least_float32
+from deformable_detr.structures import Memory, Predictions, Queries
+
+
+class LearnedQueries(nn.Module):
+    """The same learned queries for every image; their reference points are a function of them.
+
+    Args:
+        num_queries: Q.
+        embed_dim: C.
+    """
+
+    def __init__(self, num_queries: int, embed_dim: int) -> None:
+        super().__init__()
+        # The first half is the position, the second the content.
+        self.embed = nn.Parameter(torch.empty(num_queries, 2 * embed_dim))
+        self.reference_points = nn.Linear(embed_dim, 2)
+        nn.init.normal_(self.embed)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+
+    def forward(self, memory: Memory) -> tuple[Queries, Predictions | None]:
+        """Queries for every image of the memory; there are no proposals."""
+        embed = self.embed.expand(len(memory.tokens), -1, -1)
+        query_pos, query = embed.chunk(2, dim=-1)
+        reference_points = at_least_float32(self.reference_points(query_pos)).sigmoid()
+        return Queries(query, query_pos, reference_points), None
