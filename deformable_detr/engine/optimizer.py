@@ -1,0 +1,106 @@
+"""The optimiser: a learning rate for each role that a parameter plays."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+LR = 2e-4  # official recipe, for a total batch of 32
+LR_BY_ROLE = {"backbone": 2e-5, "sampling": 2e-5}  # official recipe
+WEIGHT_DECAY = 1e-4  # official recipe, on norms and biases too
+MOMENTUM = 0.9  # official recipe with --sgd
+DEFAULT_ROLE = "default"
+
+
+class HasParameterRoles(Protocol):
+    """A detector that says which role each of its parameters plays."""
+
+    def parameter_roles(self) -> dict[str, str]:
+        """The role of every parameter by its name."""
+
+    def named_parameters(self) -> Any:
+        """As `nn.Module.named_parameters`."""
+
+
+def parameter_groups(
+    model: HasParameterRoles,
+    *,
+    lr: float = LR,
+    lr_by_role: Mapping[str, float] = LR_BY_ROLE,
+    weight_decay: float = WEIGHT_DECAY,
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into one group a role, for an optimiser's constructor.
+
+    Args:
+        model: offers roles and parameters.
+        lr: learning rate of the role "default".
+        lr_by_role: learning rates of the other roles.
+        weight_decay: of every group.
+
+    Returns:
+        The groups that have parameters, "default" first, each with its `role` and its
+        `initial_lr`, which the schedule scales.
+
+    Raises:
+        ValueError: a parameter has no role, or its role has no learning rate.
+    """
+    rates = {DEFAULT_ROLE: lr, **lr_by_role}
+    roles = model.parameter_roles()
+    members: dict[str, list[nn.Parameter]] = {role: [] for role in rates}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        role = roles.get(name)
+        if role not in rates:
+            raise ValueError(
+                f"the role of parameter {name} must be one of {', '.join(rates)}, got {role!r}"
+            )
+        members[role].append(parameter)
+    return [
+        {
+            "params": members[role],
+            "role": role,
+            "lr": rate,
+            "initial_lr": rate,
+            "weight_decay": weight_decay,
+        }
+        for role, rate in rates.items()
+        if members[role]
+    ]
+
+
+def adamw(groups: list[dict[str, Any]]) -> Optimizer:
+    """AdamW with PyTorch's betas, as the official recipe has it."""
+    return AdamW(groups)
+
+
+def sgd(groups: list[dict[str, Any]], *, momentum: float = MOMENTUM) -> Optimizer:
+    """Gradient descent with momentum."""
+    return SGD(groups, momentum=momentum)
+
+
+def scale_learning_rates(optimizer: Optimizer, factor: float) -> None:
+    """Set the learning rate of every group to `factor` times its initial one."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["initial_lr"]
+
+
+def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Take over the moments of a saved optimiser, but keep the rates and decays of this one.
+
+    A resumed run therefore follows its own config in everything; nothing of the old one
+    overrides it unseen.
+
+    Raises:
+        ValueError: the saved one had other groups.
+    """
+    current = optimizer.state_dict()
+    sizes = [len(group["params"]) for group in current["param_groups"]]
+    saved_sizes = [len(group["params"]) for group in saved["param_groups"]]
+    if sizes != saved_sizes:
+        raise ValueError(
+            f"the saved optimiser must have groups of {sizes} parameters, got {saved_sizes}; "
+            "resume with the config of the run"
+        )
+    optimizer.load_state_dict({**current, "state": saved["state"]})
