@@ -16,7 +16,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from deformable_detr import distributed
+from deformable_detr.distributed import all_gather_objects
 from deformable_detr.evaluation.coco_files import read_ground_truth, read_results
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.labels import LabelSpace
@@ -98,7 +98,7 @@ class CocoEvaluator:
 
     def synchronize(self) -> None:
         """Bring the detections of all processes together; every process must call it."""
-        gathered = distributed.all_gather_objects(DetectionTable.concatenate(self._tables))
+        gathered = all_gather_objects(DetectionTable.concatenate(self._tables))
         self._tables = [DetectionTable.merge(gathered)]
         self._seen = set(self._tables[0].seen.tolist())
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.shared_data import shared_data
 
-from deformable_detr import distributed
+from deformable_detr.evaluation import coco_eval
 from deformable_detr.evaluation.coco_eval import (
     NOT_DEFINED,
     STATISTICS,
@@ -146,7 +146,7 @@ def test_synchronize_joins_all_ranks_and_drops_what_two_of_them_saw(
         sent.append(mine)
         return list(sent)
 
-    monkeypatch.setattr(distributed, "all_gather_objects", gather)
+    monkeypatch.setattr(coco_eval, "all_gather_objects", gather)
     first.synchronize()
     second.synchronize()
     second.update({2: _found(0)})
