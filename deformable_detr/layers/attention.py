@@ -113,9 +113,7 @@ class MSDeformAttn(nn.Module):
         logits = at_least_float32(self.attention_weights(query)).view(N, Q, M, L * P)
         locations = sampling_locations(reference_points, offsets, level_shapes)
         weights = logits.softmax(-1).view(N, Q, M, L, P)
-        output = ms_deform_attn(
-            projected, level_shapes, locations, weights, backend=self.backend
-        )
+        output = ms_deform_attn(projected, level_shapes, locations, weights, backend=self.backend)
         return self.output_proj(output)
 
 

@@ -1,5 +1,7 @@
 """MLP: linear layers with ReLU between them."""
 
+import itertools
+
 from torch import Tensor, nn
 
 
@@ -19,8 +21,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]
         self.layers = nn.ModuleList(
-            nn.Linear(before, after)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            nn.Linear(before, after) for before, after in itertools.pairwise(widths)
         )
 
     def forward(self, features: Tensor) -> Tensor:

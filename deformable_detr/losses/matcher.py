@@ -55,9 +55,7 @@ class HungarianMatcher(nn.Module):
         self.focal_gamma = focal_gamma
 
     @torch.no_grad()
-    def forward(
-        self, layers: Sequence[tuple[Predictions, Sequence[Target]]]
-    ) -> list[list[Match]]:
+    def forward(self, layers: Sequence[tuple[Predictions, Sequence[Target]]]) -> list[list[Match]]:
         """Match every layer's predictions with that layer's targets.
 
         The costs of all layers and images reach the host in one copy.

@@ -49,9 +49,7 @@ def ms_deform_attn(
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
     _check_arguments(value, level_shapes, sampling_locations, attention_weights)
-    return ms_deform_attn_core_pytorch(
-        value, level_shapes, sampling_locations, attention_weights
-    )
+    return ms_deform_attn_core_pytorch(value, level_shapes, sampling_locations, attention_weights)
 
 
 def _check_arguments(
@@ -70,7 +68,8 @@ def _check_arguments(
         )
     L = len(level_shapes)
     if sampling_locations.ndim != 6 or (
-        *sampling_locations.shape[:1], *sampling_locations.shape[2:4],
+        *sampling_locations.shape[:1],
+        *sampling_locations.shape[2:4],
         sampling_locations.shape[5],
     ) != (N, M, L, 2):
         raise ValueError(

@@ -1,5 +1,6 @@
 """What the rest of the system knows of a backbone."""
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 
@@ -29,7 +30,7 @@ def require_strides(out_strides: Sequence[int], offered: Iterable[int], network:
         ValueError: naming the strides that there are.
     """
     available = sorted(set(offered))
-    increasing = all(a < b for a, b in zip(out_strides, out_strides[1:], strict=False))
+    increasing = all(fine < coarse for fine, coarse in itertools.pairwise(out_strides))
     if not out_strides or not increasing or not set(out_strides) <= set(available):
         raise ValueError(
             f"out_strides of {network} must be increasing and among {available}, "

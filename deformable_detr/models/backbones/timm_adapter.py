@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import timm
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
@@ -48,9 +50,12 @@ class TimmBackbone(Backbone):
         reductions = whole.feature_info.reduction()
         require_strides(out_strides, reductions, name)
         last_of_stride = {stride: index for index, stride in enumerate(reductions)}
+        # timm's own features of the EfficientNet family run, and would train, every block.
+        runs_all_blocks = isinstance(whole, EfficientNetFeatures | MobileNetV3Features)
         self.body = timm.create_model(
             f"{name}{tag}",
             features_only=True,
+            **({"feature_cls": "list"} if runs_all_blocks else {}),
             pretrained=bool(tag),
             out_indices=tuple(last_of_stride[stride] for stride in out_strides),
         )
@@ -93,6 +98,6 @@ def _modules_up_to(network: nn.Module, last: str) -> list[nn.Module]:
         raise ValueError(f"freeze_up_to_stride must be 0 for this network, which has no {last!r}")
     names = list(modules)
     before = [modules[name] for name in names[: names.index(container)]]
-    return before + _modules_up_to(modules[container], rest) if rest else [
-        *before, modules[container]
-    ]
+    return (
+        before + _modules_up_to(modules[container], rest) if rest else [*before, modules[container]]
+    )

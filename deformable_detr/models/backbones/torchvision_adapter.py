@@ -1,6 +1,6 @@
-"""torchvision's ResNets and MobileNetV2 as backbones."""
+"""ResNets and MobileNetV2 of torchvision as backbones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torchvision
@@ -11,6 +11,7 @@ from deformable_detr.models.backbones.base import Backbone, freeze, require_stri
 from deformable_detr.models.backbones.weights import load_backbone_weights
 
 NormLayer = Callable[[int], nn.Module]
+Block = tuple[str, nn.Module, int, int]  # name, block, stride and channels after it
 _RESNETS = {depth: f"resnet{depth}" for depth in (18, 34, 50, 101, 152)}
 _BOTTLENECK_FROM_DEPTH = 50
 
@@ -22,7 +23,7 @@ class StagedBackbone(Backbone):
     training.
 
     Args:
-        blocks: (name, block, stride after it, channels after it), in the order they run.
+        blocks: in the order they run.
         out_strides: the strides wanted, finest first; the last block of each is taken.
         freeze_up_to_stride: blocks of at most this stride are not trained; 0 trains all.
         network: what to call it in errors.
@@ -33,7 +34,7 @@ class StagedBackbone(Backbone):
 
     def __init__(
         self,
-        blocks: Sequence[tuple[str, nn.Module, int, int]],
+        blocks: Sequence[Block],
         *,
         out_strides: Sequence[int],
         freeze_up_to_stride: int,
@@ -93,19 +94,9 @@ def build_resnet(
         norm_layer=norm_layer, replace_stride_with_dilation=(False, False, dilation)
     )
     _load(network, _RESNETS[depth], weights)
-    blocks: list[tuple[str, nn.Module, int, int]] = []
-    stride, channels = 2, network.conv1.out_channels
-    for name, block in network.named_children():
-        if name in ("avgpool", "fc"):
-            continue
-        if name == "maxpool":
-            stride = 4
-        if isinstance(block, nn.Sequential):
-            stride *= block[0].stride
-            channels = _last_conv(block[-1]).out_channels
-        blocks.append((name, block, stride, channels))
+    kept = ((n, block) for n, block in network.named_children() if n not in ("avgpool", "fc"))
     return StagedBackbone(
-        blocks,
+        _measure_blocks(kept),
         out_strides=out_strides,
         freeze_up_to_stride=freeze_up_to_stride,
         network=_RESNETS[depth],
@@ -119,32 +110,33 @@ def build_mobilenet_v2(
     norm_layer: NormLayer = FrozenBatchNorm2d,
     weights: str | Path | None = None,
 ) -> Backbone:
-    """torchvision's MobileNetV2; arguments as in `build_resnet`, strides among 2 to 32."""
+    """MobileNetV2 of torchvision; arguments as in `build_resnet`, strides among 2 to 32."""
     network = torchvision.models.mobilenet_v2(norm_layer=norm_layer)
     _load(network, "mobilenet_v2", weights)
-    blocks = []
-    stride = 1
-    for name, block in network.features.named_children():
-        for module in block.modules():
-            if isinstance(module, nn.Conv2d):
-                stride *= module.stride[0]
-        blocks.append((name, block, stride, _last_conv(block).out_channels))
     return StagedBackbone(
-        blocks,
+        _measure_blocks(network.features.named_children()),
         out_strides=out_strides,
         freeze_up_to_stride=freeze_up_to_stride,
         network="mobilenet_v2",
     )
 
 
-def _last_conv(block: nn.Module) -> nn.Conv2d:
-    """The convolution that ends the main path of a block."""
-    convolutions = [
-        module
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Conv2d) and "downsample" not in name
-    ]
-    return convolutions[-1]
+def _measure_blocks(blocks: Iterable[tuple[str, nn.Module]]) -> list[Block]:
+    """The stride and the channels after every block, read from its main path."""
+    measured = []
+    stride, channels = 1, 0
+    for name, block in blocks:
+        for path, module in block.named_modules():
+            if "downsample" in path:
+                continue
+            if isinstance(module, nn.Conv2d):
+                stride *= module.stride[0]
+                channels = module.out_channels
+            elif isinstance(module, nn.MaxPool2d):
+                assert isinstance(module.stride, int)
+                stride *= module.stride
+        measured.append((name, block, stride, channels))
+    return measured
 
 
 def _load(network: nn.Module, name: str, weights: str | Path | None) -> None:

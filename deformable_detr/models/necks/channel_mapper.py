@@ -47,16 +47,12 @@ class ChannelMapper(Neck):
             assert projection.bias is not None
             nn.init.zeros_(projection.bias)
         self.projections = nn.ModuleList(projections)
-        self.norms = nn.ModuleList(
-            nn.GroupNorm(_NORM_GROUPS, embed_dim) for _ in range(num_levels)
-        )
+        self.norms = nn.ModuleList(nn.GroupNorm(_NORM_GROUPS, embed_dim) for _ in range(num_levels))
 
     def forward(self, features: Sequence[Tensor], padding_mask: Tensor) -> Pyramid:
         """See `Neck`."""
         maps: list[Tensor] = []
-        for level, (projection, norm) in enumerate(
-            zip(self.projections, self.norms, strict=True)
-        ):
+        for level, (projection, norm) in enumerate(zip(self.projections, self.norms, strict=True)):
             if level < len(features):
                 source = features[level]
             else:
