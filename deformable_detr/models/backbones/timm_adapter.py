@@ -50,15 +50,16 @@ class TimmBackbone(Backbone):
         reductions = whole.feature_info.reduction()
         require_strides(out_strides, reductions, name)
         last_of_stride = {stride: index for index, stride in enumerate(reductions)}
-        # timm's own features of the EfficientNet family run, and would train, every block.
-        runs_all_blocks = isinstance(whole, EfficientNetFeatures | MobileNetV3Features)
         self.body = timm.create_model(
             f"{name}{tag}",
             features_only=True,
-            **({"feature_cls": "list"} if runs_all_blocks else {}),
             pretrained=bool(tag),
             out_indices=tuple(last_of_stride[stride] for stride in out_strides),
         )
+        if isinstance(self.body, EfficientNetFeatures | MobileNetV3Features):
+            # These would run, and train, every block; timm cuts all other networks itself.
+            last_stage = int(self.body.feature_info.module_name()[-1].removeprefix("blocks."))
+            self.body.blocks = self.body.blocks[: last_stage + 1]
         if isinstance(weights, Path):
             load_backbone_weights(self.body, weights)
         if freeze_norm:
