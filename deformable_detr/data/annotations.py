@@ -1,0 +1,248 @@
+"""Reads a COCO annotation file, and says what is wrong with it before anything is trained."""
+
+import contextlib
+import itertools
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from deformable_detr.labels import LabelSpace
+from deformable_detr.structures import Size
+
+_LOGGER = logging.getLogger(__name__)
+_SECTIONS = ("images", "annotations", "categories")
+_MAX_COORDINATE = 1e9  # far beyond any photo; also keeps NaN and infinity out
+
+_Entry = Mapping[str, Any]
+
+
+class ImageRecord(NamedTuple):
+    """One entry of `images`; `size` is (height, width) of the file's own pixels."""
+
+    image_id: int
+    file_name: str
+    size: Size
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Annotated objects, T of them, as columns.
+
+    Attributes:
+        boxes_xyxy: (T, 4) float32 pixels, cut to the image.
+        labels: (T,) int64 in 0..K-1.
+        area: (T,) float32 square pixels: of the mask where the file says so, else of the box.
+        annotation_ids: T ids.
+        segmentations: T polygons or run-length encodings as they stand in the file, or None.
+    """
+
+    boxes_xyxy: Tensor
+    labels: Tensor
+    area: Tensor
+    annotation_ids: tuple[int, ...]
+    segmentations: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """A COCO annotation file that has passed every check.
+
+    Attributes:
+        images: in the order of their ids, with and without objects.
+        label_space: its categories.
+        objects: image after image, in the file's order within an image; no crowds.
+        offsets: the objects of images[i] are offsets[i] up to offsets[i + 1].
+        num_dropped: how many annotations were left out, by reason: "crowd" (iscrowd is 1),
+            "degenerate" (no width or no height), "outside" (nothing of it in the image).
+    """
+
+    images: tuple[ImageRecord, ...]
+    label_space: LabelSpace
+    objects: Objects
+    offsets: tuple[int, ...]
+    num_dropped: Mapping[str, int]
+
+
+class _Object(NamedTuple):
+    image: int  # position in Annotations.images
+    box_xyxy: tuple[float, float, float, float]
+    label: int
+    area: float
+    annotation_id: int
+    segmentation: Any
+
+
+def read_annotations(file: Path) -> Annotations:
+    """Read and check a COCO annotation file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: its content is wrong; the message names the file and the entry.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"annotations must be a COCO JSON file, got {file}: no such file")
+    try:
+        record = json.loads(file.read_bytes())
+        _require_sections(record)
+        images = _parse_images(record["images"])
+        label_space = LabelSpace.from_categories(record["categories"])
+        objects, num_dropped = _parse_objects(record["annotations"], images, label_space)
+    except ValueError as error:  # JSON's and UTF-8's own among them
+        raise ValueError(f"{file}: {error}") from error
+    for reason in ("degenerate", "outside"):
+        if num_dropped[reason]:
+            _LOGGER.warning("%s: %d %s boxes left out", file, num_dropped[reason], reason)
+
+    objects.sort(key=lambda entry: entry.image)  # stable: the file's order within an image
+    per_image = Counter(entry.image for entry in objects)
+    return Annotations(
+        images=images,
+        label_space=label_space,
+        objects=Objects(
+            boxes_xyxy=torch.tensor(
+                [entry.box_xyxy for entry in objects], dtype=torch.float32
+            ).view(-1, 4),
+            labels=torch.tensor([entry.label for entry in objects], dtype=torch.int64),
+            area=torch.tensor([entry.area for entry in objects], dtype=torch.float32),
+            annotation_ids=tuple(entry.annotation_id for entry in objects),
+            segmentations=tuple(entry.segmentation for entry in objects),
+        ),
+        offsets=(0, *itertools.accumulate(per_image[i] for i in range(len(images)))),
+        num_dropped=num_dropped,
+    )
+
+
+def _require_sections(record: Any) -> None:
+    if not isinstance(record, dict):
+        raise ValueError(f"the file must hold one JSON object, got a {type(record).__name__}")
+    for section in _SECTIONS:
+        entries = record.get(section)
+        if not isinstance(entries, list):
+            found = "nothing" if entries is None else f"a {type(entries).__name__}"
+            raise ValueError(
+                f"{section} must be a list, got {found}; a COCO file for detection "
+                f"has {', '.join(_SECTIONS)}"
+            )
+        for position, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                raise ValueError(f"{section}[{position}] must be an object, got {entry!r}")
+    if not record["images"]:
+        raise ValueError("images must hold at least one image, got none")
+
+
+def _parse_images(entries: Sequence[_Entry]) -> tuple[ImageRecord, ...]:
+    images: dict[int, ImageRecord] = {}
+    for position, entry in enumerate(entries):
+        with _blamed_on(f"images[{position}] (id {entry.get('id')!r})"):
+            image = ImageRecord(
+                _integer(entry, "id"),
+                _file_name(entry),
+                (_integer(entry, "height", minimum=1), _integer(entry, "width", minimum=1)),
+            )
+            if image.image_id in images:
+                raise ValueError(
+                    f"id must be unique, got that of {images[image.image_id].file_name} again"
+                )
+            images[image.image_id] = image
+    return tuple(images[image_id] for image_id in sorted(images))
+
+
+def _parse_objects(
+    entries: Sequence[_Entry], images: Sequence[ImageRecord], label_space: LabelSpace
+) -> tuple[list[_Object], dict[str, int]]:
+    """The objects to be learnt, and the number of those left out by reason."""
+    positions = {image.image_id: position for position, image in enumerate(images)}
+    seen: set[int] = set()
+    objects = []
+    num_dropped = {"crowd": 0, "degenerate": 0, "outside": 0}
+    for index, entry in enumerate(entries):
+        with _blamed_on(f"annotations[{index}] (id {entry.get('id')!r})"):
+            annotation_id = _integer(entry, "id")
+            if annotation_id in seen:
+                raise ValueError("id must be unique, got it again")
+            seen.add(annotation_id)
+            image_id = _integer(entry, "image_id")
+            if image_id not in positions:
+                raise ValueError(f"image_id must be that of an image, got {image_id}")
+            position = positions[image_id]
+        with _blamed_on(f"annotation {annotation_id} of image {images[position].file_name}"):
+            parsed = _parse_object(entry, position, images[position].size, label_space)
+        if isinstance(parsed, str):
+            num_dropped[parsed] += 1
+        else:
+            objects.append(parsed)
+    return objects, num_dropped
+
+
+def _parse_object(
+    entry: _Entry, position: int, size: Size, label_space: LabelSpace
+) -> _Object | str:
+    """The object, or the reason to leave it out."""
+    category_id = _integer(entry, "category_id")
+    if category_id not in label_space:
+        raise ValueError(f"category_id must be one of {label_space.describe()}, got {category_id}")
+    box = entry.get("bbox")
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+        raise ValueError(f"bbox must be four finite numbers [x, y, width, height], got {box!r}")
+    x, y, width, height = box
+    area = entry.get("area", width * height)
+    if not _is_number(area):
+        raise ValueError(f"area must be a finite number, got {area!r}")
+    is_crowd = entry.get("iscrowd", 0)
+    if is_crowd not in (0, 1):
+        raise ValueError(f"iscrowd must be 0 or 1, got {is_crowd!r}")
+    if is_crowd:
+        return "crowd"
+    if width <= 0 or height <= 0:
+        return "degenerate"
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + width, size[1]), min(y + height, size[0])
+    if right <= left or bottom <= top:
+        return "outside"
+    return _Object(
+        position,
+        (left, top, right, bottom),
+        label_space.label(category_id),
+        area,
+        entry["id"],
+        entry.get("segmentation"),
+    )
+
+
+@contextlib.contextmanager
+def _blamed_on(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _integer(entry: _Entry, key: str, *, minimum: int | None = None) -> int:
+    value = entry.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{key} must be an integer, got {value!r}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{key} must be at least {minimum}, got {value}")
+    return value
+
+
+def _file_name(entry: _Entry) -> str:
+    value = entry.get("file_name")
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"file_name must be a path below the image folder, got {value!r}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and -_MAX_COORDINATE < value < _MAX_COORDINATE
+    )

@@ -1,0 +1,89 @@
+"""Pure geometry on samples: the image, its boxes and their areas change together."""
+
+from dataclasses import replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from deformable_detr.boxes import area_xyxy, clip_xyxy
+from deformable_detr.structures import Sample, Size
+
+
+def resized_size(size: Size, short_side: int, max_size: int | None) -> Size:
+    """The (height, width) that brings the shorter side to `short_side`.
+
+    The longer side is truncated to an integer. Where it would pass `max_size`, the shorter side
+    is made smaller instead (rounded, halves to even), as in the official code.
+    """
+    short, long = min(size), max(size)
+    if max_size is not None and long / short * short_side > max_size:
+        short_side = max(round(max_size * short / long), 1)
+    if short == short_side:
+        return size
+    long_side = int(short_side * long / short)
+    return (short_side, long_side) if size[0] <= size[1] else (long_side, short_side)
+
+
+def resize(sample: Sample, size: Size) -> Sample:
+    """Resize to (height, width), bilinear over the whole footprint of a pixel."""
+    if size == sample.size:
+        return sample
+    y_ratio, x_ratio = size[0] / sample.size[0], size[1] / sample.size[1]
+    return replace(
+        sample,
+        image=sample.image.resize((size[1], size[0]), Image.Resampling.BILINEAR),
+        boxes_xyxy=sample.boxes_xyxy * torch.tensor((x_ratio, y_ratio, x_ratio, y_ratio)),
+        area=sample.area * (x_ratio * y_ratio),
+    )
+
+
+def crop(sample: Sample, *, top: int, left: int, size: Size, min_visibility: float = 0.0) -> Sample:
+    """Cut out a region inside the image; boxes are cut to it and those left empty go.
+
+    Args:
+        sample: what to cut.
+        top: first row of the region.
+        left: first column of the region.
+        size: (height, width) of the region.
+        min_visibility: boxes that keep a smaller share of their area go too.
+    """
+    shift = torch.tensor((left, top, left, top))
+    boxes_xyxy = clip_xyxy(sample.boxes_xyxy - shift, size)
+    area = area_xyxy(boxes_xyxy)
+    keep = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(1)
+    keep &= area >= min_visibility * area_xyxy(sample.boxes_xyxy)
+    return replace(
+        sample,
+        image=sample.image.crop((left, top, left + size[1], top + size[0])),
+        boxes_xyxy=boxes_xyxy[keep],
+        labels=sample.labels[keep],
+        area=area[keep],  # of the box: what the crop leaves of a mask is not known here
+    )
+
+
+def flip_horizontally(sample: Sample) -> Sample:
+    """Mirror left and right."""
+    x0, y0, x1, y1 = sample.boxes_xyxy.unbind(1)
+    width = sample.size[1]
+    return _turned(sample, Image.Transpose.FLIP_LEFT_RIGHT, (width - x1, y0, width - x0, y1))
+
+
+def flip_vertically(sample: Sample) -> Sample:
+    """Mirror top and bottom."""
+    x0, y0, x1, y1 = sample.boxes_xyxy.unbind(1)
+    height = sample.size[0]
+    return _turned(sample, Image.Transpose.FLIP_TOP_BOTTOM, (x0, height - y1, x1, height - y0))
+
+
+def rotate_quarter(sample: Sample) -> Sample:
+    """Turn by 90 degrees, counter-clockwise."""
+    x0, y0, x1, y1 = sample.boxes_xyxy.unbind(1)
+    width = sample.size[1]
+    return _turned(sample, Image.Transpose.ROTATE_90, (y0, width - x1, y1, width - x0))
+
+
+def _turned(sample: Sample, how: Image.Transpose, corners: tuple[Tensor, ...]) -> Sample:
+    return replace(
+        sample, image=sample.image.transpose(how), boxes_xyxy=torch.stack(corners, dim=1)
+    )

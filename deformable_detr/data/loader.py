@@ -1,0 +1,39 @@
+"""Builds the loader that both training and evaluation read from."""
+
+from typing import Literal
+
+from torch.utils.data import DataLoader
+
+from deformable_detr.data.collate import Batch, collate
+from deformable_detr.data.samplers import EvaluationSampler, StepSampler
+from deformable_detr.data.transformed import TransformedDataset
+
+
+def build_loader(
+    dataset: TransformedDataset,
+    sampler: StepSampler | EvaluationSampler,
+    *,
+    num_workers: int,
+    pin_memory: bool,
+    start_method: Literal["fork", "spawn", "forkserver"] | None = None,
+) -> "DataLoader[Batch]":
+    """Batches in the sampler's order, the same for any number of workers.
+
+    Workers stay alive between epochs: the epoch travels in the sampler's keys.
+
+    Args:
+        dataset: the samples.
+        sampler: which of them come in which batch of this process.
+        num_workers: processes that read and transform; 0 does it in this one.
+        pin_memory: copy batches into page-locked memory, for a CUDA device.
+        start_method: how workers are started; None is the platform's way.
+    """
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # yields samples; collate makes the batches
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+        multiprocessing_context=start_method if num_workers > 0 else None,
+    )

@@ -1,0 +1,224 @@
+"""The order of samples: the same for any number of processes and after any restart.
+
+A sampler yields micro-batches, the samples that one process takes in one forward pass. A step of
+the optimiser sees `total_batch` samples: `total_batch / micro_batch` micro-batches, shared evenly
+by the processes. Each sample is asked for by a `SampleKey`, which is all that its augmentation
+depends on.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+
+class SampleKey(NamedTuple):
+    """Sample `index` as it is augmented in `epoch`."""
+
+    epoch: int
+    index: int
+
+
+def derive_seed(*parts: int) -> int:
+    """A seed for `torch.Generator` out of several numbers >= 0, unrelated for any two tuples."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+class StepSampler(Sampler[list[SampleKey]]):
+    """What the training samplers have in common.
+
+    Attributes:
+        steps_per_epoch: steps of the optimiser in a whole epoch.
+        micro_batches_per_step: micro-batches of this process in one step.
+    """
+
+    steps_per_epoch: int
+
+    def __init__(
+        self, num_samples: int, *, total_batch: int, micro_batch: int, rank: int, world_size: int
+    ) -> None:
+        _require_positive(num_samples=num_samples, total_batch=total_batch, micro_batch=micro_batch)
+        _require_rank(rank, world_size)
+        if total_batch % (micro_batch * world_size) != 0:
+            raise ValueError(
+                f"total_batch must be divisible by micro_batch * world_size, got {total_batch}, "
+                f"{micro_batch} and {world_size}; choose a multiple of {micro_batch * world_size}, "
+                "or another micro_batch"
+            )
+        self.micro_batches_per_step = total_batch // (micro_batch * world_size)
+        self._num_samples = num_samples
+        self._total_batch = total_batch
+        self._micro_batch = micro_batch
+        self._rank = rank
+        self._world_size = world_size
+        self._epoch = 0
+        self._first_step = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give the order of that epoch from now on, from its first step."""
+        self._epoch = epoch
+        self._first_step = 0
+
+    def start_at(self, step: int) -> None:
+        """Leave out the first `step` steps of the epoch, as they are done already."""
+        if not 0 <= step <= self.steps_per_epoch:
+            raise ValueError(
+                f"step must be in 0..{self.steps_per_epoch}, the steps of an epoch, got {step}"
+            )
+        self._first_step = step
+
+    def __len__(self) -> int:
+        return (self.steps_per_epoch - self._first_step) * self.micro_batches_per_step
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order = self._order_of_rank()
+        size = self._micro_batch
+        begin = self._first_step * self.micro_batches_per_step
+        for position in range(begin, self.steps_per_epoch * self.micro_batches_per_step):
+            chunk = order[position * size : (position + 1) * size]
+            yield [SampleKey(self._epoch, index) for index in chunk]
+
+    @abstractmethod
+    def _order_of_rank(self) -> list[int]:
+        """This process's samples of the whole epoch, micro-batch after micro-batch."""
+
+
+class MicroBatchSampler(StepSampler):
+    """One permutation per (seed, epoch), cut into global batches, each dealt out to the ranks.
+
+    Micro-batch i of a global batch goes to rank i % world_size, so the micro-batches of a step
+    are the same for any world_size. Where the samples do not divide into global batches, the
+    last ones are left out in this epoch; with `drop_last=False` the last global batch is filled
+    up from the permutation's beginning, and so it is where there is less than one global batch.
+
+    Args:
+        num_samples: of the data set.
+        total_batch: samples of a step, over all processes.
+        micro_batch: samples of one forward pass in one process.
+        rank: of this process.
+        world_size: number of processes.
+        seed: of the run.
+        shuffle: else the samples come in order.
+        drop_last: leave out an incomplete last global batch.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        total_batch: int,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        shuffle: bool = True,
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__(
+            num_samples,
+            total_batch=total_batch,
+            micro_batch=micro_batch,
+            rank=rank,
+            world_size=world_size,
+        )
+        whole_batches, rest = divmod(num_samples, total_batch)
+        self.steps_per_epoch = max(whole_batches + (rest > 0 and not drop_last), 1)
+        self._seed = seed
+        self._shuffle = shuffle
+
+    def _order_of_rank(self) -> list[int]:
+        order = torch.arange(self._num_samples)
+        if self._shuffle:
+            generator = torch.Generator().manual_seed(derive_seed(self._seed, self._epoch))
+            order = torch.randperm(self._num_samples, generator=generator)
+        wanted = self.steps_per_epoch * self._total_batch
+        order = order.repeat(-(-wanted // self._num_samples))[:wanted]
+        micro_batches = order.view(-1, self._micro_batch)
+        return micro_batches[self._rank :: self._world_size].flatten().tolist()
+
+
+class DistributedOrderSampler(StepSampler):
+    """The official code's order, for comparing runs with it; it depends on world_size.
+
+    The permutation is seeded with the epoch alone, padded from its beginning to a multiple of
+    world_size, and each rank takes a contiguous part of it. An incomplete last batch is dropped.
+
+    Args:
+        num_samples: of the data set.
+        total_batch: samples of a step, over all processes.
+        micro_batch: samples of one forward pass in one process.
+        rank: of this process.
+        world_size: number of processes.
+        shuffle: else the samples come in order.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        total_batch: int,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+        shuffle: bool = True,
+    ) -> None:
+        super().__init__(
+            num_samples,
+            total_batch=total_batch,
+            micro_batch=micro_batch,
+            rank=rank,
+            world_size=world_size,
+        )
+        self._samples_per_rank = -(-num_samples // world_size)
+        self.steps_per_epoch = self._samples_per_rank * world_size // total_batch
+        self._shuffle = shuffle
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"total_batch must be at most the {num_samples} samples of the data set, "
+                f"got {total_batch}"
+            )
+
+    def _order_of_rank(self) -> list[int]:
+        order = torch.arange(self._num_samples)
+        if self._shuffle:
+            generator = torch.Generator().manual_seed(self._epoch)
+            order = torch.randperm(self._num_samples, generator=generator)
+        padding = self._samples_per_rank * self._world_size - self._num_samples
+        begin = self._rank * self._samples_per_rank
+        return torch.cat((order, order[:padding]))[begin:][: self._samples_per_rank].tolist()
+
+
+class EvaluationSampler(Sampler[list[SampleKey]]):
+    """Every sample once, in order: batch i goes to rank i % world_size.
+
+    The batches are the same for any world_size, and ranks may get a different number of them.
+    """
+
+    def __init__(self, num_samples: int, *, batch_size: int, rank: int, world_size: int) -> None:
+        _require_positive(num_samples=num_samples, batch_size=batch_size)
+        _require_rank(rank, world_size)
+        self._begins = range(0, num_samples, batch_size)[rank::world_size]
+        self._num_samples = num_samples
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self._begins)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for begin in self._begins:
+            end = min(begin + self._batch_size, self._num_samples)
+            yield [SampleKey(0, index) for index in range(begin, end)]
+
+
+def _require_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _require_rank(rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in 0..world_size - 1, got {rank} of {world_size}")

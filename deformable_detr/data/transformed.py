@@ -1,0 +1,63 @@
+"""TransformedDataset: a data set as the model takes it, augmentation and all."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from deformable_detr.data.samplers import SampleKey, derive_seed
+from deformable_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, to_model_input
+from deformable_detr.structures import Sample, Target
+
+
+class SampleSource(Protocol):
+    """What `CocoDataset` offers here."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+class TransformedDataset(Dataset[tuple[Tensor, Target]]):
+    """Samples after their transform, as (3, h, w) normalised image and target.
+
+    A sample's augmentation is drawn from (seed, epoch, index), whichever process makes it.
+
+    Args:
+        source: the samples on disk.
+        transform: what happens to each.
+        seed: of the run.
+        mean: of each channel of RGB in [0, 1].
+        std: of each channel of RGB in [0, 1].
+        repeats: how often each sample counts in an epoch, each time augmented differently;
+            for few and large photos that are trained on in random crops.
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        transform: Transform,
+        *,
+        seed: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        repeats: int = 1,
+    ) -> None:
+        if repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {repeats}")
+        self._source = source
+        self._transform = transform
+        self._seed = seed
+        self._mean = tuple(mean)
+        self._std = tuple(std)
+        self._repeats = repeats
+
+    def __len__(self) -> int:
+        return len(self._source) * self._repeats
+
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, Target]:
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, key.epoch, key.index))
+        sample = self._source[key.index % len(self._source)]
+        return to_model_input(self._transform(sample, generator), mean=self._mean, std=self._std)

@@ -1,0 +1,278 @@
+"""Random changes of a sample for training, and the two pipelines of the official code.
+
+A transform is called with a sample and a generator and returns a new sample. It draws from that
+generator only, so a sample's augmentation depends on the generator's seed and on nothing else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+import torchvision.transforms.v2.functional as TF
+from torch import Generator, Tensor
+
+from deformable_detr.boxes import xyxy_to_cxcywh
+from deformable_detr.data.geometry import (
+    crop,
+    flip_horizontally,
+    flip_vertically,
+    resize,
+    resized_size,
+    rotate_quarter,
+)
+from deformable_detr.structures import Sample, Target
+
+COCO_SHORT_SIDES = tuple(range(480, 801, 32))
+COCO_MAX_SIZE = 1333
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Transform(Protocol):
+    """What every transform of this module is."""
+
+    def __call__(self, sample: Sample, generator: Generator) -> Sample:
+        """The changed sample; `sample` stays as it was."""
+
+
+@dataclass(frozen=True)
+class Compose:
+    """One transform after another."""
+
+    transforms: tuple[Transform, ...]
+
+    def __call__(self, sample: Sample, generator: Generator) -> Sample:
+        """See `Transform`."""
+        for transform in self.transforms:
+            sample = transform(sample, generator)
+        return sample
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of several transforms, each as likely as the others."""
+
+    choices: tuple[Transform, ...]
+
+    def __post_init__(self) -> None:
+        _require(len(self.choices) > 0, "choices must hold at least one transform, got none")
+
+    def __call__(self, sample: Sample, generator: Generator) -> Sample:
+        """See `Transform`."""
+        chosen = self.choices[_draw_integer(generator, 0, len(self.choices) - 1)]
+        return chosen(sample, generator)
+
+
+@dataclass(frozen=True)
+class RandomHorizontalFlip:
+    """Mirror left and right with the given probability."""
+
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require_probability(self.probability)
+
+    def __call__(self, sample: Sample, generator: Generator) -> Sample:
+        """See `Transform`."""
+        flips = _draw(generator, 0, 1) < self.probability
+        return flip_horizontally(sample) if flips else sample
+
+
+@dataclass(frozen=True)
+class RandomVerticalFlip:
+    """Mirror top and bottom with the given probability: for photos from above."""
+
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require_probability(self.probability)
+
+    def __call__(self, sample: Sample, generator: Generator) -> Sample:
+        """See `Transform`."""
+        flips = _draw(generator, 0, 1) < self.probability
+        return flip_vertically(sample) if flips else sample
+
+
+@dataclass(frozen=True)
+class RandomRotate90:
+    """Turn by 0, 90, 180 or 270 degrees: for photos from above."""
+
+    def __call__(self, sample: Sample, generator: Generator) -> Sample:
+        """See `Transform`."""
+        for _ in range(_draw_integer(generator, 0, 3)):
+            sample = rotate_quarter(sample)
+        return sample
+
+
+@dataclass(frozen=True)
+class RandomResize:
+    """Bring the shorter side to one of `short_sides`; see `resized_size`.
+
+    Attributes:
+        short_sides: pixels, each as likely as the others.
+        max_size: largest longer side, or None for no limit.
+    """
+
+    short_sides: tuple[int, ...]
+    max_size: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.short_sides) > 0 and min(self.short_sides) > 0,
+            f"short_sides must be positive and at least one, got {self.short_sides}",
+        )
+
+    def __call__(self, sample: Sample, generator: Generator) -> Sample:
+        """See `Transform`."""
+        short_side = self.short_sides[_draw_integer(generator, 0, len(self.short_sides) - 1)]
+        return resize(sample, resized_size(sample.size, short_side, self.max_size))
+
+
+@dataclass(frozen=True)
+class RandomSizeCrop:
+    """Cut out a region whose sides are drawn from min_size..max_size, at a random place.
+
+    A side of the image that is shorter than a limit takes that limit's place.
+    """
+
+    min_size: int
+    max_size: int
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.min_size <= self.max_size,
+            f"min_size must be positive and at most max_size, got {self.min_size} "
+            f"and {self.max_size}",
+        )
+
+    def __call__(self, sample: Sample, generator: Generator) -> Sample:
+        """See `Transform`."""
+        height, width = (
+            _draw_integer(generator, min(self.min_size, side), min(self.max_size, side))
+            for side in sample.size
+        )
+        top = _draw_integer(generator, 0, sample.size[0] - height)
+        left = _draw_integer(generator, 0, sample.size[1] - width)
+        return crop(sample, top=top, left=left, size=(height, width))
+
+
+@dataclass(frozen=True)
+class RandomZoomCrop:
+    """Cut out a square of random size at a random place and resize it to a fixed size.
+
+    Attributes:
+        size: side of the result in pixels.
+        scale: the square's side is `size` times a number drawn from this range, and at most
+            the image's shorter side; below 1 objects grow, above 1 they shrink.
+        min_visibility: boxes that keep a smaller share of their area are dropped.
+    """
+
+    size: int
+    scale: tuple[float, float] = (1.0, 1.0)
+    min_visibility: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.size > 0, f"size must be positive, got {self.size}")
+        _require(
+            0 < self.scale[0] <= self.scale[1],
+            f"scale must be two positive numbers, the smaller first, got {self.scale}",
+        )
+        _require_probability(self.min_visibility, "min_visibility")
+
+    def __call__(self, sample: Sample, generator: Generator) -> Sample:
+        """See `Transform`."""
+        wanted = round(self.size * _draw(generator, *self.scale))
+        side = min(max(wanted, 1), *sample.size)
+        top = _draw_integer(generator, 0, sample.size[0] - side)
+        left = _draw_integer(generator, 0, sample.size[1] - side)
+        square = crop(
+            sample, top=top, left=left, size=(side, side), min_visibility=self.min_visibility
+        )
+        return resize(square, (self.size, self.size))
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Change brightness, contrast and saturation, each by a factor from [1 - x, 1 + x]."""
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation"):
+            _require_probability(getattr(self, name), name)
+
+    def __call__(self, sample: Sample, generator: Generator) -> Sample:
+        """See `Transform`."""
+        image = sample.image
+        for adjust, strength in (
+            (TF.adjust_brightness, self.brightness),
+            (TF.adjust_contrast, self.contrast),
+            (TF.adjust_saturation, self.saturation),
+        ):
+            image = adjust(image, _draw(generator, 1 - strength, 1 + strength))
+        return replace(sample, image=image)
+
+
+def coco_train_transform(
+    *,
+    short_sides: tuple[int, ...] = COCO_SHORT_SIDES,
+    max_size: int = COCO_MAX_SIZE,
+    pre_crop_short_sides: tuple[int, ...] = (400, 500, 600),
+    crop_range: tuple[int, int] = (384, 600),
+) -> Transform:
+    """The official training pipeline: flip; then resize, or resize, crop and resize again."""
+    last_resize = RandomResize(short_sides, max_size)
+    cropped = Compose(
+        (RandomResize(pre_crop_short_sides), RandomSizeCrop(*crop_range), last_resize)
+    )
+    return Compose((RandomHorizontalFlip(), OneOf((last_resize, cropped))))
+
+
+def resize_only(short_side: int = COCO_SHORT_SIDES[-1], max_size: int = COCO_MAX_SIZE) -> Transform:
+    """The official evaluation pipeline."""
+    return RandomResize((short_side,), max_size)
+
+
+def to_model_input(
+    sample: Sample, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> tuple[Tensor, Target]:
+    """The last step of every pipeline: PIL image and pixels become tensors and shares.
+
+    Args:
+        sample: what the transforms left.
+        mean: of each channel of RGB in [0, 1].
+        std: of each channel of RGB in [0, 1].
+
+    Returns:
+        (3, h, w) float32 normalised image, and its target with boxes relative to (h, w).
+    """
+    height, width = sample.size
+    pixels = TF.to_dtype(TF.pil_to_tensor(sample.image), torch.float32, scale=True)
+    target = Target(
+        boxes=xyxy_to_cxcywh(sample.boxes_xyxy) / torch.tensor((width, height, width, height)),
+        labels=sample.labels,
+        image_id=sample.image_id,
+        original_size=sample.original_size,
+    )
+    return TF.normalize(pixels, list(mean), list(std)), target
+
+
+def _draw(generator: Generator, low: float, high: float) -> float:
+    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def _draw_integer(generator: Generator, low: int, high: int) -> int:
+    """One of low..high, both included."""
+    return int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_probability(value: float, name: str = "probability") -> None:
+    _require(0 <= value <= 1, f"{name} must be in 0..1, got {value}")
