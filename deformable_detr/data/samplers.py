@@ -8,14 +8,16 @@ depends on.
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Generator, Tensor
 from torch.utils.data import Sampler
 
 
-class SampleKey(NamedTuple):
+@dataclass(frozen=True)
+class SampleKey:
     """Sample `index` as it is augmented in `epoch`."""
 
     epoch: int
@@ -38,7 +40,14 @@ class StepSampler(Sampler[list[SampleKey]]):
     steps_per_epoch: int
 
     def __init__(
-        self, num_samples: int, *, total_batch: int, micro_batch: int, rank: int, world_size: int
+        self,
+        num_samples: int,
+        *,
+        total_batch: int,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+        shuffle: bool,
     ) -> None:
         _require_positive(num_samples=num_samples, total_batch=total_batch, micro_batch=micro_batch)
         _require_rank(rank, world_size)
@@ -54,6 +63,7 @@ class StepSampler(Sampler[list[SampleKey]]):
         self._micro_batch = micro_batch
         self._rank = rank
         self._world_size = world_size
+        self._shuffle = shuffle
         self._epoch = 0
         self._first_step = 0
 
@@ -80,6 +90,12 @@ class StepSampler(Sampler[list[SampleKey]]):
         for position in range(begin, self.steps_per_epoch * self.micro_batches_per_step):
             chunk = order[position * size : (position + 1) * size]
             yield [SampleKey(self._epoch, index) for index in chunk]
+
+    def _permutation(self, seed: int) -> Tensor:
+        """All samples, (num_samples,) int64, shuffled if they are to be."""
+        if not self._shuffle:
+            return torch.arange(self._num_samples)
+        return torch.randperm(self._num_samples, generator=Generator().manual_seed(seed))
 
     @abstractmethod
     def _order_of_rank(self) -> list[int]:
@@ -123,19 +139,15 @@ class MicroBatchSampler(StepSampler):
             micro_batch=micro_batch,
             rank=rank,
             world_size=world_size,
+            shuffle=shuffle,
         )
         whole_batches, rest = divmod(num_samples, total_batch)
         self.steps_per_epoch = max(whole_batches + (rest > 0 and not drop_last), 1)
         self._seed = seed
-        self._shuffle = shuffle
 
     def _order_of_rank(self) -> list[int]:
-        order = torch.arange(self._num_samples)
-        if self._shuffle:
-            generator = torch.Generator().manual_seed(derive_seed(self._seed, self._epoch))
-            order = torch.randperm(self._num_samples, generator=generator)
-        wanted = self.steps_per_epoch * self._total_batch
-        order = order.repeat(-(-wanted // self._num_samples))[:wanted]
+        order = self._permutation(derive_seed(self._seed, self._epoch))
+        order = _fill_up(order, self.steps_per_epoch * self._total_batch)
         micro_batches = order.view(-1, self._micro_batch)
         return micro_batches[self._rank :: self._world_size].flatten().tolist()
 
@@ -171,10 +183,10 @@ class DistributedOrderSampler(StepSampler):
             micro_batch=micro_batch,
             rank=rank,
             world_size=world_size,
+            shuffle=shuffle,
         )
         self._samples_per_rank = -(-num_samples // world_size)
         self.steps_per_epoch = self._samples_per_rank * world_size // total_batch
-        self._shuffle = shuffle
         if self.steps_per_epoch == 0:
             raise ValueError(
                 f"total_batch must be at most the {num_samples} samples of the data set, "
@@ -182,13 +194,8 @@ class DistributedOrderSampler(StepSampler):
             )
 
     def _order_of_rank(self) -> list[int]:
-        order = torch.arange(self._num_samples)
-        if self._shuffle:
-            generator = torch.Generator().manual_seed(self._epoch)
-            order = torch.randperm(self._num_samples, generator=generator)
-        padding = self._samples_per_rank * self._world_size - self._num_samples
-        begin = self._rank * self._samples_per_rank
-        return torch.cat((order, order[:padding]))[begin:][: self._samples_per_rank].tolist()
+        order = _fill_up(self._permutation(self._epoch), self._samples_per_rank * self._world_size)
+        return order.view(self._world_size, self._samples_per_rank)[self._rank].tolist()
 
 
 class EvaluationSampler(Sampler[list[SampleKey]]):
@@ -211,6 +218,11 @@ class EvaluationSampler(Sampler[list[SampleKey]]):
         for begin in self._begins:
             end = min(begin + self._batch_size, self._num_samples)
             yield [SampleKey(0, index) for index in range(begin, end)]
+
+
+def _fill_up(order: Tensor, length: int) -> Tensor:
+    """The first `length` numbers of `order` said over and over."""
+    return order.repeat(-(-length // len(order)))[:length]
 
 
 def _require_positive(**values: int) -> None:
