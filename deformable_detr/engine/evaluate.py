@@ -1,0 +1,93 @@
+"""Runs a detector over a data set: detections scored as COCO does, or the loss alone."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from deformable_detr import distributed
+from deformable_detr.data.collate import Batch
+from deformable_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
+from deformable_detr.evaluation.postprocess import MAX_DETECTIONS, select_detections
+from deformable_detr.losses.criterion import SetCriterion
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    evaluator: CocoEvaluator,
+    *,
+    device: torch.device,
+    max_detections: int = MAX_DETECTIONS,
+) -> CocoMetrics:
+    """Score a detector; every process takes its part of the images and gets the same result.
+
+    Args:
+        model: the detector itself, without a wrapper; evaluated in eval mode, and left as it was.
+        loader: this process's part of the images, which may be none.
+        evaluator: a fresh one for the annotations of these images.
+        device: where the model is.
+        max_detections: how many detections an image may have.
+
+    Returns:
+        The scores over all images.
+    """
+    with _eval_mode(model):
+        for batch in loader:
+            output = model(batch.images.to(device, non_blocking=True))
+            detections = select_detections(
+                output.last,
+                [target.original_size for target in batch.targets],
+                max_detections=max_detections,
+            )
+            image_ids = [target.image_id for target in batch.targets]
+            evaluator.update(dict(zip(image_ids, detections, strict=True)))
+    evaluator.synchronize()
+    metrics = evaluator.compute() if distributed.is_main() else None
+    result = distributed.all_gather_objects(metrics)[0]
+    assert result is not None
+    return result
+
+
+@torch.no_grad()
+def validation_loss(
+    model: nn.Module, loader: Iterable[Batch], criterion: SetCriterion, *, device: torch.device
+) -> dict[str, float]:
+    """The losses per object over a whole data set, however it is cut into batches.
+
+    Args:
+        model: as for `evaluate`.
+        loader: as for `evaluate`.
+        criterion: computes the losses.
+        device: where the model is.
+
+    Returns:
+        The terms of the criterion by name, the same in every process.
+    """
+    sums: dict[str, Tensor] = {}
+    num_boxes = 0
+    with _eval_mode(model):
+        for batch in loader:
+            batch = batch.to(device)
+            result = criterion(model(batch.images), batch.targets, 1.0)
+            num_boxes += sum(len(target) for target in batch.targets)
+            for name, value in result.losses.items():
+                sums[name] = sums[name] + value if name in sums else value
+    parts = distributed.all_gather_objects(
+        (num_boxes, {name: float(value) for name, value in sums.items()})
+    )
+    total_boxes = max(1, sum(count for count, _ in parts))
+    names = next((losses for _, losses in parts if losses), {})
+    return {name: sum(losses.get(name, 0.0) for _, losses in parts) / total_boxes for name in names}
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,93 @@
+"""The folder of a run: which files are in it, and who may write there."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deformable_detr import distributed
+from deformable_detr.engine.metrics import append_record, forget_records_after
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one training run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "last.pth"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the highest AP."""
+        return self.path / "best.pth"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON record a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        """Loss and AP as a picture."""
+        return self.path / "curves.png"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    def claim(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Make the folder ready for a run; every process must call it.
+
+        Args:
+            resume: continue the run that is there.
+            overwrite: delete the files of the run that is there.
+
+        Raises:
+            ValueError: the folder is in use and neither is given, or both are.
+            FileNotFoundError: there is no run to resume.
+        """
+        if resume and overwrite:
+            raise ValueError("resume and overwrite must not both be given, got both")
+        if resume and not self.last.is_file():
+            raise FileNotFoundError(
+                f"run folder {self.path} has no last.pth to resume from; start without --resume"
+            )
+        if not resume and not overwrite and self.path.exists() and any(self.path.iterdir()):
+            raise ValueError(
+                f"run folder must be new or empty, got {self.path}, which holds files; "
+                "choose another --run-dir, or give --resume or --overwrite"
+            )
+        distributed.barrier()
+        if distributed.is_main():
+            self.path.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                for file in (self.last, self.best, self.metrics, self.curves, self.config):
+                    file.unlink(missing_ok=True)
+        distributed.barrier()
+
+    def record(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Append a record to the metrics file, in the main process only."""
+        if distributed.is_main():
+            append_record(self.metrics, {"kind": kind, **values})
+
+    def rewind(self, step: int) -> None:
+        """Drop what was recorded after `step`, in the main process only."""
+        if distributed.is_main() and self.metrics.exists():
+            forget_records_after(self.metrics, step)
+
+    def write_failed_step(self, step: int, image_ids: Sequence[int]) -> Path:
+        """Write down which images this process had in a step that went wrong."""
+        path = self.path / f"failed_step_{step}_rank_{distributed.rank()}.json"
+        content = {"step": step, "image_ids": list(image_ids)}
+        path.write_text(json.dumps(content) + "\n", encoding="ascii")
+        return path

@@ -1,0 +1,51 @@
+"""What a run prints before its first step: its numbers, and how they differ from the recipe."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+# Official recipe of the paper's 50-epoch runs.
+RECIPE: Mapping[str, float] = {
+    "total batch": 32,
+    "learning rate": 2e-4,
+    "backbone learning rate": 2e-5,
+    "sampling learning rate": 2e-5,
+    "weight decay": 1e-4,
+    "gradient clipping": 0.1,
+    "epochs": 50,
+}
+
+
+def deviations(values: Mapping[str, float]) -> list[str]:
+    """How a run differs from the paper's, one line for each name of `RECIPE` that does."""
+    return [
+        f"{name} is {values[name]:g}, the recipe has {expected:g}"
+        for name, expected in RECIPE.items()
+        if values[name] != expected
+    ]
+
+
+def describe_batch(*, micro_batch: int, world_size: int, accumulation: int) -> str:
+    """The total batch and what it is made of."""
+    return (
+        f"{micro_batch * world_size * accumulation} = {micro_batch} images x "
+        f"{world_size} {'process' if world_size == 1 else 'processes'} x "
+        f"{accumulation} {'accumulation' if accumulation == 1 else 'accumulations'}"
+    )
+
+
+def describe_parameters(model: nn.Module) -> str:
+    """How many parameters a model has, and how many of them learn."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trainable = sum(
+        parameter.numel() for parameter in model.parameters() if parameter.requires_grad
+    )
+    return f"{total:,} ({trainable:,} trainable)"
+
+
+def describe_dataset(num_images: int, num_dropped: Mapping[str, int]) -> str:
+    """The size of a data set and what was left out of it, by reason."""
+    dropped = ", ".join(
+        f"{count} boxes dropped: {reason}" for reason, count in num_dropped.items() if count
+    )
+    return f"{num_images:,} images" + (f" ({dropped})" if dropped else "")

@@ -1,0 +1,87 @@
+"""TrainState: everything that training changes, to and from a checkpoint."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from deformable_detr import distributed
+from deformable_detr.engine.checkpoint import (
+    Checkpoint,
+    current_versions,
+    load_weights,
+    weights_for_inference,
+)
+from deformable_detr.engine.ema import ExponentialMovingAverage
+from deformable_detr.engine.optimizer import restore_optimizer
+from deformable_detr.engine.schedule import Schedule
+from deformable_detr.labels import LabelSpace
+
+
+@dataclass
+class TrainState:
+    """Everything that training changes, and what identifies the run; a checkpoint is its copy.
+
+    Attributes:
+        model: the detector, on its device.
+        optimizer: over the detector's parameters; its groups have an `initial_lr`.
+        schedule: factor on the initial learning rates, by the number of steps taken.
+        label_space: the classes that the detector tells apart.
+        config: the resolved configuration, plain JSON.
+        ema: moving average of the detector, or None for a run without.
+        epoch: number of finished epochs.
+        step: number of steps taken.
+        best_ap: highest AP so far, or None before the first evaluation.
+        replica: the detector as the loop calls it: with its gradients averaged over processes.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+    label_space: LabelSpace
+    config: dict[str, Any]
+    ema: ExponentialMovingAverage | None = None
+    epoch: int = 0
+    step: int = 0
+    best_ap: float | None = None
+    replica: nn.Module = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.replica = distributed.wrap_ddp(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the detector is."""
+        return next(self.model.parameters()).device
+
+    def to_checkpoint(self) -> Checkpoint:
+        """The state as it is saved; it shares its tensors."""
+        return Checkpoint(
+            model=self.model.state_dict(),
+            ema=None if self.ema is None else self.ema.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            epoch=self.epoch,
+            step=self.step,
+            best_ap=self.best_ap,
+            label_space=self.label_space,
+            config=self.config,
+            versions=current_versions(),
+        )
+
+    def restore(self, checkpoint: Checkpoint, what: str) -> None:
+        """Continue where a checkpoint was made; `what` names it in errors.
+
+        Learning rates, decays and schedule remain those of this run's own config.
+
+        Raises:
+            ValueError: the checkpoint is of other classes, another model or other groups.
+        """
+        checkpoint.label_space.require_same(self.label_space, this=what, that="the training set")
+        load_weights(self.model, checkpoint.model, what)
+        if self.ema is not None:
+            load_weights(self.ema.model, weights_for_inference(checkpoint), what)
+        restore_optimizer(self.optimizer, checkpoint.optimizer)
+        self.epoch, self.step = checkpoint.epoch, checkpoint.step
+        self.best_ap = checkpoint.best_ap

@@ -1,0 +1,293 @@
+"""The training loop: `fit` calls `train_one_epoch` calls `train_step`."""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deformable_detr import distributed
+from deformable_detr.data.collate import Batch
+from deformable_detr.data.samplers import StepSampler, derive_seed
+from deformable_detr.engine.checkpoint import save_checkpoint
+from deformable_detr.engine.curves import draw_curves
+from deformable_detr.engine.evaluate import evaluate, validation_loss
+from deformable_detr.engine.metrics import RunningMean, detection_metrics
+from deformable_detr.engine.optimizer import scale_learning_rates
+from deformable_detr.engine.progress import TrainingProgress
+from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.state import TrainState
+from deformable_detr.evaluation.coco_eval import CocoEvaluator
+from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
+from deformable_detr.losses.criterion import SetCriterion
+
+logger = logging.getLogger(__name__)
+MAX_GRAD_NORM = 0.1  # official recipe
+EPOCHS = 50  # official recipe
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss of a step was infinite or not a number in some process."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a run is evaluated on, and when.
+
+    Attributes:
+        loader: this process's part of the validation images.
+        annotations: their COCO annotation file.
+        every_epochs: epochs from one evaluation to the next; 0 for one at the end only. There
+            always is one at the end.
+        max_detections: how many detections an image may have.
+        with_loss: whether to compute the loss too, in a pass of its own.
+    """
+
+    loader: Iterable[Batch]
+    annotations: Path
+    every_epochs: int = 1
+    max_detections: int = MAX_DETECTIONS
+    with_loss: bool = False
+
+
+def total_steps(steps_per_epoch: int, *, epochs: int | None, max_steps: int | None) -> int:
+    """Where training ends: after so many epochs or steps, whichever comes first."""
+    limits = [max_steps, None if epochs is None else epochs * steps_per_epoch]
+    given = [limit for limit in limits if limit is not None]
+    if not given or min(given) < 1:
+        raise ValueError(
+            "epochs or max_steps must be given and each at least 1, "
+            f"got epochs {epochs} and max_steps {max_steps}"
+        )
+    return min(given)
+
+
+def fit(
+    state: TrainState,
+    criterion: SetCriterion,
+    loader: Iterable[Batch],
+    sampler: StepSampler,
+    *,
+    folder: RunFolder,
+    validation: Validation,
+    seed: int,
+    epochs: int | None = EPOCHS,
+    max_steps: int | None = None,
+    max_grad_norm: float = MAX_GRAD_NORM,
+    log_every_steps: int = 10,
+    save_every_epochs: int = 1,
+) -> None:
+    """Train from where `state` is to the end; checkpoints, metrics and curves go to `folder`.
+
+    Args:
+        state: is trained.
+        criterion: computes the losses.
+        loader: this process's micro-batches, in the order of `sampler`.
+        sampler: is told the epoch, and the step to start at.
+        folder: claimed for this run.
+        validation: what to evaluate on, and when.
+        seed: of dropout; samples and augmentation have theirs from the loader.
+        epochs: passes over the training set, or None for as many as `max_steps` takes.
+        max_steps: optimiser steps after which training ends within an epoch, or None.
+        max_grad_norm: 2-norm that gradients are clipped to; 0 for no clipping.
+        log_every_steps: steps from one record in the metrics file to the next.
+        save_every_epochs: epochs from one `last.pth` to the next; the end always makes one.
+    """
+    steps_per_epoch = sampler.steps_per_epoch
+    end = total_steps(steps_per_epoch, epochs=epochs, max_steps=max_steps)
+    if state.step >= end:
+        logger.info("nothing is left to train: step %d of %d", state.step, end)
+        return
+    with TrainingProgress(first_step=state.step, last_step=end) as progress:
+        while state.step < end:
+            state.epoch, done = divmod(state.step, steps_per_epoch)
+            sampler.set_epoch(state.epoch)
+            sampler.start_at(done)
+            train_one_epoch(
+                state,
+                criterion,
+                loader,
+                micro_batches=sampler.micro_batches_per_step,
+                end=end,
+                folder=folder,
+                progress=progress,
+                seed=seed,
+                max_grad_norm=max_grad_norm,
+                log_every_steps=log_every_steps,
+            )
+            state.epoch = state.step // steps_per_epoch
+            is_end = state.step >= end
+            if is_end or state.epoch % save_every_epochs == 0:
+                _save(state, folder.last)
+            if is_end or (validation.every_epochs and state.epoch % validation.every_epochs == 0):
+                _validate(state, criterion, validation, folder)
+    if distributed.is_main():
+        draw_curves(folder.metrics, folder.curves)
+
+
+def train_one_epoch(
+    state: TrainState,
+    criterion: SetCriterion,
+    loader: Iterable[Batch],
+    *,
+    micro_batches: int,
+    end: int,
+    folder: RunFolder,
+    progress: TrainingProgress,
+    seed: int,
+    max_grad_norm: float,
+    log_every_steps: int,
+) -> None:
+    """Take the steps that `loader` has micro-batches for, `micro_batches` each, until `end`."""
+    state.model.train()
+    means = RunningMean()
+    for batches in _in_groups(loader, micro_batches):
+        try:
+            values = train_step(state, batches, criterion, seed=seed, max_grad_norm=max_grad_norm)
+        except NonFiniteLossError as error:
+            image_ids = [target.image_id for batch in batches for target in batch.targets]
+            path = folder.write_failed_step(state.step, image_ids)
+            raise NonFiniteLossError(f"{error}; the images of the step are in {path}") from error
+        means.update(values)
+        progress.advance(state.step)
+        if state.step % log_every_steps == 0 or state.step == end:
+            record = {
+                "step": state.step,
+                "epoch": state.epoch,
+                "lr": state.optimizer.param_groups[0]["lr"],
+                **means.read(),
+            }
+            folder.record("train", record)
+            progress.report(state.step, record)
+        if state.step == end:
+            return
+
+
+def train_step(
+    state: TrainState,
+    batches: Sequence[Batch],
+    criterion: SetCriterion,
+    *,
+    seed: int,
+    max_grad_norm: float = MAX_GRAD_NORM,
+) -> dict[str, Tensor]:
+    """Take one optimiser step on this process's micro-batches of a global batch.
+
+    The gradient is that of the whole global batch at once, over all processes.
+
+    Args:
+        state: one step further afterwards.
+        batches: the micro-batches, on any device.
+        criterion: computes the losses.
+        seed: of dropout.
+        max_grad_norm: as for `fit`.
+
+    Returns:
+        The losses, the metrics, and the 2-norm of the gradient before clipping; scalars on
+        the device, to be averaged over processes.
+
+    Raises:
+        NonFiniteLossError: in every process if in one; no weight has been changed.
+    """
+    num_boxes = _mean_num_boxes(batches)
+    scale_learning_rates(state.optimizer, state.schedule(state.step))
+    state.optimizer.zero_grad()
+    values: dict[str, Tensor] = {}
+    failure: ValueError | None = None
+    for index, batch in enumerate(batches):
+        batch = batch.to(state.device, non_blocking=True)
+        is_last = index == len(batches) - 1
+        micro_batch = distributed.rank() + distributed.world_size() * index
+        torch.manual_seed(derive_seed(seed, state.step, micro_batch))  # of dropout
+        with distributed.gradient_sync(state.replica, enabled=is_last):
+            output = state.replica(batch.images)
+            try:
+                result = criterion(output, batch.targets, num_boxes)
+            except ValueError as error:  # the matcher refuses predictions that are not finite
+                failure = error
+            else:
+                metrics = detection_metrics(output.last, batch.targets, result.last_match)
+                shares = {name: value / len(batches) for name, value in metrics.items()}
+                values = _add(values, result.losses | shares)
+            if is_last:
+                _require_finite(values, failure, state)
+            if failure is None:
+                result.losses["total"].backward()
+    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or math.inf)
+    state.optimizer.step()
+    if state.ema is not None:
+        state.ema.update(state.model, step=state.step)
+    state.step += 1
+    return values | {"grad_norm": grad_norm}
+
+
+def _in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    iterator = iter(batches)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def _mean_num_boxes(batches: Sequence[Batch]) -> float:
+    """Objects in the whole step, averaged over processes, at least 1 (official rule)."""
+    count = sum(len(target) for batch in batches for target in batch.targets)
+    total = distributed.all_reduce_sum(torch.tensor(count, dtype=torch.float64))
+    return max(1.0, total.item() / distributed.world_size())
+
+
+def _add(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    detached = {name: value.detach() for name, value in second.items()}
+    return {name: first[name] + value if first else value for name, value in detached.items()}
+
+
+def _require_finite(
+    values: Mapping[str, Tensor], failure: ValueError | None, state: TrainState
+) -> None:
+    """Stop every process if the loss of one is not finite.
+
+    This waits for the device, at no cost: the matcher has done so a moment before.
+    """
+    total = torch.full((), math.nan) if failure else values["total"]
+    if distributed.all_reduce_sum(total.to(state.device)).isfinite():
+        return
+    terms = [f"{name} {value}" for name, value in values.items() if not value.isfinite()]
+    own = str(failure) if failure else ", ".join(terms)
+    reports = distributed.all_gather_objects(own)
+    found = "; ".join(f"process {rank}: {text}" for rank, text in enumerate(reports) if text)
+    raise NonFiniteLossError(
+        f"the loss of step {state.step} must be finite, got {found}"
+    ) from failure
+
+
+def _validate(
+    state: TrainState, criterion: SetCriterion, validation: Validation, folder: RunFolder
+) -> None:
+    """Evaluate the weights that detect best, record the result, and keep them if it is."""
+    model = state.model if state.ema is None else state.ema.model
+    metrics = evaluate(
+        model,
+        validation.loader,
+        CocoEvaluator(validation.annotations, state.label_space),
+        device=state.device,
+        max_detections=validation.max_detections,
+    )
+    record: dict[str, Any] = {"step": state.step, "epoch": state.epoch, **metrics.as_dict()}
+    if validation.with_loss:
+        losses = validation_loss(model, validation.loader, criterion, device=state.device)
+        record |= {f"validation/{name}": value for name, value in losses.items()}
+    folder.record("evaluation", record)
+    ap = record["AP"]
+    logger.info("step %d: AP %.3f, AP50 %.3f", state.step, ap, record["AP50"])
+    if state.best_ap is None or ap > state.best_ap:
+        state.best_ap = ap
+        _save(state, folder.best)
+        _save(state, folder.last)
+
+
+def _save(state: TrainState, path: Path) -> None:
+    if distributed.is_main():
+        save_checkpoint(path, state.to_checkpoint())

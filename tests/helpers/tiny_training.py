@@ -1,0 +1,121 @@
+"""A detector of a few hundred parameters and batches for it, to test the engine alone."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from deformable_detr import distributed
+from deformable_detr.data.collate import Batch
+from deformable_detr.data.samplers import MicroBatchSampler, StepSampler
+from deformable_detr.engine.ema import ExponentialMovingAverage
+from deformable_detr.engine.optimizer import adamw, parameter_groups
+from deformable_detr.engine.schedule import Schedule, StepSchedule
+from deformable_detr.engine.state import TrainState
+from deformable_detr.labels import LabelSpace
+from deformable_detr.losses.criterion import LossWeights, SetCriterion
+from deformable_detr.losses.matcher import HungarianMatcher
+from deformable_detr.structures import ImageBatch, ModelOutput, Predictions, Target
+
+NUM_CLASSES = 3
+NUM_QUERIES = 6
+LABEL_SPACE = LabelSpace((1, 2, 7), ("a", "b", "c"))
+CONSTANT = StepSchedule(drop_steps=1_000_000)
+
+
+class TinyDetector(nn.Module):
+    """Two layers of predictions from four cells of an image; its dropout can be seen."""
+
+    def __init__(self, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(3 * 4, 16)
+        self.sampling = nn.Linear(16, 16)
+        self.dropout = nn.Dropout(dropout)
+        self.class_head = nn.Linear(16, NUM_QUERIES * NUM_CLASSES)
+        self.box_head = nn.Linear(16, NUM_QUERIES * 4)
+
+    def forward(self, images: ImageBatch) -> ModelOutput:
+        pixels = nn.functional.adaptive_avg_pool2d(images.images, 2).flatten(1)
+        first = self.backbone(pixels).tanh()
+        second = self.dropout(first + self.sampling(first).tanh())
+        return ModelOutput(self._predict(second), (self._predict(first),), None)
+
+    def _predict(self, features: Tensor) -> Predictions:
+        logits = self.class_head(features).view(-1, NUM_QUERIES, NUM_CLASSES)
+        return Predictions(logits, self.box_head(features).view(-1, NUM_QUERIES, 4).sigmoid())
+
+    def parameter_roles(self) -> dict[str, str]:
+        roles = {"backbone": "backbone", "sampling": "sampling"}
+        return {
+            name: roles.get(name.split(".")[0], "default") for name, _ in self.named_parameters()
+        }
+
+
+def tiny_detector(*, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> TinyDetector:
+    """The same weights at every call."""
+    torch.manual_seed(3)
+    return TinyDetector(dropout=dropout).to(dtype)
+
+
+def tiny_criterion() -> SetCriterion:
+    return SetCriterion(HungarianMatcher(), weights=LossWeights())
+
+
+def tiny_state(
+    *,
+    dropout: float = 0.0,
+    lr: float = 1e-2,
+    dtype: torch.dtype = torch.float32,
+    schedule: Schedule = CONSTANT,
+    ema_decay: float | None = None,
+) -> TrainState:
+    model = tiny_detector(dropout=dropout, dtype=dtype)
+    return TrainState(
+        model,
+        adamw(parameter_groups(model, lr=lr)),
+        schedule,
+        label_space=LABEL_SPACE,
+        config={"lr": lr},
+        ema=None if ema_decay is None else ExponentialMovingAverage(model, decay=ema_decay),
+    )
+
+
+def tiny_batch(
+    image_ids: list[int], counts: list[int], *, dtype: torch.dtype = torch.float32
+) -> Batch:
+    """Images of one size; image and objects depend on the image's id and count alone."""
+    images, targets = [], []
+    for image_id, count in zip(image_ids, counts, strict=True):
+        generator = torch.Generator().manual_seed(image_id)
+        images.append(torch.randn(3, 8, 8, generator=generator))
+        boxes = torch.rand(count, 4, generator=generator) * 0.3 + 0.3
+        labels = torch.randint(NUM_CLASSES, (count,), generator=generator)
+        targets.append(Target(boxes.to(dtype), labels, image_id, (8, 8)))
+    stacked = torch.stack(images).to(dtype)
+    mask = torch.zeros(len(images), 8, 8, dtype=torch.bool)
+    return Batch(ImageBatch(stacked, mask), tuple(targets))
+
+
+class TinyLoader:
+    """Batches of two images in the order of a sampler; half of the images are empty."""
+
+    def __init__(self, sampler: StepSampler) -> None:
+        self._sampler = sampler
+
+    def __iter__(self) -> Iterator[Batch]:
+        for keys in self._sampler:
+            image_ids = [1 + key.index for key in keys]
+            yield tiny_batch(image_ids, [image_id % 2 * 2 for image_id in image_ids])
+
+
+def tiny_sampler(
+    *, num_samples: int = 9, micro_batch: int = 2, total_batch: int = 2
+) -> StepSampler:
+    return MicroBatchSampler(
+        num_samples,
+        total_batch=total_batch,
+        micro_batch=micro_batch,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        seed=5,
+    )

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from deformable_detr.engine.metrics import (
+    RunningMean,
+    append_record,
+    detection_metrics,
+    forget_records_after,
+    read_records,
+)
+from deformable_detr.losses.matcher import Match
+from deformable_detr.structures import Predictions, Target
+
+# The example of the official code's matcher and criterion, with its published values.
+LOGITS = [[0.0, 1.0, -2.0], [2.0, -1.0, 0.5], [-1.0, -1.0, 3.0]]
+BOXES = [[0.5, 0.5, 0.4, 0.4], [0.3, 0.3, 0.2, 0.2], [0.7, 0.6, 0.5, 0.3]]
+TARGET_BOXES = [[0.5, 0.5, 0.5, 0.5], [0.7, 0.6, 0.4, 0.4]]
+
+
+def example(labels: list[int], matched: list[int]) -> dict[str, float]:
+    predictions = Predictions(torch.tensor([LOGITS]), torch.tensor([BOXES]))
+    boxes = torch.tensor(TARGET_BOXES)[: len(labels)].view(-1, 4)
+    target = Target(boxes, torch.tensor(labels, dtype=torch.int64), 1, (10, 10))
+    match = Match(torch.tensor(matched, dtype=torch.int64), torch.arange(len(labels)))
+    metrics = detection_metrics(predictions, [target], [match])
+    return {name: value.item() for name, value in metrics.items()}
+
+
+def test_the_official_example_has_no_errors() -> None:
+    assert example([1, 2], [0, 2]) == {"class_error": 0, "cardinality_error": 0}
+
+
+def test_the_official_example_without_targets() -> None:
+    assert example([], []) == {"class_error": 100, "cardinality_error": 2}
+
+
+def test_class_error_is_the_percentage_of_wrong_matches() -> None:
+    assert example([1, 2], [0, 1])["class_error"] == 50
+
+
+def test_means_are_over_the_values_since_the_last_reading() -> None:
+    means = RunningMean()
+    assert means.read() == {}
+    for value in (1.0, 3.0):
+        means.update({"a": torch.tensor(value), "b": torch.tensor(-value, requires_grad=True)})
+    assert means.read() == {"a": 2.0, "b": -2.0}
+    means.update({"a": torch.tensor(5.0), "b": torch.tensor(0.0)})
+    assert means.read() == {"a": 5.0, "b": 0.0}
+
+
+def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    records = [{"kind": "train", "step": 1, "total": 0.1}, {"kind": "evaluation", "step": 2}]
+    for record in records:
+        append_record(path, record)
+    assert read_records(path) == records
+    assert path.read_text().count("\n") == 2
+
+
+def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        append_record(path, {"step": step})
+    forget_records_after(path, 2)
+    assert read_records(path) == [{"step": 1}, {"step": 2}]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_line_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st')
+    with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl must be a JSON object"):
+        read_records(path)

@@ -1,0 +1,60 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from deformable_detr.engine.metrics import read_records
+from deformable_detr.engine.run_folder import RunFolder
+
+
+def test_a_new_folder_is_made(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs" / "a")
+    folder.claim()
+    assert folder.path.is_dir()
+
+
+def test_an_empty_folder_is_free(tmp_path: Path) -> None:
+    RunFolder(tmp_path).claim()
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "last.pth").touch()
+    with pytest.raises(ValueError, match=r"must be new or empty, got .*--resume or --overwrite"):
+        RunFolder(tmp_path).claim()
+
+
+def test_overwriting_deletes_the_files_of_the_run_and_no_others(tmp_path: Path) -> None:
+    for name in ("last.pth", "best.pth", "metrics.jsonl", "curves.png", "config.yaml", "notes"):
+        (tmp_path / name).touch()
+    RunFolder(tmp_path).claim(overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_resuming_keeps_every_file(tmp_path: Path) -> None:
+    (tmp_path / "last.pth").touch()
+    RunFolder(tmp_path).claim(resume=True)
+    assert (tmp_path / "last.pth").exists()
+
+
+def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no last\.pth to resume from"):
+        RunFolder(tmp_path).claim(resume=True)
+
+
+def test_resuming_and_overwriting_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="resume and overwrite must not both be given"):
+        RunFolder(tmp_path).claim(resume=True, overwrite=True)
+
+
+def test_a_record_says_its_kind_and_can_be_taken_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.rewind(0)
+    folder.record("train", {"step": 1})
+    folder.record("evaluation", {"step": 2})
+    folder.rewind(1)
+    assert read_records(folder.metrics) == [{"kind": "train", "step": 1}]
+
+
+def test_a_failed_step_lists_its_images(tmp_path: Path) -> None:
+    path = RunFolder(tmp_path).write_failed_step(3, [7, 9])
+    assert json.loads(path.read_text()) == {"step": 3, "image_ids": [7, 9]}

@@ -1,0 +1,41 @@
+from torch import nn
+
+from deformable_detr.engine.run_header import (
+    RECIPE,
+    describe_batch,
+    describe_dataset,
+    describe_parameters,
+    deviations,
+)
+
+
+def test_the_recipe_does_not_deviate_from_itself() -> None:
+    assert deviations(RECIPE) == []
+
+
+def test_each_deviation_is_a_line_with_both_values() -> None:
+    assert deviations({**RECIPE, "total batch": 8, "learning rate": 1e-4}) == [
+        "total batch is 8, the recipe has 32",
+        "learning rate is 0.0001, the recipe has 0.0002",
+    ]
+
+
+def test_the_total_batch_is_the_product_of_its_parts() -> None:
+    assert describe_batch(micro_batch=2, world_size=4, accumulation=3) == (
+        "24 = 2 images x 4 processes x 3 accumulations"
+    )
+    assert describe_batch(micro_batch=2, world_size=1, accumulation=1) == (
+        "2 = 2 images x 1 process x 1 accumulation"
+    )
+
+
+def test_parameters_are_counted_with_and_without_the_frozen_ones() -> None:
+    model = nn.Sequential(nn.Linear(100, 10), nn.Linear(10, 1).requires_grad_(False))
+    assert describe_parameters(model) == "1,021 (1,010 trainable)"
+
+
+def test_a_data_set_says_what_was_left_out() -> None:
+    assert describe_dataset(1200, {"crowd": 0}) == "1,200 images"
+    assert describe_dataset(3, {"crowd": 2, "empty": 1}) == (
+        "3 images (2 boxes dropped: crowd, 1 boxes dropped: empty)"
+    )
