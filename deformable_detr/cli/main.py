@@ -1,0 +1,70 @@
+"""`deformable-detr`: the sub-commands, and what becomes of their errors."""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from deformable_detr.cli import data
+from deformable_detr.cli.evaluate import evaluate
+from deformable_detr.cli.predict import predict
+from deformable_detr.cli.train import train
+from deformable_detr.version import __version__
+
+DEBUG = "--debug"
+EXIT_ERROR = 2  # also that of wrong usage
+
+app = typer.Typer(
+    name="deformable-detr",
+    help=(
+        "Deformable DETR: train an object detector on images in COCO format, measure it, "
+        "and find objects in photos."
+    ),
+    epilog="Start with: deformable-detr COMMAND --help",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(train)
+app.command()(evaluate)
+app.command()(predict)
+app.add_typer(data.app, name="data")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"deformable-detr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="Show where an error comes from; may stand anywhere.")
+    ] = False,
+) -> None:
+    """The options of the root; `main` has dealt with `--debug`, and `version` with itself."""
+
+
+def main() -> None:
+    """Run the command line; an error of the user's is one line, and the exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
+    try:
+        app(arguments)
+    except (ValueError, RuntimeError, OSError) as error:
+        if DEBUG in sys.argv:
+            raise
+        message = str(error) or type(error).__name__
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        console.print(Text(f"error: {message}", style="bold red"))
+        sys.exit(EXIT_ERROR)

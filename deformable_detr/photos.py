@@ -1,0 +1,105 @@
+"""Turns whatever people call an image into an upright RGB photo."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
+
+# What ImageOps and Image.open raise at files that are no whole images.
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+_SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # how Pillow opens 16-bit greys
+_TO_EIGHT_BITS = 257  # 65535 / 255
+
+
+def read_photo(path: Path) -> Image.Image:
+    """Read an image file as RGB, turned as its EXIF orientation says.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not an image, or not a whole one.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"photo {path} must exist, got no such file")
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except _UNREADABLE as error:
+        raise ValueError(f"photo {path} must be a readable image, got: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A copy of an image of any mode as RGB, turned as its EXIF orientation says.
+
+    Grey values of 16 bits are scaled to 8; transparency is ignored.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in _SIXTEEN_BITS:
+        grey = np.asarray(upright).astype(np.int64) // _TO_EIGHT_BITS
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if upright.mode == "P":  # may hold transparency that only RGBA can express
+        upright = upright.convert("RGBA")
+    return upright.convert("RGB")
+
+
+def as_photo(image: ImageLike) -> Image.Image:
+    """The image as an upright RGB photo.
+
+    Args:
+        image: a path, a Pillow image of any mode, an array (height, width, 3) of uint8, or a
+            tensor (3, height, width), uint8 or floating in [0, 1]. Channels are RGB.
+
+    Raises:
+        FileNotFoundError: the path leads nowhere.
+        ValueError: the image is none of these.
+    """
+    if isinstance(image, str | Path):
+        return read_photo(Path(image))
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, Tensor):
+        return Image.fromarray(_tensor_pixels(image))
+    return Image.fromarray(_array_pixels(image))
+
+
+def _array_pixels(image: Any) -> npt.NDArray[np.uint8]:
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            "image must be a path, a Pillow image, an array or a tensor, "
+            f"got {type(image).__name__}"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(
+            "image array must be uint8 of shape (height, width, 3), "
+            f"got {image.dtype} of shape {image.shape}"
+        )
+    return image
+
+
+def _tensor_pixels(image: Tensor) -> npt.NDArray[np.uint8]:
+    is_float = image.is_floating_point()
+    if (
+        image.ndim != 3
+        or image.shape[0] != 3
+        or image.numel() == 0
+        or not (is_float or image.dtype == torch.uint8)
+    ):
+        raise ValueError(
+            "image tensor must be uint8 or floating, of shape (3, height, width), "
+            f"got {image.dtype} of shape {tuple(image.shape)}"
+        )
+    if is_float:
+        low, high = (float(bound) for bound in image.aminmax())
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"image tensor must be in [0, 1] where it is floating, got [{low:g}, {high:g}]; "
+                "do not normalise it, the detector does"
+            )
+        image = (image.float() * 255).round().to(torch.uint8)
+    pixels: npt.NDArray[np.uint8] = image.permute(1, 2, 0).contiguous().cpu().numpy()
+    return pixels

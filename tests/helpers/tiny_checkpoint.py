@@ -1,0 +1,57 @@
+"""A checkpoint of an untrained detector, small enough to build and run in a second."""
+
+from pathlib import Path
+
+import torch
+
+from deformable_detr.build import build_model
+from deformable_detr.config import (
+    AttentionConfig,
+    ChannelMapperConfig,
+    DataConfig,
+    DecoderConfig,
+    EncoderConfig,
+    LearnedQueriesConfig,
+    ModelConfig,
+    ResNetConfig,
+    RunConfig,
+)
+from deformable_detr.engine.checkpoint import Checkpoint, current_versions, save_checkpoint
+from deformable_detr.labels import LabelSpace
+from deformable_detr.models.detector import DeformableDETR
+
+LABEL_SPACE = LabelSpace((0, 7, 90), ("cat", "dog", "tree"))
+CONFIG = RunConfig(
+    model=ModelConfig(
+        backbone=ResNetConfig(depth=18, out_strides=(16, 32), weights="none"),
+        neck=ChannelMapperConfig(num_levels=2),
+        embed_dim=32,
+        attention=AttentionConfig(num_heads=2),
+        encoder=EncoderConfig(num_layers=1, ffn_dim=16),
+        decoder=DecoderConfig(num_layers=1, ffn_dim=16),
+        queries=LearnedQueriesConfig(num_queries=5),
+    ),
+    data=DataConfig(eval_size=48, eval_max_size=96),
+)
+
+
+def write_checkpoint(path: Path, *, drop_parameter: bool = False) -> DeformableDETR:
+    """Write the checkpoint, without one of its parameters if wanted; returns its model."""
+    torch.manual_seed(0)
+    model = build_model(CONFIG.model, num_classes=LABEL_SPACE.num_classes)
+    weights = model.state_dict()
+    if drop_parameter:
+        weights.popitem()
+    checkpoint = Checkpoint(
+        model=weights,
+        ema=None,
+        optimizer={},
+        epoch=1,
+        step=1,
+        best_ap=None,
+        label_space=LABEL_SPACE,
+        config=CONFIG.model_dump(mode="json"),
+        versions=current_versions(),
+    )
+    save_checkpoint(path, checkpoint)
+    return model
