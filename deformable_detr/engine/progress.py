@@ -80,3 +80,10 @@ class TrainingProgress:
         logger.info(
             "step %d of %d, %s, %.3g s a step, %s left", step, self._last_step, text, pace, left
         )
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        if self._bar is None:
+            logger.info(text)
+        else:
+            self._bar.console.print(text, highlight=False)

@@ -45,8 +45,8 @@ class RunFolder:
         """The resolved configuration."""
         return self.path / "config.yaml"
 
-    def claim(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Make the folder ready for a run; every process must call it.
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Refuse a folder that `claim` would, before anything expensive is done.
 
         Args:
             resume: continue the run that is there.
@@ -67,6 +67,10 @@ class RunFolder:
                 f"run folder must be new or empty, got {self.path}, which holds files; "
                 "choose another --run-dir, or give --resume or --overwrite"
             )
+
+    def claim(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Make the folder ready for a run, after `check`; every process must call it."""
+        self.check(resume=resume, overwrite=overwrite)
         distributed.barrier()
         if distributed.is_main():
             self.path.mkdir(parents=True, exist_ok=True)

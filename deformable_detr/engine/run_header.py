@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import nn
 
 # Official recipe of the paper's 50-epoch runs.
-RECIPE: Mapping[str, float] = {
+RECIPE: Mapping[str, float | str] = {
     "total batch": 32,
     "learning rate": 2e-4,
     "backbone learning rate": 2e-5,
@@ -13,13 +13,15 @@ RECIPE: Mapping[str, float] = {
     "weight decay": 1e-4,
     "gradient clipping": 0.1,
     "epochs": 50,
+    "optimizer": "adamw",
+    "schedule": "step",
 }
 
 
-def deviations(values: Mapping[str, float]) -> list[str]:
+def deviations(values: Mapping[str, float | str]) -> list[str]:
     """How a run differs from the paper's, one line for each name of `RECIPE` that does."""
     return [
-        f"{name} is {values[name]:g}, the recipe has {expected:g}"
+        f"{name} is {values[name]}, the recipe has {expected}"
         for name, expected in RECIPE.items()
         if values[name] != expected
     ]

@@ -42,8 +42,7 @@ class Validation:
     Attributes:
         loader: this process's part of the validation images.
         annotations: their COCO annotation file.
-        every_epochs: epochs from one evaluation to the next; 0 for one at the end only. There
-            always is one at the end.
+        every_epochs: epochs from one evaluation to the next; there always is one at the end.
         max_detections: how many detections an image may have.
         with_loss: whether to compute the loss too, in a pass of its own.
     """
@@ -55,16 +54,13 @@ class Validation:
     with_loss: bool = False
 
 
-def total_steps(steps_per_epoch: int, *, epochs: int | None, max_steps: int | None) -> int:
+def total_steps(steps_per_epoch: int, *, epochs: int, max_steps: int | None) -> int:
     """Where training ends: after so many epochs or steps, whichever comes first."""
-    limits = [max_steps, None if epochs is None else epochs * steps_per_epoch]
-    given = [limit for limit in limits if limit is not None]
-    if not given or min(given) < 1:
-        raise ValueError(
-            "epochs or max_steps must be given and each at least 1, "
-            f"got epochs {epochs} and max_steps {max_steps}"
-        )
-    return min(given)
+    for name, value in (("epochs", epochs), ("max_steps", max_steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    end = epochs * steps_per_epoch
+    return end if max_steps is None else min(end, max_steps)
 
 
 def fit(
@@ -76,11 +72,10 @@ def fit(
     folder: RunFolder,
     validation: Validation,
     seed: int,
-    epochs: int | None = EPOCHS,
+    epochs: int = EPOCHS,
     max_steps: int | None = None,
     max_grad_norm: float = MAX_GRAD_NORM,
     log_every_steps: int = 10,
-    save_every_epochs: int = 1,
 ) -> None:
     """Train from where `state` is to the end; checkpoints, metrics and curves go to `folder`.
 
@@ -92,11 +87,10 @@ def fit(
         folder: claimed for this run.
         validation: what to evaluate on, and when.
         seed: of dropout; samples and augmentation have theirs from the loader.
-        epochs: passes over the training set, or None for as many as `max_steps` takes.
-        max_steps: optimiser steps after which training ends within an epoch, or None.
+        epochs: passes over the training set; each ends with a checkpoint.
+        max_steps: steps after which training ends even within an epoch, or None.
         max_grad_norm: 2-norm that gradients are clipped to; 0 for no clipping.
         log_every_steps: steps from one record in the metrics file to the next.
-        save_every_epochs: epochs from one `last.pth` to the next; the end always makes one.
     """
     steps_per_epoch = sampler.steps_per_epoch
     end = total_steps(steps_per_epoch, epochs=epochs, max_steps=max_steps)
@@ -121,11 +115,9 @@ def fit(
                 log_every_steps=log_every_steps,
             )
             state.epoch = state.step // steps_per_epoch
-            is_end = state.step >= end
-            if is_end or state.epoch % save_every_epochs == 0:
-                _save(state, folder.last)
-            if is_end or (validation.every_epochs and state.epoch % validation.every_epochs == 0):
-                _validate(state, criterion, validation, folder)
+            _save(state, folder.last)
+            if state.step == end or state.epoch % validation.every_epochs == 0:
+                progress.say(_validate(state, criterion, validation, folder))
     if distributed.is_main():
         draw_curves(folder.metrics, folder.curves)
 
@@ -265,8 +257,8 @@ def _require_finite(
 
 def _validate(
     state: TrainState, criterion: SetCriterion, validation: Validation, folder: RunFolder
-) -> None:
-    """Evaluate the weights that detect best, record the result, and keep them if it is."""
+) -> str:
+    """Evaluate, record the result, keep the weights if they are the best; a line for people."""
     model = state.model if state.ema is None else state.ema.model
     metrics = evaluate(
         model,
@@ -280,12 +272,11 @@ def _validate(
         losses = validation_loss(model, validation.loader, criterion, device=state.device)
         record |= {f"validation/{name}": value for name, value in losses.items()}
     folder.record("evaluation", record)
-    ap = record["AP"]
-    logger.info("step %d: AP %.3f, AP50 %.3f", state.step, ap, record["AP50"])
-    if state.best_ap is None or ap > state.best_ap:
-        state.best_ap = ap
+    if state.best_ap is None or record["AP"] > state.best_ap:
+        state.best_ap = record["AP"]
         _save(state, folder.best)
         _save(state, folder.last)
+    return f"step {state.step}: AP {record['AP']:.3f}, AP50 {record['AP50']:.3f}"
 
 
 def _save(state: TrainState, path: Path) -> None:

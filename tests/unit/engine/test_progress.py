@@ -29,6 +29,8 @@ def test_on_a_terminal_the_bar_shows_step_and_values(caplog: pytest.LogCaptureFi
     ):
         progress.report(10, {"total": 3.14159})
         progress.advance(10)
+        progress.say("AP 0.5")
     assert "10/20" in console.file.getvalue()
     assert "total 3.142" in console.file.getvalue()
+    assert "AP 0.5" in console.file.getvalue()
     assert caplog.messages == []

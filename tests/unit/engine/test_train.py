@@ -38,7 +38,7 @@ CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
 def validation(tmp_path: Path) -> Validation:
     files = write_coco_set(tmp_path / "val", num_images=3, categories=CATEGORIES)
     loader = [tiny_batch([1, 2], [2, 1]), tiny_batch([3], [0])]
-    return Validation(loader, files.annotations, every_epochs=0)
+    return Validation(loader, files.annotations, every_epochs=100)
 
 
 def weights(state: TrainState) -> list[Tensor]:
@@ -60,7 +60,6 @@ def run(state: TrainState, folder: Path, validation: Validation, max_steps: int)
         folder=RunFolder(folder),
         validation=validation,
         seed=11,
-        epochs=None,
         max_steps=max_steps,
         log_every_steps=2,
     )
@@ -286,12 +285,12 @@ def test_a_run_that_turns_the_average_on_starts_it_at_the_weights() -> None:
 
 def test_training_ends_at_the_first_limit() -> None:
     assert total_steps(7, epochs=2, max_steps=None) == 14
-    assert total_steps(7, epochs=None, max_steps=10) == 10
     assert total_steps(7, epochs=2, max_steps=10) == 10
     assert total_steps(7, epochs=1, max_steps=10) == 7
 
 
-@pytest.mark.parametrize(("epochs", "max_steps"), [(None, None), (0, None), (3, 0)])
-def test_a_run_without_an_end_is_refused(epochs: int | None, max_steps: int | None) -> None:
-    with pytest.raises(ValueError, match="epochs or max_steps must be given and each at least 1"):
-        total_steps(7, epochs=epochs, max_steps=max_steps)
+def test_a_run_without_a_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+        total_steps(7, epochs=0, max_steps=None)
+    with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
+        total_steps(7, epochs=3, max_steps=0)

@@ -1,0 +1,234 @@
+"""One training run, from its config to its end, in each of its processes."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from deformable_detr import distributed
+from deformable_detr.build import (
+    build_criterion,
+    build_dataset,
+    build_eval_transform,
+    build_model,
+    build_optimizer,
+    build_sampler,
+    build_schedule,
+    build_train_transform,
+)
+from deformable_detr.config import RunConfig
+from deformable_detr.config_io import to_yaml
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.loader import build_loader
+from deformable_detr.data.samplers import EvaluationSampler, StepSampler
+from deformable_detr.data.transformed import TransformedDataset
+from deformable_detr.engine.checkpoint import config_changes, load_checkpoint
+from deformable_detr.engine.ema import ExponentialMovingAverage
+from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.run_header import (
+    describe_batch,
+    describe_dataset,
+    describe_parameters,
+    deviations,
+)
+from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.train import Validation, fit, total_steps
+
+logger = logging.getLogger(__name__)
+
+
+def run_training(
+    config: RunConfig,
+    *,
+    folder: Path,
+    device: torch.device,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Train; every process of the run must call it.
+
+    Args:
+        config: of the whole run.
+        folder: where checkpoints, metrics and curves go.
+        device: of this process.
+        resume: continue the run in `folder`.
+        overwrite: delete the run in `folder` first.
+    """
+    if not distributed.is_main():
+        logging.getLogger("deformable_detr").setLevel(logging.WARNING)
+    files = RunFolder(folder)
+    files.check(resume=resume, overwrite=overwrite)
+    data = _Data.open(config)
+    state = _build_state(config, data, device)
+    if resume:
+        _resume(state, files)
+    files.claim(resume=resume, overwrite=overwrite)
+    if distributed.is_main():
+        files.config.write_text(to_yaml(config), encoding="utf-8")
+    _log_header(config, data, state.model, device=device, folder=folder)
+    pin_memory = device.type == "cuda"
+    fit(
+        state,
+        build_criterion(config.loss),
+        build_loader(
+            data.train_samples,
+            data.sampler,
+            num_workers=config.data.num_workers,
+            pin_memory=pin_memory,
+        ),
+        data.sampler,
+        folder=files,
+        validation=_build_validation(config, data, pin_memory=pin_memory),
+        seed=config.train.seed,
+        epochs=config.train.epochs,
+        max_steps=config.train.max_steps,
+        max_grad_norm=config.train.clip_norm,
+        log_every_steps=config.train.log_every,
+    )
+    logger.info("finished; the run is in %s", folder)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The data sets of a run.
+
+    Attributes:
+        train: the training set.
+        val: the validation set, of the same categories.
+        train_samples: the training set as the model sees it.
+        sampler: the order of training samples, this process's part.
+    """
+
+    train: CocoDataset
+    val: CocoDataset
+    train_samples: TransformedDataset
+    sampler: StepSampler
+
+    @classmethod
+    def open(cls, config: RunConfig) -> "_Data":
+        cache_images = config.data.cache_images
+        train = build_dataset(config.data.train, name="train", cache_images=cache_images)
+        val = build_dataset(
+            config.data.val,
+            name="val",
+            label_space=train.label_space,
+            cache_images=cache_images,
+        )
+        samples = TransformedDataset(
+            train,
+            build_train_transform(config.data.augmentation),
+            seed=config.train.seed,
+            repeats=config.data.repeats,
+        )
+        sampler = build_sampler(
+            config.train,
+            num_samples=len(samples),
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        return cls(train, val, samples, sampler)
+
+
+def _build_state(config: RunConfig, data: _Data, device: torch.device) -> TrainState:
+    torch.manual_seed(config.train.seed)  # of the weights that are not pre-trained
+    with distributed.main_first():
+        model = build_model(config.model, num_classes=data.train.label_space.num_classes)
+    model.to(device)
+    steps_per_epoch = data.sampler.steps_per_epoch
+    schedule = build_schedule(
+        config.train.schedule,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps(
+            steps_per_epoch, epochs=config.train.epochs, max_steps=config.train.max_steps
+        ),
+    )
+    decay = config.train.ema_decay
+    return TrainState(
+        model,
+        build_optimizer(config.train.optimizer, model),
+        schedule,
+        label_space=data.train.label_space,
+        config=config.model_dump(mode="json"),
+        ema=ExponentialMovingAverage(model, decay=decay) if decay else None,
+    )
+
+
+def _resume(state: TrainState, files: RunFolder) -> None:
+    checkpoint = load_checkpoint(files.last)
+    state.restore(checkpoint, f"checkpoint {files.last}")
+    files.rewind(checkpoint.step)
+    logger.info("resuming after step %d, epoch %d", checkpoint.step, checkpoint.epoch)
+    for change in config_changes(checkpoint.config, state.config):
+        logger.info("  the config has changed: %s", change)
+
+
+def _build_validation(config: RunConfig, data: _Data, *, pin_memory: bool) -> Validation:
+    assert config.data.val.annotations is not None  # else the data set could not be opened
+    sampler = EvaluationSampler(
+        len(data.val),
+        batch_size=config.train.micro_batch,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    samples = TransformedDataset(
+        data.val, build_eval_transform(config.data), seed=config.train.seed
+    )
+    return Validation(
+        build_loader(samples, sampler, num_workers=config.data.num_workers, pin_memory=pin_memory),
+        config.data.val.annotations,
+        every_epochs=config.train.eval_every_epochs,
+        with_loss=config.train.validation_loss,
+    )
+
+
+def _log_header(
+    config: RunConfig, data: _Data, model: nn.Module, *, device: torch.device, folder: Path
+) -> None:
+    """What is about to happen, in numbers, and how it differs from the paper's recipe."""
+    optimizer = config.train.optimizer
+    end = total_steps(
+        data.sampler.steps_per_epoch,
+        epochs=config.train.epochs,
+        max_steps=config.train.max_steps,
+    )
+    lines = {
+        "run folder": str(folder),
+        "device": f"{device}, attention back-end {config.model.attention.backend}",
+        "parameters": describe_parameters(model),
+        "training": describe_dataset(len(data.train), data.train.num_dropped),
+        "validation": describe_dataset(len(data.val), data.val.num_dropped),
+        "classes": data.train.label_space.describe(),
+        "total batch": describe_batch(
+            micro_batch=config.train.micro_batch,
+            world_size=distributed.world_size(),
+            accumulation=data.sampler.micro_batches_per_step,
+        ),
+        "length": f"{end} steps, {data.sampler.steps_per_epoch} an epoch",
+        "learning rate": (
+            f"{optimizer.lr:g}, backbone {optimizer.lr_backbone:g}, "
+            f"sampling {optimizer.lr_sampling:g}"
+        ),
+    }
+    for name, value in lines.items():
+        logger.info("%-14s %s", name, value)
+    for line in _deviations(config):
+        logger.info("%-14s %s", "not the recipe", line)
+
+
+def _deviations(config: RunConfig) -> list[str]:
+    optimizer = config.train.optimizer
+    return deviations(
+        {
+            "total batch": config.train.total_batch,
+            "learning rate": optimizer.lr,
+            "backbone learning rate": optimizer.lr_backbone,
+            "sampling learning rate": optimizer.lr_sampling,
+            "weight decay": optimizer.weight_decay,
+            "gradient clipping": config.train.clip_norm,
+            "epochs": config.train.epochs,
+            "optimizer": optimizer.kind,
+            "schedule": config.train.schedule.kind,
+        }
+    )
