@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deformable_detr.data.geometry import (
+    crop,
+    flip_horizontally,
+    flip_vertically,
+    resize,
+    resized_size,
+    rotate_quarter,
+)
+from deformable_detr.structures import Sample
+
+
+def sample_with(boxes, size=(80, 120)):
+    boxes_xyxy = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
+    count = len(boxes_xyxy)
+    return Sample(
+        image=Image.new("RGB", (size[1], size[0])),
+        boxes_xyxy=boxes_xyxy,
+        labels=torch.arange(count),
+        area=torch.full((count,), 7.0),
+        image_id=1,
+        original_size=size,
+    )
+
+
+def sample_of_one_object(box=(20, 10, 50, 30), size=(80, 120)):
+    """A white box on black, so that pixels can be compared with coordinates."""
+    sample = sample_with([box], size)
+    left, top, right, bottom = box
+    sample.image.paste((255, 255, 255), (left, top, right, bottom))
+    return sample
+
+
+def assert_box_is_on_object(sample):
+    rows, columns = np.asarray(sample.image)[:, :, 0].nonzero()
+    found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert sample.boxes_xyxy[0].tolist() == found
+
+
+@pytest.mark.parametrize(
+    ("width_height", "short_side", "expected"),
+    [
+        ((640, 480), 800, (1066, 800)),
+        ((480, 640), 800, (800, 1066)),
+        ((640, 427), 800, (1199, 800)),
+        ((640, 426), 800, (1201, 800)),
+        ((500, 375), 800, (1066, 800)),
+        ((640, 320), 800, (1332, 666)),
+        ((1200, 300), 800, (1332, 333)),
+        ((1200, 300), 480, (1332, 333)),
+        ((333, 500), 480, (480, 720)),
+    ],
+)
+def test_resized_size_is_that_of_the_official_code(width_height, short_side, expected):
+    width, height = width_height
+    assert resized_size((height, width), short_side, 1333) == expected[::-1]
+
+
+def test_resized_size_without_a_limit_and_at_the_wanted_size():
+    assert resized_size((300, 1200), 480, None) == (480, 1920)
+    assert resized_size((480, 1000), 480, None) == (480, 1000)
+    assert resized_size((64, 64), 32, 100) == (32, 32)
+    assert resized_size((1, 5000), 800, 1333) == (1, 5000)
+
+
+def test_resize_scales_each_axis_by_its_own_ratio():
+    resized = resize(sample_with([[12, 8, 60, 40]]), (40, 240))
+    assert resized.size == (40, 240)
+    assert resized.boxes_xyxy.tolist() == [[24, 4, 120, 20]]
+    assert resized.area.tolist() == [7.0]  # twice as wide, half as high
+    assert resized.original_size == (80, 120)
+
+
+def test_resize_averages_over_the_footprint():
+    image = Image.fromarray(np.tile(np.uint8([[0, 255]]), (64, 32))).convert("RGB")
+    sample = sample_with([], size=(64, 64))
+    sample = resize(Sample(**{**vars(sample), "image": image}), (8, 8))
+    assert abs(np.asarray(sample.image).astype(int) - 127).max() < 12  # no aliasing
+
+
+def test_crop_gives_the_official_boxes():
+    boxes = [[0, 0, 20, 20], [10, 10, 60, 50], [70, 60, 90, 75]]
+    cropped = crop(sample_with(boxes), top=5, left=15, size=(40, 50))
+    assert cropped.size == (40, 50)
+    assert cropped.boxes_xyxy.tolist() == [[0, 0, 5, 15], [0, 5, 45, 40]]
+    assert cropped.area.tolist() == [75, 1575]
+    assert cropped.labels.tolist() == [0, 1]
+
+
+def test_crop_drops_boxes_that_keep_too_little():
+    boxes = [[0, 0, 20, 20], [10, 10, 60, 50]]  # 75 of 400 and 1575 of 2000 stay
+    kept = crop(sample_with(boxes), top=5, left=15, size=(40, 50), min_visibility=0.4)
+    assert kept.labels.tolist() == [1]
+
+
+def test_crop_cuts_pixels_as_boxes():
+    assert_box_is_on_object(crop(sample_of_one_object(), top=5, left=15, size=(60, 80)))
+
+
+@pytest.mark.parametrize("turn", [flip_horizontally, flip_vertically, rotate_quarter])
+def test_boxes_follow_the_pixels(turn):
+    turned = turn(sample_of_one_object())
+    assert_box_is_on_object(turned)
+    assert turned.area.tolist() == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("turn", "times"), [(flip_horizontally, 2), (flip_vertically, 2), (rotate_quarter, 4)]
+)
+def test_turning_all_the_way_changes_nothing(turn, times):
+    before = after = sample_of_one_object()
+    for _ in range(times):
+        after = turn(after)
+    assert after.boxes_xyxy.equal(before.boxes_xyxy)
+    assert np.array_equal(np.asarray(after.image), np.asarray(before.image))
+
+
+def test_a_quarter_turn_is_counter_clockwise():
+    turned = rotate_quarter(sample_with([[100, 0, 120, 10]]))  # the right upper corner
+    assert turned.size == (120, 80)
+    assert turned.boxes_xyxy.tolist() == [[0, 0, 10, 20]]  # the left upper corner
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        flip_horizontally,
+        rotate_quarter,
+        lambda sample: resize(sample, (30, 30)),
+        lambda sample: crop(sample, top=0, left=0, size=(10, 10)),
+    ],
+)
+def test_samples_without_objects_stay_without(change):
+    changed = change(sample_with([]))
+    assert changed.boxes_xyxy.shape == (0, 4)
+    assert changed.labels.shape == changed.area.shape == (0,)

@@ -1,0 +1,175 @@
+import pytest
+import torch
+from helpers.coco_files import write_coco_set
+
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.collate import Batch, collate
+from deformable_detr.data.loader import build_loader
+from deformable_detr.data.samplers import EvaluationSampler, MicroBatchSampler, SampleKey
+from deformable_detr.data.transformed import TransformedDataset
+from deformable_detr.data.transforms import (
+    ColorJitter,
+    Compose,
+    RandomHorizontalFlip,
+    RandomResize,
+    RandomZoomCrop,
+)
+from deformable_detr.structures import Target
+
+AUGMENTATION = Compose((RandomHorizontalFlip(), RandomResize((32, 40)), ColorJitter(0.2)))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return write_coco_set(tmp_path_factory.mktemp("set"), num_images=8, size=(48, 64), empty=(2,))
+
+
+def open_set(files, *, seed=0, transform=AUGMENTATION, **options):
+    source = CocoDataset(files.images, files.annotations)
+    return TransformedDataset(source, transform, seed=seed, **options)
+
+
+def sampler_for(dataset, rank=0, world_size=1):
+    return MicroBatchSampler(
+        len(dataset), total_batch=4, micro_batch=1, rank=rank, world_size=world_size, seed=0
+    )
+
+
+def load(dataset, rank=0, world_size=1, epoch=0, **options):
+    sampler = sampler_for(dataset, rank, world_size)
+    sampler.set_epoch(epoch)
+    return list(build_loader(dataset, sampler, **{"num_workers": 0, "pin_memory": False} | options))
+
+
+def is_same(first, second):
+    return (
+        first.images.images.equal(second.images.images)
+        and first.images.padding_mask.equal(second.images.padding_mask)
+        and all(
+            a.boxes.equal(b.boxes) and a.labels.equal(b.labels) and a.image_id == b.image_id
+            for a, b in zip(first.targets, second.targets, strict=True)
+        )
+    )
+
+
+def assert_same(first, second):
+    assert len(first) == len(second) > 0
+    assert all(map(is_same, first, second))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_batches_and_augmentation_are_the_same_for_any_world_size(files, world_size):
+    dataset = open_set(files)
+    ranks = [load(dataset, rank, world_size, epoch=1) for rank in range(world_size)]
+    together = [batch for turn in zip(*ranks, strict=True) for batch in turn]
+    assert_same(together, load(dataset, epoch=1))
+
+
+@pytest.fixture(scope="module")
+def spawned(files):
+    """A loader with a spawned worker, which takes seconds to start, and its sampler."""
+    dataset = open_set(files)
+    sampler = sampler_for(dataset)
+    options = {"num_workers": 1, "pin_memory": False, "start_method": "spawn"}
+    return build_loader(dataset, sampler, **options), sampler
+
+
+def test_a_spawned_worker_gives_the_batches_of_no_worker(files, spawned):
+    loader, sampler = spawned
+    sampler.set_epoch(2)
+    assert_same(list(loader), load(open_set(files), epoch=2))
+
+
+def test_a_worker_that_stays_alive_learns_of_the_next_epoch(files, spawned):
+    loader, sampler = spawned
+    sampler.set_epoch(3)
+    list(loader)
+    sampler.set_epoch(4)
+    sampler.start_at(1)
+    assert_same(list(loader), load(open_set(files), epoch=4)[4:])
+
+
+def test_a_worker_that_fails_names_the_image(files, spawned):
+    loader, sampler = spawned
+    path = files.images / "0002.png"
+    content = path.read_bytes()
+    path.write_text("gone bad")
+    try:
+        sampler.set_epoch(0)
+        with pytest.raises(ValueError, match=r"0002.png must be a readable image"):
+            list(loader)
+    finally:
+        path.write_bytes(content)
+
+
+def test_augmentation_depends_on_seed_epoch_and_index(files):
+    crop = RandomZoomCrop(16)
+
+    def pixels(seed, epoch, index):
+        image, _ = open_set(files, seed=seed, transform=crop)[SampleKey(epoch, index)]
+        return image
+
+    assert pixels(0, 0, 0).equal(pixels(0, 0, 0))
+    assert not pixels(0, 0, 0).equal(pixels(1, 0, 0))
+    assert not pixels(0, 0, 0).equal(pixels(0, 1, 0))
+    assert not pixels(0, 0, 0).equal(pixels(0, 0, 1))
+
+
+def test_repeats_are_augmented_differently(files):
+    dataset = open_set(files, transform=RandomZoomCrop(16), repeats=3)
+    assert len(dataset) == 24
+    (first, target), (again, same_target) = dataset[SampleKey(0, 1)], dataset[SampleKey(0, 9)]
+    assert target.image_id == same_target.image_id == 2
+    assert not first.equal(again)
+
+
+def test_no_repeats_are_refused(files):
+    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
+        open_set(files, repeats=0)
+
+
+def test_mean_and_std_reach_the_images(files):
+    key = SampleKey(0, 0)
+    plain, _ = open_set(files, mean=(0, 0, 0), std=(1, 1, 1))[key]
+    image, _ = open_set(files, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))[key]
+    torch.testing.assert_close(image, plain * 2 - 1)
+
+
+def test_evaluation_batches_hold_every_image_in_order(files):
+    dataset = open_set(files)
+    sampler = EvaluationSampler(len(dataset), batch_size=3, rank=0, world_size=1)
+    batches = build_loader(dataset, sampler, num_workers=0, pin_memory=False)
+    ids = [[target.image_id for target in batch.targets] for batch in batches]
+    assert ids == [[1, 2, 3], [4, 5, 6], [7, 8]]
+
+
+def make_batch():
+    targets = [
+        Target(torch.rand(count, 4), torch.zeros(count, dtype=torch.int64), image_id, (9, 9))
+        for image_id, count in enumerate((2, 0))
+    ]
+    return collate([(torch.ones(3, 4, 6), targets[0]), (torch.ones(3, 5, 2), targets[1])])
+
+
+def test_collate_pads_at_the_right_and_the_bottom():
+    batch = make_batch()
+    assert batch.images.images.shape == (2, 3, 5, 6)
+    assert batch.images.padding_mask[0].tolist() == [[False] * 6] * 4 + [[True] * 6]
+    assert not batch.images.images[0, :, 4].any()
+    assert batch.images.padding_mask[1].tolist() == [[False] * 2 + [True] * 4] * 5
+    assert [len(target) for target in batch.targets] == [2, 0]
+
+
+def test_a_batch_moves_as_a_whole():
+    moved = make_batch().to("meta")
+    assert isinstance(moved, Batch)
+    assert moved.images.images.is_meta
+    assert moved.images.padding_mask.is_meta
+    assert all(target.boxes.is_meta and target.labels.is_meta for target in moved.targets)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs CUDA")
+def test_the_loader_pins_batches(files):
+    batch = load(open_set(files), pin_memory=True)[0]
+    assert batch.images.images.is_pinned()
+    assert all(target.boxes.is_pinned() for target in batch.targets)

@@ -1,0 +1,197 @@
+import pytest
+
+from deformable_detr.data.samplers import (
+    DistributedOrderSampler,
+    EvaluationSampler,
+    MicroBatchSampler,
+    SampleKey,
+    derive_seed,
+)
+
+SHARED = {"total_batch": 8, "micro_batch": 2, "seed": 3}
+
+
+def sampler_of(num_samples=50, rank=0, world_size=1, **options):
+    return MicroBatchSampler(num_samples, rank=rank, world_size=world_size, **SHARED | options)
+
+
+def global_order(world_size, epoch=0, **options):
+    """The micro-batches of all ranks, as the steps of the optimiser see them."""
+    per_rank = []
+    for rank in range(world_size):
+        sampler = sampler_of(rank=rank, world_size=world_size, **options)
+        sampler.set_epoch(epoch)
+        per_rank.append(list(sampler))
+    assert len({len(batches) for batches in per_rank}) == 1
+    return [batch for turn in zip(*per_rank, strict=True) for batch in turn]
+
+
+def indices(batches):
+    return [key.index for batch in batches for key in batch]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_micro_batches_of_a_step_are_the_same_for_any_world_size(world_size, drop_last):
+    alone = global_order(1, drop_last=drop_last)
+    assert global_order(world_size, drop_last=drop_last) == alone
+
+
+def test_a_rank_takes_every_other_micro_batch_of_a_step():
+    alone = list(sampler_of())
+    assert list(sampler_of(rank=1, world_size=2)) == alone[1::2]
+
+
+def test_an_epoch_is_a_permutation_without_its_last_samples():
+    order = indices(sampler_of())
+    assert len(order) == len(set(order)) == 48
+    assert order != sorted(order)
+    assert set(order) < set(range(50))
+
+
+def test_every_sample_comes_where_none_is_dropped():
+    sampler = sampler_of(drop_last=False)
+    order = indices(sampler)
+    assert sampler.steps_per_epoch == 7
+    assert set(order) == set(range(50))
+    assert order[50:] == order[:6]  # filled up from the beginning
+
+
+def test_few_samples_are_repeated_to_fill_one_step():
+    order = indices(sampler_of(3))
+    assert sampler_of(3).steps_per_epoch == 1
+    assert order == (order[:3] * 3)[:8]
+    assert set(order) == {0, 1, 2}
+
+
+def test_order_depends_on_seed_and_epoch():
+    orders = {
+        tuple(indices(global_order(1, epoch=epoch, seed=seed)))
+        for epoch in (0, 1)
+        for seed in (0, 1)
+    }
+    assert len(orders) == 4
+
+
+def test_keys_carry_the_epoch():
+    assert {key.epoch for batch in global_order(1, epoch=5) for key in batch} == {5}
+
+
+def test_samples_come_in_order_without_shuffling():
+    assert indices(sampler_of(shuffle=False)) == list(range(48))
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2)])
+def test_an_epoch_goes_on_where_it_was_left(rank, world_size):
+    whole = list(sampler_of(rank=rank, world_size=world_size))
+    resumed = sampler_of(rank=rank, world_size=world_size)
+    resumed.start_at(4)
+    assert len(resumed) == len(list(resumed)) == 2 * resumed.micro_batches_per_step
+    assert list(resumed) == whole[4 * resumed.micro_batches_per_step :]
+
+
+def test_the_next_epoch_begins_at_its_beginning():
+    sampler = sampler_of()
+    sampler.start_at(4)
+    sampler.set_epoch(1)
+    assert list(sampler) == global_order(1, epoch=1)
+
+
+def test_lengths_agree():
+    sampler = sampler_of(world_size=2)
+    assert (sampler.steps_per_epoch, sampler.micro_batches_per_step) == (6, 2)
+    assert len(sampler) == len(list(sampler)) == 12
+    assert all(len(batch) == 2 for batch in sampler)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"total_batch": 10, "world_size": 2}, "got 10, 2 and 2; choose a multiple of 4"),
+        ({"total_batch": 0}, "total_batch must be at least 1, got 0"),
+        ({"micro_batch": 0}, "micro_batch must be at least 1, got 0"),
+        ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
+        ({"rank": 2, "world_size": 2}, r"rank must be in 0..world_size - 1, got 2 of 2"),
+    ],
+)
+def test_wrong_arguments_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        sampler_of(**change)
+
+
+@pytest.mark.parametrize("step", [-1, 7])
+def test_a_step_outside_the_epoch_is_refused(step):
+    with pytest.raises(ValueError, match=rf"step must be in 0..6, .* got {step}"):
+        sampler_of().start_at(step)
+
+
+def official(rank, *, num_samples=10, world_size=3, epoch=0, **options):
+    shared = {"total_batch": world_size, "micro_batch": 1} | options
+    sampler = DistributedOrderSampler(num_samples, rank=rank, world_size=world_size, **shared)
+    sampler.set_epoch(epoch)
+    return sampler
+
+
+def test_the_official_order_without_shuffling():
+    orders = [indices(official(rank, shuffle=False)) for rank in range(3)]
+    assert orders == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
+
+
+def test_the_official_order_of_epoch_1():
+    orders = [indices(official(rank, epoch=1)) for rank in range(3)]
+    assert orders == [[5, 6, 1, 2], [0, 8, 9, 3], [7, 4, 5, 6]]
+
+
+def test_the_official_order_drops_an_incomplete_batch():
+    sampler = official(0, total_batch=6, micro_batch=2, num_samples=13, shuffle=False)
+    assert indices(sampler) == [0, 1, 2, 3]  # the fifth of rank 0 has no partner
+    assert sampler.steps_per_epoch == 2
+
+
+def test_the_official_order_resumes():
+    whole = list(official(1))
+    resumed = official(1)
+    resumed.start_at(3)
+    assert list(resumed) == whole[3:]
+
+
+def test_the_official_order_refuses_fewer_samples_than_a_batch():
+    with pytest.raises(ValueError, match=r"total_batch must be at most the 10 samples .* got 30"):
+        official(0, total_batch=30)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_evaluation_sees_each_sample_once(world_size):
+    batches = [
+        batch
+        for rank in range(world_size)
+        for batch in EvaluationSampler(7, batch_size=2, rank=rank, world_size=world_size)
+    ]
+    assert sorted(indices(batches)) == list(range(7))
+    assert sorted(map(len, batches)) == [1, 2, 2, 2]
+
+
+def test_evaluation_batches_are_the_same_for_any_world_size():
+    alone = list(EvaluationSampler(7, batch_size=2, rank=0, world_size=1))
+    second = EvaluationSampler(7, batch_size=2, rank=1, world_size=2)
+    assert list(second) == alone[1::2]
+    assert len(second) == 2
+    assert alone[0] == [SampleKey(0, 0), SampleKey(0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"rank": 1}, "rank must be in 0..world_size - 1, got 1 of 1"),
+    ],
+)
+def test_evaluation_refuses_wrong_arguments(change, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationSampler(7, **{"batch_size": 2, "rank": 0, "world_size": 1} | change)
+
+
+def test_derived_seeds_differ_and_repeat():
+    seeds = {derive_seed(a, b, c) for a in range(3) for b in range(3) for c in range(3)}
+    assert len(seeds) == 27
+    assert derive_seed(1, 2) == derive_seed(1, 2) != derive_seed(2, 1)

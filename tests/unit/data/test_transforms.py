@@ -1,0 +1,222 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deformable_detr.boxes import area_xyxy
+from deformable_detr.data.transforms import (
+    ColorJitter,
+    Compose,
+    OneOf,
+    RandomHorizontalFlip,
+    RandomResize,
+    RandomRotate90,
+    RandomSizeCrop,
+    RandomVerticalFlip,
+    RandomZoomCrop,
+    coco_train_transform,
+    resize_only,
+    to_model_input,
+)
+from deformable_detr.structures import Sample
+
+EVERY_TRANSFORM = [
+    Compose((RandomHorizontalFlip(), RandomVerticalFlip())),
+    OneOf((RandomHorizontalFlip(1.0), RandomVerticalFlip(1.0))),
+    RandomHorizontalFlip(),
+    RandomVerticalFlip(),
+    RandomRotate90(),
+    RandomResize((32, 48, 64)),
+    RandomSizeCrop(20, 50),
+    RandomZoomCrop(48, (0.5, 1.5)),
+    ColorJitter(0.3, 0.3, 0.3),
+    coco_train_transform(
+        short_sides=(48, 64), max_size=90, pre_crop_short_sides=(50, 60), crop_range=(30, 50)
+    ),
+]
+
+
+def make_sample(size=(96, 128)):
+    random = np.random.default_rng(0)
+    return Sample(
+        image=Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)),
+        boxes_xyxy=torch.tensor([[10.0, 20, 50, 60], [60, 30, 100, 90], [5, 5, 12, 30]]),
+        labels=torch.tensor([0, 1, 2]),
+        area=torch.tensor([1600.0, 2400, 175]),
+        image_id=7,
+        original_size=size,
+    )
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def results(transform, sample, count=200):
+    return [transform(sample, generator(seed)) for seed in range(count)]
+
+
+def is_same(first, second):
+    return (
+        np.array_equal(np.asarray(first.image), np.asarray(second.image))
+        and first.boxes_xyxy.equal(second.boxes_xyxy)
+        and first.labels.equal(second.labels)
+        and first.area.equal(second.area)
+    )
+
+
+@pytest.mark.parametrize("transform", EVERY_TRANSFORM)
+def test_a_transform_draws_from_its_generator_only(transform):
+    torch.manual_seed(0)
+    first = transform(make_sample(), generator(5))
+    torch.manual_seed(1)
+    assert is_same(first, transform(make_sample(), generator(5)))
+    assert any(not is_same(first, other) for other in results(transform, make_sample(), 30))
+
+
+@pytest.mark.parametrize("transform", EVERY_TRANSFORM)
+def test_a_transform_leaves_its_sample_as_it_was(transform):
+    sample = make_sample()
+    results(transform, sample, 10)
+    assert is_same(sample, make_sample())
+
+
+@pytest.mark.parametrize("transform", EVERY_TRANSFORM)
+def test_boxes_stay_inside_the_image(transform):
+    for changed in results(transform, make_sample(), 50):
+        height, width = changed.size
+        limits = torch.tensor([width, height, width, height]) + 1e-4
+        assert (changed.boxes_xyxy >= 0).all()
+        assert (changed.boxes_xyxy <= limits).all()
+        assert (area_xyxy(changed.boxes_xyxy) > 0).all()
+
+
+@pytest.mark.parametrize("flip", [RandomHorizontalFlip, RandomVerticalFlip])
+def test_flips_happen_as_often_as_asked(flip):
+    sample = make_sample()
+    flipped = [not is_same(sample, result) for result in results(flip(0.3), sample)]
+    assert 0.2 < sum(flipped) / len(flipped) < 0.4
+
+
+def test_all_four_rotations_occur():
+    seen = {result.image.tobytes() for result in results(RandomRotate90(), make_sample(), 40)}
+    assert len(seen) == 4
+
+
+def test_every_choice_occurs():
+    choices = OneOf((RandomResize((32,)), RandomResize((48,)), RandomResize((64,))))
+    assert {min(result.size) for result in results(choices, make_sample(), 40)} == {32, 48, 64}
+
+
+def test_size_crop_draws_each_side_from_its_range():
+    sizes = [result.size for result in results(RandomSizeCrop(20, 22), make_sample())]
+    assert {height for height, _ in sizes} == {width for _, width in sizes} == {20, 21, 22}
+    assert any(height != width for height, width in sizes)
+
+
+def test_size_crop_takes_no_more_than_there_is():
+    sizes = {result.size for result in results(RandomSizeCrop(100, 200), make_sample(), 50)}
+    assert {height for height, _ in sizes} == {96}
+    assert {width for _, width in sizes} <= set(range(100, 129))
+
+
+def test_zoom_crop_has_one_size_and_scales_objects():
+    whole = RandomZoomCrop(48, (0.5, 2.0))
+    assert {result.size for result in results(whole, make_sample(), 20)} == {(48, 48)}
+    zoomed_in = results(RandomZoomCrop(48, (0.5, 0.5)), make_sample(), 50)
+    sides = [result.boxes_xyxy[:, 2:] - result.boxes_xyxy[:, :2] for result in zoomed_in]
+    assert torch.cat(sides).max() == 48  # 24 pixels of the photo fill the crop
+
+
+def test_zoom_crop_takes_no_more_than_there_is():
+    result = RandomZoomCrop(32, (100.0, 100.0))(make_sample(), generator())
+    assert result.size == (32, 32)
+    assert area_xyxy(result.boxes_xyxy)[0] == pytest.approx(1600 / 9)  # 96 pixels became 32
+
+
+def test_zoom_crop_reaches_every_corner():
+    corners = torch.tensor([[0.0, 0, 1, 1], [95, 0, 96, 1], [95, 95, 96, 96]])
+    sample = Sample(**{**vars(make_sample((96, 96))), "boxes_xyxy": corners})
+    seen = [tuple(result.labels.tolist()) for result in results(RandomZoomCrop(94), sample)]
+    assert set(seen) == {(), (0,), (1,), (2,)}
+
+
+def test_zoom_crop_drops_hardly_visible_boxes():
+    strict = RandomZoomCrop(48, (0.5, 0.5), min_visibility=1.0)
+    for result in results(strict, make_sample(), 50):
+        assert 0 not in result.labels  # 40 x 40 does not fit into 24 x 24
+
+
+def test_colour_jitter_changes_colours_only():
+    sample = make_sample()
+    result = ColorJitter(0.5, 0.5, 0.5)(sample, generator())
+    assert result.image.tobytes() != sample.image.tobytes()
+    assert result.boxes_xyxy.equal(sample.boxes_xyxy)
+
+
+def test_no_colour_jitter_changes_nothing():
+    assert is_same(ColorJitter()(make_sample(), generator()), make_sample())
+
+
+def test_the_training_pipeline_gives_the_official_sizes():
+    seen = results(coco_train_transform(), make_sample((480, 640)), 60)
+    shorts = {min(result.size) for result in seen}
+    assert shorts <= set(range(480, 801, 32))
+    assert len(shorts) > 5
+    assert any(
+        max(result.size) / min(result.size) != pytest.approx(4 / 3, abs=0.01) for result in seen
+    )
+    assert max(max(result.size) for result in seen) <= 1333
+
+
+def test_the_evaluation_pipeline_only_resizes():
+    result = resize_only()(make_sample((480, 640)), generator())
+    assert result.size == (800, 1066)
+    assert result.labels.tolist() == [0, 1, 2]
+
+
+def test_model_input_is_normalised_by_channel():
+    sample = make_sample((4, 8))
+    sample.image.paste((51, 102, 255), (0, 0, 8, 4))
+    image, _ = to_model_input(sample, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.1))
+    assert image.shape == (3, 4, 8)
+    assert image.dtype == torch.float32
+    expected = torch.tensor([(0.2 - 0.1) / 0.5, (0.4 - 0.2) / 0.25, (1 - 0.3) / 0.1])
+    torch.testing.assert_close(image[:, 0, 0], expected)
+
+
+def test_model_input_boxes_are_relative_to_the_processed_image():
+    sample = RandomResize((48,))(make_sample(), generator())  # half the size
+    _, target = to_model_input(sample)
+    torch.testing.assert_close(
+        target.boxes[0], torch.tensor([30 / 128, 40 / 96, 40 / 128, 40 / 96])
+    )
+    assert target.labels.tolist() == [0, 1, 2]
+    assert (target.image_id, target.original_size) == (7, (96, 128))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: RandomHorizontalFlip(1.5), "probability must be in 0..1, got 1.5"),
+        (lambda: RandomVerticalFlip(-0.1), "probability must be in 0..1, got -0.1"),
+        (lambda: OneOf(()), "choices must hold at least one transform, got none"),
+        (lambda: RandomResize(()), "short_sides must be positive and at least one, got ()"),
+        (lambda: RandomResize((0, 9)), "short_sides must be positive and at least one, got (0, 9)"),
+        (
+            lambda: RandomSizeCrop(9, 8),
+            "min_size must be positive and at most max_size, got 9 and 8",
+        ),
+        (lambda: RandomZoomCrop(0), "size must be positive, got 0"),
+        (
+            lambda: RandomZoomCrop(8, (2, 1)),
+            "scale must be two positive numbers, the smaller first",
+        ),
+        (lambda: RandomZoomCrop(8, min_visibility=2), "min_visibility must be in 0..1, got 2"),
+        (lambda: ColorJitter(contrast=-1), "contrast must be in 0..1, got -1"),
+    ],
+)
+def test_wrong_arguments_are_refused(build, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - compared in full below
+        build()
+    assert message in str(caught.value)

@@ -1,0 +1,69 @@
+import pytest
+
+from deformable_detr.labels import LabelSpace
+
+SPARSE = [{"id": 90, "name": "toothbrush"}, {"id": 0, "name": "person"}, {"id": 7, "name": "train"}]
+
+
+def test_labels_follow_the_order_of_the_ids():
+    space = LabelSpace.from_categories(SPARSE)
+    assert space.category_ids == (0, 7, 90)
+    assert space.names == ("person", "train", "toothbrush")
+    assert space.num_classes == 3
+    assert [space.label(category_id) for category_id in (0, 7, 90)] == [0, 1, 2]
+
+
+def test_a_space_knows_its_ids_only():
+    space = LabelSpace.from_categories(SPARSE)
+    assert 90 in space
+    assert 1 not in space
+    with pytest.raises(KeyError):
+        space.label(1)
+
+
+def test_a_category_without_a_name_is_called_by_its_id():
+    assert LabelSpace.from_categories([{"id": 5}]).names == ("5",)
+
+
+def test_json_round_trip():
+    space = LabelSpace.from_categories(SPARSE)
+    assert LabelSpace.from_categories(space.to_json()) == space
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ([], "at least one category, got none"),
+        ([{"name": "cat"}], r"categories\[0\].id must be an integer, got None"),
+        ([{"id": 1}, {"id": "2"}], r"categories\[1\].id must be an integer, got '2'"),
+        ([{"id": True}], "must be an integer, got True"),
+        ([{"id": 4}, {"id": 4}], r"category ids must be distinct, got \[4\] more than once"),
+    ],
+)
+def test_wrong_categories_are_refused(categories, message):
+    with pytest.raises(ValueError, match=message):
+        LabelSpace.from_categories(categories)
+
+
+def test_ids_and_names_must_be_as_many():
+    with pytest.raises(ValueError, match="one per category id, got 1 names and 2 ids"):
+        LabelSpace((1, 2), ("cat",))
+
+
+@pytest.mark.parametrize(
+    "other", [LabelSpace((1,), ("cat",)), LabelSpace((0, 7, 90), ("person", "bus", "toothbrush"))]
+)
+def test_another_space_is_refused_with_both_described(other):
+    space = LabelSpace.from_categories(SPARSE)
+    space.require_same(LabelSpace.from_categories(SPARSE), this="the model", that="val.json")
+    with pytest.raises(
+        ValueError, match=r"val.json must have the categories of the model"
+    ) as caught:
+        space.require_same(other, this="the model", that="val.json")
+    assert "7: train" in str(caught.value)
+    assert other.describe() in str(caught.value)
+
+
+def test_a_long_description_is_cut():
+    space = LabelSpace(tuple(range(80)), ("thing",) * 80)
+    assert space.describe(2) == "{0: thing, 1: thing, and 78 more}"
