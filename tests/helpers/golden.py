@@ -1,0 +1,18 @@
+"""The two small padded levels of the official code's golden values."""
+
+import torch
+
+from deformable_detr.structures import Memory
+
+LEVEL_SHAPES = ((2, 3), (1, 2))
+
+
+def golden_memory() -> Memory:
+    """Two levels, their last column padded."""
+    return Memory(
+        tokens=torch.zeros(1, 8, 4),
+        positions=torch.zeros(1, 8, 4),
+        padding_mask=torch.tensor([[0, 0, 1, 0, 0, 1, 0, 1]], dtype=torch.bool),
+        level_shapes=LEVEL_SHAPES,
+        valid_ratios=torch.tensor([[[2 / 3, 1.0], [1 / 2, 1.0]]]),
+    )

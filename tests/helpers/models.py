@@ -1,0 +1,57 @@
+"""Small detectors for tests."""
+
+from pathlib import Path
+
+import torch
+
+from deformable_detr.build import build_model
+from deformable_detr.config import RunConfig
+from deformable_detr.config_io import load_config
+from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.structures import Target
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+VARIANTS = {
+    "single_scale": "deformable_detr_r50_single_scale",
+    "single_scale_dc5": "deformable_detr_r50_single_scale_dc5",
+    "multi_scale": "deformable_detr_r50",
+    "refine": "deformable_detr_r50_refine",
+    "two_stage": "deformable_detr_r50_two_stage",
+    "learned_position": "deformable_detr_r50_learned_position",
+}
+_REDUCED = (
+    "model.backbone.weights=none",
+    "model.embed_dim=32",
+    "model.attention.num_heads=4",
+    "model.encoder.num_layers=2",
+    "model.encoder.ffn_dim=64",
+    "model.decoder.num_layers=3",
+    "model.decoder.ffn_dim=64",
+    "model.queries.num_queries=10",
+)
+
+
+def reduced_config(name: str, *overrides: str) -> RunConfig:
+    """A config of `configs/`, its model small enough for a test."""
+    config = load_config(CONFIGS / f"{name}.yaml")
+    depth = ()
+    backbone = config.model.backbone
+    if backbone.kind == "resnet" and not backbone.dilation:
+        depth = ("model.backbone.depth=18",)
+    return load_config(CONFIGS / f"{name}.yaml", [*_REDUCED, *depth, *overrides])
+
+
+def small_detector(
+    variant: str, *overrides: str, num_classes: int = 5, seed: int = 0
+) -> DeformableDETR:
+    """A reduced detector of one of `VARIANTS`, with weights from a seed."""
+    torch.manual_seed(seed)
+    config = reduced_config(VARIANTS[variant], *overrides)
+    return build_model(config.model, num_classes=num_classes)
+
+
+def make_target(*labels: int, image_id: int = 0, seed: int = 0) -> Target:
+    """A target with one random box for each label."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes = 0.2 + 0.4 * torch.rand(len(labels), 4, generator=generator)
+    return Target(boxes, torch.tensor(labels, dtype=torch.int64), image_id, (64, 64))

@@ -1,0 +1,118 @@
+import pytest
+import torch
+
+from deformable_detr.layers.attention import MSDeformAttn, sampling_locations
+
+LEVEL_SHAPES = ((6, 4), (3, 2))
+
+
+def random_call(attention, *, last=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(2, 5, 32, generator=generator)
+    value = torch.randn(2, 30, 32, generator=generator)
+    references = torch.rand(2, 5, 2, last, generator=generator)
+    padding_mask = torch.zeros(2, 30, dtype=torch.bool)
+    padding_mask[1, 20:24] = True
+    return query, references, value, LEVEL_SHAPES, padding_mask
+
+
+def randomized_attention():
+    attention = MSDeformAttn(32, num_heads=4, num_levels=2, num_points=3)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return attention
+
+
+def test_heads_start_looking_along_eight_directions():
+    bias = MSDeformAttn(256).sampling_offsets.bias.detach()
+    golden = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]
+    offsets = bias.view(8, 4, 4, 2)
+    torch.testing.assert_close(
+        offsets[:, 0, 0], torch.tensor(golden, dtype=torch.float32), rtol=0, atol=1e-6
+    )
+    first = torch.tensor([1.0, 0, 2, 0, 3, 0, 4, 0] * 2)
+    torch.testing.assert_close(bias[:16], first, rtol=0, atol=1e-6)
+
+
+def test_initial_weights_are_uniform_and_independent_of_the_query():
+    attention = MSDeformAttn(256)
+    for parameter in (
+        attention.sampling_offsets.weight,
+        attention.attention_weights.weight,
+        attention.attention_weights.bias,
+        attention.value_proj.bias,
+        attention.output_proj.bias,
+    ):
+        assert (parameter == 0).all()
+    bound = (6 / 512) ** 0.5  # xavier uniform
+    assert attention.value_proj.weight.abs().max() <= bound
+    assert attention.value_proj.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+def test_locations_around_points_are_offsets_in_cells():
+    references = torch.tensor([0.5, 0.25]).view(1, 1, 1, 2)
+    offsets = torch.tensor([1.0, -2.0]).view(1, 1, 1, 1, 1, 2)
+    actual = sampling_locations(references, offsets, ((4, 10),))
+    torch.testing.assert_close(actual.flatten(), torch.tensor([0.6, -0.25]))
+
+
+def test_locations_around_boxes_are_offsets_in_shares_of_the_half_size():
+    references = torch.tensor([0.5, 0.25, 0.4, 0.2]).view(1, 1, 1, 4)
+    offsets = torch.tensor([[1.0, -2.0], [4.0, 4.0]]).view(1, 1, 1, 1, 2, 2)
+    actual = sampling_locations(references, offsets, ((4, 10),)).view(2, 2)
+    torch.testing.assert_close(actual, torch.tensor([[0.6, 0.15], [0.9, 0.45]]))
+
+
+def test_content_under_padding_is_never_read():
+    attention = randomized_attention()
+    query, references, value, shapes, padding_mask = random_call(attention)
+    before = attention(query, references, value, shapes, padding_mask)
+    changed = value.clone()
+    changed[padding_mask] = 1e4
+    after = attention(query, references, changed, shapes, padding_mask)
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
+
+
+def test_padding_is_zero_even_with_a_value_bias():
+    attention = MSDeformAttn(32, num_heads=4, num_levels=2, num_points=3)
+    torch.nn.init.ones_(attention.value_proj.bias)
+    query, references, value, shapes, _ = random_call(attention)
+    everything = torch.ones(2, 30, dtype=torch.bool)
+    assert (attention(query, references, value, shapes, everything) == 0).all()
+
+
+def test_autocast_keeps_coordinates_exact():
+    attention = randomized_attention()
+    arguments = random_call(attention, last=4)
+    seen = {}
+
+    def spy(value, level_shapes, locations, weights, *, backend):
+        seen.update(value=value.dtype, locations=locations.dtype, weights=weights.dtype)
+        return torch.zeros(*locations.shape[:2], 32)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deformable_detr.layers.attention.ms_deform_attn", spy)
+        with torch.autocast("cpu", torch.bfloat16):
+            attention(*arguments)
+    assert seen == {
+        "value": torch.bfloat16,
+        "locations": torch.float32,
+        "weights": torch.float32,
+    }
+
+
+def test_embed_dim_must_be_divisible_by_num_heads():
+    with pytest.raises(ValueError, match="embed_dim must be divisible by num_heads, got 256 and 7"):
+        MSDeformAttn(256, num_heads=7)
+
+
+def test_a_slow_head_dim_warns():
+    with pytest.warns(UserWarning, match="= 12 is not a power of two"):
+        MSDeformAttn(96, num_heads=8)
+
+
+def test_reference_points_must_be_points_or_boxes():
+    attention = randomized_attention()
+    query, references, *rest = random_call(attention, last=3)
+    with pytest.raises(ValueError, match=r"must end in 2 \(points\) or 4 \(boxes\), got shape"):
+        attention(query, references, *rest)

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from deformable_detr.layers.position import LearnedPositionEmbedding, SinePositionEmbedding
+
+
+def test_sine_embedding_golden_values():
+    padding_mask = torch.zeros(1, 2, 3, dtype=torch.bool)
+    padding_mask[:, :, 2] = True
+    embedding = SinePositionEmbedding(256)(padding_mask)[0]
+    channels = [0, 1, 2, 3, 127, 128, 129, 130, 255]
+    golden = {
+        (0, 0): [1.0, 7e-7, 0.9779176, 0.2089912, 1.0, 1.0, 7e-7, 0.9779176, 1.0],
+        (0, 1): [1.0, 7e-7, 0.9779176, 0.2089912, 1.0, -1.0, -1.9e-6, -0.8070661, 0.9999999],
+        (1, 1): [
+            -1.0, -1.9e-6, -0.8070661, -0.5904610, 0.9999999,
+            -1.0, -1.9e-6, -0.8070661, 0.9999999,
+        ],
+    }  # fmt: skip
+    for (y, x), expected in golden.items():
+        actual = embedding[channels, y, x]
+        torch.testing.assert_close(actual, torch.tensor(expected), rtol=0, atol=1e-5)
+    assert embedding.isfinite().all()
+
+
+def test_sine_embedding_does_not_see_padding():
+    padding_mask = torch.ones(1, 5, 7, dtype=torch.bool)
+    padding_mask[:, :4, :6] = False
+    embed = SinePositionEmbedding(32)
+    alone = embed(torch.zeros(1, 4, 6, dtype=torch.bool))
+    torch.testing.assert_close(embed(padding_mask)[:, :, :4, :6], alone)
+
+
+def test_learned_embedding_is_column_then_row():
+    embed = LearnedPositionEmbedding(8)
+    embedding = embed(torch.zeros(2, 3, 5, dtype=torch.bool))
+    assert embedding.shape == (2, 8, 3, 5)
+    expected = torch.cat((embed.column_embed.weight[4], embed.row_embed.weight[1]))
+    torch.testing.assert_close(embedding[1, :, 1, 4], expected)
+
+
+def test_learned_embedding_starts_uniform_in_0_to_1():
+    weight = LearnedPositionEmbedding(256).row_embed.weight
+    assert weight.shape == (50, 128)
+    assert 0 <= weight.min() < 0.01
+    assert 0.99 < weight.max() <= 1
+
+
+def test_learned_embedding_refuses_larger_maps():
+    with pytest.raises(ValueError, match=r"max_cells = 50 rows and columns, got 51 x 3; raise"):
+        LearnedPositionEmbedding(8)(torch.zeros(1, 51, 3, dtype=torch.bool))
+
+
+def test_embed_dim_must_fit():
+    with pytest.raises(ValueError, match="embed_dim must be a multiple of 4, got 6"):
+        SinePositionEmbedding(6)
+    with pytest.raises(ValueError, match="embed_dim must be even, got 7"):
+        LearnedPositionEmbedding(7)

@@ -1,0 +1,151 @@
+import math
+
+import pytest
+import torch
+
+from deformable_detr.ops import available_backends, ms_deform_attn
+
+LEVEL_SHAPES = ((6, 4), (3, 2))
+
+
+def random_inputs(dtype=torch.float64, *, N=2, Q=5, M=2, D=3, P=2, shapes=LEVEL_SHAPES, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    S = sum(height * width for height, width in shapes)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    value = torch.randn(N, S, M, D, generator=generator, dtype=torch.float64)
+    locations = 1.4 * torch.rand(N, Q, M, len(shapes), P, 2, generator=generator) - 0.2
+    weights = torch.rand(N, Q, M, len(shapes) * P, generator=generator).softmax(-1)
+    return (
+        value.to(dtype),
+        shapes,
+        locations.to(wide),
+        weights.view(N, Q, M, len(shapes), P).to(wide),
+    )
+
+
+def sampled_by_definition(value, level_shapes, locations, weights):
+    """Equation 3 with plain loops over everything."""
+    N, _, M, D = value.shape
+    _, Q, _, L, P, _ = locations.shape
+    output = torch.zeros(N, Q, M, D, dtype=value.dtype)
+    starts = [sum(h * w for h, w in level_shapes[:level]) for level in range(L)]
+    for n in range(N):
+        for q in range(Q):
+            for m in range(M):
+                for level, (height, width) in enumerate(level_shapes):
+                    for p in range(P):
+                        x, y = locations[n, q, m, level, p].tolist()
+                        x, y = x * width - 0.5, y * height - 0.5
+                        for row in (math.floor(y), math.floor(y) + 1):
+                            for column in (math.floor(x), math.floor(x) + 1):
+                                if 0 <= row < height and 0 <= column < width:
+                                    share = (1 - abs(y - row)) * (1 - abs(x - column))
+                                    cell = starts[level] + row * width + column
+                                    weight = weights[n, q, m, level, p] * share
+                                    output[n, q, m] += weight * value[n, cell, m]
+    return output.flatten(2)
+
+
+@pytest.fixture(params=[name for name, reason in available_backends().items() if not reason])
+def backend(request):
+    return request.param
+
+
+def test_equals_the_definition(backend):
+    inputs = random_inputs()
+    actual = ms_deform_attn(*inputs, backend=backend)
+    torch.testing.assert_close(actual, sampled_by_definition(*inputs), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ((0.5, 0.5), 11.5),
+        ((0.0, 0.0), 0.0),
+        ((1.0, 1.0), 5.75),
+        ((0.125, 1 / 6), 0.0),
+        ((-0.2, 0.5), 0.0),
+        ((-0.05, 0.5), 3.0),
+    ],
+)
+def test_golden_samples(backend, location, expected):
+    rows, columns = torch.meshgrid(torch.arange(3.0), torch.arange(4.0), indexing="ij")
+    value = (10 * rows + columns).reshape(1, 12, 1, 1)
+    locations = torch.tensor(location).view(1, 1, 1, 1, 1, 2)
+    actual = ms_deform_attn(value, ((3, 4),), locations, torch.ones(1, 1, 1, 1, 1), backend=backend)
+    torch.testing.assert_close(actual.item(), expected, rtol=0, atol=1e-5)
+
+
+def test_gradients_equal_finite_differences(backend):
+    value, shapes, locations, weights = random_inputs(N=1, Q=3)
+    inputs = [tensor.requires_grad_() for tensor in (value, locations, weights)]
+    assert torch.autograd.gradcheck(
+        lambda v, p, w: ms_deform_attn(v, shapes, p, w, backend=backend), inputs
+    )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+def test_points_at_infinity_contribute_nothing_and_have_no_gradient(backend, bad):
+    value, shapes, locations, weights = random_inputs()
+    locations[:, :, :, :, 0, 0] = bad
+    value.requires_grad_()
+    locations.requires_grad_()
+    output = ms_deform_attn(value, shapes, locations, weights, backend=backend)
+    output.sum().backward()
+
+    without = weights.clone()
+    without[..., 0] = 0
+    safe = locations.detach().clone()
+    safe[:, :, :, :, 0] = 0.5
+    expected = ms_deform_attn(value.detach(), shapes, safe, without, backend=backend)
+    torch.testing.assert_close(output.detach(), expected)
+    assert (locations.grad[:, :, :, :, 0] == 0).all()
+    assert value.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_values_are_summed_in_float32(backend, dtype):
+    value, shapes, locations, weights = random_inputs(dtype)
+    actual = ms_deform_attn(value, shapes, locations, weights, backend=backend)
+    wide = ms_deform_attn(value.float(), shapes, locations, weights, backend=backend)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual, wide.to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("empty", ["N", "Q"])
+def test_empty_sizes_give_empty_outputs(backend, empty):
+    inputs = random_inputs(**{empty: 0})
+    assert ms_deform_attn(*inputs, backend=backend).numel() == 0
+
+
+def change(index, value):
+    def apply(inputs):
+        changed = list(inputs)
+        changed[index] = value(inputs[index])
+        return changed
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("apply", "message"),
+    [
+        (change(0, lambda t: t[0]), r"value must have shape \(N, S, M, D\), got \(30, 2, 3\)"),
+        (
+            change(1, lambda _: ((5, 4), (3, 2))),
+            r"value holds S = 30 positions but level_shapes \(\(5, 4\), \(3, 2\)\) describe 26",
+        ),
+        (change(2, lambda t: t[..., :1]), "sampling_locations must have shape"),
+        (change(2, lambda t: t.half()), "sampling_locations must be torch.float64"),
+        (change(3, lambda t: t[..., :1]), "attention_weights must have shape"),
+        (change(3, lambda t: t.float()), "attention_weights must be torch.float64"),
+    ],
+)
+def test_wrong_arguments_are_named(apply, message):
+    with pytest.raises(ValueError, match=message):
+        ms_deform_attn(*apply(random_inputs()))
+
+
+def test_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="backend must be one of .*, got 'cudnn'"):
+        ms_deform_attn(*random_inputs(), backend="cudnn")
