@@ -60,16 +60,17 @@ def evaluate(
     or score a file of results (--results).
     """
     if results is not None:
-        if checkpoint is not None or images is not None or out is not None or pictures is not None:
-            raise typer.BadParameter(
-                "--results is scored alone; leave out --checkpoint, --images, --out and --pictures"
+        if any(given is not None for given in (checkpoint, images, out, pictures)):
+            raise ValueError(
+                "--results must stand alone with --annotations, got options of a checkpoint too; "
+                "leave out --checkpoint, --images, --out and --pictures"
             )
         from deformable_detr.evaluation.coco_eval import evaluate_results
 
         _print_metrics(evaluate_results(results, annotations))
         return
     if checkpoint is None or images is None:
-        raise typer.BadParameter("--checkpoint and --images must be given, or --results")
+        raise ValueError("--checkpoint and --images must both be given, or else --results")
 
     from deformable_detr import distributed
 

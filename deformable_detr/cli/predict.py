@@ -24,7 +24,7 @@ DETECTIONS_FILE = "detections.json"
 
 def predict(
     photos: Annotated[
-        list[Path], typer.Argument(metavar="PHOTO_OR_FOLDER...", help="Photos, folders of photos.")
+        list[Path], typer.Argument(metavar="PHOTO_OR_FOLDER", help="Photos, and folders of photos.")
     ],
     checkpoint: Annotated[
         Path, typer.Option(metavar="FILE", help="Checkpoint written by `train`.")

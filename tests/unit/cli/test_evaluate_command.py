@@ -1,0 +1,172 @@
+import json
+from pathlib import Path
+
+import pytest
+from helpers.coco_files import CocoFiles, write_coco_set
+from helpers.command_line import CommandLine
+from helpers.shared_data import shared_data
+from helpers.tiny_checkpoint import LABEL_SPACE
+from PIL import Image
+
+CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> CocoFiles:
+    return write_coco_set(
+        tmp_path / "set", num_images=3, size=(48, 64), categories=CATEGORIES, empty=[2]
+    )
+
+
+def test_the_published_numbers_are_printed(run: CommandLine) -> None:
+    folder = shared_data("coco_val2014_100")
+
+    outcome = run(
+        "evaluate",
+        "--results",
+        folder / "instances_val2014_fakebbox100_results.json",
+        "--annotations",
+        folder / "instances_val2014_100.json",
+    )
+
+    rows = {}
+    for line in outcome.out.splitlines():
+        cells = [cell.strip() for cell in line.split("\u2502")[1:-1]]
+        if len(cells) > 1:
+            rows[cells[0]] = cells[1]
+    published = "AP .505 AP50 .697 AP75 .573 APs .586 APm .519 APl .501"
+    published += " AR1 .387 AR10 .594 AR100 .595 ARs .640 ARm .566 ARl .564"
+    words = published.split()
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        assert rows[name] == f"0{value}"
+    assert rows["person"] == "0.533"
+    assert rows["horse"] == "-"
+
+
+def test_a_checkpoint_is_scored_and_its_results_score_the_same(
+    run: CommandLine, checkpoint: Path, photos: CocoFiles, tmp_path: Path
+) -> None:
+    out, pictures = tmp_path / "new" / "results.json", tmp_path / "pictures"
+    options = ["--annotations", photos.annotations]
+
+    by_checkpoint = run(
+        "evaluate",
+        *("--checkpoint", checkpoint, "--images", photos.images, *options, "--device", "cpu"),
+        *("--num-workers", "0", "--out", out, "--pictures", pictures, "--num-pictures", "2"),
+    )
+    by_results = run("evaluate", "--results", out, *options)
+
+    assert by_checkpoint.code == 0, by_checkpoint.err
+    assert "45 detections in 3 images" in by_checkpoint.out  # 5 queries, 3 classes
+    assert by_results.out == by_checkpoint.out
+    assert {result["category_id"] for result in json.loads(out.read_text())} == {0, 7, 90}
+    assert sorted(file.name for file in pictures.iterdir()) == ["1.png", "2.png"]
+    with Image.open(pictures / "1.png") as picture:  # two photos of 64 x 48 in a row
+        assert picture.width > 2.3 * picture.height
+
+
+def test_a_missing_checkpoint_is_named(run: CommandLine, photos: CocoFiles, tmp_path: Path) -> None:
+    message = run.fails(
+        "evaluate",
+        *("--checkpoint", tmp_path / "none.pth"),
+        *("--images", photos.images, "--annotations", photos.annotations),
+    )
+
+    assert message.startswith(f"checkpoint {tmp_path / 'none.pth'} does not exist")
+
+
+def test_a_missing_image_folder_is_named(
+    run: CommandLine, checkpoint: Path, photos: CocoFiles, tmp_path: Path
+) -> None:
+    message = run.fails(
+        "evaluate",
+        *("--checkpoint", checkpoint, "--device", "cpu"),
+        *("--images", tmp_path / "nowhere", "--annotations", photos.annotations),
+    )
+
+    assert str(tmp_path / "nowhere") in message
+
+
+def test_broken_annotations_are_named(
+    run: CommandLine, checkpoint: Path, photos: CocoFiles
+) -> None:
+    photos.annotations.write_text("{")
+
+    message = run.fails(
+        "evaluate",
+        *("--checkpoint", checkpoint, "--device", "cpu"),
+        *("--images", photos.images, "--annotations", photos.annotations),
+    )
+
+    assert str(photos.annotations) in message
+
+
+def test_annotations_with_other_categories_are_refused(
+    run: CommandLine, checkpoint: Path, photos: CocoFiles
+) -> None:
+    content = photos.read()
+    content["categories"][0]["name"] = "lion"
+    photos.write(content)
+
+    message = run.fails(
+        "evaluate",
+        *("--checkpoint", checkpoint, "--device", "cpu"),
+        *("--images", photos.images, "--annotations", photos.annotations),
+    )
+
+    assert "lion" in message
+    assert "cat" in message
+
+
+def test_results_of_unknown_categories_are_refused(
+    run: CommandLine, photos: CocoFiles, tmp_path: Path
+) -> None:
+    results = tmp_path / "results.json"
+    result = {"image_id": 1, "category_id": 4, "bbox": [0, 0, 1, 1], "score": 1}
+    results.write_text(json.dumps([result]))
+
+    message = run.fails("evaluate", "--results", results, "--annotations", photos.annotations)
+
+    assert message == (
+        f"results of {results} must use the category_id of the annotation file, got unknown 4"
+    )
+
+
+def test_results_of_unknown_images_are_refused(
+    run: CommandLine, photos: CocoFiles, tmp_path: Path
+) -> None:
+    results = tmp_path / "results.json"
+    result = {"image_id": 77, "category_id": 7, "bbox": [0, 0, 1, 1], "score": 1}
+    results.write_text(json.dumps([result]))
+
+    message = run.fails("evaluate", "--results", results, "--annotations", photos.annotations)
+
+    assert message.endswith("must use the image_id of the annotation file, got unknown 77")
+
+
+def test_results_and_a_checkpoint_exclude_each_other(run: CommandLine) -> None:
+    message = run.fails("evaluate", "--annotations", "a", "--results", "r", "--checkpoint", "c")
+
+    assert message.startswith("--results must stand alone with --annotations")
+
+
+def test_a_checkpoint_needs_images(run: CommandLine) -> None:
+    message = run.fails("evaluate", "--annotations", "a", "--checkpoint", "c")
+
+    assert message == "--checkpoint and --images must both be given, or else --results"
+
+
+def test_a_missing_gpu_is_named(run: CommandLine) -> None:
+    message = run.fails(
+        "evaluate",
+        "--annotations",
+        "a",
+        "--checkpoint",
+        "c",
+        "--images",
+        "i",
+        "--device",
+        "cuda:99",
+    )
+
+    assert message.startswith("device cuda:99 is not available here")

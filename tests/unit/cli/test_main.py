@@ -1,0 +1,115 @@
+import subprocess
+import sys
+
+import pytest
+from helpers.command_line import CommandLine
+
+from deformable_detr.cli import evaluate
+from deformable_detr.version import __version__
+
+
+def test_help_needs_no_pytorch() -> None:
+    """PyTorch takes seconds to import; nobody should wait for help that long."""
+    program = (
+        "import sys\n"
+        "from deformable_detr.cli.main import app\n"
+        "for command in ([], ['train'], ['evaluate'], ['predict'], ['data']):\n"
+        "    app([*command, '--help'], standalone_mode=False)\n"
+        "heavy = {'torch', 'timm', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Usage:") == 5
+
+
+def test_the_help_of_the_root_names_every_command(run: CommandLine) -> None:
+    outcome = run("--help")
+
+    assert outcome.code == 0
+    for command in ("train", "evaluate", "predict", "data", "--version", "--debug"):
+        assert command in outcome.out
+
+
+def test_the_version_is_printed(run: CommandLine) -> None:
+    assert run("--version").out == f"deformable-detr {__version__}\n"
+
+
+def test_the_package_runs_as_a_module() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "deformable_detr", "--version"], capture_output=True, text=True
+    )
+
+    assert result.stdout == f"deformable-detr {__version__}\n"
+
+
+def test_wrong_usage_has_exit_code_two_and_no_traceback(run: CommandLine) -> None:
+    outcome = run("predict", "--treshold", "1")
+
+    assert outcome.code == 2
+    assert "--treshold" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+WRONG = ("evaluate", "--annotations", "none.json", "--results", "none.json")
+
+
+def test_an_error_is_one_line_on_stderr(run: CommandLine) -> None:
+    message = run.fails(*WRONG)
+
+    assert message == "annotation file none.json must exist, found nothing there"
+
+
+@pytest.mark.parametrize("arguments", [("--debug", *WRONG), (*WRONG, "--debug")])
+def test_debug_shows_where_an_error_comes_from(
+    run: CommandLine, arguments: tuple[str, ...]
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.json must exist"):
+        run(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("no such GPU"), "no such GPU"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_expected_kinds_of_errors_lose_their_traceback(
+    run: CommandLine, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(evaluate, "_print_metrics", fail)
+    monkeypatch.setattr(
+        "deformable_detr.evaluation.coco_eval.evaluate_results", lambda results, truth: None
+    )
+
+    assert run.fails(*WRONG) == line
+
+
+def test_our_own_mistakes_keep_their_traceback(
+    run: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deformable_detr.evaluation.coco_eval.evaluate_results", lambda: None)
+
+    with pytest.raises(TypeError):
+        run(*WRONG)
+
+
+def test_an_interrupt_ends_quietly_with_its_own_exit_code(
+    run: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deformable_detr.evaluation.coco_eval.evaluate_results", interrupt)
+
+    outcome = run(*WRONG)
+
+    assert outcome.code == 130
+    assert "Traceback" not in outcome.err

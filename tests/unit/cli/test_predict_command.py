@@ -1,0 +1,165 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.command_line import CommandLine
+from helpers.tiny_checkpoint import LABEL_SPACE
+from PIL import Image
+
+from deformable_detr.cli.predict import find_photos, picture_files
+
+PER_PHOTO = 15  # 5 queries, 3 classes
+
+
+def _photo(path: Path, width: int = 64, height: int = 48, mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of three photos and a text."""
+    folder = tmp_path / "photos"
+    _photo(folder / "b.jpg")
+    _photo(folder / "a.png", 40, 60, "RGBA")
+    _photo(folder / "c.tif", mode="L")
+    (folder / "notes.txt").write_text("not a photo")
+    return folder
+
+
+def test_photos_are_drawn_and_their_objects_written_down(
+    run: CommandLine, checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "out"
+
+    outcome = run("predict", photos, "--checkpoint", checkpoint, "--out", out, "--threshold", "0")
+
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == f"{3 * PER_PHOTO} objects in 3 photos, see {out}\n"
+    names = ["a.png", "b.jpg", "c.png", "detections.json"]
+    assert sorted(file.name for file in out.iterdir()) == names
+    results = json.loads((out / "detections.json").read_text())
+    files = [(photos / name).as_posix() for name in ("a.png", "b.jpg", "c.tif")]
+    assert [result["file_name"] for result in results[::PER_PHOTO]] == files
+    assert [result["image_id"] for result in results[::PER_PHOTO]] == [1, 2, 3]
+    for result in results:
+        label = LABEL_SPACE.names.index(result["category_name"])
+        assert result["category_id"] == LABEL_SPACE.category_ids[label]
+        assert len(result["bbox"]) == 4
+        assert 0 <= result["score"] <= 1
+    with Image.open(out / "a.png") as picture:  # enlarged, so that boxes can be seen
+        assert picture.width > 500
+        assert picture.width * 60 == picture.height * 40
+
+
+def test_threshold_and_classes_choose_what_is_shown(
+    run: CommandLine, checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    options = ("--checkpoint", checkpoint, "--out", tmp_path / "out")
+
+    run("predict", photos / "b.jpg", *options, "--threshold", "0", "--classes", "dog, tree")
+
+    results = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert {result["category_name"] for result in results} == {"dog", "tree"}
+    assert len(results) == 10
+
+    outcome = run("predict", photos / "b.jpg", *options, "--threshold", "1")
+
+    assert outcome.out.startswith("0 objects in 1 photos")
+    assert json.loads((tmp_path / "out" / "detections.json").read_text()) == []
+
+
+def test_an_unreadable_photo_is_named_and_the_others_are_done(
+    run: CommandLine, checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "a.png").write_bytes(b"broken")
+    out = tmp_path / "out"
+
+    outcome = run("predict", photos, "--checkpoint", checkpoint, "--out", out)
+
+    assert outcome.code == 2
+    assert "1 of 3 photos could not be read, the others are done" in outcome.err
+    assert f"photo {photos / 'a.png'} must be a readable image" in outcome.err
+    assert sorted(file.name for file in out.iterdir()) == ["b.jpg", "c.png", "detections.json"]
+
+
+def test_photos_and_pictures_of_one_name_do_not_meet(tmp_path: Path) -> None:
+    files = [tmp_path / "x" / "a.jpg", tmp_path / "y" / "a.jpg", tmp_path / "y" / "a.bmp"]
+
+    pictures = picture_files(files, tmp_path / "out")
+
+    assert [picture.name for picture in pictures.values()] == ["a.jpg", "a_2.jpg", "a.png"]
+
+
+def test_photos_are_never_overwritten(run: CommandLine, checkpoint: Path, photos: Path) -> None:
+    before = (photos / "b.jpg").read_bytes()
+
+    message = run.fails("predict", photos, "--checkpoint", checkpoint, "--out", photos)
+
+    assert message.startswith("--out must be another folder than that of the photos")
+    assert (photos / "b.jpg").read_bytes() == before
+
+
+def test_a_photo_named_twice_is_done_once(photos: Path) -> None:
+    files = find_photos([photos / "b.jpg", photos])
+
+    assert [file.name for file in files] == ["b.jpg", "a.png", "c.tif"]
+
+
+def test_a_missing_photo_is_named(run: CommandLine, tmp_path: Path) -> None:
+    path = tmp_path / "none.jpg"
+
+    message = run.fails("predict", path, "--checkpoint", "c", "--out", tmp_path / "out")
+
+    assert message == f"photo or folder {path} must exist, found nothing there"
+
+
+def test_a_folder_without_photos_is_named(run: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not a photo")
+
+    message = run.fails("predict", tmp_path, "--checkpoint", "c", "--out", tmp_path / "out")
+
+    assert message.startswith(f"folder {tmp_path} must hold photos (.jpg, ")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--threshold", "1.5"), "threshold must be between 0 and 1, got 1.5"),
+        (("--threshold", "nan"), "threshold must be between 0 and 1, got nan"),
+        (("--classes", "dog,cow"), "classes must be names of the detector's classes, got cow;"),
+        (("--device", "gpu"), "device must be auto, cpu, cuda, cuda:<index> or mps, got 'gpu'"),
+        (("--checkpoint", "none.pth"), "checkpoint none.pth does not exist; check the path"),
+    ],
+)
+def test_a_wrong_option_is_named(
+    run: CommandLine,
+    checkpoint: Path,
+    photos: Path,
+    tmp_path: Path,
+    options: tuple[str, str],
+    expected: str,
+) -> None:
+    message = run.fails(
+        "predict", photos, "--checkpoint", checkpoint, "--out", tmp_path / "out", *options
+    )
+
+    assert message.startswith(expected)
+
+
+def test_a_file_that_is_no_checkpoint_is_named(
+    run: CommandLine, photos: Path, tmp_path: Path
+) -> None:
+    text, foreign = tmp_path / "text.pth", tmp_path / "foreign.pth"
+    text.write_text("hello")
+    torch.save({"model": {}}, foreign)
+
+    def message(path: Path) -> str:
+        return run.fails("predict", photos, "--checkpoint", path, "--out", tmp_path / "out")
+
+    assert message(text).startswith(f"checkpoint {text} is not a file that PyTorch wrote")
+    assert message(foreign).startswith(f"checkpoint {foreign} must be one that this package wrote")
