@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 # What needs PyTorch is imported when the command runs, so that help is there at once.
@@ -185,7 +186,7 @@ def _print_metrics(metrics: "CocoMetrics") -> None:
     classes.add_column("class")
     classes.add_column("AP", justify="right", no_wrap=True)
     for name, value in metrics.class_ap.items():
-        classes.add_row(name, _number(value))
+        classes.add_row(escape(name), _number(value))
     console.print(classes)
 
 

@@ -65,6 +65,17 @@ def test_a_checkpoint_is_scored_and_its_results_score_the_same(
         assert picture.width > 2.3 * picture.height
 
 
+def test_a_class_name_is_printed_as_it_is(run: CommandLine, tmp_path: Path) -> None:
+    files = write_coco_set(tmp_path, num_images=1, categories={1: "[red]cup[/]"})
+    results = tmp_path / "results.json"
+    results.write_text("[]")
+
+    assert (
+        "[red]cup[/]"
+        in run("evaluate", "--results", results, "--annotations", files.annotations).out
+    )
+
+
 def test_a_missing_checkpoint_is_named(run: CommandLine, photos: CocoFiles, tmp_path: Path) -> None:
     message = run.fails(
         "evaluate",
