@@ -147,5 +147,5 @@ def test_wrong_arguments_are_named(apply, message):
 
 
 def test_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="backend must be one of .*, got 'cudnn'"):
+    with pytest.raises(ValueError, match=r"backend must be one of .*, got 'cudnn'"):
         ms_deform_attn(*random_inputs(), backend="cudnn")

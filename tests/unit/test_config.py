@@ -1,0 +1,161 @@
+import json
+
+import pytest
+import yaml
+from helpers.models import CONFIGS, VARIANTS
+
+from deformable_detr.config import ConfigError, RunConfig
+from deformable_detr.config_io import config_names, load_config, to_yaml, validate_config
+
+
+def load(tmp_path, text="", *overrides):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    return load_config(path, overrides)
+
+
+WRONG = {
+    "unknown key": (
+        "model: {encoder: {num_layer: 3}}",
+        r"^x\.yaml\.model\.encoder\.num_layer: unknown key; did you mean 'num_layers'\?$",
+    ),
+    "unknown key of a kind": (
+        "model: {backbone: {kind: timm, name: x, depth: 50}}",
+        r"^x\.yaml\.model\.backbone\.depth: unknown key$",
+    ),
+    "text for a number": (
+        "model: {encoder: {num_layers: '3'}}",
+        r"model\.encoder\.num_layers: must be a valid integer, got '3'",
+    ),
+    "truth for a number": (
+        "model: {encoder: {num_layers: true}}",
+        r"model\.encoder\.num_layers: must be a valid integer, got True",
+    ),
+    "out of range": (
+        "train: {optimizer: {lr: -1}}",
+        r"train\.optimizer\.lr: must be greater than 0, got -1",
+    ),
+    "unknown kind": (
+        "model: {backbone: {kind: vgg}}",
+        r"model\.backbone\.kind: must be one of 'resnet', 'mobilenet_v2', 'timm', got 'vgg'",
+    ),
+    "missing": ("model: {backbone: {kind: timm}}", r"model\.backbone\.name: must be given"),
+    "two-stage without refinement": (
+        "model: {queries: {kind: two_stage}}",
+        r"model: decoder\.box_refinement must be true for two_stage queries, got false",
+    ),
+    "heads": (
+        "model: {attention: {num_heads: 7}}",
+        r"embed_dim must be divisible by attention\.num_heads, got 256 and 7",
+    ),
+    "levels": (
+        "model: {neck: {num_levels: 2}}",
+        r"neck\.num_levels must be at least the 3 backbone\.out_strides, got 2",
+    ),
+    "too many levels": ("model: {neck: {num_levels: 9}}", r"less than or equal to 8, got 9"),
+    "width": ("model: {embed_dim: 100}", r"embed_dim: must be a multiple of 32, got 100"),
+    "batch": (
+        "train: {total_batch: 3}",
+        r"train: total_batch must be a multiple of micro_batch, got 3 and 2",
+    ),
+    "range": (
+        "data: {augmentation: {kind: zoom_crop, size: 256, scales: [2, 1]}}",
+        r"data\.augmentation: scales must be \(low, high\), got \[2\.0, 1\.0\]",
+    ),
+    "not a mapping": ("- 3", r"^x\.yaml: must hold keys, got list"),
+    "not YAML": ("a: [", r"^x\.yaml: must be YAML, got"),
+    "a key twice": ("train: {}\ntrain: {}", "key 'train' stands there twice"),
+    "no such base": ("base: y.yaml", r"^x\.yaml\.base: must be a file beside it, got 'y\.yaml'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_file_is_named_with_the_path_of_the_key(tmp_path, name):
+    text, message = WRONG[name]
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.optimizer.lr", r"override must be dotted\.key=value, got 'train\.optimizer\.lr'"),
+        ("=3", "override must be dotted.key=value, got '=3'"),
+        ("train.optimizer.lr=no", r"lr: must be a valid number, got 'no'"),
+        ("train.optimizer.lr=.nan", r"lr: must be a valid number, got '\.nan'"),
+        ("train.epoch=3", r"train\.epoch: unknown key; did you mean 'epochs'\?"),
+        ("train.epochs=[", r"train\.epochs: must be a YAML value, got '\['"),
+    ],
+)
+def test_a_wrong_override_is_named(tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, "", override)
+
+
+def test_scalars_are_those_of_yaml_1_2(tmp_path):
+    text = "train: {optimizer: {lr: 1e-4}, epochs: 012}\nmodel: {backbone: {weights: no}}"
+    config = load(tmp_path, text)
+    assert config.train.optimizer.lr == 1e-4
+    assert config.train.epochs == 12
+    assert config.model.backbone.weights == "no"
+
+
+def test_an_integer_is_accepted_for_a_float(tmp_path):
+    assert load(tmp_path, "", "train.clip_norm=1").train.clip_norm == 1.0
+
+
+def test_overrides_win_and_null_takes_a_value_back(tmp_path):
+    config = load(tmp_path, "train: {max_steps: 5}", "train.max_steps=~", "train.epochs=3")
+    assert config.train.max_steps is None
+    assert config.train.epochs == 3
+
+
+def test_kind_is_inherited_and_another_kind_drops_inherited_keys(tmp_path):
+    (tmp_path / "base.yaml").write_text("model: {backbone: {depth: 101, freeze_up_to_stride: 8}}")
+    same = load(tmp_path, "base: base.yaml\nmodel: {backbone: {out_strides: [16, 32]}}")
+    assert same.model.backbone.depth == 101
+    assert same.model.backbone.freeze_up_to_stride == 8
+    other = load(tmp_path, "base: base.yaml\nmodel: {backbone: {kind: mobilenet_v2}}")
+    assert other.model.backbone.freeze_up_to_stride == 4
+
+
+def test_bases_nest_two_deep_and_no_deeper(tmp_path):
+    for index in range(4):
+        text = f"base: {index - 1}.yaml\n" if index else ""
+        (tmp_path / f"{index}.yaml").write_text(text + f"train: {{seed: {index}}}")
+    assert load_config(tmp_path / "2.yaml").train.seed == 2
+    with pytest.raises(ConfigError, match=r"3\.yaml\.base: must nest at most 2 deep"):
+        load_config(tmp_path / "3.yaml")
+
+
+def test_an_unknown_name_lists_the_names_there_are():
+    with pytest.raises(ConfigError, match=r"did you mean 'deformable_detr_r50'\?"):
+        load_config("deformable_detr_r5")
+
+
+def test_every_shipped_config_loads_and_survives_a_round_trip(tmp_path):
+    names = config_names()
+    assert set(VARIANTS.values()) <= set(names)
+    for name in names:
+        config = load_config(name)
+        path = tmp_path / "again.yaml"
+        path.write_text(to_yaml(config))
+        assert load_config(path) == config
+        assert validate_config(json.loads(config.model_dump_json()), source="json") == config
+
+
+def test_the_baseline_file_says_what_the_defaults_are():
+    config = load_config("deformable_detr_r50")
+    assert config == RunConfig()
+
+
+def test_a_config_cannot_be_changed():
+    config = RunConfig()
+    with pytest.raises(ValueError, match="frozen"):
+        config.train = None
+
+
+def test_every_config_says_what_it_is_in_its_first_line():
+    for path in CONFIGS.rglob("*.yaml"):
+        assert path.read_text().startswith("# "), path
+        assert isinstance(yaml.safe_load(path.read_text()), dict)
