@@ -1,11 +1,10 @@
 """Reads a COCO annotation file, and says what is wrong with it before anything is trained."""
 
-import contextlib
 import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,18 +138,19 @@ def _require_sections(record: Any) -> None:
 
 def _parse_images(entries: Sequence[_Entry]) -> tuple[ImageRecord, ...]:
     images: dict[int, ImageRecord] = {}
-    for position, entry in enumerate(entries):
-        with _blamed_on(f"images[{position}] (id {entry.get('id')!r})"):
+    for index, entry in enumerate(entries):
+        try:
             image = ImageRecord(
                 _integer(entry, "id"),
                 _file_name(entry),
                 (_integer(entry, "height", minimum=1), _integer(entry, "width", minimum=1)),
             )
             if image.image_id in images:
-                raise ValueError(
-                    f"id must be unique, got that of {images[image.image_id].file_name} again"
-                )
-            images[image.image_id] = image
+                twin = images[image.image_id].file_name
+                raise ValueError(f"id must be unique, got that of {twin} again")
+        except ValueError as error:
+            raise ValueError(f"images[{index}] (id {entry.get('id')!r}): {error}") from error
+        images[image.image_id] = image
     return tuple(images[image_id] for image_id in sorted(images))
 
 
@@ -163,22 +163,29 @@ def _parse_objects(
     objects = []
     num_dropped = {"crowd": 0, "degenerate": 0, "outside": 0}
     for index, entry in enumerate(entries):
-        with _blamed_on(f"annotations[{index}] (id {entry.get('id')!r})"):
+        try:
             annotation_id = _integer(entry, "id")
             if annotation_id in seen:
                 raise ValueError("id must be unique, got it again")
             seen.add(annotation_id)
-            image_id = _integer(entry, "image_id")
-            if image_id not in positions:
-                raise ValueError(f"image_id must be that of an image, got {image_id}")
-            position = positions[image_id]
-        with _blamed_on(f"annotation {annotation_id} of image {images[position].file_name}"):
+            position = positions.get(_integer(entry, "image_id"))
+            if position is None:
+                raise ValueError(f"image_id must be that of an image, got {entry['image_id']}")
             parsed = _parse_object(entry, position, images[position].size, label_space)
+        except ValueError as error:
+            where = f"id {entry.get('id')!r}, image {_name_of(entry, images)}"
+            raise ValueError(f"annotations[{index}] ({where}): {error}") from error
         if isinstance(parsed, str):
             num_dropped[parsed] += 1
         else:
             objects.append(parsed)
     return objects, num_dropped
+
+
+def _name_of(entry: _Entry, images: Sequence[ImageRecord]) -> str:
+    """The file of an annotation's image, where there is one."""
+    image_id = entry.get("image_id")
+    return next((image.file_name for image in images if image.image_id == image_id), "unknown")
 
 
 def _parse_object(
@@ -207,21 +214,13 @@ def _parse_object(
     if right <= left or bottom <= top:
         return "outside"
     return _Object(
-        position,
-        (left, top, right, bottom),
-        label_space.label(category_id),
-        area,
-        entry["id"],
-        entry.get("segmentation"),
+        image=position,
+        box_xyxy=(left, top, right, bottom),
+        label=label_space.label(category_id),
+        area=area,
+        annotation_id=entry["id"],
+        segmentation=entry.get("segmentation"),
     )
-
-
-@contextlib.contextmanager
-def _blamed_on(what: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
 
 
 def _integer(entry: _Entry, key: str, *, minimum: int | None = None) -> int:

@@ -69,13 +69,6 @@ def flip_horizontally(sample: Sample) -> Sample:
     return _turned(sample, Image.Transpose.FLIP_LEFT_RIGHT, (width - x1, y0, width - x0, y1))
 
 
-def flip_vertically(sample: Sample) -> Sample:
-    """Mirror top and bottom."""
-    x0, y0, x1, y1 = sample.boxes_xyxy.unbind(1)
-    height = sample.size[0]
-    return _turned(sample, Image.Transpose.FLIP_TOP_BOTTOM, (x0, height - y1, x1, height - y0))
-
-
 def rotate_quarter(sample: Sample) -> Sample:
     """Turn by 90 degrees, counter-clockwise."""
     x0, y0, x1, y1 = sample.boxes_xyxy.unbind(1)

@@ -47,7 +47,6 @@ class StepSampler(Sampler[list[SampleKey]]):
         micro_batch: int,
         rank: int,
         world_size: int,
-        shuffle: bool,
     ) -> None:
         _require_positive(num_samples=num_samples, total_batch=total_batch, micro_batch=micro_batch)
         _require_rank(rank, world_size)
@@ -63,7 +62,6 @@ class StepSampler(Sampler[list[SampleKey]]):
         self._micro_batch = micro_batch
         self._rank = rank
         self._world_size = world_size
-        self._shuffle = shuffle
         self._epoch = 0
         self._first_step = 0
 
@@ -91,12 +89,6 @@ class StepSampler(Sampler[list[SampleKey]]):
             chunk = order[position * size : (position + 1) * size]
             yield [SampleKey(self._epoch, index) for index in chunk]
 
-    def _permutation(self, seed: int) -> Tensor:
-        """All samples, (num_samples,) int64, shuffled if they are to be."""
-        if not self._shuffle:
-            return torch.arange(self._num_samples)
-        return torch.randperm(self._num_samples, generator=Generator().manual_seed(seed))
-
     @abstractmethod
     def _order_of_rank(self) -> list[int]:
         """This process's samples of the whole epoch, micro-batch after micro-batch."""
@@ -107,8 +99,7 @@ class MicroBatchSampler(StepSampler):
 
     Micro-batch i of a global batch goes to rank i % world_size, so the micro-batches of a step
     are the same for any world_size. Where the samples do not divide into global batches, the
-    last ones are left out in this epoch; with `drop_last=False` the last global batch is filled
-    up from the permutation's beginning, and so it is where there is less than one global batch.
+    last ones are left out in this epoch; fewer than one global batch are repeated to fill it.
 
     Args:
         num_samples: of the data set.
@@ -117,8 +108,6 @@ class MicroBatchSampler(StepSampler):
         rank: of this process.
         world_size: number of processes.
         seed: of the run.
-        shuffle: else the samples come in order.
-        drop_last: leave out an incomplete last global batch.
     """
 
     def __init__(
@@ -130,8 +119,6 @@ class MicroBatchSampler(StepSampler):
         rank: int,
         world_size: int,
         seed: int,
-        shuffle: bool = True,
-        drop_last: bool = True,
     ) -> None:
         super().__init__(
             num_samples,
@@ -139,14 +126,12 @@ class MicroBatchSampler(StepSampler):
             micro_batch=micro_batch,
             rank=rank,
             world_size=world_size,
-            shuffle=shuffle,
         )
-        whole_batches, rest = divmod(num_samples, total_batch)
-        self.steps_per_epoch = max(whole_batches + (rest > 0 and not drop_last), 1)
+        self.steps_per_epoch = max(num_samples // total_batch, 1)
         self._seed = seed
 
     def _order_of_rank(self) -> list[int]:
-        order = self._permutation(derive_seed(self._seed, self._epoch))
+        order = _shuffled(self._num_samples, derive_seed(self._seed, self._epoch))
         order = _fill_up(order, self.steps_per_epoch * self._total_batch)
         micro_batches = order.view(-1, self._micro_batch)
         return micro_batches[self._rank :: self._world_size].flatten().tolist()
@@ -183,7 +168,6 @@ class DistributedOrderSampler(StepSampler):
             micro_batch=micro_batch,
             rank=rank,
             world_size=world_size,
-            shuffle=shuffle,
         )
         self._samples_per_rank = -(-num_samples // world_size)
         self.steps_per_epoch = self._samples_per_rank * world_size // total_batch
@@ -192,9 +176,13 @@ class DistributedOrderSampler(StepSampler):
                 f"total_batch must be at most the {num_samples} samples of the data set, "
                 f"got {total_batch}"
             )
+        self._shuffle = shuffle
 
     def _order_of_rank(self) -> list[int]:
-        order = _fill_up(self._permutation(self._epoch), self._samples_per_rank * self._world_size)
+        order = torch.arange(self._num_samples)
+        if self._shuffle:
+            order = _shuffled(self._num_samples, self._epoch)
+        order = _fill_up(order, self._samples_per_rank * self._world_size)
         return order.view(self._world_size, self._samples_per_rank)[self._rank].tolist()
 
 
@@ -220,8 +208,12 @@ class EvaluationSampler(Sampler[list[SampleKey]]):
             yield [SampleKey(0, index) for index in range(begin, end)]
 
 
+def _shuffled(num_samples: int, seed: int) -> Tensor:
+    return torch.randperm(num_samples, generator=Generator().manual_seed(seed))
+
+
 def _fill_up(order: Tensor, length: int) -> Tensor:
-    """The first `length` numbers of `order` said over and over."""
+    """The first `length` numbers of `order` repeated without end."""
     return order.repeat(-(-length // len(order)))[:length]
 
 

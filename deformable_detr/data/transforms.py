@@ -16,7 +16,6 @@ from deformable_detr.boxes import xyxy_to_cxcywh
 from deformable_detr.data.geometry import (
     crop,
     flip_horizontally,
-    flip_vertically,
     resize,
     resized_size,
     rotate_quarter,
@@ -80,23 +79,8 @@ class RandomHorizontalFlip:
 
 
 @dataclass(frozen=True)
-class RandomVerticalFlip:
-    """Mirror top and bottom with the given probability: for photos from above."""
-
-    probability: float = 0.5
-
-    def __post_init__(self) -> None:
-        _require_probability(self.probability)
-
-    def __call__(self, sample: Sample, generator: Generator) -> Sample:
-        """See `Transform`."""
-        flips = _draw(generator, 0, 1) < self.probability
-        return flip_vertically(sample) if flips else sample
-
-
-@dataclass(frozen=True)
 class RandomRotate90:
-    """Turn by 0, 90, 180 or 270 degrees: for photos from above."""
+    """Turn by 0, 90, 180 or 270 degrees: for photos from above, which have no upper side."""
 
     def __call__(self, sample: Sample, generator: Generator) -> Sample:
         """See `Transform`."""

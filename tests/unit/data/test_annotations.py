@@ -135,16 +135,24 @@ def test_wrong_sections_are_refused(files, sections, message):
         ("images", {"file_name": ...}, "file_name must be a path below the image folder, got None"),
         ("images", {"width": 0}, r"images\[3\] \(id 4\): width must be at least 1, got 0"),
         ("images", {"height": 9.5}, "height must be an integer, got 9.5"),
-        ("annotations", {"id": 1}, r"annotations\[3\] \(id 1\): id must be unique"),
-        ("annotations", {"id": ...}, r"annotations\[3\] \(id None\): id must be an integer"),
-        ("annotations", {"image_id": 99}, "image_id must be that of an image, got 99"),
+        ("annotations", {"id": 1}, r"annotations\[3\] \(id 1, image 0004.png\): id must be unique"),
+        (
+            "annotations",
+            {"id": ...},
+            r"annotations\[3\] \(id None, image 0004.png\): id must be an integer",
+        ),
+        (
+            "annotations",
+            {"image_id": 99},
+            "image unknown.: image_id must be that of an image, got 99",
+        ),
         (
             "annotations",
             {"category_id": 5},
-            "annotation 4 of image 0004.png: category_id must be one of "
+            r"annotations\[3\] \(id 4, image 0004.png\): category_id must be one of "
             "{3: red thing, 7: blue thing}, got 5",
         ),
-        ("annotations", {"bbox": [1, 2, 3]}, r"image 0004.png: bbox must be four finite numbers"),
+        ("annotations", {"bbox": [1, 2, 3]}, r"image 0004.png\): bbox must be four finite numbers"),
         ("annotations", {"bbox": [1, 2, float("nan"), 3]}, "four finite numbers .* got .*nan"),
         ("annotations", {"bbox": [1, 2, 10**400, 3]}, "four finite numbers"),
         ("annotations", {"area": float("inf")}, "area must be a finite number, got inf"),
