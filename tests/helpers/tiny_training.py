@@ -81,31 +81,37 @@ def tiny_state(
 
 
 def tiny_batch(
-    image_ids: list[int], counts: list[int], *, dtype: torch.dtype = torch.float32
+    image_ids: list[int],
+    counts: list[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    size: int = 8,
 ) -> Batch:
     """Images of one size; image and objects depend on the image's id and count alone."""
     images, targets = [], []
     for image_id, count in zip(image_ids, counts, strict=True):
         generator = torch.Generator().manual_seed(image_id)
-        images.append(torch.randn(3, 8, 8, generator=generator))
+        images.append(torch.randn(3, size, size, generator=generator))
         boxes = torch.rand(count, 4, generator=generator) * 0.3 + 0.3
         labels = torch.randint(NUM_CLASSES, (count,), generator=generator)
-        targets.append(Target(boxes.to(dtype), labels, image_id, (8, 8)))
+        targets.append(Target(boxes.to(dtype), labels, image_id, (size, size)))
     stacked = torch.stack(images).to(dtype)
-    mask = torch.zeros(len(images), 8, 8, dtype=torch.bool)
+    mask = torch.zeros(len(images), size, size, dtype=torch.bool)
     return Batch(ImageBatch(stacked, mask), tuple(targets))
 
 
 class TinyLoader:
     """Batches of two images in the order of a sampler; half of the images are empty."""
 
-    def __init__(self, sampler: StepSampler) -> None:
+    def __init__(self, sampler: StepSampler, *, dtype: torch.dtype = torch.float32) -> None:
         self._sampler = sampler
+        self._dtype = dtype
 
     def __iter__(self) -> Iterator[Batch]:
         for keys in self._sampler:
             image_ids = [1 + key.index for key in keys]
-            yield tiny_batch(image_ids, [image_id % 2 * 2 for image_id in image_ids])
+            counts = [image_id % 2 * 2 for image_id in image_ids]
+            yield tiny_batch(image_ids, counts, dtype=self._dtype)
 
 
 def tiny_sampler(

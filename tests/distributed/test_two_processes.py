@@ -1,0 +1,140 @@
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.coco_files import write_coco_set
+from helpers.distributed_work import (
+    DTYPES,
+    MAX_STEPS,
+    VARIANTS,
+    all_step_gradients,
+    train_tiny,
+    validation_total,
+    work_in_process,
+)
+from helpers.processes import run_in_processes
+from helpers.tiny_training import LABEL_SPACE
+from torch import Tensor
+
+from deformable_detr.engine.checkpoint import load_checkpoint
+from deformable_detr.engine.metrics import read_records
+from deformable_detr.engine.run_folder import RunFolder
+
+pytestmark = pytest.mark.distributed
+TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
+CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    write_coco_set(folder / "val", num_images=2, categories=CATEGORIES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(folder: Path) -> list[dict[str, Any]]:
+    return run_in_processes(work_in_process, folder)
+
+
+@pytest.fixture(scope="module")
+def gradients_alone() -> Mapping[str, Tensor]:
+    return all_step_gradients()
+
+
+@pytest.mark.parametrize("case", ["mixed", "empty rank"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_processes_with_two_images_each_have_the_gradients_of_one_with_four(
+    together: list[dict[str, Any]],
+    gradients_alone: Mapping[str, Tensor],
+    variant: str,
+    dtype: str,
+    case: str,
+) -> None:
+    name = f"{variant} {dtype} {case}"
+    expected = gradients_alone[name]
+    for one in together:
+        difference = (one["gradients"][name] - expected).norm() / expected.norm()
+        assert difference < TOLERANCE[dtype]
+
+
+def test_processes_know_who_they_are(together: list[dict[str, Any]]) -> None:
+    assert [(one["rank"], one["world_size"], one["is_main"]) for one in together] == [
+        (0, 2, True),
+        (1, 2, False),
+    ]
+
+
+def test_sums_means_and_objects_reach_every_process(together: list[dict[str, Any]]) -> None:
+    for one in together:
+        assert one["sum"] == [2.0, 10.0]
+        assert one["mean"] == {"value": 0.5}
+        assert one["gathered"] == [{"rank": 0}, {"rank": 1}]
+
+
+def test_the_first_process_of_a_machine_is_done_before_the_others_enter(
+    together: list[dict[str, Any]],
+) -> None:
+    assert together[0]["entered"] < together[1]["entered"]
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all_in_the_same_step(
+    together: list[dict[str, Any]],
+) -> None:
+    messages = {one["not finite"] for one in together}
+    assert len(messages) == 1
+    expected = r"0: the loss of step 0 must be finite, got process 1: .*total nan"
+    assert re.match(expected, messages.pop())
+
+
+def test_a_match_that_fails_in_one_process_stops_all_in_the_same_step(
+    together: list[dict[str, Any]],
+) -> None:
+    messages = {one["not matched"] for one in together}
+    assert len(messages) == 1
+    assert "process 1: predictions must be finite to be matched" in messages.pop()
+
+
+def test_two_processes_train_to_the_weights_of_one(
+    folder: Path, together: list[dict[str, Any]]
+) -> None:
+    alone = train_tiny(RunFolder(folder / "alone"), max_steps=MAX_STEPS)
+    for one in together:
+        for name, expected in alone.items():
+            difference = (one["whole"][name] - expected).norm() / expected.norm()
+            assert difference < 1e-10, name
+
+
+def test_two_processes_that_stopped_and_resumed_equal_two_that_did_not(
+    together: list[dict[str, Any]],
+) -> None:
+    for one in together:
+        for name, expected in one["whole"].items():
+            assert one["resumed"][name].equal(expected), name
+
+
+def test_only_the_main_process_writes_and_it_writes_once(
+    folder: Path, together: list[dict[str, Any]]
+) -> None:
+    run = RunFolder(folder / "whole")
+    assert sorted(path.name for path in run.path.iterdir()) == [
+        "best.pth",
+        "curves.png",
+        "last.pth",
+        "metrics.jsonl",
+    ]
+    records = read_records(run.metrics)
+    kinds = [(record["kind"], record["step"]) for record in records]
+    assert kinds == [("train", 2), ("train", 4), ("train", 6), ("evaluation", 6)]
+    assert load_checkpoint(run.last).step == MAX_STEPS
+
+
+def test_the_validation_loss_is_that_of_all_processes_images(
+    folder: Path, together: list[dict[str, Any]]
+) -> None:
+    in_two = read_records(RunFolder(folder / "whole").metrics)[-1]["validation/total"]
+    checkpoint = load_checkpoint(RunFolder(folder / "whole").last)
+    assert in_two == pytest.approx(validation_total(checkpoint), rel=1e-12)

@@ -1,0 +1,175 @@
+"""What the tests of several processes do in each of them, and in one alone to compare with."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers.models import small_detector
+from helpers.tiny_training import (
+    CONSTANT,
+    LABEL_SPACE,
+    NUM_CLASSES,
+    TinyLoader,
+    tiny_batch,
+    tiny_criterion,
+    tiny_detector,
+    tiny_sampler,
+    tiny_state,
+)
+from torch import Tensor, nn
+
+from deformable_detr import distributed
+from deformable_detr.data.collate import Batch
+from deformable_detr.engine.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_weights,
+    weights_for_inference,
+)
+from deformable_detr.engine.evaluate import validation_loss
+from deformable_detr.engine.metrics import RunningMean
+from deformable_detr.engine.optimizer import adamw, parameter_groups
+from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.train import NonFiniteLossError, Validation, fit, train_step
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+VARIANTS = ("multi_scale", "two_stage")
+COUNTS = (3, 0, 1, 2)  # objects in the four images of a step
+COUNTS_OF_EMPTY_RANK = (3, 1, 0, 0)  # the second of two processes gets the last two
+IMAGE_SIZE = 64
+NO_DROPOUT = ("model.encoder.dropout=0.0", "model.decoder.dropout=0.0")
+# Every level has more than one cell: a GroupNorm of one number would multiply rounding errors.
+SMALLER = (
+    "model.backbone.out_strides=[8, 16]",
+    "model.neck.num_levels=3",
+    "model.encoder.num_layers=1",
+    "model.decoder.num_layers=2",
+)
+TOTAL_BATCH = 4
+MAX_STEPS = 6
+
+
+def step_gradients(variant: str, dtype: str, counts: Sequence[int]) -> Tensor:
+    """All gradients, in a row, of one step on four images, shared by the processes there are."""
+    model = small_detector(variant, *NO_DROPOUT, *SMALLER, num_classes=NUM_CLASSES)
+    model = model.to(DTYPES[dtype])
+    _perturb(model)
+    state = TrainState(
+        model, adamw(parameter_groups(model)), CONSTANT, label_space=LABEL_SPACE, config={}
+    )
+    share = len(counts) // distributed.world_size()
+    own = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
+    image_ids = list(range(1, len(counts) + 1))
+    batch = tiny_batch(image_ids[own], list(counts)[own], dtype=DTYPES[dtype], size=IMAGE_SIZE)
+    state.model.train()
+    train_step(state, [batch], tiny_criterion(), seed=0, max_grad_norm=0)
+    return _gradients(model)
+
+
+def all_step_gradients() -> Mapping[str, Tensor]:
+    """`step_gradients` of every case, by name."""
+    return {
+        f"{variant} {dtype} {case}": step_gradients(variant, dtype, counts)
+        for variant in VARIANTS
+        for dtype in DTYPES
+        for case, counts in (("mixed", COUNTS), ("empty rank", COUNTS_OF_EMPTY_RANK))
+    }
+
+
+def work_in_process(folder: Path) -> dict[str, Any]:
+    """Everything that needs company, in one start of the processes, as a start takes seconds."""
+    whole, parts = RunFolder(folder / "whole"), RunFolder(folder / "parts")
+    result: dict[str, Any] = {"whole": train_tiny(whole, max_steps=MAX_STEPS)}
+    train_tiny(parts, max_steps=3)
+    result["resumed"] = train_tiny(parts, max_steps=MAX_STEPS, resume=True)
+    result["gradients"] = all_step_gradients()
+    return result | _talk()
+
+
+def train_tiny(folder: RunFolder, *, max_steps: int, resume: bool = False) -> Mapping[str, Tensor]:
+    """Train, with dropout, averaging and total batches of four; returns the weights."""
+    state = tiny_state(dropout=0.2, ema_decay=0.9, dtype=torch.float64)
+    folder.claim(resume=resume)
+    if resume:
+        state.restore(load_checkpoint(folder.last), "checkpoint")
+    sampler = tiny_sampler(num_samples=17, total_batch=TOTAL_BATCH, micro_batch=2)
+    validation = Validation(
+        [tiny_batch([1 + distributed.rank()], [1], dtype=torch.float64)],
+        folder.path.parent / "val" / "annotations.json",
+        every_epochs=100,
+        with_loss=True,
+    )
+    fit(
+        state,
+        tiny_criterion(),
+        TinyLoader(sampler, dtype=torch.float64),
+        sampler,
+        folder=folder,
+        validation=validation,
+        seed=11,
+        max_steps=max_steps,
+        log_every_steps=2,
+    )
+    return state.model.state_dict()
+
+
+def validation_total(checkpoint: Checkpoint) -> float:
+    """The loss of the averaged weights on the images of both processes, in one batch."""
+    model = tiny_detector(dtype=torch.float64)
+    load_weights(model, weights_for_inference(checkpoint), "checkpoint")
+    batch = tiny_batch([1, 2], [1, 1], dtype=torch.float64)
+    return validation_loss(model, [batch], tiny_criterion(), device=torch.device("cpu"))["total"]
+
+
+def _talk() -> dict[str, Any]:
+    """Use everything of `distributed`, and take steps that fail in the second process only."""
+    rank = distributed.rank()
+    entered = 0.0
+    with distributed.main_first():
+        if rank == 0:
+            time.sleep(0.5)
+        entered = time.monotonic()
+    means = RunningMean()
+    means.update({"value": torch.tensor(float(rank))})
+    return {
+        "rank": rank,
+        "world_size": distributed.world_size(),
+        "is_main": distributed.is_main(),
+        "sum": distributed.all_reduce_sum(torch.tensor([1.0, 10.0 * rank])).tolist(),
+        "gathered": distributed.all_gather_objects({"rank": rank}),
+        "mean": means.read(),
+        "entered": entered,
+        "not finite": _failure(tiny_batch([1, 2], [0, 0]), value=math.nan),
+        "not matched": _failure(tiny_batch([1, 2], [1, 1]), value=math.inf),
+    }
+
+
+def _failure(batch: Batch, *, value: float) -> str:
+    """What a step says whose first of two micro-batches is broken in the second process."""
+    if distributed.rank() == 1:
+        batch.images.images[0] = value
+    state = tiny_state()
+    try:
+        train_step(state, [batch, tiny_batch([3, 4], [1, 1])], tiny_criterion(), seed=0)
+    except NonFiniteLossError as error:
+        return f"{state.step}: {error}"
+    return "no error"
+
+
+@torch.no_grad()
+def _perturb(model: nn.Module) -> None:
+    """Zero-initialised weights would hide the gradients of what they multiply."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter += 0.03 * noise
+
+
+def _gradients(model: nn.Module) -> Tensor:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in trainable)
+    return torch.cat([parameter.grad.flatten() for parameter in trainable])

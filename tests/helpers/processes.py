@@ -1,0 +1,53 @@
+"""Runs a function in several processes that know each other, as a launcher would start them."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import multiprocessing
+
+from deformable_detr import distributed
+
+_T = TypeVar("_T")
+
+
+def run_in_processes(
+    function: Callable[[Path], _T], folder: Path, *, world_size: int = 2
+) -> list[_T]:
+    """Call `function(folder)` in each process; returns what it returned, by rank.
+
+    Args:
+        function: of a module, so that a new process can find it.
+        folder: is given to the function, and used to bring results back.
+        world_size: number of processes.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(_work, (function, folder, world_size, port), nprocs=world_size)
+    return [torch.load(_result(folder, rank), weights_only=False) for rank in range(world_size)]
+
+
+def _result(folder: Path, rank: int) -> Path:
+    return folder / f"result_{rank}.pth"
+
+
+def _work(
+    rank: int, function: Callable[[Path], object], folder: Path, world_size: int, port: int
+) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    distributed.start(torch.device("cpu"))
+    try:
+        torch.save(function(folder), _result(folder, rank))
+    finally:
+        distributed.stop()
