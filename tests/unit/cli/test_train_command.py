@@ -1,0 +1,107 @@
+import logging
+from pathlib import Path
+
+import pytest
+from helpers.coco_files import CocoFiles, write_coco_set
+from typer.testing import CliRunner, Result
+
+from deformable_detr.cli.main import app
+from deformable_detr.config_io import load_config
+from deformable_detr.engine.checkpoint import load_checkpoint
+from deformable_detr.engine.metrics import read_records
+
+SMALL = (
+    "model.backbone.depth=18",
+    "model.backbone.weights=none",
+    "model.backbone.out_strides=[16]",
+    "model.neck.num_levels=1",
+    "model.embed_dim=32",
+    "model.attention.num_heads=2",
+    "model.encoder.num_layers=1",
+    "model.decoder.num_layers=1",
+    "model.queries.num_queries=5",
+    "data.augmentation.sizes=[48]",
+    "data.augmentation.pre_crop_sizes=[64]",
+    "data.augmentation.crop_sizes=[32, 48]",
+    "data.eval_size=48",
+    "data.num_workers=0",
+    "train.total_batch=4",
+    "train.micro_batch=2",
+    "train.log_every=1",
+)
+
+
+def data_settings(train: CocoFiles, val: CocoFiles) -> list[str]:
+    return [
+        f"data.train.images={train.images}",
+        f"data.train.annotations={train.annotations}",
+        f"data.val.images={val.images}",
+        f"data.val.annotations={val.annotations}",
+    ]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> list[str]:
+    train = write_coco_set(tmp_path / "train", num_images=8, empty=[2])
+    return data_settings(train, write_coco_set(tmp_path / "val", num_images=2, seed=1))
+
+
+def run(folder: Path, *arguments: str) -> Result:
+    options = ["train", "--config", "deformable_detr_r50", "--device", "cpu"]
+    return CliRunner().invoke(app, [*options, "--run-dir", str(folder), *SMALL, *arguments])
+
+
+def test_a_run_is_trained_refused_and_resumed(
+    tmp_path: Path, data: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    settings = [*data, "train.epochs=2"]
+    with caplog.at_level(logging.INFO):
+        result = run(folder, *settings, "train.max_steps=1")
+    assert result.exception is None
+    header = caplog.text
+    assert "4 = 2 images x 1 process x 2 accumulations" in header
+    assert "total batch is 4, the recipe has 32" in header
+    assert "8 images" in header
+    assert load_config(folder / "config.yaml").train.max_steps == 1
+    assert load_checkpoint(folder / "best.pth").step == 1
+
+    refused = run(folder, *settings)
+    assert isinstance(refused.exception, ValueError)
+    assert "--resume or --overwrite" in str(refused.exception)
+
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        result = run(folder, "--resume", *settings, "train.max_steps=3")
+    assert result.exception is None
+    assert "resuming after step 1, epoch 0" in caplog.text
+    assert "the config has changed: train.max_steps: 1 -> 3" in caplog.text
+    checkpoint = load_checkpoint(folder / "last.pth")
+    assert (checkpoint.step, checkpoint.epoch) == (3, 1)
+    steps = [r["step"] for r in read_records(folder / "metrics.jsonl") if r["kind"] == "train"]
+    assert steps == [1, 2, 3]
+
+
+def test_data_of_other_classes_is_refused_before_anything_is_written(
+    tmp_path: Path, data: list[str]
+) -> None:
+    other = write_coco_set(tmp_path / "other", num_images=2, categories={3: "a", 9: "b"})
+    result = run(tmp_path / "run", *data, f"data.val.annotations={other.annotations}")
+    assert isinstance(result.exception, ValueError)
+    assert "must have the categories of" in str(result.exception)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_with_data_of_other_classes_is_refused(tmp_path: Path, data: list[str]) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, *data, "train.max_steps=1").exception is None
+    other = write_coco_set(tmp_path / "other", num_images=4, categories={3: "a", 9: "b"})
+    result = run(folder, "--resume", *data_settings(other, other))
+    assert isinstance(result.exception, ValueError)
+    assert "the training set must have the categories of checkpoint" in str(result.exception)
+
+
+def test_missing_data_names_the_setting(tmp_path: Path) -> None:
+    result = run(tmp_path / "run")
+    assert isinstance(result.exception, ValueError)
+    assert str(result.exception).startswith("data.train.images: must be given")
