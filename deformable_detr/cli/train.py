@@ -14,7 +14,7 @@ def train(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...",
+            metavar="KEY=VALUE",
             help="Settings that replace the config's, such as train.micro_batch=4.",
             show_default=False,
         ),

