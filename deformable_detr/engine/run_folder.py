@@ -9,6 +9,8 @@ from typing import Any
 from deformable_detr import distributed
 from deformable_detr.engine.metrics import append_record, forget_records_after
 
+_FAILED_STEP = "failed_step_"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -75,7 +77,9 @@ class RunFolder:
         if distributed.is_main():
             self.path.mkdir(parents=True, exist_ok=True)
             if overwrite:
-                for file in (self.last, self.best, self.metrics, self.curves, self.config):
+                failures = self.path.glob(f"{_FAILED_STEP}*.json")
+                own = (self.last, self.best, self.metrics, self.curves, self.config)
+                for file in (*own, *failures):
                     file.unlink(missing_ok=True)
         distributed.barrier()
 
@@ -91,7 +95,7 @@ class RunFolder:
 
     def write_failed_step(self, step: int, image_ids: Sequence[int]) -> Path:
         """Write down which images this process had in a step that went wrong."""
-        path = self.path / f"failed_step_{step}_rank_{distributed.rank()}.json"
+        path = self.path / f"{_FAILED_STEP}{step}_rank_{distributed.rank()}.json"
         content = {"step": step, "image_ids": list(image_ids)}
         path.write_text(json.dumps(content) + "\n", encoding="ascii")
         return path

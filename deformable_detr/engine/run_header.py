@@ -4,15 +4,18 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from deformable_detr.engine.optimizer import LR, LR_BY_ROLE, WEIGHT_DECAY
+from deformable_detr.engine.train import EPOCHS, MAX_GRAD_NORM
+
 # Official recipe of the paper's 50-epoch runs.
 RECIPE: Mapping[str, float | str] = {
     "total batch": 32,
-    "learning rate": 2e-4,
-    "backbone learning rate": 2e-5,
-    "sampling learning rate": 2e-5,
-    "weight decay": 1e-4,
-    "gradient clipping": 0.1,
-    "epochs": 50,
+    "learning rate": LR,
+    "backbone learning rate": LR_BY_ROLE["backbone"],
+    "sampling learning rate": LR_BY_ROLE["sampling"],
+    "weight decay": WEIGHT_DECAY,
+    "gradient clipping": MAX_GRAD_NORM,
+    "epochs": EPOCHS,
     "optimizer": "adamw",
     "schedule": "step",
 }

@@ -114,6 +114,11 @@ def fit(
                 max_grad_norm=max_grad_norm,
                 log_every_steps=log_every_steps,
             )
+            if state.step != min(end, (state.epoch + 1) * steps_per_epoch):
+                raise ValueError(
+                    f"loader must yield the micro-batches of {steps_per_epoch} steps an epoch as "
+                    f"the sampler does, got {state.step} steps after epoch {state.epoch}"
+                )
             state.epoch = state.step // steps_per_epoch
             _save(state, folder.last)
             if state.step == end or state.epoch % validation.every_epochs == 0:

@@ -2,42 +2,14 @@ import logging
 from pathlib import Path
 
 import pytest
-from helpers.coco_files import CocoFiles, write_coco_set
+from helpers.coco_files import write_coco_set
+from helpers.small_run import SMALL_RUN, data_settings
 from typer.testing import CliRunner, Result
 
 from deformable_detr.cli.main import app
 from deformable_detr.config_io import load_config
 from deformable_detr.engine.checkpoint import load_checkpoint
 from deformable_detr.engine.metrics import read_records
-
-SMALL = (
-    "model.backbone.depth=18",
-    "model.backbone.weights=none",
-    "model.backbone.out_strides=[16]",
-    "model.neck.num_levels=1",
-    "model.embed_dim=32",
-    "model.attention.num_heads=2",
-    "model.encoder.num_layers=1",
-    "model.decoder.num_layers=1",
-    "model.queries.num_queries=5",
-    "data.augmentation.sizes=[48]",
-    "data.augmentation.pre_crop_sizes=[64]",
-    "data.augmentation.crop_sizes=[32, 48]",
-    "data.eval_size=48",
-    "data.num_workers=0",
-    "train.total_batch=4",
-    "train.micro_batch=2",
-    "train.log_every=1",
-)
-
-
-def data_settings(train: CocoFiles, val: CocoFiles) -> list[str]:
-    return [
-        f"data.train.images={train.images}",
-        f"data.train.annotations={train.annotations}",
-        f"data.val.images={val.images}",
-        f"data.val.annotations={val.annotations}",
-    ]
 
 
 @pytest.fixture
@@ -48,7 +20,7 @@ def data(tmp_path: Path) -> list[str]:
 
 def run(folder: Path, *arguments: str) -> Result:
     options = ["train", "--config", "deformable_detr_r50", "--device", "cpu"]
-    return CliRunner().invoke(app, [*options, "--run-dir", str(folder), *SMALL, *arguments])
+    return CliRunner().invoke(app, [*options, "--run-dir", str(folder), *SMALL_RUN, *arguments])
 
 
 def test_a_run_is_trained_refused_and_resumed(

@@ -24,7 +24,8 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
 
 
 def test_overwriting_deletes_the_files_of_the_run_and_no_others(tmp_path: Path) -> None:
-    for name in ("last.pth", "best.pth", "metrics.jsonl", "curves.png", "config.yaml", "notes"):
+    own = ("last.pth", "best.pth", "metrics.jsonl", "curves.png", "config.yaml")
+    for name in (*own, "failed_step_7_rank_0.json", "notes"):
         (tmp_path / name).touch()
     RunFolder(tmp_path).claim(overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]

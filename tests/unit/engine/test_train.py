@@ -236,6 +236,19 @@ def test_a_run_leaves_metrics_checkpoints_and_curves(
     assert load_checkpoint(folder.last).best_ap == best.best_ap
 
 
+def test_a_loader_that_ends_too_soon_is_refused(tmp_path: Path, validation: Validation) -> None:
+    with pytest.raises(ValueError, match=r"micro-batches of 4 steps an epoch .* got 1 steps"):
+        fit(
+            tiny_state(),
+            tiny_criterion(),
+            [tiny_batch([1, 2], [1, 1])],
+            tiny_sampler(),
+            folder=RunFolder(tmp_path),
+            validation=validation,
+            seed=0,
+        )
+
+
 def test_a_finished_run_has_nothing_left_to_do(
     tmp_path: Path, validation: Validation, caplog: pytest.LogCaptureFixture
 ) -> None:
