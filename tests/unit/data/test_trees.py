@@ -149,6 +149,13 @@ def test_a_damaged_folder_is_written_again(tmp_path, wheel, name, damage):
     assert hashes(tmp_path) == before
 
 
+def test_sets_of_another_recipe_are_written_again(tmp_path, wheel, monkeypatch):
+    write_trees(tmp_path)
+    monkeypatch.setattr(trees, "RECIPE", trees.RECIPE + 1)
+    write_trees(tmp_path)
+    assert wheel.reads == 2
+
+
 @pytest.mark.slow
 def test_the_real_photos_give_the_known_sets(tmp_path):
     try:
