@@ -13,6 +13,7 @@ class BuildWithConfigs(build_py):
     """Also copies `configs/` beside the modules, where `config_io` finds it without a checkout."""
 
     def run(self) -> None:
+        """Build as usual, then copy."""
         super().run()
         if self.editable_mode:  # the checkout's own folder is used
             return
@@ -21,6 +22,7 @@ class BuildWithConfigs(build_py):
             shutil.copyfile(source, target)
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        """What is built, the copies included."""
         outputs: list[str] = super().get_outputs(include_bytecode)
         return outputs + [str(target) for target in self._copies().values()]
 

@@ -13,9 +13,7 @@ INVERSE_SIGMOID_EPS = 1e-5  # official code: logits stay within +-11.51
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """Convert (..., 4) boxes from centre and size to corners."""
     cx, cy, width, height = boxes.unbind(-1)
-    return torch.stack(
-        (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), dim=-1
-    )
+    return torch.stack((cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:

@@ -192,8 +192,13 @@ def build_queries(config: ModelConfig, *, num_classes: int) -> LearnedQueries | 
     match config.queries:
         case LearnedQueriesConfig(num_queries=num_queries):
             return LearnedQueries(num_queries, config.embed_dim)
-        case TwoStageQueriesConfig(num_queries=num_queries):
-            return ProposalQueries(num_queries, num_classes=num_classes, embed_dim=config.embed_dim)
+        case TwoStageQueriesConfig(num_queries=num_queries, content=content):
+            return ProposalQueries(
+                num_queries,
+                num_classes=num_classes,
+                embed_dim=config.embed_dim,
+                content=content,
+            )
         case _:
             assert_never(config.queries)
 

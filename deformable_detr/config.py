@@ -131,10 +131,14 @@ class LearnedQueriesConfig(FrozenModel):
 
 
 class TwoStageQueriesConfig(FrozenModel):
-    """Queries from the best proposals of the encoder."""
+    """Queries from the best proposals of the encoder.
+
+    Their content is made from the proposal's box, as in the paper, or is the token's features.
+    """
 
     kind: Literal["two_stage"] = "two_stage"
     num_queries: Positive = 300
+    content: Literal["box", "memory"] = "box"
 
 
 QueriesConfig = Annotated[LearnedQueriesConfig | TwoStageQueriesConfig, Field(discriminator="kind")]
@@ -143,7 +147,7 @@ QueriesConfig = Annotated[LearnedQueriesConfig | TwoStageQueriesConfig, Field(di
 class ModelConfig(FrozenModel):
     """The detector. The number of classes is not here: it comes from the data's categories."""
 
-    embed_dim: int = Field(256, gt=0, multiple_of=32)
+    embed_dim: int = Field(256, ge=64, multiple_of=32)
     backbone: BackboneConfig = ResNetConfig()
     neck: ChannelMapperConfig = ChannelMapperConfig()
     position: PositionConfig = SinePositionConfig()

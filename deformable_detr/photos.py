@@ -28,23 +28,22 @@ def read_photo(path: Path) -> Image.Image:
         raise FileNotFoundError(f"photo {path} must exist, got no such file")
     try:
         with Image.open(path) as image:
-            return to_rgb(image)
+            return to_rgb(ImageOps.exif_transpose(image))
     except _UNREADABLE as error:
         raise ValueError(f"photo {path} must be a readable image, got: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A copy of an image of any mode as RGB, turned as its EXIF orientation says.
+    """A copy of an image of any mode as RGB, its pixels where they are stored.
 
     Grey values of 16 bits are scaled to 8; transparency is ignored.
     """
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode in _SIXTEEN_BITS:
-        grey = np.asarray(upright).astype(np.int64) // _TO_EIGHT_BITS
+    if image.mode in _SIXTEEN_BITS:
+        grey = np.asarray(image).astype(np.int64) // _TO_EIGHT_BITS
         return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if upright.mode == "P":  # may hold transparency that only RGBA can express
-        upright = upright.convert("RGBA")
-    return upright.convert("RGB")
+    if image.mode == "P":  # may hold transparency that only RGBA can express
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def as_photo(image: ImageLike) -> Image.Image:
@@ -61,7 +60,7 @@ def as_photo(image: ImageLike) -> Image.Image:
     if isinstance(image, str | Path):
         return read_photo(Path(image))
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return to_rgb(ImageOps.exif_transpose(image))
     if isinstance(image, Tensor):
         return Image.fromarray(_tensor_pixels(image))
     return Image.fromarray(_array_pixels(image))

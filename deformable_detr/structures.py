@@ -15,6 +15,9 @@ from torch import Tensor
 
 Size = tuple[int, int]  # (height, width)
 LevelShapes = tuple[Size, ...]
+# Mean and standard deviation of R, G and B in [0, 1], by which every image is normalised.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 _T = TypeVar("_T", bound="_Movable")
 
 
@@ -128,7 +131,7 @@ class ImageBatch(_Movable):
     """Images of different sizes in one tensor, padded with zeros at the right and the bottom.
 
     Attributes:
-        images: (N, 3, H, W) normalised float images.
+        images: (N, 3, H, W) RGB, normalised by the statistics of ImageNet.
         padding_mask: (N, H, W) bool, True on padding.
     """
 
@@ -188,9 +191,7 @@ class Pyramid:
             f"padding_masks must be one per map, got {len(self.padding_masks)} "
             f"for {len(self.maps)} maps",
         )
-        for level, (features, mask) in enumerate(
-            zip(self.maps, self.padding_masks, strict=True)
-        ):
+        for level, (features, mask) in enumerate(zip(self.maps, self.padding_masks, strict=True)):
             N, _, H, W = features.shape
             _require(
                 _shape(mask) == (N, H, W),

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from deformable_detr.data.annotations import ImageRecord, read_annotations
 from deformable_detr.labels import LabelSpace
+from deformable_detr.photos import to_rgb
 from deformable_detr.structures import Sample, Size
 
 # What the last bytes of a whole file hold, by Pillow's name of its format.
@@ -97,7 +98,7 @@ class CocoDataset(Dataset[Sample]):
 def _decode(file: Path) -> Image.Image:
     try:
         with Image.open(file) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
     except _UNREADABLE as error:
         raise ValueError(f"{file} must be a readable image, got: {error}") from error
 

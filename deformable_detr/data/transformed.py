@@ -1,6 +1,5 @@
 """TransformedDataset: a data set as the model takes it, augmentation and all."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deformable_detr.data.samplers import SampleKey, derive_seed
-from deformable_detr.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, to_model_input
+from deformable_detr.data.transforms import Transform, to_model_input
 from deformable_detr.structures import Sample, Target
 
 
@@ -29,8 +28,6 @@ class TransformedDataset(Dataset[tuple[Tensor, Target]]):
         source: the samples on disk.
         transform: what happens to each.
         seed: of the run.
-        mean: of each channel of RGB in [0, 1].
-        std: of each channel of RGB in [0, 1].
         repeats: how often each sample counts in an epoch, each time augmented differently;
             for few and large photos that are trained on in random crops.
     """
@@ -41,8 +38,6 @@ class TransformedDataset(Dataset[tuple[Tensor, Target]]):
         transform: Transform,
         *,
         seed: int,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
         repeats: int = 1,
     ) -> None:
         if repeats < 1:
@@ -50,8 +45,6 @@ class TransformedDataset(Dataset[tuple[Tensor, Target]]):
         self._source = source
         self._transform = transform
         self._seed = seed
-        self._mean = tuple(mean)
-        self._std = tuple(std)
         self._repeats = repeats
 
     def __len__(self) -> int:
@@ -60,4 +53,4 @@ class TransformedDataset(Dataset[tuple[Tensor, Target]]):
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Target]:
         generator = torch.Generator().manual_seed(derive_seed(self._seed, key.epoch, key.index))
         sample = self._source[key.index % len(self._source)]
-        return to_model_input(self._transform(sample, generator), mean=self._mean, std=self._std)
+        return to_model_input(self._transform(sample, generator))

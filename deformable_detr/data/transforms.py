@@ -4,7 +4,6 @@ A transform is called with a sample and a generator and returns a new sample. It
 generator only, so a sample's augmentation depends on the generator's seed and on nothing else.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -20,12 +19,10 @@ from deformable_detr.data.geometry import (
     resized_size,
     rotate_quarter,
 )
-from deformable_detr.structures import Sample, Target
+from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD, Sample, Target
 
 COCO_SHORT_SIDES = tuple(range(480, 801, 32))
 COCO_MAX_SIZE = 1333
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Transform(Protocol):
@@ -220,15 +217,11 @@ def resize_only(short_side: int = COCO_SHORT_SIDES[-1], max_size: int = COCO_MAX
     return RandomResize((short_side,), max_size)
 
 
-def to_model_input(
-    sample: Sample, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
-) -> tuple[Tensor, Target]:
+def to_model_input(sample: Sample) -> tuple[Tensor, Target]:
     """The last step of every pipeline: PIL image and pixels become tensors and shares.
 
     Args:
         sample: what the transforms left.
-        mean: of each channel of RGB in [0, 1].
-        std: of each channel of RGB in [0, 1].
 
     Returns:
         (3, h, w) float32 normalised image, and its target with boxes relative to (h, w).
@@ -241,7 +234,7 @@ def to_model_input(
         image_id=sample.image_id,
         original_size=sample.original_size,
     )
-    return TF.normalize(pixels, list(mean), list(std)), target
+    return TF.normalize(pixels, list(IMAGENET_MEAN), list(IMAGENET_STD)), target
 
 
 def _draw(generator: Generator, low: float, high: float) -> float:

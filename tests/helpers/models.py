@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from deformable_detr.build import build_model
-from deformable_detr.config import RunConfig
+from deformable_detr.config import ResNetConfig, RunConfig, TimmConfig
 from deformable_detr.config_io import load_config
 from deformable_detr.models.detector import DeformableDETR
 from deformable_detr.structures import Target
@@ -21,7 +21,7 @@ VARIANTS = {
 }
 _REDUCED = (
     "model.backbone.weights=none",
-    "model.embed_dim=32",
+    "model.embed_dim=64",
     "model.attention.num_heads=4",
     "model.encoder.num_layers=2",
     "model.encoder.ffn_dim=64",
@@ -34,11 +34,13 @@ _REDUCED = (
 def reduced_config(name: str, *overrides: str) -> RunConfig:
     """A config of `configs/`, its model small enough for a test."""
     config = load_config(CONFIGS / f"{name}.yaml")
-    depth = ()
-    backbone = config.model.backbone
-    if backbone.kind == "resnet" and not backbone.dilation:
-        depth = ("model.backbone.depth=18",)
-    return load_config(CONFIGS / f"{name}.yaml", [*_REDUCED, *depth, *overrides])
+    lighter = []
+    match config.model.backbone:
+        case ResNetConfig(dilation=False):
+            lighter = ["model.backbone.depth=18"]
+        case TimmConfig(name="convnext_tiny"):
+            lighter = ["model.backbone.name=convnext_atto"]
+    return load_config(CONFIGS / f"{name}.yaml", [*_REDUCED, *lighter, *overrides])
 
 
 def small_detector(

@@ -15,7 +15,7 @@ from deformable_detr.data.transforms import resize_only
 from deformable_detr.evaluation.postprocess import select_detections
 from deformable_detr.evaluation.visualize import draw_detections
 
-N, C, L, Q = 2, 32, 4, 10
+N, C, L, Q = 2, 64, 4, 10
 
 
 def test_a_batch_walks_through_every_step(tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import timm
+import torch
 from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.mobilenetv3 import MobileNetV3Features
 from timm.utils.model import freeze_batch_norm_2d
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from deformable_detr.models.backbones.base import Backbone, freeze, require_strides
 from deformable_detr.models.backbones.weights import load_backbone_weights
+from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD
 
 
 class TimmBackbone(Backbone):
-    """A timm `features_only` model.
+    """A timm `features_only` model, fed with the normalisation it was trained with.
 
     Args:
         name: timm's model name, without a pre-trained tag.
@@ -26,6 +28,9 @@ class TimmBackbone(Backbone):
     Raises:
         ValueError: an unknown model, tag or stride, or a file that does not fit.
     """
+
+    _scale: Tensor
+    _shift: Tensor
 
     def __init__(
         self,
@@ -66,6 +71,10 @@ class TimmBackbone(Backbone):
             freeze_batch_norm_2d(self.body)
         self.strides = tuple(out_strides)
         self.channels = tuple(self.body.feature_info.channels())
+        mean, std = (torch.tensor(self.body.default_cfg[key]) for key in ("mean", "std"))
+        scale, shift = torch.tensor(IMAGENET_STD) / std, (torch.tensor(IMAGENET_MEAN) - mean) / std
+        self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_shift", shift.view(1, 3, 1, 1), persistent=False)
         self._channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
         frozen_maps = [
             info["module"]
@@ -77,7 +86,8 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone`."""
-        features: list[Tensor] = self.body(images)
+        # From the statistics of ImageNet to those that the network was trained with.
+        features: list[Tensor] = self.body(images * self._scale + self._shift)
         if self._channels_last:
             features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
         return features

@@ -20,7 +20,7 @@ class ChannelMapper(Neck):
 
     Args:
         channels: channels of the backbone's maps, finest first.
-        embed_dim: C, a multiple of 32.
+        embed_dim: C, a multiple of 32, at least 64.
         num_levels: L, at least the number of maps.
 
     Raises:
@@ -34,8 +34,11 @@ class ChannelMapper(Neck):
                 f"num_levels must be at least the backbone's {len(channels)} maps, "
                 f"got {num_levels}; ask for fewer out_strides"
             )
-        if embed_dim % _NORM_GROUPS:
-            raise ValueError(f"embed_dim must be a multiple of {_NORM_GROUPS}, got {embed_dim}")
+        if embed_dim % _NORM_GROUPS or embed_dim == _NORM_GROUPS:
+            # A group of one channel of a map of one cell has nothing to normalise.
+            raise ValueError(
+                f"embed_dim must be a multiple of {_NORM_GROUPS} and above it, got {embed_dim}"
+            )
         self.num_levels = num_levels
         projections = [nn.Conv2d(width, embed_dim, kernel_size=1) for width in channels]
         width = channels[-1]

@@ -128,13 +128,6 @@ def test_no_repeats_are_refused(files):
         open_set(files, repeats=0)
 
 
-def test_mean_and_std_reach_the_images(files):
-    key = SampleKey(0, 0)
-    plain, _ = open_set(files, mean=(0, 0, 0), std=(1, 1, 1))[key]
-    image, _ = open_set(files, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))[key]
-    torch.testing.assert_close(image, plain * 2 - 1)
-
-
 def test_evaluation_batches_hold_every_image_in_order(files):
     dataset = open_set(files)
     sampler = EvaluationSampler(len(dataset), batch_size=3, rank=0, world_size=1)

@@ -4,9 +4,11 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.transforms.v2.functional import normalize
 
 from deformable_detr.models.backbones.timm_adapter import TimmBackbone
 from deformable_detr.models.backbones.torchvision_adapter import build_mobilenet_v2, build_resnet
+from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD
 
 BACKBONES = {
     "resnet18": lambda: build_resnet(18),
@@ -197,3 +199,12 @@ def test_published_weights_are_asked_for_by_their_name(monkeypatch):
     backbone = build_resnet(18, weights="imagenet1k_v1")
     assert asked == [member]
     assert torch.equal(backbone.body["conv1"].weight, network.conv1.weight)
+
+
+def test_a_timm_network_sees_its_own_normalisation():
+    backbone = TimmBackbone("tf_efficientnet_lite0", out_strides=(8,)).eval()
+    pixels = torch.rand(1, 3, 64, 64)
+    ours = normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
+    theirs = normalize(pixels, [0.5] * 3, [0.5] * 3)  # as timm states for this network
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(ours)[0], backbone.body(theirs)[0])

@@ -43,7 +43,7 @@ def test_memory_stands_level_after_level_and_row_by_row():
 
 
 def test_neck_takes_further_levels_from_the_last_map_and_then_from_each_other():
-    neck = ChannelMapper((8, 16), embed_dim=32, num_levels=4)
+    neck = ChannelMapper((8, 16), embed_dim=64, num_levels=4)
     features = [torch.randn(1, 8, 13, 18), torch.randn(1, 16, 7, 9)]
     padding_mask = torch.zeros(1, 104, 144, dtype=torch.bool)
     padding_mask[:, 60:] = True

@@ -80,6 +80,21 @@ def test_only_the_box_is_detached():
     assert (gradient != 0).any()
 
 
+def test_content_may_be_the_chosen_tokens_own_features():
+    memory = plain_memory(((6, 8),))
+    part = ProposalQueries(5, num_classes=3, embed_dim=32, content="memory")
+    for parameter in part.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    queries, proposals = part(memory)
+    assert queries.query_pos.shape == (2, 5, 32)
+    best = proposals.logits[..., 0].topk(5).indices
+    is_valid = start_of(memory)[1]
+    features = part.memory_norm(part.memory_proj(memory.tokens * is_valid[..., None]))
+    expected = features.gather(1, best[..., None].expand(-1, -1, 32))
+    torch.testing.assert_close(queries.query, expected)
+    assert queries.query.requires_grad
+
+
 def test_invalid_tokens_may_be_chosen_and_are_the_far_corner_without_gradient():
     memory = golden_memory()
     part = ProposalQueries(8, num_classes=1, embed_dim=4)
