@@ -16,7 +16,7 @@ from deformable_detr.config import ConfigError, RunConfig
 
 _PACKAGE = Path(__file__).parent
 # In a wheel the files are inside the package, in a checkout beside it.
-_CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+_CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 _MAX_BASES = 2
 
 
@@ -92,10 +92,9 @@ def find_config(config: str | Path) -> Path:
         if path.is_file():
             return path
         path = path.with_suffix("")
-    for folder in _CONFIG_FOLDERS:
-        candidate = folder / f"{path}.yaml"
-        if candidate.is_file():
-            return candidate
+    candidate = _CONFIGS / f"{path}.yaml"
+    if candidate.is_file():
+        return candidate
     names = config_names()
     raise ConfigError(
         f"config must be a YAML file or one of {', '.join(names)}, got {str(config)!r}"
@@ -106,11 +105,7 @@ def find_config(config: str | Path) -> Path:
 def config_names() -> list[str]:
     """Names of the configs that come with the package."""
     return sorted(
-        {
-            file.relative_to(folder).with_suffix("").as_posix()
-            for folder in _CONFIG_FOLDERS
-            for file in folder.rglob("*.yaml")
-        }
+        file.relative_to(_CONFIGS).with_suffix("").as_posix() for file in _CONFIGS.rglob("*.yaml")
     )
 
 
