@@ -266,7 +266,12 @@ def build_train_transform(config: AugmentationConfig) -> Transform:
             jitter = config.color_jitter
             return Compose(
                 (
-                    RandomZoomCrop(config.size, config.scales, config.min_visibility),
+                    RandomZoomCrop(
+                        config.size,
+                        config.scales,
+                        min_visibility=config.min_visibility,
+                        around_objects=config.around_objects,
+                    ),
                     RandomRotate90(),
                     RandomHorizontalFlip(),
                     ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter),

@@ -208,13 +208,15 @@ class CocoAugmentationConfig(FrozenModel):
 class ZoomCropAugmentationConfig(FrozenModel):
     """For photos without an up: square crops at random zoom, any of their eight orientations.
 
-    A crop of `size * u` pixels, u uniform in `scales`, is resized to `size`. A cut box stays if
+    A crop of `size * u` pixels, u uniform in `scales`, is resized to `size`; with
+    `around_objects` it holds at least one object, where there is one. A cut box stays if
     `min_visibility` of its area is inside. Colours change by at most the share `color_jitter`.
     """
 
     kind: Literal["zoom_crop"] = "zoom_crop"
     size: Positive
     scales: Range = (0.5, 1.0)
+    around_objects: bool = False
     min_visibility: float = Field(0.4, ge=0, le=1)
     color_jitter: Probability = 0.0
 

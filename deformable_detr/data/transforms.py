@@ -147,11 +147,14 @@ class RandomZoomCrop:
         scale: the square's side is `size` times a number drawn from this range, and at most
             the image's shorter side; below 1 objects grow, above 1 they shrink.
         min_visibility: boxes that keep a smaller share of their area are dropped.
+        around_objects: place the square so that it holds the centre of some object, each as
+            likely as the others, where there is one; else anywhere.
     """
 
     size: int
     scale: tuple[float, float] = (1.0, 1.0)
     min_visibility: float = 0.0
+    around_objects: bool = False
 
     def __post_init__(self) -> None:
         _require(self.size > 0, f"size must be positive, got {self.size}")
@@ -165,12 +168,25 @@ class RandomZoomCrop:
         """See `Transform`."""
         wanted = round(self.size * _draw(generator, *self.scale))
         side = min(max(wanted, 1), *sample.size)
-        top = _draw_integer(generator, 0, sample.size[0] - side)
-        left = _draw_integer(generator, 0, sample.size[1] - side)
+        top, left = self._place(sample, side, generator)
         square = crop(
             sample, top=top, left=left, size=(side, side), min_visibility=self.min_visibility
         )
         return resize(square, (self.size, self.size))
+
+    def _place(self, sample: Sample, side: int, generator: Generator) -> tuple[int, int]:
+        """The first row and the first column of the square."""
+        limits = [extent - side for extent in sample.size]
+        if not self.around_objects or len(sample.labels) == 0:
+            top, left = (_draw_integer(generator, 0, limit) for limit in limits)
+            return top, left
+        chosen = _draw_integer(generator, 0, len(sample.labels) - 1)
+        x, y = xyxy_to_cxcywh(sample.boxes_xyxy[chosen])[:2].tolist()
+        top, left = (
+            min(max(int(center - side * _draw(generator, 0, 1)), 0), limit)
+            for center, limit in zip((y, x), limits, strict=True)
+        )
+        return top, left
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ EVERY_TRANSFORM = [
     RandomResize((32, 48, 64)),
     RandomSizeCrop(20, 50),
     RandomZoomCrop(48, (0.5, 1.5)),
+    RandomZoomCrop(48, (0.5, 1.5), around_objects=True),
     ColorJitter(0.3, 0.3, 0.3),
     coco_train_transform(
         short_sides=(48, 64), max_size=90, pre_crop_short_sides=(50, 60), crop_range=(30, 50)
@@ -142,6 +143,29 @@ def test_zoom_crop_drops_hardly_visible_boxes():
     strict = RandomZoomCrop(48, (0.5, 0.5), min_visibility=1.0)
     for result in results(strict, make_sample(), 50):
         assert 0 not in result.labels  # 40 x 40 does not fit into 24 x 24
+
+
+def test_zoom_crop_around_objects_holds_one_and_reaches_all():
+    crop = RandomZoomCrop(20, around_objects=True)
+    seen = [set(result.labels.tolist()) for result in results(crop, make_sample((300, 400)), 60)]
+    assert all(seen)
+    assert set.union(*seen) == {0, 1, 2}
+    anywhere = results(RandomZoomCrop(20), make_sample((300, 400)), 60)
+    assert any(len(result.labels) == 0 for result in anywhere)
+
+
+def test_zoom_crop_around_objects_goes_anywhere_where_there_are_none():
+    sample = make_sample()
+    empty = Sample(
+        image=sample.image,
+        boxes_xyxy=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.int64),
+        area=torch.zeros(0),
+        image_id=7,
+        original_size=sample.original_size,
+    )
+    crops = results(RandomZoomCrop(20, around_objects=True), empty, 20)
+    assert len({result.image.tobytes() for result in crops}) > 10
 
 
 def test_colour_jitter_changes_colours_only():
