@@ -190,14 +190,15 @@ def build_position(config: PositionConfig, *, embed_dim: int) -> nn.Module:
 def build_queries(config: ModelConfig, *, num_classes: int) -> LearnedQueries | ProposalQueries:
     """The decoder's start."""
     match config.queries:
-        case LearnedQueriesConfig(num_queries=num_queries):
-            return LearnedQueries(num_queries, config.embed_dim)
-        case TwoStageQueriesConfig(num_queries=num_queries, content=content):
+        case LearnedQueriesConfig():
+            return LearnedQueries(config.queries.num_queries, config.embed_dim)
+        case TwoStageQueriesConfig():
             return ProposalQueries(
-                num_queries,
+                config.queries.num_queries,
                 num_classes=num_classes,
                 embed_dim=config.embed_dim,
-                content=content,
+                content=config.queries.content,
+                base_size=config.queries.base_size,
             )
         case _:
             assert_never(config.queries)

@@ -134,11 +134,13 @@ class TwoStageQueriesConfig(FrozenModel):
     """Queries from the best proposals of the encoder.
 
     Their content is made from the proposal's box, as in the paper, or is the token's features.
+    Boxes of the finest level start `base_size` of the image wide and high.
     """
 
     kind: Literal["two_stage"] = "two_stage"
     num_queries: Positive = 300
     content: Literal["box", "memory"] = "box"
+    base_size: float = Field(0.05, gt=0.01, lt=0.99)
 
 
 QueriesConfig = Annotated[LearnedQueriesConfig | TwoStageQueriesConfig, Field(discriminator="kind")]

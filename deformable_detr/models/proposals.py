@@ -11,7 +11,7 @@ from deformable_detr.models.heads import BoxHead, ClassHead
 from deformable_detr.models.memory import cell_centers
 from deformable_detr.structures import LevelShapes, Memory, Predictions, Queries
 
-_BASE_SIZE = 0.05  # official code: proposals of level l start at 0.05 * 2^l of the image
+BASE_SIZE = 0.05  # official code
 _VALID_RANGE = (0.01, 0.99)
 
 
@@ -34,6 +34,8 @@ class ProposalQueries(nn.Module):
         num_classes: K; only class 0 is used, the others are trained as background.
         embed_dim: C, a multiple of 4.
         content: what a query's content is: "box" or "memory", see above.
+        base_size: width and height that the boxes of the finest level start from, as a share of
+            the image; they double from level to level.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class ProposalQueries(nn.Module):
         num_classes: int,
         embed_dim: int,
         content: Literal["box", "memory"] = "box",
+        base_size: float = BASE_SIZE,
     ) -> None:
         super().__init__()
+        self.base_size = base_size
         self.content = content
         self.num_queries = num_queries
         self.memory_proj = nn.Linear(embed_dim, embed_dim)
@@ -60,7 +64,10 @@ class ProposalQueries(nn.Module):
     def forward(self, memory: Memory) -> tuple[Queries, Predictions]:
         """Queries of (N, Q, C) with (N, Q, 4) references, and the proposals of all S tokens."""
         start, is_valid = proposal_logits(
-            memory.level_shapes, memory.valid_ratios, memory.padding_mask
+            memory.level_shapes,
+            memory.valid_ratios,
+            memory.padding_mask,
+            base_size=self.base_size,
         )
         tokens = memory.tokens.masked_fill(~is_valid[..., None], 0.0)
         features = self.memory_norm(self.memory_proj(tokens))
@@ -81,7 +88,11 @@ class ProposalQueries(nn.Module):
 
 
 def proposal_logits(
-    level_shapes: LevelShapes, valid_ratios: Tensor, padding_mask: Tensor
+    level_shapes: LevelShapes,
+    valid_ratios: Tensor,
+    padding_mask: Tensor,
+    *,
+    base_size: float = BASE_SIZE,
 ) -> tuple[Tensor, Tensor]:
     """The box each token starts from.
 
@@ -89,6 +100,7 @@ def proposal_logits(
         level_shapes: (height, width) of the L levels.
         valid_ratios: (N, L, 2) share of each level's (width, height) that is not padding.
         padding_mask: (N, S) bool.
+        base_size: width and height at the finest level; they double from level to level.
 
     Returns:
         (N, S, 4) boxes cxcywh relative to the image without padding, in logit space, infinite
@@ -98,7 +110,7 @@ def proposal_logits(
     centers = cell_centers(level_shapes, valid_ratios)
     sizes = torch.cat(
         [
-            centers.new_full((height * width, 2), _BASE_SIZE * 2.0**level)
+            centers.new_full((height * width, 2), base_size * 2.0**level)
             for level, (height, width) in enumerate(level_shapes)
         ]
     )

@@ -34,6 +34,17 @@ def test_start_boxes_are_the_golden_ones():
     assert is_valid[0].tolist() == [True, True, False, True, True, False, True, False]
 
 
+def test_start_boxes_double_from_the_base_size():
+    memory = plain_memory(((6, 8), (3, 4)))
+    logits, is_valid = proposal_logits(
+        memory.level_shapes, memory.valid_ratios, memory.padding_mask, base_size=0.1
+    )
+    sizes = logits.sigmoid()[0, :, 2:]
+    assert is_valid.all()
+    torch.testing.assert_close(sizes[:48], torch.full((48, 2), 0.1))
+    torch.testing.assert_close(sizes[48:], torch.full((12, 2), 0.2))
+
+
 def test_tokens_near_the_border_are_not_valid():
     _, is_valid = start_of(plain_memory(FULL_LEVELS))
     sizes = [height * width for height, width in FULL_LEVELS]
