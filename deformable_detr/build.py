@@ -41,6 +41,7 @@ from deformable_detr.data.transforms import (
     Compose,
     RandomHorizontalFlip,
     RandomRotate90,
+    RandomSoften,
     RandomZoomCrop,
     Transform,
     coco_train_transform,
@@ -275,6 +276,7 @@ def build_train_transform(config: AugmentationConfig) -> Transform:
                     ),
                     RandomRotate90(),
                     RandomHorizontalFlip(),
+                    RandomSoften(config.soften),
                     ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter),
                 )
             )

@@ -212,7 +212,8 @@ class ZoomCropAugmentationConfig(FrozenModel):
 
     A crop of `size * u` pixels, u uniform in `scales`, is resized to `size`; with
     `around_objects` it holds at least one object, where there is one. A cut box stays if
-    `min_visibility` of its area is inside. Colours change by at most the share `color_jitter`.
+    `min_visibility` of its area is inside. Colours change by at most the share `color_jitter`, and
+    the share `soften` of the crops is made as soft as a coarser camera would show them.
     """
 
     kind: Literal["zoom_crop"] = "zoom_crop"
@@ -221,6 +222,7 @@ class ZoomCropAugmentationConfig(FrozenModel):
     around_objects: bool = False
     min_visibility: float = Field(0.4, ge=0, le=1)
     color_jitter: Probability = 0.0
+    soften: Probability = 0.0
 
     @model_validator(mode="after")
     def _check(self) -> "ZoomCropAugmentationConfig":

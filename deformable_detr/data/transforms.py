@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 import torchvision.transforms.v2.functional as TF
+from PIL import Image
 from torch import Generator, Tensor
 
 from deformable_detr.boxes import xyxy_to_cxcywh
@@ -187,6 +188,38 @@ class RandomZoomCrop:
             for center, limit in zip((y, x), limits, strict=True)
         )
         return top, left
+
+
+@dataclass(frozen=True)
+class RandomSoften:
+    """With the given probability, show the photo as a camera of lower resolution would.
+
+    It is resized to a share of its size and back. Photos of one place are often of one sharpness,
+    which a detector must not come to rely on.
+
+    Attributes:
+        probability: of softening at all.
+        scale: the share is drawn from this range, in (0, 1].
+    """
+
+    probability: float = 0.5
+    scale: tuple[float, float] = (0.4, 0.9)
+
+    def __post_init__(self) -> None:
+        _require_probability(self.probability)
+        _require(
+            0 < self.scale[0] <= self.scale[1] <= 1,
+            f"scale must be two numbers in (0, 1], the smaller first, got {self.scale}",
+        )
+
+    def __call__(self, sample: Sample, generator: Generator) -> Sample:
+        """See `Transform`."""
+        if _draw(generator, 0, 1) >= self.probability:
+            return sample
+        share = _draw(generator, *self.scale)
+        width, height = (max(round(side * share), 1) for side in sample.image.size)
+        small = sample.image.resize((width, height), Image.Resampling.BILINEAR)
+        return replace(sample, image=small.resize(sample.image.size, Image.Resampling.BILINEAR))
 
 
 @dataclass(frozen=True)

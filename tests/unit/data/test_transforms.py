@@ -12,6 +12,7 @@ from deformable_detr.data.transforms import (
     RandomResize,
     RandomRotate90,
     RandomSizeCrop,
+    RandomSoften,
     RandomZoomCrop,
     coco_train_transform,
     resize_only,
@@ -28,6 +29,7 @@ EVERY_TRANSFORM = [
     RandomSizeCrop(20, 50),
     RandomZoomCrop(48, (0.5, 1.5)),
     RandomZoomCrop(48, (0.5, 1.5), around_objects=True),
+    RandomSoften(0.5),
     ColorJitter(0.3, 0.3, 0.3),
     coco_train_transform(
         short_sides=(48, 64), max_size=90, pre_crop_short_sides=(50, 60), crop_range=(30, 50)
@@ -168,6 +170,28 @@ def test_zoom_crop_around_objects_goes_anywhere_where_there_are_none():
     assert len({result.image.tobytes() for result in crops}) > 10
 
 
+def sharpness(sample):
+    """Mean squared difference of neighbouring pixels."""
+    pixels = np.asarray(sample.image, dtype=float)
+    return np.square(np.diff(pixels, axis=1)).mean()
+
+
+def test_softened_photos_lose_detail_and_nothing_else():
+    sample = make_sample()
+    always = results(RandomSoften(1.0), sample, 20)
+    assert all(sharpness(result) < 0.7 * sharpness(sample) for result in always)
+    assert all(result.size == sample.size for result in always)
+    assert all(result.boxes_xyxy.equal(sample.boxes_xyxy) for result in always)
+    coarse, fine = (RandomSoften(1.0, (s, s))(sample, generator()) for s in (0.3, 0.9))
+    assert sharpness(coarse) < sharpness(fine)
+
+
+def test_photos_are_softened_as_often_as_asked():
+    sample = make_sample()
+    changed = [not is_same(result, sample) for result in results(RandomSoften(0.3), sample)]
+    assert 0.2 < np.mean(changed) < 0.4
+
+
 def test_colour_jitter_changes_colours_only():
     sample = make_sample()
     result = ColorJitter(0.5, 0.5, 0.5)(sample, generator())
@@ -227,6 +251,8 @@ def test_model_input_boxes_are_relative_to_the_processed_image():
             lambda: RandomSizeCrop(9, 8),
             "min_size must be positive and at most max_size, got 9 and 8",
         ),
+        (lambda: RandomSoften(1.2), "probability must be in 0..1, got 1.2"),
+        (lambda: RandomSoften(0.5, (0.5, 1.5)), "scale must be two numbers in (0, 1]"),
         (lambda: RandomZoomCrop(0), "size must be positive, got 0"),
         (
             lambda: RandomZoomCrop(8, (2, 1)),
