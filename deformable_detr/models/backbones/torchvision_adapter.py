@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from deformable_detr.layers.folding import fold_frozen_norms
 from deformable_detr.models.backbones.base import Backbone, freeze, require_strides
 from deformable_detr.models.backbones.weights import load_backbone_weights
 
@@ -47,12 +49,15 @@ class StagedBackbone(Backbone):
         kept = blocks[: max(self._taken) + 1]
         self.strides = tuple(out_strides)
         self.channels = tuple(blocks[last_of_stride[stride]][3] for stride in out_strides)
-        self.body = nn.ModuleDict({name: block for name, block, _, _ in kept})
+        self.body = nn.ModuleDict({name: fold_frozen_norms(block) for name, block, _, _ in kept})
         freeze(block for _, block, stride, _ in kept if stride <= freeze_up_to_stride)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone`."""
         features = []
+        if images.device.type == "cpu":
+            # The layout that convolutions on a CPU compute in; others would be converted each time.
+            images = images.contiguous(memory_format=torch.channels_last)
         for position, block in enumerate(self.body.values()):
             images = block(images)
             if position in self._taken:

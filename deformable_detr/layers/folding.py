@@ -1,0 +1,67 @@
+"""Convolutions that take the frozen batch norm behind them into their weights."""
+
+from typing import TypeGuard
+
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+
+class FoldingSequential(nn.Sequential):
+    """A sequence in which a convolution and the frozen batch norm after it run as one.
+
+    The convolution's weights are scaled anew in every forward pass, so that parameters, their
+    gradients and their names are those of the plain sequence; only the passes over the features
+    that scale and shift them are saved.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The plain sequence's output, up to rounding."""
+        modules = list(self)
+        for module, following in zip(modules, [*modules[1:], None], strict=True):
+            if _folds(module, following):
+                assert isinstance(following, FrozenBatchNorm2d)
+                features = _convolve_and_normalize(module, following, features)
+            elif not isinstance(module, FrozenBatchNorm2d):
+                features = module(features)
+        return features
+
+
+def fold_frozen_norms(module: nn.Module) -> nn.Module:
+    """Replace every `nn.Sequential` that gains by it, `module` itself included, and return it."""
+    for name, child in module.named_children():
+        setattr(module, name, fold_frozen_norms(child))
+    if not isinstance(module, nn.Sequential):
+        return module
+    children = dict(module.named_children())
+    norms = [isinstance(child, FrozenBatchNorm2d) for child in children.values()]
+    pairs = zip(children.values(), [*list(children.values())[1:], None], strict=True)
+    if not any(norms) or sum(_folds(*pair) for pair in pairs) != sum(norms):
+        return module
+    folded = FoldingSequential()
+    for name, child in children.items():
+        folded.add_module(name, child)
+    return folded
+
+
+def _folds(module: nn.Module, following: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.bias is None
+        and isinstance(following, FrozenBatchNorm2d)
+    )
+
+
+def _convolve_and_normalize(
+    convolution: nn.Conv2d, norm: FrozenBatchNorm2d, features: Tensor
+) -> Tensor:
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    return nn.functional.conv2d(
+        features,
+        convolution.weight * scale[:, None, None, None],
+        shift,
+        stride=convolution.stride,
+        padding=convolution.padding,
+        dilation=convolution.dilation,
+        groups=convolution.groups,
+    )
