@@ -9,7 +9,7 @@ run=runs/quickstart
 overrides=()
 if [ -n "${QUICKSTART_STEPS:-}" ]; then
   run="runs/quickstart_$QUICKSTART_STEPS"
-  overrides=("train.max_steps=$QUICKSTART_STEPS")
+  overrides=("train.max_steps=$QUICKSTART_STEPS" train.schedule.warmup_steps=0)
 fi
 
 install_environment
