@@ -34,7 +34,7 @@ def predict(
     ],
     threshold: Annotated[
         float, typer.Option(help="Show objects with at least this score, from 0 to 1.")
-    ] = 0.5,
+    ] = 0.3,
     classes: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", help="Show these classes only.")
     ] = None,

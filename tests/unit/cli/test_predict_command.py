@@ -1,3 +1,4 @@
+import inspect
 import json
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from helpers.command_line import CommandLine
 from helpers.tiny_checkpoint import LABEL_SPACE
 from PIL import Image
 
-from deformable_detr.cli.predict import find_photos, picture_files
+from deformable_detr.cli.predict import find_photos, picture_files, predict
+from deformable_detr.detector_api import DEFAULT_THRESHOLD
 
 PER_PHOTO = 15  # 5 queries, 3 classes
 
@@ -163,3 +165,8 @@ def test_a_file_that_is_no_checkpoint_is_named(
 
     assert message(text).startswith(f"checkpoint {text} is not a file that PyTorch wrote")
     assert message(foreign).startswith(f"checkpoint {foreign} must be one that this package wrote")
+
+
+def test_the_command_and_python_have_one_default_threshold() -> None:
+    default = inspect.signature(predict).parameters["threshold"].default
+    assert default == DEFAULT_THRESHOLD
