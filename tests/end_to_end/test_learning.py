@@ -20,7 +20,7 @@ OVERFIT = (
     "model.decoder={num_layers: 2, ffn_dim: 128, dropout: 0}",
     "model.queries.num_queries=20",
     "data.augmentation={kind: coco, sizes: [96], max_size: 128, pre_crop_sizes: [96],"
-    " crop_sizes: [96, 128]}",
+    " crop_sizes: [128, 128]}",
     "data.eval_size=96",
     "data.num_workers=0",
     "train.total_batch=4",
@@ -28,8 +28,9 @@ OVERFIT = (
     "train.optimizer={lr: 2e-3, lr_backbone: 2e-3, lr_sampling: 1e-3}",
     "train.schedule={kind: cosine, warmup_steps: 20}",
     "train.clip_norm=1",
-    "train.epochs=200",
-    "train.eval_every_epochs=200",
+    "data.repeats=50",
+    "train.epochs=4",
+    "train.eval_every_epochs=4",
     "train.ema_decay=0.9",
 )
 

@@ -90,6 +90,17 @@ def test_a_tiny_image_gives_a_two_stage_model_fewer_queries():
     assert output.last.logits.shape == (1, tokens, 5)
 
 
+def test_two_stage_boxes_start_with_the_golden_size():
+    detector = small_detector(
+        "two_stage",
+        "model.backbone.out_strides=[8]",
+        "model.neck.num_levels=1",
+        "model.queries.num_queries=4",
+    ).eval()
+    sizes = detector(random_images("equal")).last.boxes[..., 2:]
+    torch.testing.assert_close(sizes, torch.full((2, 4, 2), 0.05), rtol=0, atol=1e-5)
+
+
 def test_two_levels_work():
     detector = small_detector(
         "multi_scale", "model.backbone.out_strides=[16, 32]", "model.neck.num_levels=2"
