@@ -25,7 +25,7 @@ CONFIG = RunConfig(
     model=ModelConfig(
         backbone=ResNetConfig(depth=18, out_strides=(16, 32), weights="none"),
         neck=ChannelMapperConfig(num_levels=2),
-        embed_dim=32,
+        embed_dim=64,
         attention=AttentionConfig(num_heads=2),
         encoder=EncoderConfig(num_layers=1, ffn_dim=16),
         decoder=DecoderConfig(num_layers=1, ffn_dim=16),
