@@ -1,7 +1,8 @@
 """Config -> objects: the only file that knows every part."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -17,6 +18,8 @@ from deformable_detr.config import (
     ConfigError,
     CosineScheduleConfig,
     DataConfig,
+    DecoderConfig,
+    EncoderConfig,
     LearnedPositionConfig,
     LearnedQueriesConfig,
     LossConfig,
@@ -71,6 +74,7 @@ from deformable_detr.models.necks.channel_mapper import ChannelMapper
 from deformable_detr.models.proposals import ProposalQueries
 from deformable_detr.models.queries import LearnedQueries
 
+_Layer = TypeVar("_Layer", DeformableTransformerEncoderLayer, DeformableTransformerDecoderLayer)
 _WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 
 
@@ -86,31 +90,12 @@ def build_model(
     """
     backbone = build_backbone(config.backbone, load_weights=load_backbone_weights)
     neck = build_neck(config.neck, channels=backbone.channels, embed_dim=config.embed_dim)
-    num_heads, backend = config.attention.num_heads, config.attention.backend
-    encoder_layers = [
-        DeformableTransformerEncoderLayer(
-            embed_dim=config.embed_dim,
-            num_heads=num_heads,
-            num_levels=neck.num_levels,
-            num_points=config.encoder.num_points,
-            ffn_dim=config.encoder.ffn_dim,
-            dropout=config.encoder.dropout,
-            backend=backend,
-        )
-        for _ in range(config.encoder.num_layers)
-    ]
-    decoder_layers = [
-        DeformableTransformerDecoderLayer(
-            embed_dim=config.embed_dim,
-            num_heads=num_heads,
-            num_levels=neck.num_levels,
-            num_points=config.decoder.num_points,
-            ffn_dim=config.decoder.ffn_dim,
-            dropout=config.decoder.dropout,
-            backend=backend,
-        )
-        for _ in range(config.decoder.num_layers)
-    ]
+    encoder_layers = _build_layers(
+        DeformableTransformerEncoderLayer, config.encoder, config, num_levels=neck.num_levels
+    )
+    decoder_layers = _build_layers(
+        DeformableTransformerDecoderLayer, config.decoder, config, num_levels=neck.num_levels
+    )
     return DeformableDETR(
         backbone=backbone,
         neck=neck,
@@ -129,6 +114,28 @@ def build_model(
             two_stage=config.queries.kind == "two_stage",
         ),
     )
+
+
+def _build_layers(
+    kind: Callable[..., _Layer],
+    stack: EncoderConfig | DecoderConfig,
+    config: ModelConfig,
+    *,
+    num_levels: int,
+) -> list[_Layer]:
+    """The layers of one stack."""
+    return [
+        kind(
+            embed_dim=config.embed_dim,
+            num_heads=config.attention.num_heads,
+            num_levels=num_levels,
+            num_points=stack.num_points,
+            ffn_dim=stack.ffn_dim,
+            dropout=stack.dropout,
+            backend=config.attention.backend,
+        )
+        for _ in range(stack.num_layers)
+    ]
 
 
 def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> Backbone:

@@ -15,6 +15,7 @@ def test_a_new_folder_is_made(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_free(tmp_path: Path) -> None:
     RunFolder(tmp_path).claim()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
