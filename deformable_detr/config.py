@@ -187,7 +187,6 @@ class LossConfig(FrozenModel):
     focal_alpha: float = Field(0.25, gt=0, lt=1)
     focal_gamma: float = Field(2.0, ge=0)
     auxiliary: bool = True
-    proposal_repeats: Positive = 1
 
 
 class SplitConfig(FrozenModel):

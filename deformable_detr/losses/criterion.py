@@ -48,7 +48,6 @@ class SetCriterion(nn.Module):
         focal_alpha: weight of objects against background (1 - alpha).
         focal_gamma: exponent that plays down what is already right.
         auxiliary: whether decoder layers before the last are supervised.
-        proposal_repeats: how many proposals each object is matched with; 1 in the paper.
     """
 
     def __init__(
@@ -59,7 +58,6 @@ class SetCriterion(nn.Module):
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         auxiliary: bool = True,
-        proposal_repeats: int = 1,
     ) -> None:
         super().__init__()
         self.matcher = matcher
@@ -67,7 +65,6 @@ class SetCriterion(nn.Module):
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.auxiliary = auxiliary
-        self.proposal_repeats = proposal_repeats
 
     def forward(
         self, output: ModelOutput, targets: Sequence[Target], num_boxes: Tensor | float
@@ -83,26 +80,20 @@ class SetCriterion(nn.Module):
         Returns:
             The losses and the last layer's match.
         """
-        layers = {"": output.last}
+        layers = {"": (output.last, targets)}
         if self.auxiliary:
             layers |= {
-                f"decoder_{index}/": predictions
+                f"decoder_{index}/": (predictions, targets)
                 for index, predictions in enumerate(output.auxiliary)
             }
-        supervised = [(predictions, targets, 1) for predictions in layers.values()]
-        names = list(layers)
         if output.encoder is not None:
-            names.append("encoder/")
-            repeats = self.proposal_repeats
-            supervised.append((output.encoder, _as_proposals(targets, repeats), repeats))
+            layers["encoder/"] = (output.encoder, _as_proposals(targets))
 
-        matches = self.matcher([(predictions, wanted) for predictions, wanted, _ in supervised])
+        matches = self.matcher(list(layers.values()))
         losses: dict[str, Tensor] = {}
         total = self._unsupervised(output)
-        for name, (predictions, wanted, repeats), match in zip(
-            names, supervised, matches, strict=True
-        ):
-            terms = self._layer_losses(predictions, wanted, match, num_boxes * repeats)
+        for (name, (predictions, wanted)), match in zip(layers.items(), matches, strict=True):
+            terms = self._layer_losses(predictions, wanted, match, num_boxes)
             losses |= {name + key: value for key, value in terms.items()}
             total = (
                 total
@@ -151,13 +142,6 @@ class SetCriterion(nn.Module):
         }
 
 
-def _as_proposals(targets: Sequence[Target], repeats: int) -> list[Target]:
-    """Every object `repeats` times, as class 0."""
-    return [
-        replace(
-            target,
-            boxes=target.boxes.repeat(repeats, 1),
-            labels=torch.zeros_like(target.labels).repeat(repeats),
-        )
-        for target in targets
-    ]
+def _as_proposals(targets: Sequence[Target]) -> list[Target]:
+    """The objects as class 0."""
+    return [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]

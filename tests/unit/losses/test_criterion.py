@@ -157,20 +157,6 @@ def test_earlier_layers_keep_a_zero_gradient_without_auxiliary_losses():
     assert (first.boxes.grad == 0).all()
 
 
-def test_repeated_proposals_match_each_object_that_often_and_are_averaged():
-    last, proposals = random_predictions(seed=1), random_predictions(Q=20, seed=2)
-    targets = [make_target(3, 1), make_target(2)]
-    output = ModelOutput(last, (), proposals)
-    losses = build_criterion(proposal_repeats=4)(output, targets, 3.0).losses
-    repeated = [
-        replace(t, boxes=t.boxes.repeat(4, 1), labels=torch.zeros(4 * len(t), dtype=torch.int64))
-        for t in targets
-    ]
-    expected = build_criterion()(one_layer(proposals), repeated, 12.0).losses
-    torch.testing.assert_close(losses["encoder/loss_l1"], expected["loss_l1"])
-    torch.testing.assert_close(losses["encoder/loss_class"], expected["loss_class"])
-
-
 def test_micro_batches_add_up_to_the_batch():
     whole = random_predictions()
     targets = [make_target(3, 1, 1), make_target(2)]

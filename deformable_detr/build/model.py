@@ -1,61 +1,29 @@
-"""Config -> objects: the only file that knows every part."""
+"""Config -> the detector."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from torch import nn
-from torch.optim import Optimizer
 from torchvision.ops import FrozenBatchNorm2d
 from typing_extensions import assert_never
 
 from deformable_detr.config import (
-    AdamWConfig,
-    AugmentationConfig,
     BackboneConfig,
     ChannelMapperConfig,
-    CocoAugmentationConfig,
-    ConfigError,
-    CosineScheduleConfig,
-    DataConfig,
     DecoderConfig,
     EncoderConfig,
     LearnedPositionConfig,
     LearnedQueriesConfig,
-    LossConfig,
     MobileNetV2Config,
     ModelConfig,
-    OptimizerConfig,
     PositionConfig,
     ResNetConfig,
-    SGDConfig,
     SinePositionConfig,
-    SplitConfig,
-    StepScheduleConfig,
     TimmConfig,
-    TrainConfig,
     TwoStageQueriesConfig,
-    ZoomCropAugmentationConfig,
 )
-from deformable_detr.data.coco import CocoDataset
-from deformable_detr.data.samplers import DistributedOrderSampler, MicroBatchSampler, StepSampler
-from deformable_detr.data.transforms import (
-    ColorJitter,
-    Compose,
-    RandomHorizontalFlip,
-    RandomRotate90,
-    RandomSoften,
-    RandomZoomCrop,
-    Transform,
-    coco_train_transform,
-    resize_only,
-)
-from deformable_detr.engine.optimizer import HasParameterRoles, adamw, parameter_groups, sgd
-from deformable_detr.engine.schedule import CosineSchedule, Schedule, StepSchedule
-from deformable_detr.labels import LabelSpace
 from deformable_detr.layers.position import LearnedPositionEmbedding, SinePositionEmbedding
-from deformable_detr.losses.criterion import LossWeights, SetCriterion
-from deformable_detr.losses.matcher import HungarianMatcher
 from deformable_detr.models.backbones.base import Backbone
 from deformable_detr.models.backbones.timm_adapter import TimmBackbone
 from deformable_detr.models.backbones.torchvision_adapter import build_mobilenet_v2, build_resnet
@@ -210,145 +178,3 @@ def build_queries(config: ModelConfig, *, num_classes: int) -> LearnedQueries | 
             )
         case _:
             assert_never(config.queries)
-
-
-def build_criterion(config: LossConfig) -> SetCriterion:
-    """The losses and their matcher."""
-    matcher = HungarianMatcher(
-        class_cost=config.class_cost,
-        l1_cost=config.l1_cost,
-        giou_cost=config.giou_cost,
-        focal_alpha=config.focal_alpha,
-        focal_gamma=config.focal_gamma,
-    )
-    return SetCriterion(
-        matcher,
-        weights=LossWeights(
-            class_=config.class_weight, l1=config.l1_weight, giou=config.giou_weight
-        ),
-        focal_alpha=config.focal_alpha,
-        focal_gamma=config.focal_gamma,
-        auxiliary=config.auxiliary,
-        proposal_repeats=config.proposal_repeats,
-    )
-
-
-def build_dataset(
-    config: SplitConfig,
-    *,
-    name: str,
-    label_space: LabelSpace | None = None,
-    cache_images: bool = False,
-) -> CocoDataset:
-    """A set of images.
-
-    Args:
-        config: its paths.
-        name: "train" or "val", for errors.
-        label_space: the categories it must have, if they are known.
-        cache_images: keep decoded images in memory.
-
-    Raises:
-        ConfigError: a path is not given.
-    """
-    for key, path in (("images", config.images), ("annotations", config.annotations)):
-        if path is None:
-            raise ConfigError(f"data.{name}.{key}: must be given, as data.{name}.{key}=PATH")
-    assert config.images is not None
-    assert config.annotations is not None
-    return CocoDataset(
-        config.images, config.annotations, label_space=label_space, cache_images=cache_images
-    )
-
-
-def build_train_transform(config: AugmentationConfig) -> Transform:
-    """Augmentation and resizing of training images."""
-    match config:
-        case CocoAugmentationConfig():
-            return coco_train_transform(
-                short_sides=config.sizes,
-                max_size=config.max_size,
-                pre_crop_short_sides=config.pre_crop_sizes,
-                crop_range=config.crop_sizes,
-            )
-        case ZoomCropAugmentationConfig():
-            jitter = config.color_jitter
-            return Compose(
-                (
-                    RandomZoomCrop(
-                        config.size,
-                        config.scales,
-                        min_visibility=config.min_visibility,
-                        around_objects=config.around_objects,
-                    ),
-                    RandomRotate90(),
-                    RandomHorizontalFlip(),
-                    RandomSoften(config.soften),
-                    ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter),
-                )
-            )
-        case _:
-            assert_never(config)
-
-
-def build_eval_transform(config: DataConfig) -> Transform:
-    """Resizing of images that are evaluated or predicted on."""
-    return resize_only(config.eval_size, config.eval_max_size)
-
-
-def build_sampler(
-    config: TrainConfig, *, num_samples: int, rank: int, world_size: int
-) -> StepSampler:
-    """The order of training samples."""
-    match config.sample_order:
-        case "global_batches":
-            return MicroBatchSampler(
-                num_samples,
-                total_batch=config.total_batch,
-                micro_batch=config.micro_batch,
-                rank=rank,
-                world_size=world_size,
-                seed=config.seed,
-            )
-        case "official":
-            return DistributedOrderSampler(
-                num_samples,
-                total_batch=config.total_batch,
-                micro_batch=config.micro_batch,
-                rank=rank,
-                world_size=world_size,
-            )
-        case _:
-            assert_never(config.sample_order)
-
-
-def build_optimizer(config: OptimizerConfig, model: HasParameterRoles) -> Optimizer:
-    """The optimiser, with a learning rate for each role of the model's parameters."""
-    groups = parameter_groups(
-        model,
-        lr=config.lr,
-        lr_by_role={"backbone": config.lr_backbone, "sampling": config.lr_sampling},
-        weight_decay=config.weight_decay,
-    )
-    match config:
-        case AdamWConfig():
-            return adamw(groups)
-        case SGDConfig():
-            return sgd(groups, momentum=config.momentum)
-        case _:
-            assert_never(config)
-
-
-def build_schedule(
-    config: StepScheduleConfig | CosineScheduleConfig, *, steps_per_epoch: int, total_steps: int
-) -> Schedule:
-    """The learning rate's factor as a function of the step."""
-    match config:
-        case StepScheduleConfig():
-            return StepSchedule(
-                drop_steps=config.drop_epochs * steps_per_epoch, warmup_steps=config.warmup_steps
-            )
-        case CosineScheduleConfig():
-            return CosineSchedule(total_steps=total_steps, warmup_steps=config.warmup_steps)
-        case _:
-            assert_never(config)

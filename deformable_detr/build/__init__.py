@@ -1,0 +1,31 @@
+"""Config -> objects: the only place that knows every part."""
+
+from deformable_detr.build.data import build_dataset, build_eval_transform, build_train_transform
+from deformable_detr.build.model import (
+    build_backbone,
+    build_model,
+    build_neck,
+    build_position,
+    build_queries,
+)
+from deformable_detr.build.training import (
+    build_criterion,
+    build_optimizer,
+    build_sampler,
+    build_schedule,
+)
+
+__all__ = [
+    "build_backbone",
+    "build_criterion",
+    "build_dataset",
+    "build_eval_transform",
+    "build_model",
+    "build_neck",
+    "build_optimizer",
+    "build_position",
+    "build_queries",
+    "build_sampler",
+    "build_schedule",
+    "build_train_transform",
+]
