@@ -101,7 +101,7 @@ class AttentionConfig(FrozenModel):
     """Heads of every attention, and the back-end of the deformable ones."""
 
     num_heads: Positive = 8
-    backend: Literal["auto", "reference"] = "auto"
+    backend: Literal["auto", "native", "reference"] = "auto"
 
 
 class EncoderConfig(FrozenModel):

@@ -1,5 +1,6 @@
 """What every test gets: a header that says what is tested, and a fixed seed."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ from deformable_detr.ops import available_backends
 
 settings.register_profile("suite", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("suite")
+
+
+REQUIRE_NATIVE = "DEFORMABLE_DETR_REQUIRE_NATIVE"
+
+
+def pytest_sessionstart() -> None:
+    missing = available_backends()["native"]
+    if missing and os.environ.get(REQUIRE_NATIVE) == "1":
+        pytest.exit(f"{REQUIRE_NATIVE}=1, but {missing}", returncode=1)
 
 
 def pytest_report_header() -> list[str]:

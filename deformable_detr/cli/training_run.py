@@ -30,6 +30,7 @@ from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.run_header import (
     describe_batch,
     describe_dataset,
+    describe_device,
     describe_parameters,
     deviations,
 )
@@ -195,7 +196,7 @@ def _log_header(
     )
     lines = {
         "run folder": str(folder),
-        "device": f"{device}, attention back-end {config.model.attention.backend}",
+        "device": describe_device(device, config.model.attention.backend),
         "parameters": describe_parameters(model),
         "training": describe_dataset(len(data.train), data.train.num_dropped),
         "validation": describe_dataset(len(data.val), data.val.num_dropped),

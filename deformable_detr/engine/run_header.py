@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from deformable_detr.engine.optimizer import LR, LR_BY_ROLE, WEIGHT_DECAY
 from deformable_detr.engine.train import EPOCHS, MAX_GRAD_NORM
+from deformable_detr.ops import Backend, resolve_backend
 
 # Official recipe of the paper's 50-epoch runs.
 RECIPE: Mapping[str, float | str] = {
@@ -37,6 +39,13 @@ def describe_batch(*, micro_batch: int, world_size: int, accumulation: int) -> s
         f"{world_size} {'process' if world_size == 1 else 'processes'} x "
         f"{accumulation} {'accumulation' if accumulation == 1 else 'accumulations'}"
     )
+
+
+def describe_device(device: torch.device, backend: Backend) -> str:
+    """Where a run computes, and what deformable attention runs on there."""
+    resolved = resolve_backend(backend, device)
+    chosen = resolved if backend == resolved else f"{backend}: {resolved}"
+    return f"{device}, attention back-end {chosen}"
 
 
 def describe_parameters(model: nn.Module) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.layers.precision import at_least_float32
-from deformable_detr.ops import Backend, ms_deform_attn
+from deformable_detr.ops import Backend, ms_deform_attn_fused
 from deformable_detr.structures import LevelShapes
 
 
@@ -23,7 +23,7 @@ class MSDeformAttn(nn.Module):
         num_heads: M.
         num_levels: L.
         num_points: P, for each head and level.
-        backend: of `deformable_detr.ops.ms_deform_attn`.
+        backend: of `deformable_detr.ops.ms_deform_attn_fused`.
 
     Raises:
         ValueError: `embed_dim` is not a multiple of `num_heads`.
@@ -110,41 +110,13 @@ class MSDeformAttn(nn.Module):
         projected = projected.view(N, value.shape[1], M, -1)
         # Coordinates and weights are never of low precision, whatever autocast says.
         offsets = at_least_float32(self.sampling_offsets(query)).view(N, Q, M, L, P, 2)
-        logits = at_least_float32(self.attention_weights(query)).view(N, Q, M, L * P)
-        locations = sampling_locations(reference_points, offsets, level_shapes)
-        weights = logits.softmax(-1).view(N, Q, M, L, P)
-        output = ms_deform_attn(projected, level_shapes, locations, weights, backend=self.backend)
+        logits = at_least_float32(self.attention_weights(query)).view(N, Q, M, L, P)
+        output = ms_deform_attn_fused(
+            projected,
+            level_shapes,
+            reference_points.to(offsets.dtype),
+            offsets,
+            logits,
+            backend=self.backend,
+        )
         return self.output_proj(output)
-
-
-def sampling_locations(
-    reference_points: Tensor, sampling_offsets: Tensor, level_shapes: LevelShapes
-) -> Tensor:
-    """Where the samples lie: reference points plus offsets in their units.
-
-    Args:
-        reference_points: (N, Q, L, 2) points or (N, Q, L, 4) boxes cxcywh, relative.
-        sampling_offsets: (N, Q, M, L, P, 2) (x, y), in cells from points; from boxes, in
-            halves of the box's size divided by P.
-        level_shapes: (height, width) of the L levels.
-
-    Returns:
-        (N, Q, M, L, P, 2) points (x, y) relative to the padded levels.
-
-    Raises:
-        ValueError: `reference_points` does not end in 2 or 4.
-    """
-    centers = reference_points[:, :, None, :, None, :2]
-    match reference_points.shape[-1]:
-        case 2:
-            sizes = sampling_offsets.new_tensor([(w, h) for h, w in level_shapes])
-            return centers + sampling_offsets / sizes[:, None]
-        case 4:
-            extents = reference_points[:, :, None, :, None, 2:]
-            num_points = sampling_offsets.shape[-2]
-            return centers + sampling_offsets / num_points * extents * 0.5
-        case _:
-            raise ValueError(
-                "reference_points must end in 2 (points) or 4 (boxes), "
-                f"got shape {tuple(reference_points.shape)}"
-            )

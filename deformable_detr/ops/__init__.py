@@ -1,9 +1,21 @@
 """Operators: multi-scale deformable attention.
 
-This is the Python half; the C++ and CUDA sources it will load live in `ops/src` at the top of
-the checkout.
+This is the Python half; the C++ and CUDA sources that it loads live in `ops/src` at the top of
+the checkout. `python -m deformable_detr.ops` prints which back-ends there are, and why not.
 """
 
-from deformable_detr.ops.dispatch import Backend, available_backends, ms_deform_attn
+from deformable_detr.ops.dispatch import (
+    Backend,
+    available_backends,
+    ms_deform_attn,
+    ms_deform_attn_fused,
+    resolve_backend,
+)
 
-__all__ = ["Backend", "available_backends", "ms_deform_attn"]
+__all__ = [
+    "Backend",
+    "available_backends",
+    "ms_deform_attn",
+    "ms_deform_attn_fused",
+    "resolve_backend",
+]

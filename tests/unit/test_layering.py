@@ -7,7 +7,8 @@ PACKAGE = Path(__file__).parents[2] / "deformable_detr"
 # From the top down. Parts of one row do not import each other.
 ROWS = (
     {"__main__"},
-    {"cli"},
+    {"cli", "compat"},
+    {"benchmark"},
     {"__init__"},
     {"build", "config_io", "detector_api"},
     {"engine"},

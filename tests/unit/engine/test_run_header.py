@@ -1,12 +1,15 @@
+import torch
 from torch import nn
 
 from deformable_detr.engine.run_header import (
     RECIPE,
     describe_batch,
     describe_dataset,
+    describe_device,
     describe_parameters,
     deviations,
 )
+from deformable_detr.ops import resolve_backend
 
 
 def test_the_recipe_does_not_deviate_from_itself() -> None:
@@ -39,3 +42,10 @@ def test_a_data_set_says_what_was_left_out() -> None:
     assert describe_dataset(3, {"crowd": 2, "empty": 1}) == (
         "3 images (2 boxes dropped: crowd, 1 boxes dropped: empty)"
     )
+
+
+def test_the_device_comes_with_the_back_end_that_auto_means() -> None:
+    cpu = torch.device("cpu")
+    resolved = resolve_backend("auto", cpu)
+    assert describe_device(cpu, "auto") == f"cpu, attention back-end auto: {resolved}"
+    assert describe_device(cpu, "reference") == "cpu, attention back-end reference"

@@ -1,7 +1,9 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
-from deformable_detr.layers.attention import MSDeformAttn, sampling_locations
+from deformable_detr.layers.attention import MSDeformAttn
+from deformable_detr.ops.reference import ms_deform_attn_core_pytorch
 
 LEVEL_SHAPES = ((6, 4), (3, 2))
 
@@ -49,20 +51,6 @@ def test_initial_weights_are_uniform_and_independent_of_the_query():
     assert attention.value_proj.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
 
 
-def test_locations_around_points_are_offsets_in_cells():
-    references = torch.tensor([0.5, 0.25]).view(1, 1, 1, 2)
-    offsets = torch.tensor([1.0, -2.0]).view(1, 1, 1, 1, 1, 2)
-    actual = sampling_locations(references, offsets, ((4, 10),))
-    torch.testing.assert_close(actual.flatten(), torch.tensor([0.6, -0.25]))
-
-
-def test_locations_around_boxes_are_offsets_in_shares_of_the_half_size():
-    references = torch.tensor([0.5, 0.25, 0.4, 0.2]).view(1, 1, 1, 4)
-    offsets = torch.tensor([[1.0, -2.0], [4.0, 4.0]]).view(1, 1, 1, 1, 2, 2)
-    actual = sampling_locations(references, offsets, ((4, 10),)).view(2, 2)
-    torch.testing.assert_close(actual, torch.tensor([[0.6, 0.15], [0.9, 0.45]]))
-
-
 def test_content_under_padding_is_never_read():
     attention = randomized_attention()
     query, references, value, shapes, padding_mask = random_call(attention)
@@ -86,18 +74,24 @@ def test_autocast_keeps_coordinates_exact():
     arguments = random_call(attention, last=4)
     seen = {}
 
-    def spy(value, level_shapes, locations, weights, *, backend):
-        seen.update(value=value.dtype, locations=locations.dtype, weights=weights.dtype)
-        return torch.zeros(*locations.shape[:2], 32)
+    def spy(value, level_shapes, references, offsets, logits, *, backend):
+        seen.update(
+            value=value.dtype,
+            references=references.dtype,
+            offsets=offsets.dtype,
+            logits=logits.dtype,
+        )
+        return torch.zeros(*offsets.shape[:2], 32)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deformable_detr.layers.attention.ms_deform_attn", spy)
+        patch.setattr("deformable_detr.layers.attention.ms_deform_attn_fused", spy)
         with torch.autocast("cpu", torch.bfloat16):
             attention(*arguments)
     assert seen == {
         "value": torch.bfloat16,
-        "locations": torch.float32,
-        "weights": torch.float32,
+        "references": torch.float32,
+        "offsets": torch.float32,
+        "logits": torch.float32,
     }
 
 
@@ -116,3 +110,48 @@ def test_reference_points_must_be_points_or_boxes():
     query, references, *rest = random_call(attention, last=3)
     with pytest.raises(ValueError, match=r"must end in 2 \(points\) or 4 \(boxes\), got shape"):
         attention(query, references, *rest)
+
+
+def test_weights_of_the_official_module_load_by_name():
+    C, M, L, P = 32, 4, 2, 3
+    official = {
+        "sampling_offsets.weight": torch.randn(M * L * P * 2, C),
+        "sampling_offsets.bias": torch.randn(M * L * P * 2),
+        "attention_weights.weight": torch.randn(M * L * P, C),
+        "attention_weights.bias": torch.randn(M * L * P),
+        "value_proj.weight": torch.randn(C, C),
+        "value_proj.bias": torch.randn(C),
+        "output_proj.weight": torch.randn(C, C),
+        "output_proj.bias": torch.randn(C),
+    }
+    attention = MSDeformAttn(C, num_heads=M, num_levels=L, num_points=P)
+    attention.load_state_dict(official, strict=True)
+
+    query, references, value, shapes, padding_mask = random_call(attention)
+
+    def project(name, tensor):
+        return F.linear(tensor, official[f"{name}.weight"], official[f"{name}.bias"])
+
+    projected = project("value_proj", value).masked_fill(padding_mask[..., None], 0.0)
+    offsets = project("sampling_offsets", query).view(2, 5, M, L, P, 2)
+    weights = project("attention_weights", query).view(2, 5, M, L * P).softmax(-1)
+    sizes = torch.tensor([(width, height) for height, width in shapes])
+    locations = references[:, :, None, :, None] + offsets / sizes[:, None]
+    sampled = ms_deform_attn_core_pytorch(
+        projected.view(2, 30, M, -1), shapes, locations, weights.view(2, 5, M, L, P)
+    )
+    torch.testing.assert_close(
+        attention(query, references, value, shapes, padding_mask), project("output_proj", sampled)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_module_of_another_dtype_computes_in_it(dtype):
+    attention = randomized_attention()
+    arguments = random_call(attention, last=4)
+    expected = attention(*arguments)
+    query, references, value, *rest = arguments
+    actual = attention.to(dtype)(query.to(dtype), references, value.to(dtype), *rest)
+    assert actual.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float64 else 2**-5 * expected.abs().max().item()
+    torch.testing.assert_close(actual.float(), expected, rtol=0, atol=tolerance)

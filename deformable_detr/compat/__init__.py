@@ -1,0 +1,1 @@
+"""Stand-ins for the packages of others, so that code written for those runs on our operators."""

@@ -1,0 +1,132 @@
+"""Makes `import MultiScaleDeformableAttention`, the official extension, resolve to our operators.
+
+Import this module first; code written against the extension then runs unchanged, and on a CPU too:
+
+    import deformable_detr.compat.msda
+    import MultiScaleDeformableAttention as MSDA
+
+An installed extension that nobody has imported yet is shadowed. One that is imported already is
+never replaced: half of a program would call the one and half the other, so this module raises.
+Code that names its own copy of the extension needs one line more, as in GroundingDINO:
+
+    sys.modules["groundingdino._C"] = sys.modules["MultiScaleDeformableAttention"]
+"""
+
+import importlib.machinery
+import importlib.util
+import itertools
+import sys
+
+import torch
+from torch import Tensor
+
+from deformable_detr.ops import ms_deform_attn, native, resolve_backend
+
+MODULE_NAME = "MultiScaleDeformableAttention"
+
+
+@torch.no_grad()
+def ms_deform_attn_forward(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    """The official extension's forward, for any batch, on CPU and CUDA.
+
+    Low-precision locations and weights are computed with in float32; but between 0.5 and 1,
+    float16 has steps of 2^-11, which no later cast makes good.
+
+    Args:
+        value: (N, S, M, D) features.
+        spatial_shapes: (L, 2) int64 (height, width) of the levels; read by the host.
+        level_start_index: (L,) int64 index of each level's first cell; only checked.
+        sampling_locations: (N, Q, M, L, P, 2) points (x, y), of any floating dtype.
+        attention_weights: (N, Q, M, L, P), of any floating dtype.
+        im2col_step: ignored; the batch is never cut.
+
+    Returns:
+        (N, Q, M * D) features in the dtype of value.
+
+    Raises:
+        ValueError: shapes or devices disagree, or levels do not follow one another.
+    """
+    level_shapes = _level_shapes(spatial_shapes, level_start_index)
+    dtype = _coordinate_dtype(value)
+    return ms_deform_attn(
+        value, level_shapes, sampling_locations.to(dtype), attention_weights.to(dtype)
+    )
+
+
+@torch.no_grad()
+def ms_deform_attn_backward(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    grad_output: Tensor,
+    im2col_step: int,
+) -> list[Tensor]:
+    """The gradients of value, sampling_locations and attention_weights, each in its dtype.
+
+    Arguments and errors are those of `ms_deform_attn_forward`; grad_output is (N, Q, M * D).
+    """
+    level_shapes = _level_shapes(spatial_shapes, level_start_index)
+    dtype = _coordinate_dtype(value)
+    others = (sampling_locations.to(dtype), attention_weights.to(dtype))
+    grad_output = grad_output.to(value.dtype)
+    gradients: tuple[Tensor, ...]
+    if resolve_backend("auto", value.device) == "native":
+        gradients = native.ms_deform_attn_backward(grad_output, value, level_shapes, *others)
+    else:
+        inputs = [tensor.detach().requires_grad_() for tensor in (value, *others)]
+        with torch.enable_grad():
+            output = ms_deform_attn(inputs[0], level_shapes, *inputs[1:])
+        gradients = torch.autograd.grad(output, inputs, grad_output)
+    dtypes = (value.dtype, sampling_locations.dtype, attention_weights.dtype)
+    return [gradient.to(dtype) for gradient, dtype in zip(gradients, dtypes, strict=True)]
+
+
+def _coordinate_dtype(value: Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)
+
+
+def _level_shapes(spatial_shapes: Tensor, level_start_index: Tensor) -> tuple[tuple[int, int], ...]:
+    """The shapes as Python numbers; level starts are checked against them."""
+    if spatial_shapes.ndim != 2 or spatial_shapes.shape[1] != 2:
+        raise ValueError(
+            f"spatial_shapes must have shape (L, 2), got {tuple(spatial_shapes.shape)}"
+        )
+    level_shapes = tuple((height, width) for height, width in spatial_shapes.tolist())
+    sizes = [height * width for height, width in level_shapes]
+    expected = list(itertools.accumulate(sizes, initial=0))[:-1]
+    starts = level_start_index.tolist()
+    if starts != expected:
+        raise ValueError(
+            f"level_start_index must be {expected} as spatial_shapes are {level_shapes}, "
+            f"got {starts}"
+        )
+    return level_shapes
+
+
+def _install() -> None:
+    present = sys.modules.get(MODULE_NAME)
+    if present is not None:
+        raise ImportError(
+            f"{MODULE_NAME} is already imported, from {getattr(present, '__file__', None)}; "
+            f"import {__name__} before it"
+        )
+    spec = importlib.machinery.ModuleSpec(MODULE_NAME, loader=None, origin=__file__)
+    module = importlib.util.module_from_spec(spec)
+    module.__doc__ = f"The official extension's two functions, from {__name__}."
+    vars(module).update(
+        ms_deform_attn_forward=ms_deform_attn_forward,
+        ms_deform_attn_backward=ms_deform_attn_backward,
+    )
+    sys.modules[MODULE_NAME] = module
+
+
+_install()

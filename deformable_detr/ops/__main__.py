@@ -1,0 +1,24 @@
+"""Prints which back-ends this machine has, and why not: python -m deformable_detr.ops."""
+
+import sys
+
+import torch
+
+from deformable_detr.ops import available_backends
+from deformable_detr.ops.native import cuda_architectures
+
+
+def report() -> str:
+    """One line for each back-end and device, then what the binary was compiled for."""
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    lines = [
+        f"{device:8} {backend:10} {reason or 'yes'}"
+        for device in devices
+        for backend, reason in available_backends(device).items()
+    ]
+    compiled = ", ".join(cuda_architectures()) or "none"
+    return "\n".join([*lines, f"CUDA architectures compiled in: {compiled}"])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(report() + "\n")

@@ -1,0 +1,217 @@
+"""The compiled operators: loads them, and tells PyTorch their shapes and their gradients."""
+
+import importlib
+import itertools
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+try:
+    _C = importlib.import_module("deformable_detr.ops._C")
+    LOAD_ERROR: ImportError | None = None
+except ImportError as error:
+    LOAD_ERROR = error
+
+LevelShapes = tuple[tuple[int, int], ...]
+
+
+def obstacle(device: torch.device) -> str:
+    """Why tensors on this device cannot be served, and the remedy; "" if they can."""
+    if LOAD_ERROR is not None:
+        return f"the native ops are not built; reinstall with a C++ compiler ({LOAD_ERROR})"
+    match device.type:
+        case "cpu" | "meta":
+            return ""
+        case "cuda" if not cuda_architectures():
+            return "the native ops are built without CUDA; reinstall where nvcc fits torch"
+        case "cuda" if torch.version.cuda is None:
+            return "the native ops need NVIDIA's CUDA, and this torch is built without it"
+        case "cuda":
+            capability = torch.cuda.get_device_capability(device)
+            return _architecture_obstacle(capability, torch.cuda.get_device_name(device))
+        case _:
+            return f"the native ops do not serve {device.type} devices"
+
+
+def cuda_architectures() -> tuple[str, ...]:
+    """What the CUDA kernels are compiled for: machine code "sm_90", or PTX "compute_120"."""
+    return () if LOAD_ERROR is not None else tuple(_C.CUDA_ARCHITECTURES.split())
+
+
+def _architecture_obstacle(capability: tuple[int, int], device_name: str) -> str:
+    """Machine code runs on later devices of its generation, PTX on every later device."""
+    major, minor = capability
+    for architecture in cuda_architectures():
+        kind, number = architecture.split("_")
+        is_specific = not number.isdecimal()  # "90a" runs on 9.0 only
+        code = divmod(int(number.rstrip("af")), 10)
+        is_later = capability == code if is_specific else capability >= code
+        if is_later and (kind == "compute" or code[0] == major):
+            return ""
+    return (
+        f"the native ops are built for {', '.join(cuda_architectures())}, not for {device_name} "
+        f"(sm_{major}{minor}); reinstall with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+    )
+
+
+def ms_deform_attn(
+    value: Tensor,
+    level_shapes: LevelShapes,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """See `deformable_detr.ops.ms_deform_attn`."""
+    output: Tensor = torch.ops.deformable_detr.ms_deform_attn(
+        value, _flat(level_shapes), sampling_locations, attention_weights
+    )
+    return output
+
+
+def ms_deform_attn_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    level_shapes: LevelShapes,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of value, sampling_locations and attention_weights.
+
+    Deterministic where `torch.use_deterministic_algorithms` asks for it, and always on a CPU.
+    """
+    return _gradients(
+        grad_output, value, _flat(level_shapes), sampling_locations, attention_weights
+    )
+
+
+def ms_deform_attn_fused(
+    value: Tensor,
+    level_shapes: LevelShapes,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """See `deformable_detr.ops.ms_deform_attn_fused`."""
+    output: Tensor = torch.ops.deformable_detr.ms_deform_attn_fused(
+        value, _flat(level_shapes), reference_points, sampling_offsets, attention_logits
+    )
+    return output
+
+
+def _flat(level_shapes: LevelShapes) -> list[int]:
+    return list(itertools.chain.from_iterable(level_shapes))
+
+
+def _fake_forward(value: Tensor, level_shapes: list[int], *others: Tensor) -> Tensor:
+    """Of both operators: sampling_locations or reference_points know N and Q."""
+    N, Q = others[0].shape[:2]
+    return value.new_empty(N, Q, value.shape[2] * value.shape[3])
+
+
+def _fake_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    level_shapes: list[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        value.new_empty(value.shape),
+        sampling_locations.new_empty(sampling_locations.shape),
+        attention_weights.new_empty(attention_weights.shape),
+    )
+
+
+def _fake_fused_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    level_shapes: list[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    needs_reference_grad: bool,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        value.new_empty(value.shape),
+        reference_points.new_empty(reference_points.shape if needs_reference_grad else (0,)),
+        sampling_offsets.new_empty(sampling_offsets.shape),
+        attention_logits.new_empty(attention_logits.shape),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.level_shapes, *others = inputs
+    ctx.save_for_backward(value, *others)
+
+
+def _gradients(
+    grad_output: Tensor,
+    value: Tensor,
+    level_shapes: list[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.deformable_detr.ms_deform_attn_backward(
+        grad_output,
+        value,
+        level_shapes,
+        sampling_locations,
+        attention_weights,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    return gradients
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    value, *others = ctx.saved_tensors
+    grad_value, *grad_others = _gradients(grad_output, value, ctx.level_shapes, *others)
+    return grad_value, None, *grad_others
+
+
+def _fused_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    value, reference_points, sampling_offsets, attention_logits = ctx.saved_tensors
+    needs_reference_grad = ctx.needs_input_grad[2]
+    grad_value, grad_references, grad_offsets, grad_logits = (
+        torch.ops.deformable_detr.ms_deform_attn_fused_backward(
+            grad_output,
+            value,
+            ctx.level_shapes,
+            reference_points,
+            sampling_offsets,
+            attention_logits,
+            needs_reference_grad,
+            torch.are_deterministic_algorithms_enabled(),
+        )
+    )
+    return (
+        grad_value,
+        None,
+        grad_references if needs_reference_grad else None,
+        grad_offsets,
+        grad_logits,
+    )
+
+
+def _refuse_second_derivative(ctx: Any, *grad_outputs: Tensor) -> NoReturn:
+    raise RuntimeError(
+        "multi-scale deformable attention can be differentiated once, not twice: it was called "
+        "under create_graph=True"
+    )
+
+
+def _register() -> None:
+    for name, fake_backward, backward in (
+        ("ms_deform_attn", _fake_backward, _backward),
+        ("ms_deform_attn_fused", _fake_fused_backward, _fused_backward),
+    ):
+        operator = f"deformable_detr::{name}"
+        torch.library.register_fake(operator, _fake_forward)
+        torch.library.register_fake(f"{operator}_backward", fake_backward)
+        torch.library.register_autograd(operator, backward, setup_context=_setup_context)
+        torch.library.register_autograd(f"{operator}_backward", _refuse_second_derivative)
+
+
+if LOAD_ERROR is None:
+    _register()
