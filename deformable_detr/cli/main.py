@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from deformable_detr.cli import data
+from deformable_detr.cli import benchmark, data
 from deformable_detr.cli.evaluate import evaluate
 from deformable_detr.cli.predict import predict
 from deformable_detr.cli.train import train
@@ -33,6 +33,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(predict)
 app.add_typer(data.app, name="data")
+app.add_typer(benchmark.app, name="benchmark")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,82 @@
+"""A contender with its inputs: calls that only need to be made."""
+
+import torch
+from torch import Tensor
+
+from deformable_detr.benchmark.contenders import REFERENCE, Contender
+from deformable_detr.benchmark.timing import Call
+from deformable_detr.benchmark.workload import SEED, Direction, Workload
+
+
+class BoundContender:
+    """A contender and a workload, in the contender's dtype.
+
+    Forward runs without a graph. Backward gives the gradients of value and of both tensors that
+    come from the queries; it is timed alone, on a graph that was recorded before.
+    """
+
+    def __init__(self, contender: Contender, workload: Workload) -> None:
+        self.contender, self.workload = contender, workload
+        self._function = contender.function
+        shape = workload.shape
+        value = workload.value.to(contender.dtype)
+        between: tuple[object, ...] = (shape.level_shapes,)
+        if contender.is_fused:
+            between = (*between, workload.reference_points)
+            points, weights = workload.sampling_offsets, workload.attention_logits
+        else:
+            points, weights = workload.sampling_locations, workload.attention_weights
+        self._constants = (value, *between, points, weights)
+        self._leaves = [tensor.detach().requires_grad_() for tensor in (value, points, weights)]
+        self._variables = (self._leaves[0], *between, *self._leaves[1:])
+        gradient = torch.randn(
+            (shape.N, shape.num_queries, shape.M * shape.D),
+            generator=torch.Generator().manual_seed(SEED + 1),
+        )
+        self._grad_output = gradient.to(value.device, value.dtype)
+
+    def forward(self) -> Tensor:
+        """The output, (N, Q, M * D)."""
+        with torch.no_grad():
+            return self._function(*self._constants)
+
+    def record(self) -> Call:
+        """Run forward; the call that is returned runs backward, once."""
+        output = self._function(*self._variables)
+        return lambda: torch.autograd.grad(output, self._leaves, self._grad_output)
+
+    def prepare(self, direction: Direction, calls: int) -> list[Call]:
+        """Calls in one direction, as `Task.prepare` wants them.
+
+        Another call is made before: it pays for the state in which the contender whose turn it was
+        left the heap and the caches.
+        """
+        if direction == "backward":
+            self.record()()
+            # A graph for each call, which frees it, as in training.
+            return [self.record() for _ in range(calls)]
+        self.forward()
+        return [self.forward] * calls
+
+
+def check_agreement(contenders: list[BoundContender]) -> None:
+    """Refuse to time what computes something else than the reference.
+
+    Raises:
+        RuntimeError: an output lies further from the reference's than rounding can explain.
+    """
+    reference = next(bound for bound in contenders if bound.contender.name == REFERENCE)
+    expected = reference.forward().float()
+    sides = [size for level in reference.workload.shape.level_shapes for size in level]
+    # Pixels are rounded to float32 of the level's size, and neighbours differ by a few units.
+    coordinate_error = torch.finfo(torch.float32).eps * max(sides)
+    largest_value = float(reference.workload.value.abs().max())
+    for bound in contenders:
+        output_error = torch.finfo(bound.contender.dtype).eps * float(expected.abs().max())
+        limit = 4 * (coordinate_error * largest_value + output_error)
+        difference = float((bound.forward().float() - expected).abs().max())
+        if not difference <= limit:  # NaN is not
+            raise RuntimeError(
+                f"{bound.contender.name} must agree with the reference to {limit:.2g}, "
+                f"got a difference of {difference:.2g}; do not use it"
+            )

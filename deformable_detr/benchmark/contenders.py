@@ -1,0 +1,116 @@
+"""Who competes: the reference, the native operators, and other implementations."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deformable_detr.benchmark.workload import locations_of, weights_of
+from deformable_detr.ops import available_backends, ms_deform_attn, ms_deform_attn_fused
+from deformable_detr.ops.reference import ms_deform_attn_core_pytorch
+
+LevelShapes = tuple[tuple[int, int], ...]
+
+REFERENCE = "reference"
+REFERENCE_MODULE = "reference module"
+REFERENCE_BFLOAT16 = "reference bfloat16"
+TRANSFORMERS = "transformers"
+NATIVE = "native"
+NATIVE_FUSED = "native fused"
+NATIVE_BFLOAT16 = "native bfloat16"
+
+MEANING = {
+    REFERENCE: "plain PyTorch, grid_sample for each level",
+    REFERENCE_MODULE: "reference, with the softmax and the locations that a module computes first",
+    REFERENCE_BFLOAT16: "reference, value in bfloat16",
+    TRANSFORMERS: "the PyTorch function of the transformers library",
+    NATIVE: "compiled operator",
+    NATIVE_FUSED: "compiled operator from offsets and logits; its ratio is to reference module",
+    NATIVE_BFLOAT16: "compiled operator, value in bfloat16; its ratio is to reference in float32",
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One implementation.
+
+    Attributes:
+        function: of value, level_shapes and, if fused, reference_points, sampling_offsets and
+            attention_logits; else of sampling_locations and attention_weights.
+        dtype: of value and of the output.
+        baseline: the contender that it is compared with.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    dtype: torch.dtype
+    baseline: str = REFERENCE
+    is_fused: bool = False
+
+
+def find_contenders(device: str, dtype: torch.dtype) -> tuple[list[Contender], dict[str, str]]:
+    """Those that can run here, and why the others cannot."""
+    found = [
+        Contender(REFERENCE, ms_deform_attn_core_pytorch, dtype),
+        Contender(REFERENCE_MODULE, _reference_module, dtype, is_fused=True),
+    ]
+    missing = {}
+    if dtype != torch.float32:
+        missing[TRANSFORMERS] = "it wants one dtype for value and locations"
+    elif importlib.util.find_spec("transformers") is None:
+        missing[TRANSFORMERS] = "it is not installed; pip install transformers"
+    else:
+        found.append(Contender(TRANSFORMERS, _transformers, dtype))
+    with_bfloat16 = dtype == torch.float32
+    if with_bfloat16:
+        found.append(Contender(REFERENCE_BFLOAT16, ms_deform_attn_core_pytorch, torch.bfloat16))
+    obstacle = available_backends(device)["native"]
+    if obstacle:
+        missing[NATIVE] = obstacle
+        return found, missing
+    found.append(Contender(NATIVE, _native, dtype))
+    found.append(Contender(NATIVE_FUSED, _native_fused, dtype, REFERENCE_MODULE, is_fused=True))
+    if with_bfloat16:
+        found.append(Contender(NATIVE_BFLOAT16, _native, torch.bfloat16))
+    return found, missing
+
+
+def _native(*arguments: Any) -> Tensor:
+    return ms_deform_attn(*arguments, backend="native")
+
+
+def _native_fused(*arguments: Any) -> Tensor:
+    return ms_deform_attn_fused(*arguments, backend="native")
+
+
+def _reference_module(
+    value: Tensor,
+    level_shapes: LevelShapes,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    locations = locations_of(reference_points, sampling_offsets, level_shapes)
+    return ms_deform_attn_core_pytorch(value, level_shapes, locations, weights_of(attention_logits))
+
+
+def _transformers(
+    value: Tensor, level_shapes: LevelShapes, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    # Takes seconds, which a process that runs others need not wait.
+    from transformers.models.deformable_detr import modeling_deformable_detr
+
+    # Shapes and first cells of the levels, and im2col_step, are for its CUDA kernel only.
+    unread = torch.empty(0)
+    return modeling_deformable_detr.MultiScaleDeformableAttention().forward(
+        value,
+        unread,
+        list(level_shapes),
+        unread,
+        sampling_locations,
+        attention_weights,
+        im2col_step=64,
+    )

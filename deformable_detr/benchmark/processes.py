@@ -1,0 +1,94 @@
+"""Child processes: what an allocator does is settled when a process starts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import IO, TypeVar
+
+from pydantic import TypeAdapter
+
+from deformable_detr.benchmark.jobs import Allocator, Job
+
+Result = TypeVar("Result")
+
+_COMMAND = (sys.executable, "-m", "deformable_detr.benchmark.worker")
+# A thread that waits in a loop would count as CPU time.
+_WAIT_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+# Memory once had is kept: large buffers come from the heap, which is never trimmed.
+_KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+}
+
+
+def environment_of(allocator: Allocator) -> dict[str, str]:
+    """The environment of a child: ours, but for what concerns memory and waiting."""
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if not (name.startswith("MALLOC_") or name == "GLIBC_TUNABLES")
+    }
+    return ours | _WAIT_ASLEEP | (_KEEP_MEMORY if allocator == "warm" else {})
+
+
+def run_job(
+    job: Job,
+    answer: type[Result],
+    *,
+    allocator: Allocator = "default",
+    report: Callable[[str], None],
+) -> Result:
+    """Do a job in a process of its own.
+
+    Raises:
+        RuntimeError: the process failed; its last words are in the message.
+    """
+    command = [*_COMMAND, TypeAdapter(Job).dump_json(job).decode()]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as errors,
+        subprocess.Popen(
+            command,
+            env=environment_of(allocator),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            encoding="utf-8",
+        ) as process,
+    ):
+        try:
+            result = _follow(process, report)
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        if code != 0 or result is None:
+            raise RuntimeError(f"the {job.task} job {_end(code)}: {_last(errors)}")
+    return TypeAdapter(answer).validate_python(result)
+
+
+def _follow(process: "subprocess.Popen[str]", report: Callable[[str], None]) -> object:
+    """Pass progress on; the result, once there is one."""
+    result = None
+    assert process.stdout is not None
+    for line in process.stdout:
+        message = json.loads(line)
+        if "progress" in message:
+            report(message["progress"])
+        else:
+            result = message["result"]
+    return result
+
+
+def _end(code: int) -> str:
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with code {code}"
+
+
+def _last(errors: IO[str]) -> str:
+    errors.seek(0)
+    lines = errors.read().split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "it said nothing")

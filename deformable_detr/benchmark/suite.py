@@ -1,0 +1,154 @@
+"""All measurements of a benchmark, one child process after another."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from deformable_detr.benchmark import goals
+from deformable_detr.benchmark.contenders import NATIVE, NATIVE_FUSED, REFERENCE
+from deformable_detr.benchmark.jobs import (
+    Allocator,
+    Device,
+    DType,
+    LimitsJob,
+    Memory,
+    MemoryJob,
+    MemorySpan,
+    Timing,
+    TimingJob,
+    Timings,
+)
+from deformable_detr.benchmark.limits import Limits
+from deformable_detr.benchmark.machine import Machine, describe_machine, has_glibc
+from deformable_detr.benchmark.processes import run_job
+from deformable_detr.benchmark.timing import clock_for
+from deformable_detr.benchmark.workload import DECODER, ENCODER, ENCODER_PAIR, Shape
+
+ShapeChoice = Literal["encoder", "decoder", "all"]
+SHAPES: dict[ShapeChoice, tuple[Shape, ...]] = {
+    "encoder": (ENCODER,),
+    "decoder": (DECODER,),
+    "all": (ENCODER, DECODER),
+}
+SPANS: tuple[MemorySpan, ...] = ("forward", "forward+backward")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        shapes: to time at.
+        with_extras: also the memory, and two images against one; at the encoder's shape.
+    """
+
+    device: Device
+    dtype: DType
+    shapes: tuple[Shape, ...]
+    rounds: int
+    with_extras: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured.
+
+    Attributes:
+        clock: the one that ratios are taken by.
+        timings: by allocator.
+        scaling: of two images and of one, under the default allocator.
+        missing: why a contender was not measured, by its name.
+    """
+
+    plan: Plan
+    machine: Machine
+    clock: str
+    limits: Limits
+    timings: dict[Allocator, list[Timing]]
+    scaling: list[Timing]
+    memory: list[Memory]
+    missing: dict[str, str]
+
+
+def check_device(device: Device) -> None:
+    """Stop early where there is no such device.
+
+    Raises:
+        RuntimeError: CUDA is wanted, and PyTorch finds no GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            "device cuda must be a GPU that PyTorch can use, found none; choose --device cpu"
+        )
+
+
+def allocators_of(device: Device) -> tuple[Allocator, ...]:
+    """Both, where they differ: a GPU has an allocator of its own, and so have other C libraries."""
+    return ("default", "warm") if device == "cpu" and has_glibc() else ("default",)
+
+
+def run(plan: Plan, report: Callable[[str], None]) -> Report:
+    """Measure everything; takes minutes.
+
+    Raises:
+        RuntimeError: there is no such device, or a child process failed.
+    """
+    check_device(plan.device)
+    report("looking at the machine")
+    machine = describe_machine(plan.device)
+    limits = run_job(LimitsJob(plan.device), Limits, report=report)
+    timings: dict[Allocator, list[Timing]] = {}
+    missing: dict[str, str] = {}
+    for allocator in allocators_of(plan.device):
+        timings[allocator] = []
+        for shape in plan.shapes:
+            job = TimingJob(plan.device, plan.dtype, (shape,), plan.rounds)
+            answer = run_job(
+                job,
+                Timings,
+                allocator=allocator,
+                report=_within(f"{shape.name}, {allocator} allocator", report),
+            )
+            timings[allocator] += answer.timings
+            missing |= answer.missing
+    with_native = NATIVE not in missing
+    return Report(
+        plan=plan,
+        machine=machine,
+        clock=clock_for(plan.device).name,
+        limits=limits,
+        timings=timings,
+        scaling=_measure_scaling(plan, report) if plan.with_extras and with_native else [],
+        memory=_measure_memory(plan, with_native, report) if plan.with_extras else [],
+        missing=missing,
+    )
+
+
+def judge(report: Report) -> list[goals.Verdict]:
+    """Every goal of the native operators against a report."""
+    return goals.judge(report.timings, report.scaling, report.memory)
+
+
+def _within(stage: str, report: Callable[[str], None]) -> Callable[[str], None]:
+    """Reports of what happens within a stage of the benchmark."""
+    return lambda text: report(f"{stage}: {text}")
+
+
+def _measure_scaling(plan: Plan, report: Callable[[str], None]) -> list[Timing]:
+    job = TimingJob(plan.device, plan.dtype, (ENCODER, ENCODER_PAIR), plan.rounds, (NATIVE,))
+    return run_job(job, Timings, report=_within("two images and one", report)).timings
+
+
+def _measure_memory(plan: Plan, with_native: bool, report: Callable[[str], None]) -> list[Memory]:
+    names = (REFERENCE, NATIVE, NATIVE_FUSED) if with_native else (REFERENCE,)
+    return [
+        run_job(
+            MemoryJob(plan.device, plan.dtype, ENCODER, name, span),
+            Memory,
+            report=_within("memory", report),
+        )
+        for name in names
+        for span in SPANS
+    ]

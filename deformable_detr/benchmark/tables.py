@@ -1,0 +1,216 @@
+"""A report for people: tables of at most a hundred columns."""
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from deformable_detr.benchmark.contenders import (
+    MEANING,
+    NATIVE,
+    NATIVE_BFLOAT16,
+    REFERENCE_BFLOAT16,
+)
+from deformable_detr.benchmark.goals import Verdict, find, ratio
+from deformable_detr.benchmark.jobs import Timing
+from deformable_detr.benchmark.machine import Machine
+from deformable_detr.benchmark.record import baseline_of
+from deformable_detr.benchmark.suite import Report
+from deformable_detr.benchmark.workload import (
+    DIRECTIONS,
+    ENCODER,
+    ENCODER_PAIR,
+    Direction,
+    Shape,
+)
+
+
+def show(report: Report) -> Iterator[RenderableType]:
+    """Everything but the goals, from top to bottom."""
+    yield _machine(report)
+    for shape in report.plan.shapes:
+        for direction in DIRECTIONS:
+            yield _timings(report, shape, direction)
+    yield _legend(report)
+    if report.memory:
+        yield _memory(report)
+    yield from _remarks(report)
+
+
+def show_machine_warning(machine: Machine) -> RenderableType | None:
+    """That figures will not be good, if so."""
+    return Text(f"warning: {machine.warning}", style="yellow") if machine.warning else None
+
+
+def show_goals(verdicts: Sequence[Verdict]) -> RenderableType:
+    """The goals of the native operators."""
+    table = _table("Goals")
+    table.add_column("")
+    for heading in ("goal", "gate", "measured", ""):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for verdict in verdicts:
+        table.add_row(
+            escape(verdict.title),
+            _bound(verdict, verdict.goal),
+            _bound(verdict, verdict.gate),
+            "not measured" if verdict.measured is None else _quantity(verdict, verdict.measured),
+            "[green]pass[/]" if verdict.passes else "[bold red]fail[/]",
+        )
+    return table
+
+
+def _bound(verdict: Verdict, limit: float) -> str:
+    if verdict.kind == "within":
+        return "1 x" if limit == 1 else f"+-{limit:.0%}"
+    sign = ">=" if verdict.kind == "at least" else "<="
+    return f"{sign} {limit:.4g} {verdict.unit}"
+
+
+def _quantity(verdict: Verdict, number: float) -> str:
+    digits = 1 if number >= 10 else 2
+    return f"{number:.{digits}f} {verdict.unit}"
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+
+
+def _machine(report: Report) -> Table:
+    machine, limits = report.machine, report.limits
+    caches = ", ".join(f"{level} {size}" for level, size in machine.caches.items())
+    rows = {
+        "processor": ", ".join(filter(None, (machine.cpu, machine.instruction_set, caches))),
+        "GPU": machine.gpu,
+        "cores": f"{machine.cores}; PyTorch uses {machine.threads} threads",
+        "load average": None if machine.load_average is None else f"{machine.load_average:.2f}",
+        "software": f"torch {machine.torch}, Python {machine.python}, {machine.c_library}",
+        "system": machine.system,
+        "back-ends": "native and reference" if NATIVE not in report.missing else "reference only",
+        "limits": f"measured: {limits.read_gb_s:.1f} GB/s read, {limits.gflop_s:.0f} GFLOP/s",
+        "clock": report.clock,
+        "rounds": f"{report.plan.rounds}, interleaved; value in {report.plan.dtype}",
+    }
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, text in rows.items():
+        if text is not None:
+            table.add_row(name, escape(text))
+    return table
+
+
+def _timings(report: Report, shape: Shape, direction: Direction) -> Table:
+    table = _table(
+        f"{shape.name}, {direction}: {shape.samples:,} samples, "
+        f"{shape.flop(direction) / 1e9:.3g} GFLOP, Q = {shape.num_queries:,}, N = {shape.N}"
+    )
+    table.add_column("", no_wrap=True)
+    for heading in (
+        "ms",
+        "min",
+        "quartiles",
+        "ns/sample",
+        "wall ms",
+        "faults",
+        "MB",
+        "read",
+        "FMA",
+        "ratio",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for allocator, timings in report.timings.items():
+        table.add_row(f"[italic]{allocator} allocator[/]")
+        for timing in timings:
+            if (timing.shape, timing.direction) == (shape.name, direction):
+                table.add_row(*_timing_row(timing, timings, report))
+        table.add_section()
+    return table
+
+
+def _timing_row(timing: Timing, timings: Sequence[Timing], report: Report) -> list[str]:
+    ms, wall_ms = timing.ms, timing.wall_ms.median
+    read_share, arithmetic_share = timing.shares_of(report.limits)
+    baseline = baseline_of(timing, timings)
+    times = "" if baseline is None else _ratio(timing.times_less_than(baseline).median)
+    return [
+        timing.contender,
+        _digits(ms.median),
+        _digits(ms.min),
+        f"{_digits(ms.lower_quartile)}-{_digits(ms.upper_quartile)}",
+        _digits(timing.ns_a_sample),
+        _digits(wall_ms),
+        f"{timing.page_faults.median:,.0f}",
+        f"{timing.num_bytes / 1e6:.1f}",
+        f"{read_share:.0%}",
+        f"{arithmetic_share:.0%}",
+        times,
+    ]
+
+
+def _digits(number: float) -> str:
+    """Three that count, and none behind the point from a hundred on."""
+    if number >= 100:
+        return f"{number:.0f}"
+    return f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+
+
+def _ratio(number: float) -> str:
+    return f"{_digits(number)}x"
+
+
+def _legend(report: Report) -> Text:
+    lines = [
+        "ms: one call's, by the clock above; median, least and quartiles of the rounds. A round of "
+        "a contender lasts 50 ms or one call. ns/sample: the median's. wall ms, faults (memory "
+        "pages asked of the kernel): medians. MB: what must move even if every cache were "
+        "infinite. read, FMA: shares of the limits above at the wall time, for these MB and the "
+        "GFLOP; what caches keep between calls can lift the first above 100 %. ratio: to the "
+        "reference, median of the rounds. backward: all three gradients, timed alone, on a graph "
+        "that was recorded before.",
+    ]
+    names = {timing.contender for taken in report.timings.values() for timing in taken}
+    lines += [f"{name}: {meaning}." for name, meaning in MEANING.items() if name in names]
+    return Text("\n".join(lines), style="dim")
+
+
+def _memory(report: Report) -> Table:
+    table = _table("encoder: peak memory of a call above its inputs, outputs included")
+    table.add_column("")
+    table.add_column("forward", justify="right")
+    table.add_column("forward and backward", justify="right")
+    by_name: dict[str, list[str]] = {}
+    for one in report.memory:
+        text = "not told" if one.megabytes is None else f"{one.megabytes:.1f} MB"
+        by_name.setdefault(one.contender, []).append(text)
+    for name, cells in by_name.items():
+        table.add_row(name, *cells)
+    return table
+
+
+def _remarks(report: Report) -> Iterator[Text]:
+    for direction in DIRECTIONS:
+        pair, single = (
+            find(report.scaling, shape, direction, NATIVE) for shape in (ENCODER_PAIR, ENCODER)
+        )
+        cost = ratio(pair, single)
+        if cost is not None:
+            yield Text(
+                f"encoder, {direction}, default allocator: two images cost native {cost:.2f} times "
+                "one"
+            )
+    for allocator, timings in report.timings.items():
+        for timing in timings:
+            same_dtype = baseline_of(timing, timings, REFERENCE_BFLOAT16)
+            if timing.contender == NATIVE_BFLOAT16 and same_dtype is not None:
+                times = _ratio(timing.times_less_than(same_dtype).median)
+                yield Text(
+                    f"{timing.shape}, {timing.direction}, {allocator} allocator: "
+                    f"{NATIVE_BFLOAT16} is {times} the {REFERENCE_BFLOAT16}"
+                )
+    if report.plan.device == "cpu" and "warm" not in report.timings:
+        yield Text("the warm allocator is a setting of glibc, which this system does not have")
+    for name, reason in report.missing.items():
+        yield Text(f"{name} is not measured: {reason}", style="yellow")

@@ -1,0 +1,150 @@
+"""Clocks, and interleaved rounds of measurements with them."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+# Far above the resolution of any clock, and short beside the slices of other programs.
+SHORTEST_TURN_MS = 50.0
+MOST_CALLS = 1000
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Lap:
+    """What some calls cost, all together.
+
+    Attributes:
+        ms: by the clock that is judged: process CPU time of all threads, or CUDA events.
+        page_faults: memory pages that the kernel had to supply.
+    """
+
+    ms: float
+    wall_ms: float
+    page_faults: int
+
+
+class Clock(Protocol):
+    """Measures calls."""
+
+    name: str
+
+    def time(self, calls: Sequence[Call]) -> Lap:
+        """Make the calls, one after another."""
+        ...
+
+
+class CpuClock:
+    """CPU time of the process, summed over its threads: other programs hardly change it."""
+
+    name = "process CPU time, all threads"
+
+    def time(self, calls: Sequence[Call]) -> Lap:
+        """See `Clock`."""
+        faults = _page_faults()
+        wall, cpu = time.perf_counter_ns(), time.process_time_ns()
+        for call in calls:
+            call()
+        cpu, wall = time.process_time_ns() - cpu, time.perf_counter_ns() - wall
+        return Lap(cpu / 1e6, wall / 1e6, _page_faults() - faults)
+
+
+class CudaClock:
+    """Time on the GPU between two events around the calls."""
+
+    name = "CUDA events"
+
+    def time(self, calls: Sequence[Call]) -> Lap:
+        """See `Clock`."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        faults, wall = _page_faults(), time.perf_counter_ns()
+        begin.record()
+        for call in calls:
+            call()
+        end.record()
+        torch.cuda.synchronize()
+        wall = time.perf_counter_ns() - wall
+        return Lap(begin.elapsed_time(end), wall / 1e6, _page_faults() - faults)
+
+
+def clock_for(device: str) -> Clock:
+    """The clock that judges work on a device."""
+    return CudaClock() if device == "cuda" else CpuClock()
+
+
+def _page_faults() -> int:
+    if sys.platform == "win32":  # has no such counter
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+@dataclass(frozen=True)
+class Task:
+    """One contender at one thing.
+
+    Attributes:
+        prepare: makes ready, untimed, for so many calls, and returns them.
+    """
+
+    name: str
+    prepare: Callable[[int], list[Call]]
+
+
+@dataclass
+class Rounds:
+    """What a task cost in each round, of one call."""
+
+    calls: int
+    ms: list[float] = field(default_factory=list)
+    wall_ms: list[float] = field(default_factory=list)
+    page_faults: list[float] = field(default_factory=list)
+
+    def add(self, lap: Lap) -> None:
+        """Take in another round."""
+        self.ms.append(lap.ms / self.calls)
+        self.wall_ms.append(lap.wall_ms / self.calls)
+        self.page_faults.append(lap.page_faults / self.calls)
+
+
+def measure(
+    tasks: Sequence[Task], *, rounds: int, clock: Clock, report: Callable[[str], None]
+) -> dict[str, Rounds]:
+    """Let the tasks take turns, in another order each round."""
+    taken = {}
+    for task in tasks:
+        report(f"warming up {task.name}")
+        taken[task.name] = Rounds(_calls_a_turn(task, clock))
+    for index in range(rounds):
+        for place in order_of_round(len(tasks), index):
+            task = tasks[place]
+            report(f"round {index + 1} of {rounds}: {task.name}")
+            own = taken[task.name]
+            own.add(clock.time(task.prepare(own.calls)))
+    return taken
+
+
+def _calls_a_turn(task: Task, clock: Clock) -> int:
+    """As many as a turn needs to last; the first call, which starts threads, is not looked at."""
+    _, lap = (clock.time(task.prepare(1)) for _ in range(2))
+    return min(MOST_CALLS, math.ceil(SHORTEST_TURN_MS / max(1e-3, min(lap.ms, lap.wall_ms))))
+
+
+def order_of_round(count: int, round_index: int) -> list[int]:
+    """In which order `count` contenders take their turns.
+
+    The rows of Williams' design: over `count` rounds each has each place once, and (over twice as
+    many, where `count` is odd) follows every other one equally often. A mere rotation would always
+    leave the same one to run in the heap and the caches of the same predecessor.
+    """
+    zigzag = [step // 2 if step % 2 == 0 else count - 1 - step // 2 for step in range(count)]
+    order = [(place + round_index) % count for place in zigzag]
+    return order[::-1] if round_index // count % 2 else order

@@ -1,0 +1,112 @@
+"""`deformable-detr benchmark`: how fast this machine computes."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+# What needs PyTorch is imported when the command runs, so that help is there at once.
+if TYPE_CHECKING:
+    from deformable_detr.benchmark.goals import Verdict
+    from deformable_detr.benchmark.suite import Report
+
+EXIT_GOAL_MISSED = 1
+_CHECKED = ("cpu", "float32", "all")  # what the goals are about: device, dtype, shape
+
+app = typer.Typer(help="Measure how fast this machine computes.", no_args_is_help=True)
+
+
+@app.callback()
+def _root() -> None:
+    """Kept a group, so that `ops` is a word of the command line."""
+
+
+@app.command()
+def ops(
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="Of the sampled values; points and weights are float32."),
+    ] = "float32",
+    shape: Annotated[
+        Literal["encoder", "decoder", "all"],
+        typer.Option(help="A query for each of 17,821 cells, 300 queries, or both."),
+    ] = "all",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 9,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of tables.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Hold the CPU goals; exit code 1 if one is missed.")
+    ] = False,
+) -> None:
+    """Time deformable attention: reference, compiled operators, other implementations.
+
+    The contenders take turns in one process, once with the default allocator and once with one
+    that keeps freed memory. Takes about five minutes on two cores, which should be idle.
+    """
+    if check:
+        _check_is_possible((device, dtype, shape), rounds)
+    from deformable_detr.benchmark.record import as_record
+    from deformable_detr.benchmark.suite import SHAPES, Plan, judge, run
+
+    plan = Plan(
+        device=device,
+        dtype=dtype,
+        shapes=SHAPES[shape],
+        rounds=rounds,
+        with_extras=shape != "decoder",
+    )
+    with _progress() as report_progress:
+        report = run(plan, report_progress)
+    verdicts = judge(report) if check else None
+    if as_json:
+        typer.echo(json.dumps(as_record(report, verdicts), indent=2))
+    else:
+        _print(report, verdicts)
+    if verdicts is not None and not all(verdict.passes for verdict in verdicts):
+        raise typer.Exit(EXIT_GOAL_MISSED)
+
+
+def _check_is_possible(chosen: tuple[str, str, str], rounds: int) -> None:
+    from deformable_detr.benchmark.goals import LEAST_ROUNDS
+
+    if chosen != _CHECKED:
+        raise ValueError(
+            f"--check must run on cpu, in float32 and at all shapes, got {', '.join(chosen)}; "
+            "leave out --device, --dtype and --shape"
+        )
+    if rounds < LEAST_ROUNDS:
+        raise ValueError(f"--rounds must be at least {LEAST_ROUNDS} with --check, got {rounds}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Show on stderr what is being done: a line that changes on a terminal, else a line a stage."""
+    console = Console(stderr=True, highlight=False)
+    stages: list[str] = []
+
+    def print_new_stage(text: str) -> None:
+        stage = text.partition(":")[0]
+        if stages[-1:] != [stage]:
+            stages.append(stage)
+            console.print(stage)
+
+    if not console.is_terminal:
+        yield print_new_stage
+        return
+    with console.status("starting") as status:
+        yield status.update
+
+
+def _print(report: "Report", verdicts: "list[Verdict] | None") -> None:
+    from deformable_detr.benchmark.tables import show, show_goals
+
+    console = Console(highlight=False)
+    for part in show(report):
+        console.print(part)
+    if verdicts is not None:
+        console.print(show_goals(verdicts))

@@ -1,0 +1,120 @@
+"""Reports of benchmarks that were never run, with times of the test's choice."""
+
+from deformable_detr.benchmark.contenders import (
+    NATIVE,
+    NATIVE_BFLOAT16,
+    NATIVE_FUSED,
+    REFERENCE,
+    REFERENCE_BFLOAT16,
+    REFERENCE_MODULE,
+    TRANSFORMERS,
+)
+from deformable_detr.benchmark.jobs import Allocator, Memory, Timing
+from deformable_detr.benchmark.limits import Limits
+from deformable_detr.benchmark.machine import Machine
+from deformable_detr.benchmark.suite import SPANS, Plan, Report
+from deformable_detr.benchmark.timing import Rounds
+from deformable_detr.benchmark.workload import (
+    DECODER,
+    DIRECTIONS,
+    ENCODER,
+    ENCODER_PAIR,
+    Direction,
+    Shape,
+)
+
+BASELINES = {NATIVE_FUSED: REFERENCE_MODULE}
+# Of a call, such that every goal is just about reached.
+MS = {
+    REFERENCE: 750.0,
+    REFERENCE_MODULE: 800.0,
+    REFERENCE_BFLOAT16: 700.0,
+    TRANSFORMERS: 760.0,
+    NATIVE: 10.0,
+    NATIVE_FUSED: 11.0,
+    NATIVE_BFLOAT16: 9.0,
+}
+
+
+def make_timing(
+    contender: str, shape: Shape = ENCODER, direction: Direction = "forward", *, ms: float
+) -> Timing:
+    """A timing of three rounds around `ms`, half of that by the wall clock."""
+    rounds = Rounds(calls=2)
+    for factor in (0.9, 1.0, 1.1):
+        rounds.ms.append(ms * factor)
+        rounds.wall_ms.append(ms * factor / 2)
+        rounds.page_faults.append(222_736.0)
+    return Timing(
+        shape=shape.name,
+        direction=direction,
+        contender=contender,
+        baseline=BASELINES.get(contender, REFERENCE),
+        samples=shape.samples,
+        flop=shape.flop(direction),
+        num_bytes=60_000_000,
+        rounds=rounds,
+    )
+
+
+def make_timings(**changed: float) -> dict[Allocator, list[Timing]]:
+    """All contenders, shapes and directions; times by name, with _ for spaces, may be changed."""
+    times = MS | {name.replace("_", " "): ms for name, ms in changed.items()}
+    timings = [
+        make_timing(name, shape, direction, ms=ms)
+        for shape in (ENCODER, DECODER)
+        for direction in DIRECTIONS
+        for name, ms in times.items()
+    ]
+    return {"default": timings, "warm": list(timings)}
+
+
+def make_scaling(*, cost_of_pair: float = 2.0) -> list[Timing]:
+    """Native at two images and at one."""
+    return [
+        make_timing(NATIVE, shape, direction, ms=ms)
+        for direction in DIRECTIONS
+        for shape, ms in ((ENCODER, 10.0), (ENCODER_PAIR, 10.0 * cost_of_pair))
+    ]
+
+
+def make_memory(*, forward: float | None = 25.0, both: float | None = 74.0) -> list[Memory]:
+    """Peaks of the native operator, and the reference's."""
+    native = [Memory(NATIVE, span, peak) for span, peak in zip(SPANS, (forward, both), strict=True)]
+    return [
+        Memory(REFERENCE, "forward", 871.0),
+        Memory(REFERENCE, "forward+backward", 938.0),
+        *native,
+    ]
+
+
+def make_report(**changed: float) -> Report:
+    """A report in which every goal is reached, unless changed times forbid it."""
+    return Report(
+        plan=Plan("cpu", "float32", (ENCODER, DECODER), rounds=3, with_extras=True),
+        machine=make_machine(),
+        clock="process CPU time, all threads",
+        limits=Limits(read_gb_s=30.0, gflop_s=200.0),
+        timings=make_timings(**changed),
+        scaling=make_scaling(),
+        memory=make_memory(),
+        missing={},
+    )
+
+
+def make_machine(*, load_average: float | None = 0.1, busy_cores: float | None = 0.1) -> Machine:
+    """Two cores."""
+    return Machine(
+        cpu="a processor",
+        cores=2,
+        caches={"L1": "32K", "L2": "1024K"},
+        instruction_set="AVX512",
+        gpu=None,
+        torch="2.10.0",
+        threads=2,
+        python="3.10.0",
+        system="Linux",
+        c_library="glibc 2.36",
+        load_average=load_average,
+        busy_cores=busy_cores,
+    )

@@ -1,0 +1,97 @@
+import pytest
+from helpers.benchmark_report import make_memory, make_scaling, make_timings
+
+from deformable_detr.benchmark.goals import Verdict, judge
+
+
+def judge_all(**changed: float) -> dict[str, Verdict]:
+    verdicts = judge(make_timings(**changed), make_scaling(), make_memory())
+    return {verdict.title: verdict for verdict in verdicts}
+
+
+def test_every_goal_has_a_line_and_can_be_reached() -> None:
+    verdicts = judge_all()
+
+    assert [title for title, verdict in verdicts.items() if not verdict.passes] == []
+    assert list(verdicts) == [
+        "encoder forward, warm: reference's time / transformers'",
+        "encoder forward, default: reference's time / transformers'",
+        "decoder forward, warm: reference's time / transformers'",
+        "encoder backward, warm: reference's time / transformers'",
+        "decoder backward, warm: reference's time / transformers'",
+        "encoder forward, warm: native / reference",
+        "encoder forward, default: native / reference",
+        "encoder forward, warm: native fused / reference module",
+        "encoder forward, warm: native bfloat16 / reference",
+        "decoder forward, warm: native / reference",
+        "encoder backward, warm: native / reference",
+        "decoder backward, warm: native / reference",
+        "encoder forward, default: native's time for N = 2 / N = 1",
+        "encoder backward, default: native's time for N = 2 / N = 1",
+        "encoder forward: native's peak extra memory",
+        "encoder forward+backward: native's peak extra memory",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("title", "goal"),
+    [
+        ("encoder forward, warm: native / reference", 45),
+        ("encoder forward, default: native / reference", 75),
+        ("decoder forward, warm: native / reference", 30),
+        ("encoder backward, warm: native / reference", 37),
+        ("decoder backward, warm: native / reference", 13),
+    ],
+)
+def test_a_speed_passes_from_085_of_its_goal_on(title: str, goal: float) -> None:
+    reached, missed = (750.0 / (goal * share) for share in (0.851, 0.849))
+
+    assert judge_all(native=reached)[title].passes
+    verdict = judge_all(native=missed)[title]
+    assert not verdict.passes
+    assert (verdict.goal, verdict.gate) == (goal, pytest.approx(0.85 * goal))
+    assert verdict.measured == pytest.approx(0.849 * goal)
+
+
+def test_the_fused_operator_is_compared_with_what_a_module_runs() -> None:
+    title = "encoder forward, warm: native fused / reference module"
+
+    assert judge_all(native_fused=800 / 45)[title].measured == pytest.approx(45)
+    assert not judge_all(native_fused=800 / 38)[title].passes
+
+
+def test_bfloat16_is_compared_with_the_float32_reference() -> None:
+    title = "encoder forward, warm: native bfloat16 / reference"
+
+    assert judge_all(native_bfloat16=750 / 60)[title].measured == pytest.approx(60)
+    assert not judge_all(native_bfloat16=750 / 50)[title].passes
+
+
+@pytest.mark.parametrize(
+    ("share", "passes"), [(0.89, False), (0.91, True), (1.09, True), (1.11, False)]
+)
+def test_the_reference_must_be_as_fast_as_others_are(share: float, passes: bool) -> None:
+    title = "encoder backward, warm: reference's time / transformers'"
+
+    assert judge_all(transformers=750 / share)[title].passes == passes
+
+
+@pytest.mark.parametrize(("cost", "passes"), [(2.09, True), (2.11, False)])
+def test_two_images_must_cost_little_more_than_twice_one(cost: float, passes: bool) -> None:
+    verdicts = judge(make_timings(), make_scaling(cost_of_pair=cost), make_memory())
+
+    assert [v.passes for v in verdicts if "N = 2" in v.title] == [passes] * 2
+
+
+def test_memory_has_a_ceiling_without_tolerance() -> None:
+    verdicts = judge(make_timings(), make_scaling(), make_memory(forward=26.1, both=75.0))
+
+    assert [v.passes for v in verdicts if "memory" in v.title] == [False, True]
+
+
+def test_what_was_not_measured_does_not_pass() -> None:
+    verdicts = judge({}, [], make_memory(forward=None, both=None))
+
+    assert len(verdicts) == len(judge_all())
+    assert {verdict.measured for verdict in verdicts} == {None}
+    assert not any(verdict.passes for verdict in verdicts)

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from deformable_detr.benchmark import memory
+from deformable_detr.benchmark.jobs import Memory, MemoryJob
+from deformable_detr.benchmark.memory import peak_extra_megabytes
+from deformable_detr.benchmark.processes import run_job
+from deformable_detr.benchmark.workload import Shape
+
+needs_peak = pytest.mark.skipif(
+    not memory._CLEAR_REFS.exists(), reason="this system cannot reset the peak of its memory"
+)
+
+
+@needs_peak
+def test_the_peak_counts_what_was_freed_before_the_end() -> None:
+    def call() -> object:
+        kept = np.ones(10_000_000, np.uint8)
+        passing = np.ones(40_000_000, np.uint8)
+        return kept, int(passing[0])
+
+    assert peak_extra_megabytes(call, device="cpu") == pytest.approx(50, abs=2)
+
+
+@needs_peak
+def test_what_was_freed_before_the_call_does_not_hide_it() -> None:
+    size = 50_000  # small enough to come from the heap
+
+    def call() -> object:
+        return [b"x" * size for _ in range(1000)]
+
+    for _ in range(2):
+        assert peak_extra_megabytes(call, device="cpu") == pytest.approx(50, abs=3)
+
+
+@needs_peak
+def test_the_reference_takes_more_with_its_backward() -> None:
+    shape = Shape("small", ((50, 60), (25, 30)), M=4, D=16, P=4)
+    forward, both = (
+        run_job(
+            MemoryJob("cpu", "float32", shape, "reference", span), Memory, report=lambda text: None
+        ).megabytes
+        for span in ("forward", "forward+backward")
+    )
+
+    # Its samples, stacked and weighted: D float32 numbers each.
+    samples = shape.samples * shape.D * 4 / 1e6
+    assert forward is not None
+    assert both is not None
+    assert 2 * samples < forward < both < 8 * samples
+
+
+def test_a_system_that_does_not_tell_gives_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    monkeypatch.setattr(memory, "_CLEAR_REFS", memory.Path(str(tmp_path)) / "absent" / "file")
+
+    assert peak_extra_megabytes(lambda: None, device="cpu") is None

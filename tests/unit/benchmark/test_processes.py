@@ -1,0 +1,86 @@
+import os
+import signal
+
+import pytest
+
+from deformable_detr.benchmark import processes
+from deformable_detr.benchmark.contenders import REFERENCE, REFERENCE_MODULE
+from deformable_detr.benchmark.jobs import LimitsJob, MemoryJob, TimingJob, Timings
+from deformable_detr.benchmark.limits import Limits
+from deformable_detr.benchmark.processes import environment_of, run_job
+from deformable_detr.benchmark.workload import DIRECTIONS, Shape
+
+TINY = Shape("tiny", ((4, 6), (2, 3)), M=2, D=4, P=2)
+
+
+def test_the_allocators_differ_in_what_glibc_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1")
+    default, warm = environment_of("default"), environment_of("warm")
+
+    assert not [name for name in default if name.startswith(("MALLOC_", "GLIBC_"))]
+    assert {name: value for name, value in warm.items() if name not in default} == {
+        "MALLOC_MMAP_THRESHOLD_": "4000000000",
+        "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    }
+    for environment in (default, warm):
+        assert environment["PATH"] == os.environ["PATH"]
+        assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+        assert environment["GOMP_SPINCOUNT"] == "0"
+
+
+def test_a_job_is_done_in_a_child_and_its_answer_comes_back() -> None:
+    progress: list[str] = []
+    job = TimingJob("cpu", "float32", (TINY,), rounds=2, contenders=(REFERENCE, REFERENCE_MODULE))
+
+    answer = run_job(job, Timings, allocator="warm", report=progress.append)
+
+    assert [(one.contender, one.direction) for one in answer.timings] == [
+        (name, direction) for direction in DIRECTIONS for name in (REFERENCE, REFERENCE_MODULE)
+    ]
+    for timing in answer.timings:
+        assert timing.shape == "tiny"
+        assert timing.samples == TINY.samples == 30 * 2 * 2 * 2
+        assert timing.flop == TINY.flop(timing.direction)
+        assert len(timing.rounds.ms) == len(timing.rounds.wall_ms) == 2
+        assert 0 < timing.ms.min <= timing.ms.median
+    assert "round 2 of 2: reference, tiny, backward" in progress
+
+
+def test_a_job_that_fails_says_why() -> None:
+    job = MemoryJob("cpu", "float32", TINY, "nobody", "forward")
+
+    with pytest.raises(
+        RuntimeError, match=r"^the memory job ended with code 1: RuntimeError: nobody cannot run"
+    ):
+        run_job(job, Limits, report=lambda text: None)
+
+
+def test_a_process_that_is_killed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel does where memory is short."""
+    source = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr(processes, "_COMMAND", (*processes._COMMAND[:1], "-c", source))
+
+    with pytest.raises(RuntimeError, match=r"was ended by SIGKILL: it said nothing"):
+        run_job(LimitsJob("cpu"), Limits, report=lambda text: None)
+
+
+def test_no_child_outlives_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (
+        "import json, os, time\n"
+        "print(json.dumps({'progress': str(os.getpid())}), flush=True)\n"
+        "time.sleep(60)"
+    )
+    monkeypatch.setattr(processes, "_COMMAND", (*processes._COMMAND[:1], "-c", source))
+    children: list[int] = []
+
+    def interrupt(text: str) -> None:
+        children.append(int(text))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(LimitsJob("cpu"), Limits, report=interrupt)
+
+    (child,) = children
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, signal.SIG_DFL)

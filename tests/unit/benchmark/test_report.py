@@ -1,0 +1,193 @@
+import dataclasses
+import io
+import json
+
+import pytest
+from helpers.benchmark_report import make_report, make_timing
+from rich.console import Console
+
+from deformable_detr.benchmark import suite
+from deformable_detr.benchmark.contenders import NATIVE, REFERENCE
+from deformable_detr.benchmark.limits import Limits
+from deformable_detr.benchmark.record import as_record
+from deformable_detr.benchmark.suite import Report, allocators_of, check_device, judge
+from deformable_detr.benchmark.tables import show, show_goals
+from deformable_detr.benchmark.workload import ENCODER
+
+WIDTH = 100
+
+
+def printed(report: Report, *, with_goals: bool = True) -> str:
+    console = Console(file=io.StringIO(), width=WIDTH)
+    for part in show(report):
+        console.print(part)
+    if with_goals:
+        console.print(show_goals(judge(report)))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_record_has_these_keys_and_survives_json() -> None:
+    report = make_report()
+    record = json.loads(json.dumps(as_record(report, judge(report))))
+
+    assert list(record) == [
+        "format",
+        "machine",
+        "device",
+        "dtype",
+        "rounds",
+        "clock",
+        "limits",
+        "shapes",
+        "timings",
+        "scaling",
+        "memory",
+        "missing",
+        "goals",
+    ]
+    assert record["format"] == 1
+    assert list(record["timings"][0]) == [
+        "shape",
+        "direction",
+        "allocator",
+        "contender",
+        "calls_a_round",
+        "ms",
+        "wall_ms",
+        "page_faults",
+        "ns_a_sample",
+        "samples",
+        "flop",
+        "bytes",
+        "baseline",
+        "ratio",
+        "ratio_to_reference_bfloat16",
+        "share_of_read_limit",
+        "share_of_arithmetic_limit",
+        "rounds_ms",
+        "rounds_wall_ms",
+    ]
+    assert list(record["goals"][0]) == [
+        "title",
+        "goal",
+        "gate",
+        "kind",
+        "unit",
+        "measured",
+        "passes",
+    ]
+    assert record["shapes"][0]["samples"] == 2_281_088
+    assert as_record(report, None)["goals"] is None
+
+
+def test_the_record_holds_the_measured_figures() -> None:
+    record = as_record(make_report(), None)
+    native = next(
+        one
+        for one in record["timings"]
+        if (one["contender"], one["shape"], one["allocator"]) == (NATIVE, "encoder", "warm")
+    )
+
+    assert native["ms"]["median"] == 10.0
+    assert native["wall_ms"]["median"] == 5.0
+    assert native["ns_a_sample"] == pytest.approx(10e6 / 2_281_088)
+    assert native["ratio"]["median"] == pytest.approx(75.0)
+    assert native["ratio_to_reference_bfloat16"]["median"] == pytest.approx(70.0)
+    assert native["share_of_read_limit"] == pytest.approx(60 / 30 / 5)  # MB, GB/s, ms
+    assert native["share_of_arithmetic_limit"] == pytest.approx(583.958528 / 200 / 5)
+
+
+def test_the_tables_fit_into_a_hundred_columns_and_lose_nothing() -> None:
+    text = printed(make_report(reference=3456.0, native=3.14))
+
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert "\u2026" not in text  # an ellipsis
+    for word in (
+        "encoder, forward: 2,281,088 samples",
+        "decoder, backward: 38,400 samples",
+        "3456",
+        "1101x",
+        "load average",
+        "GB/s read",
+        "AVX512",
+        "default allocator",
+        "warm allocator",
+        "two images cost native 2.00 times one",
+        "native bfloat16 is 77.8x",
+    ):
+        assert word in text
+
+
+def test_missing_contenders_are_named_with_the_reason() -> None:
+    report = make_report()
+    timings = {
+        allocator: [one for one in taken if one.contender == REFERENCE]
+        for allocator, taken in report.timings.items()
+    }
+    report = dataclasses.replace(
+        report, timings=timings, scaling=[], memory=[], missing={NATIVE: "not built [here]"}
+    )
+
+    text = printed(report)
+
+    assert "native is not measured: not built [here]" in text
+    assert "reference only" in text
+    assert "not measured" in text
+    assert "fail" in text
+
+
+def test_goals_show_goal_gate_and_result() -> None:
+    text = printed(make_report(native=20.0))
+    line = next(
+        line for line in text.splitlines() if "encoder forward, default: native / ref" in line
+    )
+
+    assert line.split()[-9:] == [">=", "75", "x", ">=", "63.75", "x", "37.5", "x", "fail"]
+    assert "26 MB" in text
+    assert "1 x" in text
+    assert "+-10%" in text
+
+
+def test_no_gpu_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite.torch.cuda, "is_available", lambda: False)
+
+    with pytest.raises(RuntimeError, match=r"found none; choose --device cpu$"):
+        check_device("cuda")
+
+
+def test_only_glibc_has_two_allocators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "has_glibc", lambda: True)
+    assert allocators_of("cpu") == ("default", "warm")
+    assert allocators_of("cuda") == ("default",)
+
+    monkeypatch.setattr(suite, "has_glibc", lambda: False)
+    assert allocators_of("cpu") == ("default",)
+    report = make_report()
+    del report.timings["warm"]
+    assert "which this system does not have" in " ".join(printed(report).split())
+
+
+def test_every_measurement_of_a_plan_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make_report()
+    jobs = []
+
+    def run_job(job, answer, *, allocator="default", report):  # type: ignore[no-untyped-def]
+        jobs.append((job.task, allocator))
+        match job.task:
+            case "limits":
+                return Limits(1.0, 1.0)
+            case "timing":
+                return suite.Timings([make_timing(NATIVE, ENCODER, ms=1.0)], {})
+        return whole.memory[0]
+
+    monkeypatch.setattr(suite, "run_job", run_job)
+    monkeypatch.setattr(suite, "describe_machine", lambda device: whole.machine)
+    monkeypatch.setattr(suite, "has_glibc", lambda: True)
+
+    report = suite.run(whole.plan, lambda text: None)
+
+    timing = [allocator for task, allocator in jobs if task == "timing"]
+    assert timing == ["default", "default", "warm", "warm", "default"]  # the last: two images
+    assert [task for task, _ in jobs].count("memory") == 6
+    assert len(report.timings["warm"]) == 2

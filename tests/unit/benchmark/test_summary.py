@@ -1,0 +1,25 @@
+import pytest
+
+from deformable_detr.benchmark.summary import Summary, paired_ratio, summarize
+
+
+def test_a_summary_holds_the_least_the_quartiles_and_the_median() -> None:
+    assert summarize([5.0, 1.0, 3.0, 2.0, 4.0]) == Summary(1.0, 2.0, 3.0, 4.0)
+
+
+def test_one_outlier_does_not_move_the_median() -> None:
+    assert summarize([10.0, 11.0, 12.0, 11.0, 9000.0]).median == 11.0
+
+
+def test_a_single_round_is_its_own_spread() -> None:
+    assert summarize([3.0]) == Summary(3.0, 3.0, 3.0, 3.0)
+
+
+def test_ratios_are_paired_by_round() -> None:
+    """The machine is half as fast in the second half; the ratio does not notice."""
+    assert paired_ratio([40.0, 40.0, 80.0, 80.0], [1.0, 1.0, 2.0, 2.0]) == summarize([40.0] * 4)
+
+
+def test_rounds_without_a_partner_are_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        paired_ratio([1.0, 2.0], [1.0])

@@ -1,0 +1,108 @@
+import json
+
+import pytest
+import torch
+from helpers.benchmark_report import make_report
+from helpers.command_line import CommandLine
+
+from deformable_detr.benchmark import suite
+from deformable_detr.benchmark.suite import Plan, Report
+from deformable_detr.benchmark.workload import DECODER, ENCODER
+
+
+class FakeSuite:
+    """Stands for `suite.run`: remembers the plans, and has the report ready."""
+
+    def __init__(self) -> None:
+        self.plans: list[Plan] = []
+        self.report: Report = make_report()
+
+    def __call__(self, plan: Plan, report: object) -> Report:
+        assert callable(report)
+        report("one stage: round 1")
+        report("one stage: round 2")
+        self.plans.append(plan)
+        return self.report
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSuite:
+    stand_in = FakeSuite()
+    monkeypatch.setattr(suite, "run", stand_in)
+    return stand_in
+
+
+def test_everything_is_measured_by_default(run: CommandLine, fake: FakeSuite) -> None:
+    outcome = run("benchmark", "ops")
+
+    assert outcome.code == 0
+    assert fake.plans == [Plan("cpu", "float32", (ENCODER, DECODER), rounds=9, with_extras=True)]
+    assert "encoder, forward: 2,281,088 samples" in outcome.out
+    assert "Goals" not in outcome.out
+    assert outcome.err == "one stage\n"
+
+
+def test_options_reach_the_plan(run: CommandLine, fake: FakeSuite) -> None:
+    run("benchmark", "ops", "--shape", "decoder", "--dtype", "bfloat16", "--rounds", "3")
+
+    assert fake.plans == [Plan("cpu", "bfloat16", (DECODER,), rounds=3, with_extras=False)]
+
+
+def test_json_stands_alone_on_stdout(run: CommandLine, fake: FakeSuite) -> None:
+    record = json.loads(run("benchmark", "ops", "--json").out)
+
+    assert record["goals"] is None
+    assert record["dtype"] == "float32"
+
+
+def test_check_has_exit_code_zero_if_every_goal_is_reached(
+    run: CommandLine, fake: FakeSuite
+) -> None:
+    outcome = run("benchmark", "ops", "--check")
+
+    assert outcome.code == 0
+    assert "Goals" in outcome.out
+    assert "fail" not in outcome.out
+
+
+def test_check_has_exit_code_one_if_a_goal_is_missed(run: CommandLine, fake: FakeSuite) -> None:
+    fake.report = make_report(native=30.0)
+
+    outcome = run("benchmark", "ops", "--check", "--json")
+
+    assert outcome.code == 1
+    missed = [goal["title"] for goal in json.loads(outcome.out)["goals"] if not goal["passes"]]
+    assert "encoder forward, warm: native / reference" in missed
+
+
+@pytest.mark.parametrize(
+    "options", [("--shape", "decoder"), ("--dtype", "float16"), ("--device", "cuda")]
+)
+def test_check_has_its_own_shapes_and_dtypes(
+    run: CommandLine, fake: FakeSuite, options: tuple[str, str]
+) -> None:
+    message = run.fails("benchmark", "ops", "--check", *options)
+
+    assert options[1] in message
+    assert message.endswith("leave out --device, --dtype and --shape")
+    assert fake.plans == []
+
+
+def test_check_wants_enough_rounds(run: CommandLine, fake: FakeSuite) -> None:
+    message = run.fails("benchmark", "ops", "--check", "--rounds", "8")
+
+    assert message == "--rounds must be at least 9 with --check, got 8"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_one_clear_line(run: CommandLine) -> None:
+    message = run.fails("benchmark", "ops", "--device", "cuda")
+
+    assert message.endswith("found none; choose --device cpu")
+
+
+def test_an_unknown_shape_is_wrong_usage(run: CommandLine) -> None:
+    outcome = run("benchmark", "ops", "--shape", "encode")
+
+    assert outcome.code == 2
+    assert "encoder" in outcome.err
