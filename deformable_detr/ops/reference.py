@@ -81,8 +81,9 @@ def sampling_locations(
     offsets = sampling_offsets.nan_to_num(0.0, 0.0, 0.0)
     if reference_points.shape[-1] == 2:
         # Filled on the device: nothing to wait for, and sizes stay symbolic under torch.compile.
+        # A level without cells has no sample, wherever its points lie.
         sizes = [
-            offsets.new_full((1,), size)
+            offsets.new_full((1,), max(size, 1))
             for height, width in level_shapes
             for size in (width, height)
         ]

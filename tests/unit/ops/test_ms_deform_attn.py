@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from deformable_detr.ops import available_backends, ms_deform_attn
+from deformable_detr.ops import available_backends, ms_deform_attn, ms_deform_attn_fused
 
 LEVEL_SHAPES = ((6, 4), (3, 2))
 
@@ -112,10 +112,23 @@ def test_low_precision_values_are_summed_in_float32(backend, dtype):
     torch.testing.assert_close(actual, wide.to(dtype), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("empty", ["N", "Q"])
-def test_empty_sizes_give_empty_outputs(backend, empty):
-    inputs = random_inputs(**{empty: 0})
-    assert ms_deform_attn(*inputs, backend=backend).numel() == 0
+@pytest.mark.parametrize("empty", ["N", "Q", "M", "D", "P"])
+def test_empty_sizes_give_zeros(backend, empty):
+    value, shapes, locations, weights = random_inputs(**{empty: 0})
+    inputs = [tensor.requires_grad_() for tensor in (value, locations, weights)]
+    output = ms_deform_attn(value, shapes, locations, weights, backend=backend)
+    output.sum().backward()
+    assert output.shape == (*locations.shape[:2], value.shape[2] * value.shape[3])
+    assert (output == 0).all()
+    assert all((tensor.grad == 0).all() for tensor in inputs)
+
+
+def test_a_level_without_cells_contributes_nothing(backend):
+    inputs = random_inputs(shapes=((6, 4), (0, 3)))
+    value, _, locations, weights = inputs
+    actual = ms_deform_attn(*inputs, backend=backend)
+    first = (locations[:, :, :, :1].contiguous(), weights[:, :, :, :1].contiguous())
+    torch.testing.assert_close(actual, ms_deform_attn(value, ((6, 4),), *first, backend=backend))
 
 
 def change(index, value):
@@ -130,6 +143,7 @@ def change(index, value):
 @pytest.mark.parametrize(
     ("apply", "message"),
     [
+        (change(0, lambda t: t.long()), "value must be float64, float32, .* got torch.int64"),
         (change(0, lambda t: t[0]), r"value must have shape \(N, S, M, D\), got \(30, 2, 3\)"),
         (
             change(1, lambda _: ((5, 4), (3, 2))),
@@ -149,3 +163,62 @@ def test_wrong_arguments_are_named(apply, message):
 def test_unknown_backend_is_refused():
     with pytest.raises(ValueError, match=r"backend must be one of .*, got 'cudnn'"):
         ms_deform_attn(*random_inputs(), backend="cudnn")
+
+
+def random_fused_inputs(last=2):
+    value, shapes, locations, weights = random_inputs()
+    N, Q, _, L = locations.shape[:4]
+    return value, shapes, torch.rand(N, Q, L, last, dtype=torch.float64), locations, weights
+
+
+@pytest.mark.parametrize("last", [2, 4])
+def test_fused_gradients_equal_finite_differences(backend, last):
+    value, shapes, *others = random_fused_inputs(last)
+    inputs = [tensor.requires_grad_() for tensor in (value, *others)]
+    assert torch.autograd.gradcheck(
+        lambda v, *rest: ms_deform_attn_fused(v, shapes, *rest, backend=backend), inputs
+    )
+
+
+def test_fused_equals_plain_after_softmax_and_locations(backend):
+    value, shapes, references, offsets, logits = random_fused_inputs()
+    sizes = torch.tensor([(width, height) for height, width in shapes])
+    locations = references[:, :, None, :, None] + offsets / sizes[:, None]
+    weights = logits.flatten(3).softmax(-1).view_as(logits)
+    actual = ms_deform_attn_fused(value, shapes, references, offsets, logits, backend=backend)
+    expected = ms_deform_attn(value, shapes, locations, weights, backend="reference")
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("apply", "message"),
+    [
+        (change(2, lambda t: t[..., :1]), r"reference_points must end in 2 \(points\) or 4"),
+        (change(2, lambda t: t[:, :1]), r"reference_points must have shape \(2, 5, 2, 2\), got"),
+        (change(2, lambda t: t.float()), "reference_points must be torch.float64"),
+        (change(3, lambda t: t[0]), "sampling_offsets must have shape"),
+        (change(4, lambda t: t[..., :1]), "attention_logits must have shape"),
+    ],
+)
+def test_wrong_arguments_of_the_fused_operator_are_named(apply, message):
+    with pytest.raises(ValueError, match=message):
+        ms_deform_attn_fused(*apply(random_fused_inputs()))
+
+
+def test_nine_levels_are_refused():
+    inputs = random_inputs(shapes=((1, 1),) * 9)
+    with pytest.raises(ValueError, match="level_shapes must describe 1 to 8 levels, got 9"):
+        ms_deform_attn(*inputs)
+
+
+def test_autocast_leaves_the_operators_dtypes_alone(backend):
+    """What a caller under autocast must cast, the operator names; it never narrows coordinates."""
+    value, shapes, locations, weights = random_inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ms_deform_attn(value, shapes, locations, weights, backend=backend)
+        assert output.dtype == torch.float32
+        with pytest.raises(ValueError, match=r"sampling_locations must be torch.float32"):
+            ms_deform_attn(value.bfloat16(), shapes, locations.bfloat16(), weights)
+    torch.testing.assert_close(
+        output, ms_deform_attn(value, shapes, locations, weights, backend=backend), rtol=0, atol=0
+    )

@@ -1,0 +1,137 @@
+"""Seeded calls of the operators, plain and fused, and the rule by which results are judged."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.operator_truth import errors, fused_truth, plain_truth, unit_in_the_last_place
+from torch import Tensor
+
+from deformable_detr.ops import available_backends, ms_deform_attn, ms_deform_attn_fused
+
+_OBSTACLE = available_backends()["native"]
+requires_native = pytest.mark.skipif(bool(_OBSTACLE), reason=_OBSTACLE)
+
+FORMS = {"plain": None, "fused around points": 2, "fused around boxes": 4}
+LEVELS = ((13, 17), (7, 9), (4, 5), (2, 3), (1, 4), (3, 1), (1, 1), (5, 2))
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments of `ms_deform_attn`, or of `ms_deform_attn_fused`, and an output's gradient."""
+
+    tensors: tuple[Tensor, ...]  # all but level_shapes, value first
+    level_shapes: tuple[tuple[int, int], ...]
+    grad_output: Tensor
+
+    @property
+    def is_fused(self) -> bool:
+        return len(self.tensors) == 4
+
+    def run(self, backend: str) -> Tensor:
+        operator = ms_deform_attn_fused if self.is_fused else ms_deform_attn
+        value, *others = self.tensors
+        return operator(value, self.level_shapes, *others, backend=backend)
+
+    def run_with_gradients(self, backend: str) -> tuple[Tensor, ...]:
+        """The output and the gradient of every tensor."""
+        call = replace(self, tensors=tuple(t.detach().requires_grad_() for t in self.tensors))
+        output = call.run(backend)
+        return output.detach(), *torch.autograd.grad(output, call.tensors, self.grad_output)
+
+    def with_points(self, points: Tensor) -> "Call":
+        """Other sampling locations, or offsets."""
+        return replace(self, tensors=(*self.tensors[:-2], points, self.tensors[-1]))
+
+
+def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def random_call(
+    dtype=torch.float32, *, N=2, Q=7, M=3, D=8, L=3, P=4, references=None, levels=None, seed=0
+) -> Call:
+    """A plain call, or a fused one around `references`: 2 for points, 4 for boxes.
+
+    A tenth of the points lies outside, some of it far, and some across the border.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    level_shapes = (levels or LEVELS)[:L]
+    L = len(level_shapes)
+    S = sum(height * width for height, width in level_shapes)
+    wide = coordinate_dtype(dtype)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def uniform(*shape):
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    value, logits = normal(N, S, M, D).to(dtype), normal(N, Q, M, L, P).to(wide)
+    grad_output = normal(N, Q, M * D).to(dtype)
+    if references is None:
+        locations = (1.3 * uniform(N, Q, M, L, P, 2) - 0.15).to(wide)
+        weights = logits.flatten(3).softmax(-1).view_as(logits)
+        return Call((value, locations, weights), level_shapes, grad_output)
+    offsets = (2 * normal(N, Q, M, L, P, 2)).to(wide)
+    reference_points = uniform(N, Q, L, references).to(wide)
+    return Call((value, reference_points, offsets, logits), level_shapes, grad_output)
+
+
+def points_like(points: Tensor, kind: str, level_shapes, *, seed=1) -> Tensor:
+    """Locations of one kind; "mixed" strews infinities and NaN among ordinary ones."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.tensor([(w, h) for h, w in level_shapes], dtype=points.dtype)[:, None]
+    uniform = torch.rand(points.shape, generator=generator).to(points.dtype)
+    match kind:
+        case "inside":
+            return 0.1 + 0.8 * uniform
+        case "lattice":  # whole pixels, from -2 to two past the end
+            return ((uniform * (sizes + 4) - 2).floor() + 0.5) / sizes
+        case "border":  # the level's edge, and half a pixel and one beyond
+            steps = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]).to(points.dtype)
+            edge = (uniform > 0.5).to(points.dtype)
+            step = steps[torch.randint(5, points.shape, generator=generator)]
+            return edge + step / sizes
+        case "far":
+            return (uniform - 0.5) * 10.0 ** torch.randint(1, 30, points.shape, generator=generator)
+        case "mixed":
+            odd = torch.tensor([math.nan, math.inf, -math.inf, 3e38]).to(points.dtype)
+            chosen = odd[torch.randint(4, points.shape, generator=generator)]
+            return torch.where(torch.rand(points.shape, generator=generator) < 0.2, chosen, uniform)
+        case _:
+            raise ValueError(kind)
+
+
+def assert_as_exact_as_the_reference(call: Call) -> None:
+    """No error above twice the reference's largest, nor above one unit in the last place."""
+    truth = (fused_truth if call.is_fused else plain_truth)(
+        call.tensors[0], call.level_shapes, *call.tensors[1:], call.grad_output
+    )
+    names = ("value", "reference_points", "points", "weights")
+    names = names if call.is_fused else (names[0], *names[2:])
+    results = zip(
+        ("output", *names),
+        call.run_with_gradients("native"),
+        call.run_with_gradients("reference"),
+        (truth.output, *truth.gradients),
+        strict=True,
+    )
+    for name, native, reference, exact in results:
+        assert native.shape == exact.shape, name
+        assert native.dtype == reference.dtype, name
+        counts = np.ones(exact.shape, bool)
+        if name == "points":
+            counts &= ~truth.is_on_lattice[..., None]
+        if name == "reference_points":
+            counts &= ~truth.is_on_lattice.any((2, 4))[..., None]
+        allowed = np.maximum(
+            2 * errors(reference, exact)[counts].max(initial=0),
+            unit_in_the_last_place(exact, native.dtype),
+        )
+        error = errors(native, exact)
+        excess = np.where(counts, error / allowed, 0).max(initial=0)
+        assert excess <= 1, f"{name}: error is {excess:.3g} times the allowed one"

@@ -1,0 +1,96 @@
+"""Native CPU operators: outputs and all gradients against the definition in wider floats."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.operator_calls import (
+    DTYPES,
+    FORMS,
+    assert_as_exact_as_the_reference,
+    points_like,
+    random_call,
+    requires_native,
+)
+
+pytestmark = requires_native
+
+# Few queries leave most of the value unseen, many see every cell several times.
+FEW, MANY = 7, 150
+
+
+@pytest.fixture(params=FORMS.values(), ids=FORMS.keys())
+def references(request):
+    return request.param
+
+
+@pytest.mark.parametrize("Q", [FEW, MANY])
+@pytest.mark.parametrize("D", [1, 2, 16, 30, 32, 64, 71])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype_and_head_width(dtype, D, Q, references):
+    call = random_call(dtype, N=1, M=2, D=D, L=4, Q=Q, references=references)
+    assert_as_exact_as_the_reference(call)
+
+
+@pytest.mark.parametrize("Q", [FEW, MANY])
+@pytest.mark.parametrize("P", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("L", range(1, 9))
+def test_every_number_of_levels_and_points(L, P, Q, references):
+    assert_as_exact_as_the_reference(random_call(N=1, M=2, L=L, P=P, Q=Q, references=references))
+
+
+@pytest.mark.parametrize("Q", [1, FEW, MANY])
+@pytest.mark.parametrize("N", [1, 2, 3])
+@pytest.mark.parametrize("M", [1, 8])
+def test_every_batch(N, M, Q, references):
+    assert_as_exact_as_the_reference(random_call(N=N, M=M, Q=Q, references=references))
+
+
+@pytest.mark.parametrize("Q", [FEW, MANY])
+@pytest.mark.parametrize("kind", ["inside", "lattice", "border", "far", "mixed"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_kind_of_location(dtype, kind, Q):
+    call = random_call(dtype, D=32, L=4, Q=Q)
+    locations = points_like(call.tensors[1], kind, call.level_shapes)
+    assert_as_exact_as_the_reference(call.with_points(locations))
+
+
+@pytest.mark.parametrize("Q", [FEW, MANY])
+@pytest.mark.parametrize("kind", ["far", "mixed"])
+@pytest.mark.parametrize("last", [2, 4])
+def test_offsets_far_and_not_finite(last, kind, Q):
+    call = random_call(D=32, L=4, Q=Q, references=last)
+    offsets = points_like(call.tensors[2], kind, call.level_shapes)
+    assert_as_exact_as_the_reference(call.with_points(offsets))
+
+
+@pytest.mark.parametrize("last", [2, 4])
+def test_references_that_are_not_finite(last):
+    call = random_call(D=32, L=4, Q=MANY, references=last)
+    value, references, *others = call.tensors
+    references = points_like(references.double(), "mixed", ()).float()
+    assert_as_exact_as_the_reference(replace(call, tensors=(value, references, *others)))
+
+
+def test_softmax_of_large_logits():
+    call = random_call(references=2)
+    *others, logits = call.tensors
+    assert_as_exact_as_the_reference(replace(call, tensors=(*others, 100 * logits)))
+
+
+@pytest.mark.parametrize("Q", [FEW, MANY])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_cells_that_no_sample_touches_never_leak(bad, Q):
+    """One level is as wide as the next is high, so that neighbours in memory are tried too."""
+    call = random_call(D=32, levels=((6, 8), (8, 6)), L=2, Q=Q)
+    value, locations, weights = call.tensors
+    locations = 0.1 + 0.3 * locations.clamp(0, 1)  # columns and rows 0 to 3
+    poisoned = value.clone()
+    poisoned[:, :48].unflatten(1, (6, 8))[:, :, 4:] = bad
+    poisoned[:, 48:].unflatten(1, (8, 6))[:, 4:] = bad
+    clean = replace(call, tensors=(value, locations, weights))
+    dirty = replace(call, tensors=(poisoned, locations, weights))
+    results = zip(
+        clean.run_with_gradients("native"), dirty.run_with_gradients("native"), strict=True
+    )
+    assert all(torch.equal(expected, actual) for expected, actual in results)

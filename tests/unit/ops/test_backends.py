@@ -1,0 +1,131 @@
+"""Which back-end a call gets, and what is said where the fast one is missing."""
+
+import runpy
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from deformable_detr.ops import available_backends, dispatch, ms_deform_attn, native
+from deformable_detr.ops.__main__ import report
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pure_install(monkeypatch):
+    """As if there were no compiled module."""
+    monkeypatch.setattr(native, "LOAD_ERROR", ImportError("No module named '_C'"))
+    dispatch._warn_of_reference.cache_clear()
+    yield
+    dispatch._warn_of_reference.cache_clear()
+
+
+@pytest.fixture
+def compiled_for(monkeypatch):
+    """As if the CUDA kernels were compiled for some architectures, and the device were another."""
+
+    def pretend(architectures, capability):
+        monkeypatch.setattr(native, "LOAD_ERROR", None)
+        monkeypatch.setattr(
+            native, "_C", SimpleNamespace(CUDA_ARCHITECTURES=architectures), raising=False
+        )
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GPU X")
+        return native.obstacle(torch.device("cuda"))
+
+    return pretend
+
+
+def one_sample():
+    return (
+        torch.ones(1, 4, 1, 1),
+        ((2, 2),),
+        torch.full((1, 1, 1, 1, 1, 2), 0.5),
+        torch.ones(1, 1, 1, 1, 1),
+    )
+
+
+def test_a_pure_install_computes_and_says_once_what_it_costs(pure_install):
+    message = r"runs in plain PyTorch on cpu, measured .* slower .*: the native ops are not built"
+    with pytest.warns(RuntimeWarning, match=message) as warned:
+        outputs = [ms_deform_attn(*one_sample()).item() for _ in range(3)]
+    assert outputs == [1, 1, 1]
+    assert [warning.filename for warning in warned] == [__file__]
+
+
+def test_a_pure_install_refuses_the_native_back_end(pure_install):
+    message = (
+        r"the native ops are not built; reinstall with a C\+\+ compiler "
+        r"\(No module named '_C'\), or choose backend='reference'"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        ms_deform_attn(*one_sample(), backend="native")
+
+
+def test_asking_for_the_reference_never_warns(pure_install, recwarn):
+    ms_deform_attn(*one_sample(), backend="reference")
+    assert len(recwarn) == 0
+
+
+def test_a_pure_install_still_lists_both(pure_install):
+    backends = available_backends()
+    assert backends["reference"] == ""
+    assert backends["native"].startswith("the native ops are not built")
+    assert "the native ops are not built" in report()
+
+
+def test_a_device_that_has_no_kernels_uses_the_reference_without_a_warning(recwarn):
+    assert dispatch.resolve_backend("auto", torch.device("mps")) == "reference"
+    assert len(recwarn) == 0
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability"),
+    [
+        ("sm_80", (8, 0)),
+        ("sm_80", (8, 9)),  # machine code serves its generation
+        ("sm_75 sm_90", (9, 0)),
+        ("sm_90a", (9, 0)),
+        ("sm_75 compute_80", (12, 0)),  # PTX serves every later one
+    ],
+)
+def test_a_gpu_the_binary_has_code_for_is_served(compiled_for, architectures, capability):
+    assert compiled_for(architectures, capability) == ""
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability"),
+    [
+        ("sm_86", (8, 0)),
+        ("sm_80", (9, 0)),
+        ("sm_90a", (10, 0)),
+        ("compute_90a", (10, 0)),
+        ("compute_120", (9, 0)),
+    ],
+)
+def test_a_gpu_the_binary_lacks_is_named_with_the_remedy(compiled_for, architectures, capability):
+    major, minor = capability
+    assert compiled_for(architectures, capability) == (
+        f"the native ops are built for {architectures}, not for GPU X (sm_{major}{minor}); "
+        f"reinstall with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+    )
+
+
+def test_a_binary_without_cuda_says_so(compiled_for):
+    assert compiled_for("", (9, 0)).startswith("the native ops are built without CUDA")
+
+
+def test_the_report_names_back_ends_and_architectures(monkeypatch, compiled_for):
+    compiled_for("sm_90 compute_120", (9, 0))
+    text = report()
+    assert "CUDA architectures compiled in: sm_90, compute_120" in text
+    assert text.splitlines()[0].split() == ["cpu", "native", "yes"]
+
+
+def test_the_report_is_printed(capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "deformable_detr.ops.__main__")
+    runpy.run_module("deformable_detr.ops", run_name="__main__")
+    assert capsys.readouterr().out == report() + "\n"
