@@ -1,0 +1,219 @@
+// Forward and backward of a few queries of one head on value as it is, generic over the vector
+// type: where the samples are fewer than the cells, a packed copy would cost more than it saves.
+//
+// Corners outside the level are moved onto the nearest corner inside and count nothing. That cell
+// belongs to the sample anyway, so nothing that no sample touches can leak, NaN for one.
+
+// Cell of a sample that lies outside altogether.
+constexpr int32_t kNoCell = -1;
+
+// Memory of a unit; of a block's samples, kDirectArrays rows a query: the cells of the top left,
+// top right, bottom left and bottom right corners, and how much each counts.
+constexpr int64_t kDirectArrays = 8;
+
+template <typename V, bool kBackward>
+struct DirectMemory {
+  using Scalar = typename V::Scalar;
+  int64_t samples_row;
+  int64_t dots_row;  // with room for the last four sums
+  SampleTable<Scalar> table;
+  Scalar* weights;  // softmax of a block's logits
+  typename V::Index* samples;
+  Scalar* dots;  // backward only: four rows, a corner each, of one query
+
+  DirectMemory(Arena& arena, const Call& call)
+      : samples_row(round_up(call.dims.L * call.dims.P, V::kLanes)),
+        dots_row(samples_row + 4),
+        table(arena, samples_row),
+        weights(arena.take<Scalar>(deformable_detr::kBlockQueries * samples_row)),
+        samples(arena.take<typename V::Index>(kDirectArrays * deformable_detr::kBlockQueries *
+                                              samples_row)),
+        dots(kBackward ? arena.take<Scalar>(4 * dots_row) : nullptr) {}
+
+  static DirectMemory of_thread(const Call& call) {
+    Arena counting(nullptr);
+    DirectMemory(counting, call);
+    Arena arena(deformable_detr::thread_scratch(counting.used()));
+    DirectMemory memory(arena, call);
+    for (int64_t k = 0; k < memory.samples_row; ++k) {  // beyond the last sample: anything
+      const int64_t i = std::min<int64_t>(k / call.dims.P, call.levels.count - 1);
+      const auto& level = call.levels.levels[i];
+      memory.table.set(k, level, level.width, level.start, i * call.dims.R);
+    }
+    return memory;
+  }
+};
+
+template <typename V, typename Memory>
+inline void prepare_direct(const View<typename V::Scalar>& view, int64_t query, int64_t count,
+                           const typename V::Scalar* weights, int64_t stride,
+                           const Memory& memory) {
+  using F = typename V::F;
+  using Scalar = typename V::Scalar;
+  const F zero(Scalar(0)), one(Scalar(1));
+  for (int64_t q = 0; q < count; ++q) {
+    for (int64_t k = 0; k < view.size; k += V::kLanes) {
+      const Location<V> at = locate<V>(view, memory.table, query + q, k);
+      const F width = V::load(memory.table.width + k), height = V::load(memory.table.height + k);
+      const auto weight = V::keep(
+          at.inside, V::load_some(weights + q * stride + k, view.size - k, Scalar(0)));
+      const auto corners =
+          keep_corners<V>(at, memory.table, k, corner_weights(weight, at.x, at.y));
+      const F columns[2] = {V::max(at.left, zero), V::min(at.left + one, width - one)};
+      const F rows[2] = {V::max(at.top, zero), V::min(at.top + one, height - one)};
+      auto* cells = memory.samples + q * kDirectArrays * memory.samples_row + k;
+      auto* share = reinterpret_cast<Scalar*>(cells) + 4 * memory.samples_row;
+      for (int i = 0; i < 4; ++i) {
+        V::store_cells(cells + i * memory.samples_row, at.inside, columns[i % 2], rows[i / 2],
+                       memory.table.stride + k, memory.table.origin + k, kNoCell);
+      }
+      V::store(share, corners.top_left);
+      V::store(share + memory.samples_row, corners.top_right);
+      V::store(share + 2 * memory.samples_row, corners.bottom_left);
+      V::store(share + 3 * memory.samples_row, corners.bottom_right);
+    }
+  }
+}
+
+// Asks memory for the rows of one query's samples.
+template <typename T, typename Index>
+inline void fetch_rows(const T* head, const Index* cells, int64_t samples_row, int64_t size,
+                       int64_t step, int64_t D) {
+  for (int64_t k = 0; k < size; ++k) {
+    if (cells[k] == kNoCell) continue;
+    for (int i = 0; i < 4; ++i) {
+      prefetch(head + cells[i * samples_row + k] * step, D * static_cast<int64_t>(sizeof(T)));
+    }
+  }
+}
+
+template <typename V, int kVectors, typename T, typename Index>
+inline void sum_samples(const T* head, const Index* cells, int64_t samples_row, int64_t size,
+                        int64_t step, T* output) {
+  using F = typename V::F;
+  using Scalar = typename V::Scalar;
+  const Scalar* weights = reinterpret_cast<const Scalar*>(cells) + 4 * samples_row;
+  F sum[kVectors];
+  for (int v = 0; v < kVectors; ++v) sum[v] = F(Scalar(0));
+  for (int64_t k = 0; k < size; ++k) {
+    if (cells[k] == kNoCell) continue;
+    for (int i = 0; i < 4; ++i) {
+      const T* row = head + cells[i * samples_row + k] * step;
+      const F share(weights[i * samples_row + k]);
+      for (int v = 0; v < kVectors; ++v) {
+        sum[v] = V::fma(share, V::load_some(row + v * V::kLanes, V::kLanes, Scalar(0)), sum[v]);
+      }
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) V::store_some(output + v * V::kLanes, sum[v], V::kLanes);
+}
+
+template <typename V, typename T>
+void forward_direct(const Call& call, const Unit& unit) {
+  using Scalar = typename V::Scalar;
+  constexpr int64_t kBlock = deformable_detr::kBlockQueries;
+  const auto& dims = call.dims;
+  const auto memory = DirectMemory<V, false>::of_thread(call);
+  const View<Scalar> view(call, unit);
+  const int64_t step = dims.M * dims.D;
+  const T* head = static_cast<const T*>(call.value) + (unit.n * dims.S * dims.M + unit.m) * dims.D;
+  T* output = static_cast<T*>(call.output) + (unit.n * dims.Q * dims.M + unit.m) * dims.D;
+  for (int64_t begin = unit.begin; begin < unit.end; begin += kBlock) {
+    const int64_t count = std::min(kBlock, unit.end - begin);
+    const Scalar* weights = view.weights + begin * view.stride;
+    int64_t stride = view.stride;
+    if (view.R != 0) {
+      softmax<V>(view, begin, count, memory.samples_row, memory.weights);
+      weights = memory.weights, stride = memory.samples_row;
+    }
+    prepare_direct<V>(view, begin, count, weights, stride, memory);
+    const auto* cells = memory.samples;
+    for (int64_t q = 0; q < count; ++q, cells += kDirectArrays * memory.samples_row) {
+      if (q + 1 < count) {
+        fetch_rows(head, cells + kDirectArrays * memory.samples_row, memory.samples_row, view.size,
+                   step, dims.D);
+      }
+      for_each_group<V, PlainRows<V>>(dims.D, [&](int64_t channel, auto vectors) {
+        sum_samples<V, vectors.value>(head + channel, cells, memory.samples_row, view.size, step,
+                                      output + (begin + q) * step + channel);
+      });
+    }
+  }
+}
+
+template <typename V, int kVectors, typename Index>
+inline void spread_samples(const typename V::Scalar* head, typename V::Scalar* grad_head,
+                           const Index* cells, int64_t samples_row, int64_t size, int64_t step,
+                           const typename V::Scalar* grad_output, bool add,
+                           typename V::Scalar* dots, int64_t dots_row) {
+  using F = typename V::F;
+  using Scalar = typename V::Scalar;
+  const Scalar* weights = reinterpret_cast<const Scalar*>(cells) + 4 * samples_row;
+  F gradient[kVectors];
+  for (int v = 0; v < kVectors; ++v) gradient[v] = V::load(grad_output + v * V::kLanes);
+  for (int64_t first = 0; first < size; first += 4) {
+    typename V::Four products[4] = {};
+    for (int64_t k = first; k < std::min(first + 4, size); ++k) {
+      if (cells[k] == kNoCell) continue;
+      F product[4];
+      for (int i = 0; i < 4; ++i) {
+        const int64_t at = cells[i * samples_row + k] * step;
+        const F share(weights[i * samples_row + k]);
+        product[i] = F(Scalar(0));
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t of = at + v * V::kLanes;
+          product[i] = V::fma(gradient[v], V::load(head + of), product[i]);
+          V::store(grad_head + of, V::fma(share, gradient[v], V::load(grad_head + of)));
+        }
+      }
+      products[k - first] = V::sums_of_four(product[0], product[1], product[2], product[3]);
+    }
+    V::store_sums(products, dots + first, dots_row, add);
+  }
+}
+
+// The gradient of value must be zero before the first of these calls.
+template <typename V>
+void backward_direct(const Call& call, const Unit& unit) {
+  using Scalar = typename V::Scalar;
+  constexpr int64_t kBlock = deformable_detr::kBlockQueries;
+  const auto& dims = call.dims;
+  const auto memory = DirectMemory<V, true>::of_thread(call);
+  const View<Scalar> view(call, unit);
+  const int64_t step = dims.M * dims.D;
+  const int64_t first_row = (unit.n * dims.S * dims.M + unit.m) * dims.D;
+  const Scalar* head = static_cast<const Scalar*>(call.value) + first_row;
+  Scalar* grad_head = static_cast<Scalar*>(call.grad_value) + first_row;
+  const Scalar* grad_output =
+      static_cast<const Scalar*>(call.grad_output) + (unit.n * dims.Q * dims.M + unit.m) * dims.D;
+  for (int64_t begin = unit.begin; begin < unit.end; begin += kBlock) {
+    const int64_t count = std::min(kBlock, unit.end - begin);
+    const Scalar* weights = view.weights + begin * view.stride;
+    int64_t stride = view.stride;
+    if (view.R != 0) {
+      softmax<V>(view, begin, count, memory.samples_row, memory.weights);
+      weights = memory.weights, stride = memory.samples_row;
+    }
+    prepare_direct<V>(view, begin, count, weights, stride, memory);
+    const auto* cells = memory.samples;
+    for (int64_t q = 0; q < count; ++q, cells += kDirectArrays * memory.samples_row) {
+      if (q + 1 < count) {
+        const auto* next = cells + kDirectArrays * memory.samples_row;
+        fetch_rows(head, next, memory.samples_row, view.size, step, dims.D);
+        fetch_rows(grad_head, next, memory.samples_row, view.size, step, dims.D);
+      }
+      for_each_group<V, PlainRows<V>>(dims.D, [&](int64_t channel, auto vectors) {
+        spread_samples<V, vectors.value>(head + channel, grad_head + channel, cells,
+                                         memory.samples_row, view.size, step,
+                                         grad_output + (begin + q) * step + channel, channel != 0,
+                                         memory.dots, memory.dots_row);
+      });
+      store_gradients<V, true>(view, memory.table, begin + q, weights + q * stride, memory.dots,
+                               memory.dots_row);
+      if (view.grad_reference != nullptr) {
+        store_reference_gradient<Scalar>(view, memory.table, begin + q, memory.dots,
+                                         memory.dots_row);
+      }
+    }
+  }
+}

@@ -1,0 +1,77 @@
+// What the registration hands to the kernels of one instruction set, and what those offer.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../dims.h"
+
+namespace deformable_detr {
+
+// Elements of value, output and their gradients. The other tensors are double beside kFloat64,
+// else float.
+enum ValueType { kFloat32, kFloat16, kBFloat16, kFloat64 };
+
+struct Half {
+  uint16_t bits;
+};
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// One call of an operator, forward or backward, plain (dims.R = 0) or fused. Tensors are
+// contiguous. The plain operator's `points` are sampling_locations and its `weights` are
+// attention_weights; the fused one's are sampling_offsets and attention_logits.
+struct Call {
+  Dims dims;
+  LevelTable levels;
+  const void* value;
+  const void* points;
+  const void* weights;
+  const void* reference_points;
+  void* output;  // forward only; what follows is for the backward pass only
+  const void* grad_output;
+  void* grad_value;
+  void* grad_points;
+  void* grad_weights;
+  void* grad_reference;  // (N, Q, M, L, R), each head's share; null where nobody wants it
+};
+
+// Queries of one head of one image: the unit of work that a thread takes. A backward unit holds
+// all queries of its head, so that no two threads add to the same gradient of value.
+struct Unit {
+  int64_t n, m, begin, end;
+};
+
+// The queries of a block walk through the levels together. Units begin at multiples of it, so that
+// results do not depend on how the queries were dealt to threads.
+constexpr int64_t kBlockQueries = 64;
+
+// The kernels of one instruction set, by ValueType.
+struct Kernels {
+  using Function = void (*)(const Call&, const Unit&);
+  const char* name;
+  int64_t lanes;  // of a vector
+  Function forward[4], backward[4];
+};
+
+// The kernels for any processor, and the only ones for kFloat64.
+extern const Kernels kGenericKernels;
+#if defined(__x86_64__) && defined(__GNUC__)
+#define DEFORMABLE_DETR_X86
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+// Whether a packed copy of value would cost more than the few samples gain from it. Rows that are
+// no whole vectors are only read from the packed copy, where they are filled up; and the backward
+// pass adds to the gradient of value as it is, which it does not in numbers of 16 bits.
+inline bool is_direct(const Dims& dims, int64_t lanes) {
+  return dims.Q * dims.L * dims.P < dims.S && dims.D % lanes == 0;
+}
+
+// At least `bytes` bytes of the calling thread's own, aligned to 64, kept for its next call.
+std::byte* thread_scratch(int64_t bytes);
+
+}  // namespace deformable_detr

@@ -1,0 +1,245 @@
+// The operators on CPU: registration, division of the work, and the choice of instruction set.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "../checks.h"
+#include "kernels.h"
+
+namespace deformable_detr {
+
+namespace {
+
+// Grows, and is kept: fresh memory would cost a page fault for every page in every call.
+class Scratch {
+ public:
+  ~Scratch() { release(); }
+
+  std::byte* at_least(size_t bytes) {
+    if (bytes <= size_) return memory_;
+    release();
+    memory_ = static_cast<std::byte*>(::operator new(bytes, kAlignment));
+    size_ = bytes;
+#if defined(__linux__)
+    // In huge pages, as far as whole ones go, rows at random places need fewer address lookups.
+    madvise(memory_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
+    return memory_;
+  }
+
+ private:
+  static constexpr size_t kHugePage = size_t{1} << 21;
+  static constexpr std::align_val_t kAlignment{kHugePage};
+
+  void release() {
+    if (memory_ != nullptr) ::operator delete(memory_, kAlignment);
+    memory_ = nullptr;
+    size_ = 0;
+  }
+
+  std::byte* memory_ = nullptr;
+  size_t size_ = 0;
+};
+
+std::vector<const Kernels*> supported_kernels() {
+  std::vector<const Kernels*> kernels = {&kGenericKernels};
+#if defined(DEFORMABLE_DETR_X86)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    kernels.push_back(&kAvx2Kernels);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      kernels.push_back(&kAvx512Kernels);
+    }
+  }
+#endif
+  return kernels;
+}
+
+std::atomic<const Kernels*>& chosen_kernels() {
+  static std::atomic<const Kernels*> kernels{supported_kernels().back()};
+  return kernels;
+}
+
+ValueType value_type(const Tensor& value) {
+  switch (value.scalar_type()) {
+    case ScalarType::Double:
+      return kFloat64;
+    case ScalarType::Half:
+      return kFloat16;
+    case ScalarType::BFloat16:
+      return kBFloat16;
+    default:
+      return kFloat32;
+  }
+}
+
+const Kernels& kernels_for(ValueType type) {
+  return type == kFloat64 ? kGenericKernels : *chosen_kernels().load();
+}
+
+Call make_call(const Arguments& arguments) {
+  // Cells are counted in 32 bits; the packed copy's border adds at most as many again.
+  STD_TORCH_CHECK(arguments.dims.S < (int64_t{1} << 29),
+                  "value must hold fewer than 2^29 positions, got ", arguments.dims.S);
+  Call call = {};
+  call.dims = arguments.dims;
+  call.levels = arguments.levels;
+  call.value = arguments.value.const_data_ptr();
+  call.points = arguments.points.const_data_ptr();
+  call.weights = arguments.weights.const_data_ptr();
+  call.reference_points = arguments.reference_points.const_data_ptr();
+  return call;
+}
+
+bool is_empty(const Dims& dims) {
+  return dims.N * dims.Q * dims.M * dims.D * dims.L * dims.P * dims.S == 0;
+}
+
+Tensor run_forward(const Arguments& arguments) {
+  const Dims& dims = arguments.dims;
+  const std::vector<int64_t> shape = {dims.N, dims.Q, dims.M * dims.D};
+  if (is_empty(dims)) return torch::stable::new_zeros(arguments.value, shape);
+  Tensor output = torch::stable::new_empty(arguments.value, shape);
+  Call call = make_call(arguments);
+  call.output = output.mutable_data_ptr();
+  const ValueType type = value_type(arguments.value);
+  const Kernels& kernels = kernels_for(type);
+  // A unit is a head; with more threads than heads, a part of its queries.
+  const int64_t heads = dims.N * dims.M;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t blocks = (dims.Q + kBlockQueries - 1) / kBlockQueries;
+  const int64_t parts = std::clamp<int64_t>((threads + heads - 1) / heads, 1, blocks);
+  const int64_t queries = (blocks + parts - 1) / parts * kBlockQueries;
+  torch::stable::parallel_for(0, heads * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t head = i / parts, first = i % parts * queries;
+      kernels.forward[type](call, {head / dims.M, head % dims.M, first,
+                                   std::min(first + queries, dims.Q)});
+    }
+  });
+  return output;
+}
+
+struct Gradients {
+  Tensor value, points, weights, reference_points;
+};
+
+Gradients run_backward(const Tensor& grad_output, const Arguments& arguments,
+                       bool needs_reference_grad) {
+  const Dims& dims = arguments.dims;
+  const Tensor gradient = check_grad_output(grad_output, arguments.value, dims);
+  const ValueType type = value_type(arguments.value);
+  const Kernels& kernels = kernels_for(type);
+  const int64_t lanes = type == kFloat64 ? 4 : kernels.lanes;
+  const bool empty = is_empty(dims);
+  const auto make = [&](const Tensor& like, const std::vector<int64_t>& shape, bool zeros) {
+    return zeros ? torch::stable::new_zeros(like, shape) : torch::stable::new_empty(like, shape);
+  };
+  const std::vector<int64_t> none = {0}, reference = {dims.N, dims.Q, dims.M, dims.L, dims.R};
+  Gradients gradients = {
+      make(arguments.value, {dims.N, dims.S, dims.M, dims.D}, empty || is_direct(dims, lanes)),
+      make(arguments.points, {dims.N, dims.Q, dims.M, dims.L, dims.P, 2}, empty),
+      make(arguments.points, {dims.N, dims.Q, dims.M, dims.L, dims.P}, empty),
+      make(arguments.points, needs_reference_grad ? reference : none, empty)};
+  if (!empty) {
+    Call call = make_call(arguments);
+    call.grad_output = gradient.const_data_ptr();
+    call.grad_value = gradients.value.mutable_data_ptr();
+    call.grad_points = gradients.points.mutable_data_ptr();
+    call.grad_weights = gradients.weights.mutable_data_ptr();
+    if (needs_reference_grad) {
+      call.grad_reference = gradients.reference_points.mutable_data_ptr();
+    }
+    torch::stable::parallel_for(0, dims.N * dims.M, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        kernels.backward[type](call, {i / dims.M, i % dims.M, 0, dims.Q});
+      }
+    });
+  }
+  if (needs_reference_grad) {
+    const std::vector<int64_t> heads = {2};
+    gradients.reference_points = torch::stable::sum(gradients.reference_points, heads);
+  }
+  return gradients;
+}
+
+Tensor forward(const Tensor& value, std::vector<int64_t> level_shapes,
+               const Tensor& sampling_locations, const Tensor& attention_weights) {
+  return run_forward(
+      check_arguments(value, level_shapes, sampling_locations, attention_weights, nullptr));
+}
+
+Tensor forward_fused(const Tensor& value, std::vector<int64_t> level_shapes,
+                     const Tensor& reference_points, const Tensor& sampling_offsets,
+                     const Tensor& attention_logits) {
+  return run_forward(
+      check_arguments(value, level_shapes, sampling_offsets, attention_logits, &reference_points));
+}
+
+// Without need of `deterministic`: one thread adds all of a head's gradients, in one order.
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& value,
+                                            std::vector<int64_t> level_shapes,
+                                            const Tensor& sampling_locations,
+                                            const Tensor& attention_weights, bool deterministic) {
+  const Gradients gradients = run_backward(
+      grad_output,
+      check_arguments(value, level_shapes, sampling_locations, attention_weights, nullptr), false);
+  return {gradients.value, gradients.points, gradients.weights};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused(
+    const Tensor& grad_output, const Tensor& value, std::vector<int64_t> level_shapes,
+    const Tensor& reference_points, const Tensor& sampling_offsets, const Tensor& attention_logits,
+    bool needs_reference_grad, bool deterministic) {
+  const Gradients gradients = run_backward(
+      grad_output,
+      check_arguments(value, level_shapes, sampling_offsets, attention_logits, &reference_points),
+      needs_reference_grad);
+  return {gradients.value, gradients.reference_points, gradients.points, gradients.weights};
+}
+
+// The name of the instruction set in use, after changing to the one that is asked for: 0 generic,
+// 1 AVX2, 2 AVX-512. The best one is in use from the start; the change is for tests.
+std::string cpu_capability(int64_t index) {
+  const auto kernels = supported_kernels();
+  if (index >= 0) {
+    STD_TORCH_CHECK(index < static_cast<int64_t>(kernels.size()),
+                    "this processor supports capabilities below ", kernels.size(), ", got ", index);
+    chosen_kernels() = kernels[index];
+  }
+  return chosen_kernels().load()->name;
+}
+
+}  // namespace
+
+std::byte* thread_scratch(int64_t bytes) {
+  thread_local Scratch scratch;
+  return scratch.at_least(static_cast<size_t>(bytes));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(deformable_detr, CPU, m) {
+  m.impl("ms_deform_attn", TORCH_BOX(&forward));
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&backward));
+  m.impl("ms_deform_attn_fused", TORCH_BOX(&forward_fused));
+  m.impl("ms_deform_attn_fused_backward", TORCH_BOX(&backward_fused));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(deformable_detr, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
+}
+
+}  // namespace deformable_detr

@@ -1,0 +1,408 @@
+// Forward and backward of one head from a packed copy of its values, generic over the vector type.
+//
+// In value, a head's rows are M * D numbers apart. They are copied into memory of the thread's own
+// first, where they lie together and stay in the second-level cache. There each level has a border
+// of zeros: a row above, a row below, and a column on the left, which is also the right border of
+// the row before. So the four corners of a sample are read without a test, and those outside count
+// as zero. Cell 0 begins a stretch of zeros for samples that lie outside altogether.
+//
+// Blocks of queries walk through the levels, so that a block's neighbourhood in a level is used
+// again while it is in the nearest cache.
+
+// Rows of value in the packed copy as numbers of V's scalar type, filled up to whole vectors.
+template <typename V>
+struct PlainRows {
+  using Scalar = typename V::Scalar;
+  using Element = Scalar;
+  static constexpr int kVectorsTogether = 1;
+
+  template <typename T>
+  static void pack(const T* row, int64_t D, Element* packed) {
+    for (int64_t d = 0; d < D; d += V::kLanes) {
+      V::store(packed + d, V::load_some(row + d, D - d, Scalar(0)));
+    }
+  }
+
+  template <int kVectors>
+  static void load(const Element* packed, typename V::F (&row)[kVectors]) {
+    for (int i = 0; i < kVectors; ++i) row[i] = V::load(packed + i * V::kLanes);
+  }
+};
+
+constexpr int64_t kSampleArrays = 5;
+
+// The packed cell of samples that lie outside.
+constexpr int32_t kNowhere = 0;
+
+// Memory of a unit. Cells are rows of `row` elements, and so are the queries' sums.
+template <typename V, typename Element, bool kBackward>
+struct PackedMemory {
+  using Scalar = typename V::Scalar;
+  int64_t cells, row, samples_row;
+  Element* packed;
+  Scalar* grad_packed;  // backward only
+  Scalar* sums;         // of a block's queries; their gradients in the backward pass
+  Scalar* weights;      // softmax of a block's logits
+  SampleTable<Scalar> table;
+  // Of a block's samples, kSampleArrays rows a query: the cell of the top left corner, and how
+  // much the top left, top right, bottom left and bottom right corners count.
+  typename V::Index* samples;
+  Scalar* dots;  // backward only: four rows a query, a corner each
+
+  PackedMemory(Arena& arena, const Call& call, int64_t row_size)
+      : cells(count_cells(call.levels)),
+        row(row_size),
+        // Dot products are stored four at a time.
+        samples_row(round_up(call.dims.L * call.dims.P + (call.dims.P % 4 ? 3 : 0), V::kLanes)),
+        packed(arena.take<Element>(cells * row)),
+        grad_packed(kBackward ? arena.take<Scalar>(cells * row) : nullptr),
+        sums(arena.take<Scalar>(deformable_detr::kBlockQueries * row)),
+        weights(arena.take<Scalar>(deformable_detr::kBlockQueries * samples_row)),
+        table(arena, samples_row),
+        samples(arena.take<typename V::Index>(kSampleArrays * deformable_detr::kBlockQueries * samples_row)),
+        dots(kBackward ? arena.take<Scalar>(4 * deformable_detr::kBlockQueries * samples_row)
+                       : nullptr) {}
+
+  static PackedMemory of_thread(const Call& call, int64_t row) {
+    Arena counting(nullptr);
+    PackedMemory(counting, call, row);
+    Arena arena(deformable_detr::thread_scratch(counting.used()));
+    PackedMemory memory(arena, call, row);
+    const auto& levels = call.levels;
+    int64_t next = leading_zeros(levels);
+    for (int64_t k = 0; k < memory.samples_row; ++k) {  // beyond the last sample: anything
+      const int64_t i = std::min<int64_t>(k / std::max<int64_t>(call.dims.P, 1), levels.count - 1);
+      const int64_t stride = levels.levels[i].width + 1;
+      memory.table.set(k, levels.levels[i], stride, next + stride + 1, i * call.dims.R);
+      if (k % std::max<int64_t>(call.dims.P, 1) == call.dims.P - 1 && i + 1 < levels.count) {
+        next += (levels.levels[i].height + 2) * stride;
+      }
+    }
+    return memory;
+  }
+
+  static int64_t leading_zeros(const deformable_detr::LevelTable& levels) {
+    int64_t widest = 0;
+    for (int32_t i = 0; i < levels.count; ++i) {
+      widest = std::max<int64_t>(widest, levels.levels[i].width);
+    }
+    return widest + 3;
+  }
+
+  static int64_t count_cells(const deformable_detr::LevelTable& levels) {
+    int64_t cells = leading_zeros(levels) + 1;  // the last one's bottom right corner
+    for (int32_t i = 0; i < levels.count; ++i) {
+      cells += (levels.levels[i].height + int64_t{2}) * (levels.levels[i].width + int64_t{1});
+    }
+    return cells;
+  }
+};
+
+// Calls `visit` with the packed cell, and the cell of value, of the first pixel of every row.
+template <typename Visit>
+inline void for_each_pixel_row(const deformable_detr::LevelTable& levels, int64_t first_cell,
+                               const Visit& visit) {
+  for (int32_t i = 0; i < levels.count; ++i) {
+    const auto& level = levels.levels[i];
+    const int64_t stride = level.width + int64_t{1};
+    for (int64_t y = 0; y < level.height; ++y) {
+      visit(first_cell + (y + 1) * stride + 1, level.start + y * level.width, level.width);
+    }
+    first_cell += (level.height + int64_t{2}) * stride;
+  }
+}
+
+template <typename V, typename Rows, typename T, bool kBackward>
+inline void pack_head(const Call& call, const Unit& unit,
+                      const PackedMemory<V, typename Rows::Element, kBackward>& memory) {
+  // Far enough for main memory to answer while the rows before are copied.
+  constexpr int64_t kAhead = 24;
+  const auto& dims = call.dims;
+  const int64_t step = dims.M * dims.D, row = memory.row;
+  const T* head = static_cast<const T*>(call.value) + (unit.n * dims.S * dims.M + unit.m) * dims.D;
+  auto* packed = memory.packed;
+  int64_t done = 0;
+  const auto zero_until = [&](int64_t cell) {
+    std::fill(packed + done * row, packed + cell * row, typename Rows::Element(0));
+  };
+  for_each_pixel_row(call.levels, memory.leading_zeros(call.levels),
+                     [&](int64_t cell, int64_t from, int64_t width) {
+                       zero_until(cell);
+                       for (int64_t i = 0; i < width; ++i) {
+                         const T* at = head + (from + i) * step;
+                         prefetch(at + kAhead * step, dims.D * sizeof(T));
+                         Rows::pack(at, dims.D, packed + (cell + i) * row);
+                       }
+                       done = cell + width;
+                     });
+  zero_until(memory.cells);
+}
+
+// Cells and corner weights of a block's samples; their attention weights are `weights`, of the
+// block's first query, `stride` from query to query.
+template <typename V, typename Memory>
+inline void prepare_samples(const View<typename V::Scalar>& view, int64_t query, int64_t count,
+                            const typename V::Scalar* weights, int64_t stride,
+                            const Memory& memory) {
+  for (int64_t q = 0; q < count; ++q) {
+    for (int64_t k = 0; k < view.size; k += V::kLanes) {
+      const Location<V> at = locate<V>(view, memory.table, query + q, k);
+      const auto weight = V::keep(
+          at.inside, V::load_some(weights + q * stride + k, view.size - k, typename V::Scalar(0)));
+      const auto corners = corner_weights(weight, at.x, at.y);
+      auto* cells = memory.samples + q * kSampleArrays * memory.samples_row + k;
+      V::store_cells(cells, at.inside, at.left, at.top, memory.table.stride + k,
+                     memory.table.origin + k, kNowhere);
+      auto* share = reinterpret_cast<typename V::Scalar*>(cells) + memory.samples_row;
+      V::store(share, corners.top_left);
+      V::store(share + memory.samples_row, corners.top_right);
+      V::store(share + 2 * memory.samples_row, corners.bottom_left);
+      V::store(share + 3 * memory.samples_row, corners.bottom_right);
+    }
+  }
+}
+
+// What the walks of a block through the levels fetch from main memory meanwhile: the next block's
+// points and weights, and the lines that the block's output goes to. Each walk fetches some, a
+// little with each query, as memory answers a few requests at a time.
+struct Ahead {
+  static constexpr int kPieces = 4;
+  const std::byte* memory[kPieces];
+  int64_t step[kPieces], bytes[kPieces];
+
+  void fetch(int64_t query, int64_t level, int64_t levels) const {
+    for (int64_t i = level; i < kPieces; i += levels) {
+      prefetch(memory[i] + query * step[i], bytes[i]);
+    }
+  }
+};
+
+// Adds one level's samples to the sums of a block's queries, in a group of channels. Sizes that
+// are template parameters are 0 where the compiler does not know them.
+template <typename V, typename Rows, int kVectors, int64_t kPoints, int64_t kSamplesRow,
+          typename Memory>
+[[gnu::noinline]] void add_level(const Memory& memory, int64_t level, int64_t level_stride,
+                                 int64_t points, int64_t count, int64_t channel,
+                                 int64_t levels, const Ahead& ahead) {
+  using F = typename V::F;
+  using Scalar = typename V::Scalar;
+  const int64_t row = kPoints != 0 ? kVectors * V::kLanes : memory.row;
+  const int64_t P = kPoints != 0 ? kPoints : points;
+  const int64_t samples_row = kSamplesRow != 0 ? kSamplesRow : memory.samples_row;
+  const int64_t below = level_stride * row;
+  const auto* packed = memory.packed + channel;
+  Scalar* sums = memory.sums + channel;
+  const typename V::Index* cells = memory.samples + level * P;
+  for (int64_t q = 0; q < count; ++q, sums += row, cells += kSampleArrays * samples_row) {
+    if (channel == 0) ahead.fetch(q, level, levels);
+    const Scalar* weights = reinterpret_cast<const Scalar*>(cells) + samples_row;
+    F sum[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      sum[v] = level == 0 ? F(Scalar(0)) : V::load(sums + v * V::kLanes);
+    }
+    const auto add = [&](const auto* values, Scalar weight) {
+      F value[kVectors];
+      Rows::template load<kVectors>(values, value);
+      const F share(weight);
+      for (int v = 0; v < kVectors; ++v) sum[v] = V::fma(share, value[v], sum[v]);
+    };
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < P; ++p) {
+      const auto* corner = packed + cells[p] * row;
+      add(corner, weights[p]);
+      add(corner + row, weights[samples_row + p]);
+      add(corner + below, weights[2 * samples_row + p]);
+      add(corner + below + row, weights[3 * samples_row + p]);
+    }
+    for (int v = 0; v < kVectors; ++v) V::store(sums + v * V::kLanes, sum[v]);
+  }
+}
+
+template <typename V, typename Rows, typename T>
+void forward_packed(const Call& call, const Unit& unit) {
+  using Scalar = typename V::Scalar;
+  constexpr int64_t kBlock = deformable_detr::kBlockQueries;
+  constexpr int64_t kSize = sizeof(Scalar), kOut = sizeof(T);
+  const auto bytes = [](const auto* array) { return reinterpret_cast<const std::byte*>(array); };
+  const auto& dims = call.dims;
+  const int64_t row = round_up(dims.D, V::kLanes * Rows::kVectorsTogether);
+  using Memory = PackedMemory<V, typename Rows::Element, false>;
+  const Memory memory = Memory::of_thread(call, row);
+  pack_head<V, Rows, T>(call, unit, memory);
+  const View<Scalar> view(call, unit);
+  T* output = static_cast<T*>(call.output) + (unit.n * dims.Q * dims.M + unit.m) * dims.D;
+  const int64_t step = dims.M * dims.D;
+  for (int64_t begin = unit.begin; begin < unit.end; begin += kBlock) {
+    const int64_t count = std::min(kBlock, unit.end - begin);
+    if (view.R == 0) {
+      prepare_samples<V>(view, begin, count, view.weights + begin * view.stride, view.stride,
+                         memory);
+    } else {
+      softmax<V>(view, begin, count, memory.samples_row, memory.weights);
+      prepare_samples<V>(view, begin, count, memory.weights, memory.samples_row, memory);
+    }
+    const int64_t next = begin + kBlock;
+    const Ahead ahead = {
+        {bytes(view.points + 2 * next * view.stride),
+         bytes(view.points + 2 * next * view.stride + view.size),
+         bytes(view.weights + next * view.stride), bytes(output + begin * step)},
+        {2 * view.stride * kSize, 2 * view.stride * kSize, view.stride * kSize, step * kOut},
+        {view.size * kSize, view.size * kSize, view.size * kSize, dims.D * kOut}};
+    for (int32_t level = 0; level < call.levels.count; ++level) {
+      const int64_t stride = call.levels.levels[level].width + int64_t{1};
+      for_each_group<V, Rows>(row, [&](int64_t channel, auto vectors) {
+        constexpr int kVectors = vectors.value;
+        // The usual case: four points, four levels, and a row that is one group.
+        if (dims.P == 4 && memory.samples_row == 16 && row == kVectors * V::kLanes) {
+          add_level<V, Rows, kVectors, 4, 16>(memory, level, stride, 4, count, 0, call.levels.count, ahead);
+        } else {
+          add_level<V, Rows, kVectors, 0, 0>(memory, level, stride, dims.P, count, channel, call.levels.count, ahead);
+        }
+      });
+    }
+    for (int64_t q = 0; q < count; ++q) {
+      for (int64_t d = 0; d < dims.D; d += V::kLanes) {
+        V::store_some(output + (begin + q) * step + d, V::load(memory.sums + q * row + d),
+                      dims.D - d);
+      }
+    }
+  }
+}
+
+// For one level's samples of a block's queries, in a group of channels: the dot products of the
+// queries' output gradients, which stand where the sums were, with the corners; and what each
+// corner takes of that gradient. Both in one walk, as both want the same cells.
+template <typename V, int kVectors, int64_t kPoints, int64_t kSamplesRow, typename Memory>
+[[gnu::noinline]] void spread_level(const Memory& memory, int64_t level, int64_t level_stride,
+                                    int64_t points, int64_t count, int64_t channel,
+                                    int64_t levels, const Ahead& ahead) {
+  using F = typename V::F;
+  using Scalar = typename V::Scalar;
+  const int64_t row = kPoints != 0 ? kVectors * V::kLanes : memory.row;
+  const int64_t P = kPoints != 0 ? kPoints : points;
+  const int64_t samples_row = kSamplesRow != 0 ? kSamplesRow : memory.samples_row;
+  const int64_t below = level_stride * row;
+  const Scalar* packed = memory.packed + channel;
+  Scalar* grad_packed = memory.grad_packed + channel;
+  const Scalar* gradients = memory.sums + channel;
+  const typename V::Index* cells = memory.samples + level * P;
+  Scalar* dots = memory.dots + level * P;
+  for (int64_t q = 0; q < count; ++q) {
+    if (channel == 0) ahead.fetch(q, level, levels);
+    const Scalar* weights = reinterpret_cast<const Scalar*>(cells) + samples_row;
+    F gradient[kVectors];
+    for (int v = 0; v < kVectors; ++v) gradient[v] = V::load(gradients + v * V::kLanes);
+    for (int64_t p = 0; p < P; p += 4) {
+      const int64_t together = kPoints % 4 == 0 && kPoints != 0 ? 4 : std::min<int64_t>(P - p, 4);
+      typename V::Four products[4] = {};
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < together; ++i) {
+        const int64_t at = cells[p + i] * row;
+        const auto visit = [&](int64_t offset, Scalar weight) {
+          F value[kVectors], sum[kVectors];
+          const F share(weight);
+          for (int v = 0; v < kVectors; ++v) {
+            value[v] = V::load(packed + at + offset + v * V::kLanes);
+            sum[v] = V::load(grad_packed + at + offset + v * V::kLanes);
+          }
+          F product = gradient[0] * value[0];
+          for (int v = 1; v < kVectors; ++v) product = V::fma(gradient[v], value[v], product);
+          for (int v = 0; v < kVectors; ++v) {
+            V::store(grad_packed + at + offset + v * V::kLanes, V::fma(share, gradient[v], sum[v]));
+          }
+          return product;
+        };
+        const F top_left = visit(0, weights[p + i]);
+        const F top_right = visit(row, weights[samples_row + p + i]);
+        const F bottom_left = visit(below, weights[2 * samples_row + p + i]);
+        const F bottom_right = visit(below + row, weights[3 * samples_row + p + i]);
+        products[i] = V::sums_of_four(top_left, top_right, bottom_left, bottom_right);
+      }
+      V::store_sums(products, dots + p, samples_row, channel != 0);
+    }
+    gradients += row;
+    cells += kSampleArrays * samples_row;
+    dots += 4 * samples_row;
+  }
+}
+
+template <typename V, typename T>
+inline void unpack_head(const Call& call, const Unit& unit,
+                        const PackedMemory<V, typename V::Scalar, true>& memory) {
+  const auto& dims = call.dims;
+  const int64_t step = dims.M * dims.D;
+  T* head = static_cast<T*>(call.grad_value) + (unit.n * dims.S * dims.M + unit.m) * dims.D;
+  for_each_pixel_row(call.levels, memory.leading_zeros(call.levels),
+                     [&](int64_t cell, int64_t to, int64_t width) {
+                       for (int64_t i = 0; i < width; ++i) {
+                         const auto* from = memory.grad_packed + (cell + i) * memory.row;
+                         for (int64_t d = 0; d < dims.D; d += V::kLanes) {
+                           V::store_some(head + (to + i) * step + d, V::load(from + d), dims.D - d);
+                         }
+                       }
+                     });
+}
+
+template <typename V, typename T>
+void backward_packed(const Call& call, const Unit& unit) {
+  using Scalar = typename V::Scalar;
+  using Rows = PlainRows<V>;
+  using Memory = PackedMemory<V, Scalar, true>;
+  constexpr int64_t kBlock = deformable_detr::kBlockQueries;
+  constexpr int64_t kSize = sizeof(Scalar), kOut = sizeof(T);
+  const auto bytes = [](const auto* array) { return reinterpret_cast<const std::byte*>(array); };
+  const auto& dims = call.dims;
+  const int64_t row = round_up(dims.D, V::kLanes);
+  const Memory memory = Memory::of_thread(call, row);
+  pack_head<V, Rows, T>(call, unit, memory);
+  std::fill_n(memory.grad_packed, memory.cells * row, Scalar(0));
+  const View<Scalar> view(call, unit);
+  const T* output =
+      static_cast<const T*>(call.grad_output) + (unit.n * dims.Q * dims.M + unit.m) * dims.D;
+  const int64_t step = dims.M * dims.D;
+  for (int64_t begin = unit.begin; begin < unit.end; begin += kBlock) {
+    const int64_t count = std::min(kBlock, unit.end - begin);
+    const Scalar* weights = view.weights + begin * view.stride;
+    int64_t stride = view.stride;
+    if (view.R != 0) {
+      softmax<V>(view, begin, count, memory.samples_row, memory.weights);
+      weights = memory.weights, stride = memory.samples_row;
+    }
+    prepare_samples<V>(view, begin, count, weights, stride, memory);
+    for (int64_t q = 0; q < count; ++q) {
+      for (int64_t d = 0; d < row; d += V::kLanes) {
+        V::store(memory.sums + q * row + d,
+                 V::load_some(output + (begin + q) * step + d, dims.D - d, Scalar(0)));
+      }
+    }
+    const int64_t next = begin + kBlock;
+    const Ahead ahead = {
+        {bytes(view.points + 2 * next * view.stride),
+         bytes(view.points + 2 * next * view.stride + view.size),
+         bytes(view.weights + next * view.stride), bytes(output + next * step)},
+        {2 * view.stride * kSize, 2 * view.stride * kSize, view.stride * kSize, step * kOut},
+        {view.size * kSize, view.size * kSize, view.size * kSize, dims.D * kOut}};
+    for (int32_t level = 0; level < call.levels.count; ++level) {
+      const int64_t level_stride = call.levels.levels[level].width + int64_t{1};
+      for_each_group<V, Rows>(row, [&](int64_t channel, auto vectors) {
+        constexpr int kVectors = vectors.value;
+        if (dims.P == 4 && memory.samples_row == 16 && row == kVectors * V::kLanes) {
+          spread_level<V, kVectors, 4, 16>(memory, level, level_stride, 4, count, 0,
+                                           call.levels.count, ahead);
+        } else {
+          spread_level<V, kVectors, 0, 0>(memory, level, level_stride, dims.P, count, channel,
+                                          call.levels.count, ahead);
+        }
+      });
+    }
+    for (int64_t q = 0; q < count; ++q) {
+      Scalar* dots = memory.dots + q * 4 * memory.samples_row;
+      store_gradients<V, false>(view, memory.table, begin + q, weights + q * stride, dots,
+                         memory.samples_row);
+      if (view.grad_reference != nullptr) {
+        store_reference_gradient<Scalar>(view, memory.table, begin + q, dots, memory.samples_row);
+      }
+    }
+  }
+  unpack_head<V, T>(call, unit, memory);
+}

@@ -1,0 +1,28 @@
+// Sizes of one call and the shapes of its levels: plain structs that host and device code share.
+#pragma once
+
+#include <cstdint>
+
+namespace deformable_detr {
+
+// Levels travel by value into every kernel, in a table of fixed size.
+constexpr int kMaxLevels = 8;
+
+struct Level {
+  int32_t height;
+  int32_t width;
+  int64_t start;  // index of the level's first cell among the S cells of value
+};
+
+struct LevelTable {
+  int32_t count;  // L
+  Level levels[kMaxLevels];
+};
+
+// The letters of the paper: N images, S cells, M heads, D channels a head, Q queries, L levels
+// and P points; R is the last size of the reference points, 2 or 4, and 0 in the plain operator.
+struct Dims {
+  int64_t N, S, M, D, Q, L, P, R;
+};
+
+}  // namespace deformable_detr
