@@ -1,19 +1,204 @@
-"""Puts the YAML files of `configs/` into the wheel; everything else is in pyproject.toml."""
+"""Compiles `ops/src` and puts `configs/` into the wheel; everything else is in pyproject.toml.
 
+`DEFORMABLE_DETR_NATIVE` says what to compile: `auto` (CPU where there is a C++ compiler, CUDA where
+there is an nvcc that fits torch), `cuda`, `cpu` or `none`. `TORCH_CUDA_ARCH_LIST` is honoured.
+"""
+
+import os
+import re
 import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
-CONFIGS = Path(__file__).parent / "configs"
+ROOT = Path(__file__).parent
+CONFIGS = ROOT / "configs"
+SOURCES = ROOT / "ops" / "src"
+
+CHOICES = ("auto", "cuda", "cpu", "none")
+# The oldest Python and torch whose stable interfaces the one binary is written for.
+WHEEL_TAG = "cp310"
+TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10
+# One architecture for every generation of instructions; the others of a generation run its code.
+CUDA_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "110", "120")
+
+PURE_COST = (
+    "the operators are not compiled: this install runs deformable attention in plain PyTorch, "
+    "which takes tens of times as long"
+)
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """What the machine offers: None stands for what is not there."""
+
+    compiler: str | None
+    nvcc: Path | None
+    nvcc_major: int | None
+    torch_cuda: str | None  # the CUDA that torch was built with, "13.0"
+    cuda_runtime: Path | None  # the folder of the static CUDA runtime
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be compiled, and what the person who installs should know of it."""
+
+    cpu: bool
+    cuda: bool
+    note: str = ""
+
+
+def cuda_obstacle(toolchain: Toolchain) -> str:
+    """Why the CUDA kernels cannot be compiled; "" if they can."""
+    if toolchain.nvcc is None:
+        return "nvcc was not found on PATH or in CUDA_HOME"
+    if toolchain.torch_cuda is None:
+        return f"{toolchain.nvcc} was found, but torch is built without CUDA"
+    if toolchain.nvcc_major != int(toolchain.torch_cuda.split(".")[0]):
+        return (
+            f"the major version of CUDA must be that of torch, {toolchain.torch_cuda}, "
+            f"but {toolchain.nvcc} has {toolchain.nvcc_major}"
+        )
+    if toolchain.cuda_runtime is None:
+        return f"the static CUDA runtime (cudart_static) was not found beside {toolchain.nvcc}"
+    return ""
+
+
+def decide(choice: str, toolchain: Toolchain) -> Plan:
+    """What to compile.
+
+    Raises:
+        RuntimeError: what was asked for by name cannot be compiled here.
+    """
+    if choice not in CHOICES:
+        raise RuntimeError(f"DEFORMABLE_DETR_NATIVE must be one of {CHOICES}, got {choice!r}")
+    if choice == "none":
+        return Plan(cpu=False, cuda=False, note=f"as DEFORMABLE_DETR_NATIVE=none says, {PURE_COST}")
+    if toolchain.compiler is None:
+        if choice == "auto":
+            return Plan(cpu=False, cuda=False, note=f"no C++ compiler was found; {PURE_COST}")
+        raise RuntimeError(f"DEFORMABLE_DETR_NATIVE={choice} needs a C++ compiler; none was found")
+    if choice == "cpu":
+        return Plan(cpu=True, cuda=False)
+    obstacle = cuda_obstacle(toolchain)
+    if obstacle and choice == "cuda":
+        raise RuntimeError(f"DEFORMABLE_DETR_NATIVE=cuda cannot be done: {obstacle}")
+    return Plan(cpu=True, cuda=not obstacle, note=obstacle and f"CPU operators only: {obstacle}")
+
+
+def find_toolchain() -> Toolchain:
+    """Look for compilers; torch must be installed.
+
+    Raises:
+        RuntimeError: torch is missing.
+    """
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError as error:
+        raise RuntimeError(
+            "torch must be installed before the operators are compiled: pip install torch "
+            "torchvision, then pip install --no-build-isolation .; or set "
+            f"DEFORMABLE_DETR_NATIVE=none ({error})"
+        ) from error
+    compiler = shutil.which(cpp_extension.get_cxx_compiler())
+    home = cpp_extension.CUDA_HOME
+    found = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else None
+    nvcc = Path(found) if found else None
+    major = None
+    if nvcc is not None:
+        version = re.search(r"release (\d+)\.", output_of(nvcc, "--version"))
+        major = int(version[1]) if version else None
+    runtime = find_cuda_runtime(nvcc, Path(torch.__file__).parents[1])
+    return Toolchain(compiler, nvcc, major, torch.version.cuda, runtime)
+
+
+def output_of(program: Path, *arguments: str) -> str:
+    """What a program prints."""
+    return subprocess.run(
+        [program, *arguments], check=True, capture_output=True, text=True, encoding="utf-8"
+    ).stdout
+
+
+def find_cuda_runtime(nvcc: Path | None, site_packages: Path) -> Path | None:
+    """The folder with the static CUDA runtime: the toolkit's, else that of torch's own packages."""
+    if nvcc is None:
+        return None
+    name = "cudart_static.lib" if sys.platform == "win32" else "libcudart_static.a"
+    toolkit = nvcc.resolve().parents[1]
+    folders = [toolkit / "lib64", toolkit / "lib" / "x64", *toolkit.glob("targets/*/lib")]
+    folders += sorted(site_packages.glob("nvidia/*/lib"))
+    return next((folder for folder in folders if (folder / name).is_file()), None)
+
+
+def cuda_architecture_flags(nvcc: Path) -> list[str]:
+    """The -gencode flags: of `TORCH_CUDA_ARCH_LIST`, else of all our architectures nvcc knows."""
+    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        from torch.utils import cpp_extension
+
+        flags: list[str] = cpp_extension._get_cuda_arch_flags()
+        return flags
+    known = output_of(nvcc, "--list-gpu-arch").split()
+    chosen = [number for number in CUDA_ARCHITECTURES if f"compute_{number}" in known]
+    flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in chosen]
+    newest = chosen[-1]
+    return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
+
+
+def native_extension(plan: Plan, toolchain: Toolchain) -> Extension:
+    """`deformable_detr.ops._C`, for every Python and torch from the oldest supported on."""
+    from torch.utils import cpp_extension
+
+    is_msvc = sys.platform == "win32"
+    hidden = [] if is_msvc else ["-fvisibility=hidden"]
+    flags = {
+        "cxx": ["/O2", "/std:c++20"] if is_msvc else ["-O3", "-std=c++20", "-g0", *hidden],
+        "nvcc": ["-O3", "-std=c++20", "--threads=0", *(f"-Xcompiler={flag}" for flag in hidden)],
+    }
+    # What a linked archive defines is not ours to export either.
+    link_flags = ["-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else []
+    sources = [SOURCES / "library.cpp", *sorted(SOURCES.glob("cpu/*.cpp"))]
+    options: dict[str, Any] = {}
+    if plan.cuda and toolchain.nvcc is not None:
+        sources += sorted(SOURCES.glob("cuda/*.cu"))
+        architectures = cuda_architecture_flags(toolchain.nvcc)
+        flags["nvcc"] += architectures
+        codes = " ".join(re.findall(r",code=(\w+)", " ".join(architectures)))
+        flags["cxx"].append(f'-DDEFORMABLE_DETR_CUDA_ARCHITECTURES="{codes}"')
+        # The runtime is linked in, and no CUDA library of torch is named, so that the binary also
+        # loads where torch is built for the CPU only. Where it is not, libtorch.so, though nothing
+        # of it is used, brings torch's CUDA functions within reach.
+        options["library_dirs"] = [str(toolchain.cuda_runtime)]
+        options["libraries"] = ["cudart_static"]
+        if sys.platform == "linux":
+            options["libraries"] += ["dl", "rt", "pthread"]
+            link_flags += ["-Wl,--no-as-needed", "-ltorch"]
+    return cpp_extension.CppExtension(
+        "deformable_detr.ops._C",
+        [str(source.relative_to(ROOT)) for source in sources],
+        depends=[str(path.relative_to(ROOT)) for path in sorted(SOURCES.rglob("*.*h"))],
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
+        extra_compile_args=flags,
+        extra_link_args=link_flags,
+        py_limited_api=True,
+        **options,
+    )
 
 
 class BuildWithConfigs(build_py):
     """Also copies `configs/` beside the modules, where `config_io` finds it without a checkout."""
 
+    note = ""
+
     def run(self) -> None:
         """Build as usual, then copy."""
+        if self.note:
+            self.warn(self.note)
         super().run()
         if self.editable_mode:  # the checkout's own folder is used
             return
@@ -34,4 +219,28 @@ class BuildWithConfigs(build_py):
         }
 
 
-setup(cmdclass={"build_py": BuildWithConfigs})
+def main() -> None:
+    """Decide what to compile, then hand over to setuptools."""
+    choice = os.environ.get("DEFORMABLE_DETR_NATIVE", "auto")
+    try:
+        nothing = Toolchain(None, None, None, None, None)
+        toolchain = nothing if choice == "none" else find_toolchain()
+        plan = decide(choice, toolchain)
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")
+    BuildWithConfigs.note = plan.note
+    commands: dict[str, Any] = {"build_py": BuildWithConfigs}
+    if not plan.cpu:
+        setup(cmdclass=commands)
+        return
+    from torch.utils.cpp_extension import BuildExtension
+
+    setup(
+        cmdclass={**commands, "build_ext": BuildExtension},
+        ext_modules=[native_extension(plan, toolchain)],
+        options={"bdist_wheel": {"py_limited_api": WHEEL_TAG}},
+    )
+
+
+if __name__ == "__main__":
+    main()

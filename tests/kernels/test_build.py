@@ -1,0 +1,163 @@
+"""What setup.py decides to compile, and what the compiled module depends on."""
+
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.operator_calls import requires_native
+
+from deformable_detr.ops import native
+
+SETUP = Path(__file__).parents[2] / "setup.py"
+
+
+@pytest.fixture(scope="module")
+def build():
+    spec = importlib.util.spec_from_file_location("setup_py", SETUP)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture
+def everything(build):
+    """A machine with every tool."""
+    return build.Toolchain(
+        compiler="/usr/bin/c++",
+        nvcc=Path("/cuda/bin/nvcc"),
+        nvcc_major=13,
+        torch_cuda="13.2",
+        cuda_runtime=Path("/cuda/lib64"),
+    )
+
+
+LACKS = {
+    "nvcc was not found": {"nvcc": None},
+    "torch is built without CUDA": {"torch_cuda": None},
+    "must be that of torch, 12.8, but .*nvcc has 13": {"torch_cuda": "12.8"},
+    "the static CUDA runtime .* was not found": {"cuda_runtime": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("choice", "cpu", "cuda"),
+    [("auto", True, True), ("cuda", True, True), ("cpu", True, False), ("none", False, False)],
+)
+def test_a_machine_with_every_tool_compiles_what_is_asked_for(build, everything, choice, cpu, cuda):
+    plan = build.decide(choice, everything)
+    assert (plan.cpu, plan.cuda) == (cpu, cuda)
+    assert bool(plan.note) == (choice == "none")
+
+
+@pytest.mark.parametrize(("message", "lack"), LACKS.items(), ids=LACKS)
+def test_auto_compiles_for_the_cpu_where_cuda_is_in_the_way(build, everything, message, lack):
+    plan = build.decide("auto", dataclasses.replace(everything, **lack))
+    assert (plan.cpu, plan.cuda) == (True, False)
+    assert plan.note.startswith("CPU operators only: ")
+    assert build.cuda_obstacle(dataclasses.replace(everything, **lack)) in plan.note
+
+
+@pytest.mark.parametrize(("message", "lack"), LACKS.items(), ids=LACKS)
+def test_cuda_by_name_makes_each_obstacle_an_error(build, everything, message, lack):
+    with pytest.raises(
+        RuntimeError, match=f"DEFORMABLE_DETR_NATIVE=cuda cannot be done: .*{message}"
+    ):
+        build.decide("cuda", dataclasses.replace(everything, **lack))
+
+
+def test_auto_without_a_compiler_is_pure_and_says_what_it_costs(build, everything):
+    plan = build.decide("auto", dataclasses.replace(everything, compiler=None))
+    assert (plan.cpu, plan.cuda) == (False, False)
+    assert "no C++ compiler was found" in plan.note
+    assert "tens of times as long" in plan.note
+
+
+@pytest.mark.parametrize("choice", ["cpu", "cuda"])
+def test_a_choice_by_name_without_a_compiler_is_an_error(build, everything, choice):
+    with pytest.raises(RuntimeError, match=f"NATIVE={choice} needs a C\\+\\+ compiler"):
+        build.decide(choice, dataclasses.replace(everything, compiler=None))
+
+
+def test_an_unknown_choice_is_an_error(build, everything):
+    with pytest.raises(RuntimeError, match=r"must be one of .*, got 'yes'"):
+        build.decide("yes", everything)
+
+
+def test_the_newest_architecture_nvcc_knows_comes_as_ptx_too(build, monkeypatch):
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(build, "output_of", lambda *_: "compute_75\ncompute_80\ncompute_90\n")
+    assert build.cuda_architecture_flags(Path("nvcc")) == [
+        "-gencode=arch=compute_75,code=sm_75",
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+
+
+def test_the_list_of_architectures_is_honoured(build, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+    assert sorted(build.cuda_architecture_flags(Path("nvcc"))) == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=compute_90",
+        "-gencode=arch=compute_90,code=sm_90",
+    ]
+
+
+def test_the_runtime_of_the_toolkit_comes_before_that_of_torchs_packages(build, tmp_path):
+    name = "cudart_static.lib" if sys.platform == "win32" else "libcudart_static.a"
+    toolkit, packages = tmp_path / "cuda", tmp_path / "site-packages"
+    for folder in (toolkit / "bin", toolkit / "lib64", packages / "nvidia" / "cu13" / "lib"):
+        folder.mkdir(parents=True)
+    nvcc = toolkit / "bin" / "nvcc"
+    assert build.find_cuda_runtime(None, packages) is None
+    assert build.find_cuda_runtime(nvcc, packages) is None
+    (packages / "nvidia" / "cu13" / "lib" / name).touch()
+    assert build.find_cuda_runtime(nvcc, packages) == packages / "nvidia" / "cu13" / "lib"
+    (toolkit / "lib64" / name).touch()
+    assert build.find_cuda_runtime(nvcc, packages) == toolkit / "lib64"
+
+
+@requires_native
+def test_the_binary_serves_every_python():
+    assert native._C.__file__.endswith(("_C.abi3.so", "_C.pyd"))
+
+
+@requires_native
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the symbols with nm")
+def test_the_binary_needs_only_the_stable_interface_of_torch():
+    listing = subprocess.run(
+        ["nm", "--dynamic", "--undefined-only", native._C.__file__],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    symbols = [line.split()[-1] for line in listing.splitlines()]
+    assert any(symbol.startswith("aoti_torch_") for symbol in symbols)
+    # Mangled names of at::, c10::, torch:: and caffe2:: begin so, whatever they qualify.
+    unstable = [
+        symbol
+        for symbol in symbols
+        if symbol.startswith("_Z") and any(name in symbol for name in ("2at", "3c10", "5torch"))
+    ]
+    assert unstable == []
+
+
+@requires_native
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the symbols with nm")
+def test_the_binary_shows_one_name_of_ours_and_none_of_cuda():
+    listing = subprocess.run(
+        ["nm", "--dynamic", "--defined-only", native._C.__file__],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    symbols = [line.split()[-1] for line in listing.splitlines()]
+    of_the_standard_library = ("_ZNSt", "_ZNKSt", "_ZSt", "_ZTISt", "_ZTSSt", "_ZTVSt", "_ZGVNSt")
+    assert [name for name in symbols if not name.startswith(of_the_standard_library)] == [
+        "PyInit__C"
+    ]
