@@ -74,10 +74,14 @@ struct Avx2 {
     return _mm256_cvtph_ps(load_bits(at, count));
   }
   static void store(float* at, F a) { _mm256_storeu_ps(at, a.v); }
-  static void store_some(float* at, F a, int64_t count) {
-    if (count >= 8) return _mm256_storeu_ps(at, a.v);
-    _mm256_maskstore_ps(at, first(count), a.v);
+  // Up to `count` numbers; if `stream`, past the caches where they are aligned, as two such
+  // vectors make a line.
+  static void put(float* at, F a, int64_t count, bool stream) {
+    if (count < 8) return _mm256_maskstore_ps(at, first(count), a.v);
+    if (stream && reinterpret_cast<uintptr_t>(at) % 32 == 0) return _mm256_stream_ps(at, a.v);
+    _mm256_storeu_ps(at, a.v);
   }
+  static void finish_streams() { _mm_sfence(); }
   template <typename T>
   static void store_bits(T* at, __m128i bits, int64_t count) {
     if (count >= 8) return _mm_storeu_si128(reinterpret_cast<__m128i*>(at), bits);
@@ -85,10 +89,10 @@ struct Avx2 {
     _mm_store_si128(reinterpret_cast<__m128i*>(all), bits);
     std::memcpy(at, all, count * sizeof(T));
   }
-  static void store_some(Half* at, F a, int64_t count) {
+  static void put(Half* at, F a, int64_t count, bool) {
     store_bits(at, _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT), count);
   }
-  static void store_some(BFloat16* at, F a, int64_t count) {
+  static void put(BFloat16* at, F a, int64_t count, bool) {
     const __m256i bits = _mm256_castps_si256(a.v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
@@ -176,10 +180,10 @@ struct Avx2 {
   static F in_order(__m256 v) {
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8));
   }
-  static void store_pairs(float* at, F x, F y, int64_t count) {
+  static void put_pairs(float* at, F x, F y, int64_t count, bool stream) {
     const __m256 even = _mm256_unpacklo_ps(x.v, y.v), odd = _mm256_unpackhi_ps(x.v, y.v);
-    store_some(at, _mm256_permute2f128_ps(even, odd, 0x20), 2 * count);
-    if (count > 4) store_some(at + 8, _mm256_permute2f128_ps(even, odd, 0x31), 2 * count - 8);
+    put(at, _mm256_permute2f128_ps(even, odd, 0x20), 2 * count, stream);
+    if (count > 4) put(at + 8, _mm256_permute2f128_ps(even, odd, 0x31), 2 * count - 8, stream);
   }
 };
 

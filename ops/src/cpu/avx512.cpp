@@ -62,13 +62,17 @@ struct Avx512 {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), at));
   }
   static void store(float* at, F a) { _mm512_storeu_ps(at, a.v); }
-  static void store_some(float* at, F a, int64_t count) {
-    _mm512_mask_storeu_ps(at, first(count), a.v);
+  // Up to `count` numbers; if `stream`, past the caches where they make a whole aligned line.
+  static void put(float* at, F a, int64_t count, bool stream) {
+    if (count < 16) return _mm512_mask_storeu_ps(at, first(count), a.v);
+    if (stream && reinterpret_cast<uintptr_t>(at) % 64 == 0) return _mm512_stream_ps(at, a.v);
+    _mm512_storeu_ps(at, a.v);
   }
-  static void store_some(Half* at, F a, int64_t count) {
+  static void finish_streams() { _mm_sfence(); }
+  static void put(Half* at, F a, int64_t count, bool) {
     _mm256_mask_storeu_epi16(at, first(count), _mm512_cvtps_ph(a.v, 0));
   }
-  static void store_some(BFloat16* at, F a, int64_t count) {
+  static void put(BFloat16* at, F a, int64_t count, bool) {
     const __m512i bits = _mm512_castps_si512(a.v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
@@ -146,13 +150,12 @@ struct Avx512 {
     x = _mm512_permutex2var_ps(low, even, high);
     y = _mm512_permutex2var_ps(low, _mm512_add_epi32(even, _mm512_set1_epi32(1)), high);
   }
-  static void store_pairs(float* at, F x, F y, int64_t count) {
+  static void put_pairs(float* at, F x, F y, int64_t count, bool stream) {
     const __m512i low =
         _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-    _mm512_mask_storeu_ps(at, first(2 * count), _mm512_permutex2var_ps(x.v, low, y.v));
-    _mm512_mask_storeu_ps(at + 16, first(std::max<int64_t>(2 * count - 16, 0)),
-                          _mm512_permutex2var_ps(x.v, high, y.v));
+    put(at, _mm512_permutex2var_ps(x.v, low, y.v), 2 * count, stream);
+    if (count > 8) put(at + 16, _mm512_permutex2var_ps(x.v, high, y.v), 2 * count - 16, stream);
   }
 };
 

@@ -105,7 +105,7 @@ inline void sum_samples(const T* head, const Index* cells, int64_t samples_row, 
       }
     }
   }
-  for (int v = 0; v < kVectors; ++v) V::store_some(output + v * V::kLanes, sum[v], V::kLanes);
+  for (int v = 0; v < kVectors; ++v) V::put(output + v * V::kLanes, sum[v], V::kLanes, false);
 }
 
 template <typename V, typename T>
@@ -216,4 +216,5 @@ void backward_direct(const Call& call, const Unit& unit) {
       }
     }
   }
+  V::finish_streams();
 }

@@ -116,9 +116,11 @@ struct Array {
     for (int i = 0; i < kLanes; ++i) at[i] = a.v[i];
   }
   template <typename T>
-  static void store_some(T* at, const F& a, int64_t count) {
+  static void put(T* at, const F& a, int64_t count, bool) {
     for (int i = 0; i < kLanes && i < count; ++i) from_float(a.v[i], at + i);
   }
+
+  static void finish_streams() {}
 
   static F fma(const F& a, const F& b, const F& c) { return a * b + c; }
   static F min(const F& a, const F& b) {
@@ -184,7 +186,7 @@ struct Array {
     x = each([&](int i) { return i < count ? at[2 * i] : Scalar(0); });
     y = each([&](int i) { return i < count ? at[2 * i + 1] : Scalar(0); });
   }
-  static void store_pairs(Scalar* at, const F& x, const F& y, int64_t count) {
+  static void put_pairs(Scalar* at, const F& x, const F& y, int64_t count, bool) {
     for (int i = 0; i < kLanes && i < count; ++i) at[2 * i] = x.v[i], at[2 * i + 1] = y.v[i];
   }
 };

@@ -36,6 +36,7 @@ struct Call {
   void* grad_points;
   void* grad_weights;
   void* grad_reference;  // (N, Q, M, L, R), each head's share; null where nobody wants it
+  bool is_streamed;      // the gradients are too large for the caches: write past them
 };
 
 // Queries of one head of one image: the unit of work that a thread takes. A backward unit holds

@@ -134,6 +134,9 @@ Tensor run_forward(const Arguments& arguments) {
   return output;
 }
 
+// Gradients of this many coordinates, some 8 MB, will not stay in the caches until they are read.
+constexpr int64_t kStreamedNumbers = int64_t{1} << 21;
+
 struct Gradients {
   Tensor value, points, weights, reference_points;
 };
@@ -164,6 +167,7 @@ Gradients run_backward(const Tensor& grad_output, const Arguments& arguments,
     if (needs_reference_grad) {
       call.grad_reference = gradients.reference_points.mutable_data_ptr();
     }
+    call.is_streamed = gradients.points.numel() > kStreamedNumbers;
     torch::stable::parallel_for(0, dims.N * dims.M, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         kernels.backward[type](call, {i / dims.M, i % dims.M, 0, dims.Q});

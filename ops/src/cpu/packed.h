@@ -262,8 +262,8 @@ void forward_packed(const Call& call, const Unit& unit) {
     }
     for (int64_t q = 0; q < count; ++q) {
       for (int64_t d = 0; d < dims.D; d += V::kLanes) {
-        V::store_some(output + (begin + q) * step + d, V::load(memory.sums + q * row + d),
-                      dims.D - d);
+        V::put(output + (begin + q) * step + d, V::load(memory.sums + q * row + d), dims.D - d,
+               false);
       }
     }
   }
@@ -337,7 +337,8 @@ inline void unpack_head(const Call& call, const Unit& unit,
                        for (int64_t i = 0; i < width; ++i) {
                          const auto* from = memory.grad_packed + (cell + i) * memory.row;
                          for (int64_t d = 0; d < dims.D; d += V::kLanes) {
-                           V::store_some(head + (to + i) * step + d, V::load(from + d), dims.D - d);
+                           V::put(head + (to + i) * step + d, V::load(from + d), dims.D - d,
+                                  call.is_streamed);
                          }
                        }
                      });
@@ -405,4 +406,5 @@ void backward_packed(const Call& call, const Unit& unit) {
     }
   }
   unpack_head<V, T>(call, unit, memory);
+  V::finish_streams();
 }

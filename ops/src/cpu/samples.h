@@ -40,6 +40,7 @@ struct View {
   Scalar* grad_points;
   Scalar* grad_weights;
   Scalar* grad_reference;  // L * R a query, or null
+  bool is_streamed;
   int64_t size;            // L * P
   int64_t stride;          // of weights from one query to the next; that of points is double
   int64_t L, P, R, M;
@@ -56,6 +57,7 @@ struct View {
     grad_points = at(call.grad_points, 2 * head * size);
     grad_weights = at(call.grad_weights, head * size);
     grad_reference = at(call.grad_reference, head * L * R);
+    is_streamed = call.is_streamed;
   }
 
  private:
@@ -221,10 +223,11 @@ inline void store_gradients(const View<typename V::Scalar>& view,
                            V::load(dots + 3 * row + k)};
     if constexpr (kMasked) products = keep_corners<V>(at, table, k, products);
     const auto gradient = sample_gradient(V::keep(at.inside, weight), at.x, at.y, products);
-    V::store_pairs(view.grad_points + 2 * (query * view.stride + k), gradient.pixel_x * at.scale_x,
-                   gradient.pixel_y * at.scale_y, count);
+    V::put_pairs(view.grad_points + 2 * (query * view.stride + k), gradient.pixel_x * at.scale_x,
+                 gradient.pixel_y * at.scale_y, count, view.is_streamed);
     if (view.R == 0) {
-      V::store_some(view.grad_weights + query * view.stride + k, gradient.attention_weight, count);
+      V::put(view.grad_weights + query * view.stride + k, gradient.attention_weight, count,
+             view.is_streamed);
       continue;
     }
     mean = V::fma(weight, gradient.attention_weight, mean);
@@ -236,8 +239,8 @@ inline void store_gradients(const View<typename V::Scalar>& view,
   const F shift(V::sum(mean));
   for (int64_t k = 0; k < view.size; k += V::kLanes) {
     const F weight = V::load_some(weights + k, view.size - k, Scalar(0));
-    V::store_some(view.grad_weights + query * view.stride + k,
-                  weight * (V::load(dots + k) - shift), view.size - k);
+    V::put(view.grad_weights + query * view.stride + k, weight * (V::load(dots + k) - shift),
+           view.size - k, view.is_streamed);
   }
 }
 
