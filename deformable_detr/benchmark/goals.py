@@ -28,7 +28,12 @@ TimingsByAllocator = dict[Allocator, list[Timing]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """One goal and what was measured; None if nothing was."""
+    """One goal, and what was measured; None if nothing was.
+
+    Attributes:
+        measured: a ratio "a / b" of contenders is one of speeds, "N = 2 / N = 1" one of costs.
+        ns_a_sample: what the first of a ratio costs.
+    """
 
     title: str
     goal: float
@@ -36,6 +41,7 @@ class Verdict:
     kind: Literal["at least", "at most", "within"]
     unit: Literal["x", "MB"]
     measured: float | None
+    ns_a_sample: float | None
 
     @property
     def passes(self) -> bool:
@@ -106,6 +112,10 @@ def ratio(baseline: Timing | None, own: Timing | None) -> float | None:
     return own.times_less_than(baseline).median
 
 
+def _ns_a_sample(timing: Timing | None) -> float | None:
+    return None if timing is None else timing.ns_a_sample
+
+
 def _judge_speed(speed: _Speed, timings: TimingsByAllocator) -> Verdict:
     taken = timings.get(speed.allocator, [])
     baseline, own = (
@@ -120,6 +130,7 @@ def _judge_speed(speed: _Speed, timings: TimingsByAllocator) -> Verdict:
         kind="at least",
         unit="x",
         measured=ratio(baseline, own),
+        ns_a_sample=_ns_a_sample(own),
     )
 
 
@@ -132,12 +143,13 @@ def _judge_reference(timings: TimingsByAllocator) -> list[Verdict]:
         theirs, ours = (find(taken, shape, direction, name) for name in (TRANSFORMERS, REFERENCE))
         verdicts.append(
             Verdict(
-                title=f"{shape.name} {direction}, {allocator}: reference's time / transformers'",
+                title=f"{shape.name} {direction}, {allocator}: {REFERENCE} / {TRANSFORMERS}",
                 goal=1,
                 gate=REFERENCE_TOLERANCE,
                 kind="within",
                 unit="x",
-                measured=ratio(ours, theirs),
+                measured=ratio(theirs, ours),
+                ns_a_sample=_ns_a_sample(ours),
             )
         )
     return verdicts
@@ -151,12 +163,13 @@ def _judge_scaling(scaling: Sequence[Timing]) -> list[Verdict]:
         )
         verdicts.append(
             Verdict(
-                title=f"encoder {direction}, default: native's time for N = 2 / N = 1",
+                title=f"encoder {direction}, default: {NATIVE}, N = 2 / N = 1",
                 goal=_PAIR_COST,
                 gate=_PAIR_COST,
                 kind="at most",
                 unit="x",
                 measured=ratio(pair, single),
+                ns_a_sample=_ns_a_sample(pair),
             )
         )
     return verdicts
@@ -166,12 +179,13 @@ def _judge_memory(memory: Sequence[Memory]) -> list[Verdict]:
     measured = {one.span: one.megabytes for one in memory if one.contender == NATIVE}
     return [
         Verdict(
-            title=f"encoder {span}: native's peak extra memory",
+            title=f"encoder {span}: {NATIVE}, peak extra memory",
             goal=ceiling,
             gate=ceiling,
             kind="at most",
             unit="MB",
             measured=measured.get(span),
+            ns_a_sample=None,
         )
         for span, ceiling in _MEGABYTES.items()
     ]

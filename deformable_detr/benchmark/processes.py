@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, TypeVar
 
 from pydantic import TypeAdapter
@@ -15,7 +16,12 @@ from deformable_detr.benchmark.jobs import Allocator, Job
 
 Result = TypeVar("Result")
 
-_COMMAND = (sys.executable, "-m", "deformable_detr.benchmark.worker")
+# With `python -m`, a checkout in the present folder would come before the package that runs here.
+_START = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+    "from deformable_detr.benchmark.worker import main; main()"
+)
+_COMMAND = (sys.executable, "-c", _START, str(Path(__file__).parents[2]))
 # A thread that waits in a loop would count as CPU time.
 _WAIT_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 # Memory once had is kept: large buffers come from the heap, which is never trimmed.

@@ -21,7 +21,7 @@ from deformable_detr.benchmark.jobs import (
     Timings,
 )
 from deformable_detr.benchmark.limits import Limits
-from deformable_detr.benchmark.machine import Machine, describe_machine, has_glibc
+from deformable_detr.benchmark.machine import Machine, has_glibc
 from deformable_detr.benchmark.processes import run_job
 from deformable_detr.benchmark.timing import clock_for
 from deformable_detr.benchmark.workload import DECODER, ENCODER, ENCODER_PAIR, Shape
@@ -89,15 +89,12 @@ def allocators_of(device: Device) -> tuple[Allocator, ...]:
     return ("default", "warm") if device == "cpu" and has_glibc() else ("default",)
 
 
-def run(plan: Plan, report: Callable[[str], None]) -> Report:
+def run(plan: Plan, machine: Machine, report: Callable[[str], None]) -> Report:
     """Measure everything; takes minutes.
 
     Raises:
-        RuntimeError: there is no such device, or a child process failed.
+        RuntimeError: a child process failed.
     """
-    check_device(plan.device)
-    report("looking at the machine")
-    machine = describe_machine(plan.device)
     limits = run_job(LimitsJob(plan.device), Limits, report=report)
     timings: dict[Allocator, list[Timing]] = {}
     missing: dict[str, str] = {}

@@ -16,7 +16,6 @@ from deformable_detr.benchmark.contenders import (
 )
 from deformable_detr.benchmark.goals import Verdict, find, ratio
 from deformable_detr.benchmark.jobs import Timing
-from deformable_detr.benchmark.machine import Machine
 from deformable_detr.benchmark.record import baseline_of
 from deformable_detr.benchmark.suite import Report
 from deformable_detr.benchmark.workload import (
@@ -31,51 +30,55 @@ from deformable_detr.benchmark.workload import (
 def show(report: Report) -> Iterator[RenderableType]:
     """Everything but the goals, from top to bottom."""
     yield _machine(report)
+    if report.machine.warning:
+        yield Text(f"warning: {report.machine.warning}", style="yellow")
     for shape in report.plan.shapes:
         for direction in DIRECTIONS:
             yield _timings(report, shape, direction)
+    yield Text()
     yield _legend(report)
     if report.memory:
         yield _memory(report)
+    yield Text()
     yield from _remarks(report)
 
 
-def show_machine_warning(machine: Machine) -> RenderableType | None:
-    """That figures will not be good, if so."""
-    return Text(f"warning: {machine.warning}", style="yellow") if machine.warning else None
-
-
 def show_goals(verdicts: Sequence[Verdict]) -> RenderableType:
-    """The goals of the native operators."""
+    """The goals of the native operators; bfloat16 has its goal against float32."""
     table = _table("Goals")
     table.add_column("")
-    for heading in ("goal", "gate", "measured", ""):
+    for heading in ("goal", "gate", "measured", "ns a\nsample", ""):
         table.add_column(heading, justify="right", no_wrap=True)
     for verdict in verdicts:
         table.add_row(
             escape(verdict.title),
-            _bound(verdict, verdict.goal),
-            _bound(verdict, verdict.gate),
+            _sign(verdict) + _quantity(verdict, verdict.goal),
+            f"+-{verdict.gate:.0%}"
+            if verdict.kind == "within"
+            else _quantity(verdict, verdict.gate),
             "not measured" if verdict.measured is None else _quantity(verdict, verdict.measured),
+            "" if verdict.ns_a_sample is None else _digits(verdict.ns_a_sample),
             "[green]pass[/]" if verdict.passes else "[bold red]fail[/]",
         )
     return table
 
 
-def _bound(verdict: Verdict, limit: float) -> str:
-    if verdict.kind == "within":
-        return "1 x" if limit == 1 else f"+-{limit:.0%}"
-    sign = ">=" if verdict.kind == "at least" else "<="
-    return f"{sign} {limit:.4g} {verdict.unit}"
+def _sign(verdict: Verdict) -> str:
+    return {"at least": ">= ", "at most": "<= ", "within": ""}[verdict.kind]
 
 
 def _quantity(verdict: Verdict, number: float) -> str:
-    digits = 1 if number >= 10 else 2
-    return f"{number:.{digits}f} {verdict.unit}"
+    return f"{_digits(number)}{'x' if verdict.unit == 'x' else ' MB'}"
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    return Table(
+        title=f"\n{title}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
 
 
 def _machine(report: Report) -> Table:
@@ -177,7 +180,7 @@ def _legend(report: Report) -> Text:
 
 
 def _memory(report: Report) -> Table:
-    table = _table("encoder: peak memory of a call above its inputs, outputs included")
+    table = _table("encoder: peak memory above the inputs")
     table.add_column("")
     table.add_column("forward", justify="right")
     table.add_column("forward and backward", justify="right")
@@ -201,16 +204,28 @@ def _remarks(report: Report) -> Iterator[Text]:
                 f"encoder, {direction}, default allocator: two images cost native {cost:.2f} times "
                 "one"
             )
-    for allocator, timings in report.timings.items():
-        for timing in timings:
-            same_dtype = baseline_of(timing, timings, REFERENCE_BFLOAT16)
-            if timing.contender == NATIVE_BFLOAT16 and same_dtype is not None:
-                times = _ratio(timing.times_less_than(same_dtype).median)
-                yield Text(
-                    f"{timing.shape}, {timing.direction}, {allocator} allocator: "
-                    f"{NATIVE_BFLOAT16} is {times} the {REFERENCE_BFLOAT16}"
-                )
+    yield from _bfloat16_remarks(report)
     if report.plan.device == "cpu" and "warm" not in report.timings:
         yield Text("the warm allocator is a setting of glibc, which this system does not have")
     for name, reason in report.missing.items():
         yield Text(f"{name} is not measured: {reason}", style="yellow")
+
+
+def _bfloat16_remarks(report: Report) -> Iterator[Text]:
+    """The other ratio of native in bfloat16: the table has that to the reference in float32."""
+    for shape in report.plan.shapes:
+        for direction in DIRECTIONS:
+            times = []
+            for allocator, timings in report.timings.items():
+                own, baseline = (
+                    find(timings, shape, direction, name)
+                    for name in (NATIVE_BFLOAT16, REFERENCE_BFLOAT16)
+                )
+                if own is not None and baseline is not None:
+                    median = own.times_less_than(baseline).median
+                    times.append(f"{_ratio(median)} ({allocator})")
+            if times:
+                yield Text(
+                    f"{shape.name}, {direction}: {NATIVE_BFLOAT16} / {REFERENCE_BFLOAT16}: "
+                    f"{', '.join(times)}"
+                )

@@ -1,4 +1,4 @@
-"""The child process: `python -m deformable_detr.benchmark.worker JOB`, as JSON.
+"""The child process: does the job that its command line holds, as JSON.
 
 It writes lines of JSON: any number of `{"progress": text}`, then one `{"result": ...}`.
 """
@@ -110,7 +110,3 @@ def _measure_memory(job: MemoryJob) -> Memory:
     torch.ones(2, requires_grad=True).sum().backward()
     call = bound.forward if job.span == "forward" else lambda: bound.record()()
     return Memory(job.contender, job.span, peak_extra_megabytes(call, device=job.device))
-
-
-if __name__ == "__main__":
-    main()

@@ -46,13 +46,18 @@ def ops(
     """Time deformable attention: reference, compiled operators, other implementations.
 
     The contenders take turns in one process, once with the default allocator and once with one
-    that keeps freed memory. Takes about five minutes on two cores, which should be idle.
+    that keeps freed memory. Takes about six minutes on two cores, which should be idle.
     """
     if check:
         _check_is_possible((device, dtype, shape), rounds)
+    from deformable_detr.benchmark.machine import describe_machine
     from deformable_detr.benchmark.record import as_record
-    from deformable_detr.benchmark.suite import SHAPES, Plan, judge, run
+    from deformable_detr.benchmark.suite import SHAPES, Plan, check_device, judge, run
 
+    check_device(device)
+    machine = describe_machine(device)
+    if machine.warning:
+        typer.echo(f"warning: {machine.warning}", err=True)
     plan = Plan(
         device=device,
         dtype=dtype,
@@ -61,7 +66,7 @@ def ops(
         with_extras=shape != "decoder",
     )
     with _progress() as report_progress:
-        report = run(plan, report_progress)
+        report = run(plan, machine, report_progress)
     verdicts = judge(report) if check else None
     if as_json:
         typer.echo(json.dumps(as_record(report, verdicts), indent=2))

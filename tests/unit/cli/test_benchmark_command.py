@@ -2,10 +2,11 @@ import json
 
 import pytest
 import torch
-from helpers.benchmark_report import make_report
+from helpers.benchmark_report import make_machine, make_report
 from helpers.command_line import CommandLine
 
-from deformable_detr.benchmark import suite
+from deformable_detr.benchmark import machine, suite
+from deformable_detr.benchmark.machine import Machine
 from deformable_detr.benchmark.suite import Plan, Report
 from deformable_detr.benchmark.workload import DECODER, ENCODER
 
@@ -17,7 +18,7 @@ class FakeSuite:
         self.plans: list[Plan] = []
         self.report: Report = make_report()
 
-    def __call__(self, plan: Plan, report: object) -> Report:
+    def __call__(self, plan: Plan, machine: Machine, report: object) -> Report:
         assert callable(report)
         report("one stage: round 1")
         report("one stage: round 2")
@@ -29,6 +30,8 @@ class FakeSuite:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSuite:
     stand_in = FakeSuite()
     monkeypatch.setattr(suite, "run", stand_in)
+    monkeypatch.setattr(machine, "describe_machine", lambda device: make_machine())
+    monkeypatch.setattr(suite, "check_device", lambda device: None)
     return stand_in
 
 
@@ -40,6 +43,18 @@ def test_everything_is_measured_by_default(run: CommandLine, fake: FakeSuite) ->
     assert "encoder, forward: 2,281,088 samples" in outcome.out
     assert "Goals" not in outcome.out
     assert outcome.err == "one stage\n"
+
+
+def test_a_busy_machine_is_warned_about_before_minutes_are_spent(
+    run: CommandLine, fake: FakeSuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = make_machine(busy_cores=1.5)
+    monkeypatch.setattr(machine, "describe_machine", lambda device: busy)
+
+    lines = run("benchmark", "ops").err.splitlines()
+
+    assert lines[0].startswith("warning: other programs keep 1.5 of 2 cores busy")
+    assert lines[1] == "one stage"
 
 
 def test_options_reach_the_plan(run: CommandLine, fake: FakeSuite) -> None:
