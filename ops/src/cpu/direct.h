@@ -7,27 +7,27 @@
 // Cell of a sample that lies outside altogether.
 constexpr int32_t kNoCell = -1;
 
-// Memory of a unit; of a block's samples, kDirectArrays rows a query: the cells of the top left,
-// top right, bottom left and bottom right corners, and how much each counts.
+// Of each sample: the cells of the top left, top right, bottom left and bottom right corners, and
+// how much each counts, a row of a query's samples for each of the eight.
 constexpr int64_t kDirectArrays = 8;
 
+// Memory of a unit. One query's heads are prepared together: they look at much the same pixels.
 template <typename V, bool kBackward>
 struct DirectMemory {
   using Scalar = typename V::Scalar;
   int64_t samples_row;
   int64_t dots_row;  // with room for the last four sums
   SampleTable<Scalar> table;
-  Scalar* weights;  // softmax of a block's logits
+  Scalar* weights;  // softmax of the logits, a row a head
   typename V::Index* samples;
-  Scalar* dots;  // backward only: four rows, a corner each, of one query
+  Scalar* dots;  // backward only: four rows, a corner each, of one head
 
   DirectMemory(Arena& arena, const Call& call)
       : samples_row(round_up(call.dims.L * call.dims.P, V::kLanes)),
         dots_row(samples_row + 4),
         table(arena, samples_row),
-        weights(arena.take<Scalar>(deformable_detr::kBlockQueries * samples_row)),
-        samples(arena.take<typename V::Index>(kDirectArrays * deformable_detr::kBlockQueries *
-                                              samples_row)),
+        weights(arena.take<Scalar>(call.dims.M * samples_row)),
+        samples(arena.take<typename V::Index>(kDirectArrays * call.dims.M * samples_row)),
         dots(kBackward ? arena.take<Scalar>(4 * dots_row) : nullptr) {}
 
   static DirectMemory of_thread(const Call& call) {
@@ -42,36 +42,46 @@ struct DirectMemory {
     }
     return memory;
   }
+
+  typename V::Index* samples_of(int64_t m) const {
+    return samples + m * kDirectArrays * samples_row;
+  }
+
+  // The attention weights of a query's head.
+  const Scalar* weights_of(const View<Scalar>& view, int64_t query, int64_t m) const {
+    return view.R == 0 ? view.weights + query * view.stride : weights + m * samples_row;
+  }
 };
 
 template <typename V, typename Memory>
-inline void prepare_direct(const View<typename V::Scalar>& view, int64_t query, int64_t count,
-                           const typename V::Scalar* weights, int64_t stride,
+inline void prepare_direct(const View<typename V::Scalar>& view, int64_t query, int64_t m,
                            const Memory& memory) {
   using F = typename V::F;
   using Scalar = typename V::Scalar;
   const F zero(Scalar(0)), one(Scalar(1));
-  for (int64_t q = 0; q < count; ++q) {
-    for (int64_t k = 0; k < view.size; k += V::kLanes) {
-      const Location<V> at = locate<V>(view, memory.table, query + q, k);
-      const F width = V::load(memory.table.width + k), height = V::load(memory.table.height + k);
-      const auto weight = V::keep(
-          at.inside, V::load_some(weights + q * stride + k, view.size - k, Scalar(0)));
-      const auto corners =
-          keep_corners<V>(at, memory.table, k, corner_weights(weight, at.x, at.y));
-      const F columns[2] = {V::max(at.left, zero), V::min(at.left + one, width - one)};
-      const F rows[2] = {V::max(at.top, zero), V::min(at.top + one, height - one)};
-      auto* cells = memory.samples + q * kDirectArrays * memory.samples_row + k;
-      auto* share = reinterpret_cast<Scalar*>(cells) + 4 * memory.samples_row;
-      for (int i = 0; i < 4; ++i) {
-        V::store_cells(cells + i * memory.samples_row, at.inside, columns[i % 2], rows[i / 2],
-                       memory.table.stride + k, memory.table.origin + k, kNoCell);
-      }
-      V::store(share, corners.top_left);
-      V::store(share + memory.samples_row, corners.top_right);
-      V::store(share + 2 * memory.samples_row, corners.bottom_left);
-      V::store(share + 3 * memory.samples_row, corners.bottom_right);
+  if (view.R != 0) {
+    softmax<V>(view, query, 1, memory.samples_row, memory.weights + m * memory.samples_row);
+  }
+  const Scalar* weights = memory.weights_of(view, query, m);
+  for (int64_t k = 0; k < view.size; k += V::kLanes) {
+    const Location<V> at = locate<V>(view, memory.table, query, k);
+    const F width = V::load(memory.table.width + k), height = V::load(memory.table.height + k);
+    const auto weight =
+        V::keep(at.inside, V::load_some(weights + k, view.size - k, Scalar(0)));
+    const auto corners =
+        keep_corners<V>(at, memory.table, k, corner_weights(weight, at.x, at.y));
+    const F columns[2] = {V::max(at.left, zero), V::min(at.left + one, width - one)};
+    const F rows[2] = {V::max(at.top, zero), V::min(at.top + one, height - one)};
+    auto* cells = memory.samples_of(m) + k;
+    auto* share = reinterpret_cast<Scalar*>(cells) + 4 * memory.samples_row;
+    for (int i = 0; i < 4; ++i) {
+      V::store_cells(cells + i * memory.samples_row, at.inside, columns[i % 2], rows[i / 2],
+                     memory.table.stride + k, memory.table.origin + k, kNoCell);
     }
+    V::store(share, corners.top_left);
+    V::store(share + memory.samples_row, corners.top_right);
+    V::store(share + 2 * memory.samples_row, corners.bottom_left);
+    V::store(share + 3 * memory.samples_row, corners.bottom_right);
   }
 }
 
@@ -111,31 +121,24 @@ inline void sum_samples(const T* head, const Index* cells, int64_t samples_row, 
 template <typename V, typename T>
 void forward_direct(const Call& call, const Unit& unit) {
   using Scalar = typename V::Scalar;
-  constexpr int64_t kBlock = deformable_detr::kBlockQueries;
   const auto& dims = call.dims;
   const auto memory = DirectMemory<V, false>::of_thread(call);
-  const View<Scalar> view(call, unit);
   const int64_t step = dims.M * dims.D;
-  const T* head = static_cast<const T*>(call.value) + (unit.n * dims.S * dims.M + unit.m) * dims.D;
-  T* output = static_cast<T*>(call.output) + (unit.n * dims.Q * dims.M + unit.m) * dims.D;
-  for (int64_t begin = unit.begin; begin < unit.end; begin += kBlock) {
-    const int64_t count = std::min(kBlock, unit.end - begin);
-    const Scalar* weights = view.weights + begin * view.stride;
-    int64_t stride = view.stride;
-    if (view.R != 0) {
-      softmax<V>(view, begin, count, memory.samples_row, memory.weights);
-      weights = memory.weights, stride = memory.samples_row;
+  const T* value = static_cast<const T*>(call.value) + unit.n * dims.S * step;
+  T* output = static_cast<T*>(call.output) + unit.n * dims.Q * step;
+  for (int64_t q = unit.begin; q < unit.end; ++q) {
+    for (int64_t m = unit.first_head; m < unit.last_head; ++m) {
+      prepare_direct<V>(View<Scalar>(call, unit.n, m), q, m, memory);
     }
-    prepare_direct<V>(view, begin, count, weights, stride, memory);
-    const auto* cells = memory.samples;
-    for (int64_t q = 0; q < count; ++q, cells += kDirectArrays * memory.samples_row) {
-      if (q + 1 < count) {
-        fetch_rows(head, cells + kDirectArrays * memory.samples_row, memory.samples_row, view.size,
-                   step, dims.D);
+    for (int64_t m = unit.first_head; m < unit.last_head; ++m) {
+      if (m + 1 < unit.last_head) {
+        fetch_rows(value + (m + 1) * dims.D, memory.samples_of(m + 1), memory.samples_row,
+                   dims.L * dims.P, step, dims.D);
       }
       for_each_group<V, PlainRows<V>>(dims.D, [&](int64_t channel, auto vectors) {
-        sum_samples<V, vectors.value>(head + channel, cells, memory.samples_row, view.size, step,
-                                      output + (begin + q) * step + channel);
+        const int64_t of = m * dims.D + channel;
+        sum_samples<V, vectors.value>(value + of, memory.samples_of(m), memory.samples_row,
+                                      dims.L * dims.P, step, output + q * step + of);
       });
     }
   }
@@ -176,43 +179,36 @@ inline void spread_samples(const typename V::Scalar* head, typename V::Scalar* g
 template <typename V>
 void backward_direct(const Call& call, const Unit& unit) {
   using Scalar = typename V::Scalar;
-  constexpr int64_t kBlock = deformable_detr::kBlockQueries;
   const auto& dims = call.dims;
   const auto memory = DirectMemory<V, true>::of_thread(call);
-  const View<Scalar> view(call, unit);
-  const int64_t step = dims.M * dims.D;
-  const int64_t first_row = (unit.n * dims.S * dims.M + unit.m) * dims.D;
-  const Scalar* head = static_cast<const Scalar*>(call.value) + first_row;
-  Scalar* grad_head = static_cast<Scalar*>(call.grad_value) + first_row;
+  const int64_t step = dims.M * dims.D, size = dims.L * dims.P;
+  const Scalar* value = static_cast<const Scalar*>(call.value) + unit.n * dims.S * step;
+  Scalar* grad_value = static_cast<Scalar*>(call.grad_value) + unit.n * dims.S * step;
   const Scalar* grad_output =
-      static_cast<const Scalar*>(call.grad_output) + (unit.n * dims.Q * dims.M + unit.m) * dims.D;
-  for (int64_t begin = unit.begin; begin < unit.end; begin += kBlock) {
-    const int64_t count = std::min(kBlock, unit.end - begin);
-    const Scalar* weights = view.weights + begin * view.stride;
-    int64_t stride = view.stride;
-    if (view.R != 0) {
-      softmax<V>(view, begin, count, memory.samples_row, memory.weights);
-      weights = memory.weights, stride = memory.samples_row;
+      static_cast<const Scalar*>(call.grad_output) + unit.n * dims.Q * step;
+  for (int64_t q = unit.begin; q < unit.end; ++q) {
+    for (int64_t m = unit.first_head; m < unit.last_head; ++m) {
+      prepare_direct<V>(View<Scalar>(call, unit.n, m), q, m, memory);
     }
-    prepare_direct<V>(view, begin, count, weights, stride, memory);
-    const auto* cells = memory.samples;
-    for (int64_t q = 0; q < count; ++q, cells += kDirectArrays * memory.samples_row) {
-      if (q + 1 < count) {
-        const auto* next = cells + kDirectArrays * memory.samples_row;
-        fetch_rows(head, next, memory.samples_row, view.size, step, dims.D);
-        fetch_rows(grad_head, next, memory.samples_row, view.size, step, dims.D);
+    for (int64_t m = unit.first_head; m < unit.last_head; ++m) {
+      if (m + 1 < unit.last_head) {
+        const auto* next = memory.samples_of(m + 1);
+        const int64_t of = (m + 1) * dims.D;
+        fetch_rows(value + of, next, memory.samples_row, size, step, dims.D);
+        fetch_rows(grad_value + of, next, memory.samples_row, size, step, dims.D);
       }
       for_each_group<V, PlainRows<V>>(dims.D, [&](int64_t channel, auto vectors) {
-        spread_samples<V, vectors.value>(head + channel, grad_head + channel, cells,
-                                         memory.samples_row, view.size, step,
-                                         grad_output + (begin + q) * step + channel, channel != 0,
-                                         memory.dots, memory.dots_row);
+        const int64_t of = m * dims.D + channel;
+        spread_samples<V, vectors.value>(value + of, grad_value + of, memory.samples_of(m),
+                                         memory.samples_row, size, step,
+                                         grad_output + q * step + of, channel != 0, memory.dots,
+                                         memory.dots_row);
       });
-      store_gradients<V, true>(view, memory.table, begin + q, weights + q * stride, memory.dots,
+      const View<Scalar> view(call, unit.n, m);
+      store_gradients<V, true>(view, memory.table, q, memory.weights_of(view, q, m), memory.dots,
                                memory.dots_row);
       if (view.grad_reference != nullptr) {
-        store_reference_gradient<Scalar>(view, memory.table, begin + q, memory.dots,
-                                         memory.dots_row);
+        store_reference_gradient<Scalar>(view, memory.table, q, memory.dots, memory.dots_row);
       }
     }
   }

@@ -1,11 +1,13 @@
-// The kernels of one head, and which of the two ways each call takes.
+// The kernels of a unit: which of the two ways it takes.
 
 template <typename V, typename T, typename Rows = PlainRows<V>>
 void forward(const Call& call, const Unit& unit) {
   if (deformable_detr::is_direct(call.dims, V::kLanes)) {
     forward_direct<V, T>(call, unit);
   } else {
-    forward_packed<V, Rows, T>(call, unit);
+    for (int64_t m = unit.first_head; m < unit.last_head; ++m) {
+      forward_packed<V, Rows, T>(call, unit, m);
+    }
   }
 }
 
@@ -14,5 +16,6 @@ void backward(const Call& call, const Unit& unit) {
   if constexpr (std::is_same_v<T, typename V::Scalar>) {
     if (deformable_detr::is_direct(call.dims, V::kLanes)) return backward_direct<V>(call, unit);
   }
-  backward_packed<V, T>(call, unit);
+  for (int64_t m = unit.first_head; m < unit.last_head; ++m) backward_packed<V, T>(call, unit, m);
+  V::finish_streams();
 }

@@ -39,10 +39,11 @@ struct Call {
   bool is_streamed;      // the gradients are too large for the caches: write past them
 };
 
-// Queries of one head of one image: the unit of work that a thread takes. A backward unit holds
-// all queries of its head, so that no two threads add to the same gradient of value.
+// Queries of some heads of one image: the unit of work that a thread takes. A backward unit holds
+// all queries of its heads, so that no two threads add to the same gradient of value.
 struct Unit {
-  int64_t n, m, begin, end;
+  int64_t n, first_head, last_head;  // the last is not part of it, nor is the query `end`
+  int64_t begin, end;
 };
 
 // The queries of a block walk through the levels together. Units begin at multiples of it, so that

@@ -118,16 +118,21 @@ Tensor run_forward(const Arguments& arguments) {
   call.output = output.mutable_data_ptr();
   const ValueType type = value_type(arguments.value);
   const Kernels& kernels = kernels_for(type);
-  // A unit is a head; with more threads than heads, a part of its queries.
-  const int64_t heads = dims.N * dims.M;
-  const int64_t threads = torch::stable::get_num_threads();
+  // Few queries are dealt out with all their heads; else a unit is a head, or, with more threads
+  // than heads, a part of its queries.
+  const bool direct = is_direct(dims, kernels.lanes);
+  const int64_t heads = direct ? 1 : dims.M;
   const int64_t blocks = (dims.Q + kBlockQueries - 1) / kBlockQueries;
-  const int64_t parts = std::clamp<int64_t>((threads + heads - 1) / heads, 1, blocks);
-  const int64_t queries = (blocks + parts - 1) / parts * kBlockQueries;
-  torch::stable::parallel_for(0, heads * parts, 1, [&](int64_t begin, int64_t end) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t wanted = direct ? 4 * threads : threads;  // queries differ, so more parts than threads
+  const int64_t parts = std::clamp<int64_t>((wanted + dims.N * heads - 1) / (dims.N * heads), 1,
+                                            direct ? dims.Q : blocks);
+  const int64_t queries =
+      direct ? (dims.Q + parts - 1) / parts : (blocks + parts - 1) / parts * kBlockQueries;
+  torch::stable::parallel_for(0, dims.N * heads * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t head = i / parts, first = i % parts * queries;
-      kernels.forward[type](call, {head / dims.M, head % dims.M, first,
+      const int64_t first = i % parts * queries, head = i / parts % heads;
+      kernels.forward[type](call, {i / parts / heads, head, direct ? dims.M : head + 1, first,
                                    std::min(first + queries, dims.Q)});
     }
   });
@@ -147,14 +152,13 @@ Gradients run_backward(const Tensor& grad_output, const Arguments& arguments,
   const Tensor gradient = check_grad_output(grad_output, arguments.value, dims);
   const ValueType type = value_type(arguments.value);
   const Kernels& kernels = kernels_for(type);
-  const int64_t lanes = type == kFloat64 ? 4 : kernels.lanes;
   const bool empty = is_empty(dims);
   const auto make = [&](const Tensor& like, const std::vector<int64_t>& shape, bool zeros) {
     return zeros ? torch::stable::new_zeros(like, shape) : torch::stable::new_empty(like, shape);
   };
   const std::vector<int64_t> none = {0}, reference = {dims.N, dims.Q, dims.M, dims.L, dims.R};
   Gradients gradients = {
-      make(arguments.value, {dims.N, dims.S, dims.M, dims.D}, empty || is_direct(dims, lanes)),
+      make(arguments.value, {dims.N, dims.S, dims.M, dims.D}, empty || is_direct(dims, kernels.lanes)),
       make(arguments.points, {dims.N, dims.Q, dims.M, dims.L, dims.P, 2}, empty),
       make(arguments.points, {dims.N, dims.Q, dims.M, dims.L, dims.P}, empty),
       make(arguments.points, needs_reference_grad ? reference : none, empty)};
@@ -169,8 +173,10 @@ Gradients run_backward(const Tensor& grad_output, const Arguments& arguments,
     }
     call.is_streamed = gradients.points.numel() > kStreamedNumbers;
     torch::stable::parallel_for(0, dims.N * dims.M, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        kernels.backward[type](call, {i / dims.M, i % dims.M, 0, dims.Q});
+      while (begin < end) {  // as many heads of one image as there are
+        const int64_t n = begin / dims.M, last = std::min(end, (n + 1) * dims.M);
+        kernels.backward[type](call, {n, begin - n * dims.M, last - n * dims.M, 0, dims.Q});
+        begin = last;
       }
     });
   }

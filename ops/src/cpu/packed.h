@@ -113,13 +113,13 @@ inline void for_each_pixel_row(const deformable_detr::LevelTable& levels, int64_
 }
 
 template <typename V, typename Rows, typename T, bool kBackward>
-inline void pack_head(const Call& call, const Unit& unit,
+inline void pack_head(const Call& call, int64_t n, int64_t m,
                       const PackedMemory<V, typename Rows::Element, kBackward>& memory) {
   // Far enough for main memory to answer while the rows before are copied.
   constexpr int64_t kAhead = 24;
   const auto& dims = call.dims;
   const int64_t step = dims.M * dims.D, row = memory.row;
-  const T* head = static_cast<const T*>(call.value) + (unit.n * dims.S * dims.M + unit.m) * dims.D;
+  const T* head = static_cast<const T*>(call.value) + (n * dims.S * dims.M + m) * dims.D;
   auto* packed = memory.packed;
   int64_t done = 0;
   const auto zero_until = [&](int64_t cell) {
@@ -219,7 +219,7 @@ template <typename V, typename Rows, int kVectors, int64_t kPoints, int64_t kSam
 }
 
 template <typename V, typename Rows, typename T>
-void forward_packed(const Call& call, const Unit& unit) {
+void forward_packed(const Call& call, const Unit& unit, int64_t m) {
   using Scalar = typename V::Scalar;
   constexpr int64_t kBlock = deformable_detr::kBlockQueries;
   constexpr int64_t kSize = sizeof(Scalar), kOut = sizeof(T);
@@ -228,9 +228,9 @@ void forward_packed(const Call& call, const Unit& unit) {
   const int64_t row = round_up(dims.D, V::kLanes * Rows::kVectorsTogether);
   using Memory = PackedMemory<V, typename Rows::Element, false>;
   const Memory memory = Memory::of_thread(call, row);
-  pack_head<V, Rows, T>(call, unit, memory);
-  const View<Scalar> view(call, unit);
-  T* output = static_cast<T*>(call.output) + (unit.n * dims.Q * dims.M + unit.m) * dims.D;
+  pack_head<V, Rows, T>(call, unit.n, m, memory);
+  const View<Scalar> view(call, unit.n, m);
+  T* output = static_cast<T*>(call.output) + (unit.n * dims.Q * dims.M + m) * dims.D;
   const int64_t step = dims.M * dims.D;
   for (int64_t begin = unit.begin; begin < unit.end; begin += kBlock) {
     const int64_t count = std::min(kBlock, unit.end - begin);
@@ -327,11 +327,11 @@ template <typename V, int kVectors, int64_t kPoints, int64_t kSamplesRow, typena
 }
 
 template <typename V, typename T>
-inline void unpack_head(const Call& call, const Unit& unit,
+inline void unpack_head(const Call& call, int64_t n, int64_t m,
                         const PackedMemory<V, typename V::Scalar, true>& memory) {
   const auto& dims = call.dims;
   const int64_t step = dims.M * dims.D;
-  T* head = static_cast<T*>(call.grad_value) + (unit.n * dims.S * dims.M + unit.m) * dims.D;
+  T* head = static_cast<T*>(call.grad_value) + (n * dims.S * dims.M + m) * dims.D;
   for_each_pixel_row(call.levels, memory.leading_zeros(call.levels),
                      [&](int64_t cell, int64_t to, int64_t width) {
                        for (int64_t i = 0; i < width; ++i) {
@@ -345,7 +345,7 @@ inline void unpack_head(const Call& call, const Unit& unit,
 }
 
 template <typename V, typename T>
-void backward_packed(const Call& call, const Unit& unit) {
+void backward_packed(const Call& call, const Unit& unit, int64_t m) {
   using Scalar = typename V::Scalar;
   using Rows = PlainRows<V>;
   using Memory = PackedMemory<V, Scalar, true>;
@@ -355,11 +355,11 @@ void backward_packed(const Call& call, const Unit& unit) {
   const auto& dims = call.dims;
   const int64_t row = round_up(dims.D, V::kLanes);
   const Memory memory = Memory::of_thread(call, row);
-  pack_head<V, Rows, T>(call, unit, memory);
+  pack_head<V, Rows, T>(call, unit.n, m, memory);
   std::fill_n(memory.grad_packed, memory.cells * row, Scalar(0));
-  const View<Scalar> view(call, unit);
+  const View<Scalar> view(call, unit.n, m);
   const T* output =
-      static_cast<const T*>(call.grad_output) + (unit.n * dims.Q * dims.M + unit.m) * dims.D;
+      static_cast<const T*>(call.grad_output) + (unit.n * dims.Q * dims.M + m) * dims.D;
   const int64_t step = dims.M * dims.D;
   for (int64_t begin = unit.begin; begin < unit.end; begin += kBlock) {
     const int64_t count = std::min(kBlock, unit.end - begin);
@@ -405,6 +405,5 @@ void backward_packed(const Call& call, const Unit& unit) {
       }
     }
   }
-  unpack_head<V, T>(call, unit, memory);
-  V::finish_streams();
+  unpack_head<V, T>(call, unit.n, m, memory);
 }

@@ -45,15 +45,15 @@ struct View {
   int64_t stride;          // of weights from one query to the next; that of points is double
   int64_t L, P, R, M;
 
-  View(const Call& call, const Unit& unit) {
+  View(const Call& call, int64_t n, int64_t m) {
     const auto& dims = call.dims;
     L = dims.L, P = dims.P, R = dims.R, M = dims.M;
     size = L * P;
     stride = M * size;
-    const int64_t head = unit.n * dims.Q * M + unit.m;  // the first query's
+    const int64_t head = n * dims.Q * M + m;  // the first query's
     points = at(call.points, 2 * head * size);
     weights = at(call.weights, head * size);
-    reference = at(call.reference_points, unit.n * dims.Q * L * R);
+    reference = at(call.reference_points, n * dims.Q * L * R);
     grad_points = at(call.grad_points, 2 * head * size);
     grad_weights = at(call.grad_weights, head * size);
     grad_reference = at(call.grad_reference, head * L * R);
