@@ -52,6 +52,7 @@ struct Avx512 {
   }
   static F load(const float* at) { return _mm512_loadu_ps(at); }
   static F load_some(const float* at, int64_t count, float other) {
+    if (count >= 16) return _mm512_loadu_ps(at);
     return _mm512_mask_loadu_ps(_mm512_set1_ps(other), first(count), at);
   }
   static F load_some(const BFloat16* at, int64_t count, float) {
@@ -143,8 +144,8 @@ struct Avx512 {
     return _mm512_permutex2var_ps(low, lanes, high);
   }
   static void load_pairs(const float* at, int64_t count, F& x, F& y) {
-    const __m512 low = _mm512_maskz_loadu_ps(first(2 * count), at);
-    const __m512 high = _mm512_maskz_loadu_ps(first(std::max<int64_t>(2 * count - 16, 0)), at + 16);
+    const __m512 low = load_some(at, 2 * count, 0.0f).v;
+    const __m512 high = count > 8 ? load_some(at + 16, 2 * count - 16, 0.0f).v : low;
     const __m512i even =
         _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     x = _mm512_permutex2var_ps(low, even, high);

@@ -177,24 +177,25 @@ struct Ahead {
   }
 };
 
-// Adds one level's samples to the sums of a block's queries, in a group of channels. Sizes that
-// are template parameters are 0 where the compiler does not know them.
+// Adds one level's samples to the sums of a block's queries, in a group of channels; the last
+// level's sums go to the output, of D channels each `step` after the other. Sizes that are template
+// parameters are 0 where the compiler does not know them.
 template <typename V, typename Rows, int kVectors, int64_t kPoints, int64_t kSamplesRow,
-          typename Memory>
+          typename Memory, typename T>
 [[gnu::noinline]] void add_level(const Memory& memory, int64_t level, int64_t level_stride,
-                                 int64_t points, int64_t count, int64_t channel,
-                                 int64_t levels, const Ahead& ahead) {
+                                 const Dims& dims, int64_t count, int64_t channel,
+                                 const Ahead& ahead, T* output) {
   using F = typename V::F;
   using Scalar = typename V::Scalar;
   const int64_t row = kPoints != 0 ? kVectors * V::kLanes : memory.row;
-  const int64_t P = kPoints != 0 ? kPoints : points;
+  const int64_t P = kPoints != 0 ? kPoints : dims.P;
   const int64_t samples_row = kSamplesRow != 0 ? kSamplesRow : memory.samples_row;
   const int64_t below = level_stride * row;
   const auto* packed = memory.packed + channel;
   Scalar* sums = memory.sums + channel;
   const typename V::Index* cells = memory.samples + level * P;
   for (int64_t q = 0; q < count; ++q, sums += row, cells += kSampleArrays * samples_row) {
-    if (channel == 0) ahead.fetch(q, level, levels);
+    if (channel == 0) ahead.fetch(q, level, dims.L);
     const Scalar* weights = reinterpret_cast<const Scalar*>(cells) + samples_row;
     F sum[kVectors];
     for (int v = 0; v < kVectors; ++v) {
@@ -214,7 +215,14 @@ template <typename V, typename Rows, int kVectors, int64_t kPoints, int64_t kSam
       add(corner + below, weights[2 * samples_row + p]);
       add(corner + below + row, weights[3 * samples_row + p]);
     }
-    for (int v = 0; v < kVectors; ++v) V::store(sums + v * V::kLanes, sum[v]);
+    if (level + 1 < dims.L) {
+      for (int v = 0; v < kVectors; ++v) V::store(sums + v * V::kLanes, sum[v]);
+      continue;
+    }
+    T* out = output + q * dims.M * dims.D + channel;
+    for (int v = 0; v < kVectors && channel + v * V::kLanes < dims.D; ++v) {
+      V::put(out + v * V::kLanes, sum[v], dims.D - channel - v * V::kLanes, false);
+    }
   }
 }
 
@@ -242,29 +250,24 @@ void forward_packed(const Call& call, const Unit& unit, int64_t m) {
       prepare_samples<V>(view, begin, count, memory.weights, memory.samples_row, memory);
     }
     const int64_t next = begin + kBlock;
+    T* out = output + begin * step;
     const Ahead ahead = {
         {bytes(view.points + 2 * next * view.stride),
-         bytes(view.points + 2 * next * view.stride + view.size),
-         bytes(view.weights + next * view.stride), bytes(output + begin * step)},
-        {2 * view.stride * kSize, 2 * view.stride * kSize, view.stride * kSize, step * kOut},
-        {view.size * kSize, view.size * kSize, view.size * kSize, dims.D * kOut}};
+         bytes(view.points + 2 * next * view.stride + view.size), bytes(output + begin * step),
+         bytes(view.weights + next * view.stride)},
+        {2 * view.stride * kSize, 2 * view.stride * kSize, step * kOut, view.stride * kSize},
+        {view.size * kSize, view.size * kSize, dims.D * kOut, view.size * kSize}};
     for (int32_t level = 0; level < call.levels.count; ++level) {
       const int64_t stride = call.levels.levels[level].width + int64_t{1};
       for_each_group<V, Rows>(row, [&](int64_t channel, auto vectors) {
         constexpr int kVectors = vectors.value;
         // The usual case: four points, four levels, and a row that is one group.
         if (dims.P == 4 && memory.samples_row == 16 && row == kVectors * V::kLanes) {
-          add_level<V, Rows, kVectors, 4, 16>(memory, level, stride, 4, count, 0, call.levels.count, ahead);
+          add_level<V, Rows, kVectors, 4, 16>(memory, level, stride, dims, count, 0, ahead, out);
         } else {
-          add_level<V, Rows, kVectors, 0, 0>(memory, level, stride, dims.P, count, channel, call.levels.count, ahead);
+          add_level<V, Rows, kVectors, 0, 0>(memory, level, stride, dims, count, channel, ahead, out);
         }
       });
-    }
-    for (int64_t q = 0; q < count; ++q) {
-      for (int64_t d = 0; d < dims.D; d += V::kLanes) {
-        V::put(output + (begin + q) * step + d, V::load(memory.sums + q * row + d), dims.D - d,
-               false);
-      }
     }
   }
 }
@@ -274,12 +277,12 @@ void forward_packed(const Call& call, const Unit& unit, int64_t m) {
 // corner takes of that gradient. Both in one walk, as both want the same cells.
 template <typename V, int kVectors, int64_t kPoints, int64_t kSamplesRow, typename Memory>
 [[gnu::noinline]] void spread_level(const Memory& memory, int64_t level, int64_t level_stride,
-                                    int64_t points, int64_t count, int64_t channel,
-                                    int64_t levels, const Ahead& ahead) {
+                                    const Dims& dims, int64_t count, int64_t channel,
+                                    const Ahead& ahead) {
   using F = typename V::F;
   using Scalar = typename V::Scalar;
   const int64_t row = kPoints != 0 ? kVectors * V::kLanes : memory.row;
-  const int64_t P = kPoints != 0 ? kPoints : points;
+  const int64_t P = kPoints != 0 ? kPoints : dims.P;
   const int64_t samples_row = kSamplesRow != 0 ? kSamplesRow : memory.samples_row;
   const int64_t below = level_stride * row;
   const Scalar* packed = memory.packed + channel;
@@ -288,7 +291,7 @@ template <typename V, int kVectors, int64_t kPoints, int64_t kSamplesRow, typena
   const typename V::Index* cells = memory.samples + level * P;
   Scalar* dots = memory.dots + level * P;
   for (int64_t q = 0; q < count; ++q) {
-    if (channel == 0) ahead.fetch(q, level, levels);
+    if (channel == 0) ahead.fetch(q, level, dims.L);
     const Scalar* weights = reinterpret_cast<const Scalar*>(cells) + samples_row;
     F gradient[kVectors];
     for (int v = 0; v < kVectors; ++v) gradient[v] = V::load(gradients + v * V::kLanes);
@@ -388,11 +391,9 @@ void backward_packed(const Call& call, const Unit& unit, int64_t m) {
       for_each_group<V, Rows>(row, [&](int64_t channel, auto vectors) {
         constexpr int kVectors = vectors.value;
         if (dims.P == 4 && memory.samples_row == 16 && row == kVectors * V::kLanes) {
-          spread_level<V, kVectors, 4, 16>(memory, level, level_stride, 4, count, 0,
-                                           call.levels.count, ahead);
+          spread_level<V, kVectors, 4, 16>(memory, level, level_stride, dims, count, 0, ahead);
         } else {
-          spread_level<V, kVectors, 0, 0>(memory, level, level_stride, dims.P, count, channel,
-                                          call.levels.count, ahead);
+          spread_level<V, kVectors, 0, 0>(memory, level, level_stride, dims, count, channel, ahead);
         }
       });
     }

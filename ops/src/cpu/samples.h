@@ -5,6 +5,7 @@
 
 using deformable_detr::Call;
 using deformable_detr::Corners;
+using deformable_detr::Dims;
 using deformable_detr::Unit;
 using deformable_detr::corner_weights;
 using deformable_detr::pixel_of_location;
@@ -104,7 +105,7 @@ struct Location {
 };
 
 template <typename V>
-inline Location<V> locate(const View<typename V::Scalar>& view,
+[[gnu::always_inline]] inline Location<V> locate(const View<typename V::Scalar>& view,
                           const SampleTable<typename V::Scalar>& table, int64_t query, int64_t k) {
   using F = typename V::F;
   using Scalar = typename V::Scalar;
