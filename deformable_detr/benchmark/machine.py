@@ -23,7 +23,8 @@ class Machine:
         cores: that this process may use.
         caches: sizes as the system writes them, by level, of the first core.
         load_average: over the last minute; None where the system does not tell.
-        busy_cores: cores that other programs used in the last second; None likewise.
+        busy_cores: cores that other programs used, for a second before or, in a report, all the
+            while; None likewise.
     """
 
     cpu: str
@@ -53,6 +54,8 @@ class Machine:
 
 def describe_machine(device: str) -> Machine:
     """Look at this machine, for a second."""
+    others = OtherPrograms()
+    time.sleep(1)
     return Machine(
         cpu=_cpu_name(),
         cores=_num_cores(),
@@ -65,7 +68,7 @@ def describe_machine(device: str) -> Machine:
         system=platform.platform(),
         c_library=" ".join(platform.libc_ver()).strip(),
         load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        busy_cores=_busy_cores(),
+        busy_cores=others.busy_cores(),
     )
 
 
@@ -99,16 +102,26 @@ def _cache_sizes() -> dict[str, str]:
     return sizes
 
 
-def _busy_cores(seconds: float = 1.0) -> float | None:
-    """While this process sleeps."""
+class OtherPrograms:
+    """Watches, from when it is made, how much others compute."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self._at_begin = _others_seconds()
+
+    def busy_cores(self) -> float | None:
+        """Cores that they have used since; None where the system does not tell."""
+        now = _others_seconds()
+        if now is None or self._at_begin is None:
+            return None
+        return max(0.0, now - self._at_begin) / (time.monotonic() - self._begun)
+
+
+def _others_seconds() -> float | None:
+    """CPU time of all programs but this one and the children it has waited for."""
     if not _STAT.exists():
         return None
-    before = _busy_ticks()
-    time.sleep(seconds)
-    return (_busy_ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
-
-
-def _busy_ticks() -> int:
     # proc(5): user, nice, system, idle, iowait, irq, softirq, steal, ...; guest time is in user.
     user, nice, system, _, _, irq, softirq, steal = map(int, _STAT.read_text().split()[1:9])
-    return user + nice + system + irq + softirq + steal
+    ticks = user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])

@@ -19,7 +19,8 @@ def peak_extra_megabytes(call: Callable[[], object], *, device: str) -> float | 
     """Peak memory during a call above that before it, in units of 10^6 bytes; outputs count.
 
     On a CPU that is the resident set, of a process that has not made such a call before: what the
-    call keeps for the next one counts too. None where the system does not tell.
+    call keeps for the next one counts too, but not the code that is loaded for it from files. None
+    where the system does not tell.
     """
     gc.collect()
     if device == "cuda":
@@ -29,13 +30,13 @@ def peak_extra_megabytes(call: Callable[[], object], *, device: str) -> float | 
         ctypes.CDLL(None).malloc_trim(0)
     try:
         _CLEAR_REFS.write_text(_RESET_PEAK)
-        before = _resident_bytes("VmRSS")
+        before, code_before = _resident_bytes("VmRSS"), _resident_bytes("RssFile")
     except OSError:
         return None
     result = call()
-    peak = _resident_bytes("VmHWM")
+    peak, code = _resident_bytes("VmHWM"), _resident_bytes("RssFile")
     del result
-    return (peak - before) / 1e6
+    return (peak - before - (code - code_before)) / 1e6
 
 
 def _peak_on_gpu(call: Callable[[], object]) -> float:

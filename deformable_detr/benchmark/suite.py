@@ -1,7 +1,7 @@
 """All measurements of a benchmark, one child process after another."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -21,7 +21,7 @@ from deformable_detr.benchmark.jobs import (
     Timings,
 )
 from deformable_detr.benchmark.limits import Limits
-from deformable_detr.benchmark.machine import Machine, has_glibc
+from deformable_detr.benchmark.machine import Machine, OtherPrograms, has_glibc
 from deformable_detr.benchmark.processes import run_job
 from deformable_detr.benchmark.timing import clock_for
 from deformable_detr.benchmark.workload import DECODER, ENCODER, ENCODER_PAIR, Shape
@@ -95,6 +95,7 @@ def run(plan: Plan, machine: Machine, report: Callable[[str], None]) -> Report:
     Raises:
         RuntimeError: a child process failed.
     """
+    others = OtherPrograms()
     limits = run_job(LimitsJob(plan.device), Limits, report=report)
     timings: dict[Allocator, list[Timing]] = {}
     missing: dict[str, str] = {}
@@ -111,14 +112,16 @@ def run(plan: Plan, machine: Machine, report: Callable[[str], None]) -> Report:
             timings[allocator] += answer.timings
             missing |= answer.missing
     with_native = NATIVE not in missing
+    scaling = _measure_scaling(plan, report) if plan.with_extras and with_native else []
+    memory = _measure_memory(plan, with_native, report) if plan.with_extras else []
     return Report(
         plan=plan,
-        machine=machine,
+        machine=replace(machine, busy_cores=others.busy_cores()),
         clock=clock_for(plan.device).name,
         limits=limits,
         timings=timings,
-        scaling=_measure_scaling(plan, report) if plan.with_extras and with_native else [],
-        memory=_measure_memory(plan, with_native, report) if plan.with_extras else [],
+        scaling=scaling,
+        memory=memory,
         missing=missing,
     )
 

@@ -1,11 +1,12 @@
 import os
+from pathlib import Path
 
 import pytest
 from helpers.benchmark_report import make_machine
 
 from deformable_detr.benchmark import machine
 from deformable_detr.benchmark.limits import Limits
-from deformable_detr.benchmark.machine import describe_machine
+from deformable_detr.benchmark.machine import OtherPrograms, describe_machine
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,8 @@ def test_a_busy_machine_is_warned_about(
 
 
 def test_this_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_busy_cores", lambda: 0.0)
+    monkeypatch.setattr(machine.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(OtherPrograms, "busy_cores", lambda self: 0.0)
     described = describe_machine("cpu")
 
     assert 1 <= described.cores <= (os.cpu_count() or 1)
@@ -38,18 +40,32 @@ def test_this_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all((described.cpu, described.instruction_set, described.torch, described.python))
 
 
-def test_busy_cores_are_the_growth_of_the_busy_times(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: object
-) -> None:
-    ticks = os.sysconf("SC_CLK_TCK")
-    stat = machine.Path(str(tmp_path)) / "stat"
-    stat.write_text("cpu  0 0 0 0 0 0 0 0 0 0\n")
-    # One core busy for a second (user and steal), one idle.
-    after = f"cpu  {ticks // 2} 0 0 {ticks} 9 0 0 {ticks - ticks // 2} 5 5\n"
-    monkeypatch.setattr(machine, "_STAT", stat)
-    monkeypatch.setattr(machine.time, "sleep", lambda seconds: stat.write_text(after))
+@pytest.fixture
+def stat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """What stands for /proc/stat."""
+    path = tmp_path / "stat"
+    monkeypatch.setattr(machine, "_STAT", path)
+    return path
 
-    assert machine._busy_cores() == 1.0
+
+def test_busy_cores_are_the_growth_of_the_busy_times_without_ours(
+    monkeypatch: pytest.MonkeyPatch, stat: Path
+) -> None:
+    second = os.sysconf("SC_CLK_TCK")
+    own = iter([(1.0, 0.5, 2.0, 0.0, 0.0), (1.5, 0.5, 6.5, 0.0, 0.0)])  # five more
+    clock = iter([100.0, 104.0])
+    monkeypatch.setattr(machine.os, "times", lambda: next(own))
+    monkeypatch.setattr(machine.time, "monotonic", lambda: next(clock))
+    stat.write_text("cpu  0 0 0 0 0 0 0 0 0 0\n")
+    others = OtherPrograms()
+    # Seven seconds of work (user, system and steal) in four, on two cores.
+    stat.write_text(f"cpu  {4 * second} 0 {2 * second} 99 9 0 0 {second} 5 5\n")
+
+    assert others.busy_cores() == pytest.approx((7 - 5) / 4)
+
+
+def test_a_system_without_such_times_does_not_tell(stat: Path) -> None:
+    assert OtherPrograms().busy_cores() is None
 
 
 def test_a_limit_gives_the_shortest_time() -> None:

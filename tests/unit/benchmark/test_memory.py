@@ -1,8 +1,12 @@
+import mmap
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from deformable_detr.benchmark import memory
-from deformable_detr.benchmark.jobs import Memory, MemoryJob
+from deformable_detr.benchmark.jobs import Memory, MemoryJob, MemorySpan
 from deformable_detr.benchmark.memory import peak_extra_megabytes
 from deformable_detr.benchmark.processes import run_job
 from deformable_detr.benchmark.workload import Shape
@@ -34,25 +38,35 @@ def test_what_was_freed_before_the_call_does_not_hide_it() -> None:
 
 
 @needs_peak
-def test_the_reference_takes_more_with_its_backward() -> None:
-    shape = Shape("small", ((50, 60), (25, 30)), M=4, D=16, P=4)
-    forward, both = (
-        run_job(
-            MemoryJob("cpu", "float32", shape, "reference", span), Memory, report=lambda text: None
-        ).megabytes
-        for span in ("forward", "forward+backward")
-    )
+def test_code_that_is_loaded_does_not_count() -> None:
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    with library.open("rb") as file:
 
-    # Its samples, stacked and weighted: D float32 numbers each.
-    samples = shape.samples * shape.D * 4 / 1e6
-    assert forward is not None
-    assert both is not None
-    assert 2 * samples < forward < both < 8 * samples
+        def call() -> object:
+            mapped = mmap.mmap(file.fileno(), 30_000_000, access=mmap.ACCESS_READ)
+            # Every page is touched; none is copied.
+            return mapped, sum(mapped[offset] for offset in range(0, 30_000_000, mmap.PAGESIZE))
+
+        assert peak_extra_megabytes(call, device="cpu") == pytest.approx(0, abs=2)
+
+
+@needs_peak
+@pytest.mark.parametrize("span", ["forward", "forward+backward"])
+def test_the_reference_takes_what_its_tensors_hold(span: MemorySpan) -> None:
+    shape = Shape("small", ((50, 60), (25, 30)), M=4, D=16, P=4)
+    samples = shape.samples * shape.D * 4 / 1e6  # D float32 numbers each
+    job = MemoryJob("cpu", "float32", shape, "reference", span)
+
+    peak = run_job(job, Memory, report=lambda text: None).megabytes
+
+    # Of each level, stacked, and weighted; and points, maps and the output, all much smaller.
+    assert peak is not None
+    assert 3 * samples < peak < 4 * samples
 
 
 def test_a_system_that_does_not_tell_gives_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(memory, "_CLEAR_REFS", memory.Path(str(tmp_path)) / "absent" / "file")
+    monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "absent" / "file")
 
     assert peak_extra_megabytes(lambda: None, device="cpu") is None
