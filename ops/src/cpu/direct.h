@@ -92,7 +92,7 @@ inline void fetch_rows(const T* head, const Index* cells, int64_t samples_row, i
   for (int64_t k = 0; k < size; ++k) {
     if (cells[k] == kNoCell) continue;
     for (int i = 0; i < 4; ++i) {
-      prefetch(head + cells[i * samples_row + k] * step, D * static_cast<int64_t>(sizeof(T)));
+      prefetch<false>(head + cells[i * samples_row + k] * step, D * static_cast<int64_t>(sizeof(T)));
     }
   }
 }

@@ -39,8 +39,7 @@ template <typename V, typename Element, bool kBackward>
 struct PackedMemory {
   using Scalar = typename V::Scalar;
   int64_t cells, row, samples_row;
-  Element* packed;
-  Scalar* grad_packed;  // backward only
+  Element* packed;  // in the backward pass each row is followed by its gradient's
   Scalar* sums;         // of a block's queries; their gradients in the backward pass
   Scalar* weights;      // softmax of a block's logits
   SampleTable<Scalar> table;
@@ -54,8 +53,7 @@ struct PackedMemory {
         row(row_size),
         // Dot products are stored four at a time.
         samples_row(round_up(call.dims.L * call.dims.P + (call.dims.P % 4 ? 3 : 0), V::kLanes)),
-        packed(arena.take<Element>(cells * row)),
-        grad_packed(kBackward ? arena.take<Scalar>(cells * row) : nullptr),
+        packed(arena.take<Element>(cells * cell_size(row_size))),
         sums(arena.take<Scalar>(deformable_detr::kBlockQueries * row)),
         weights(arena.take<Scalar>(deformable_detr::kBlockQueries * samples_row)),
         table(arena, samples_row),
@@ -80,6 +78,8 @@ struct PackedMemory {
     }
     return memory;
   }
+
+  static constexpr int64_t cell_size(int64_t row) { return kBackward ? 2 * row : row; }
 
   static int64_t leading_zeros(const deformable_detr::LevelTable& levels) {
     int64_t widest = 0;
@@ -118,20 +118,24 @@ inline void pack_head(const Call& call, int64_t n, int64_t m,
   // Far enough for main memory to answer while the rows before are copied.
   constexpr int64_t kAhead = 24;
   const auto& dims = call.dims;
-  const int64_t step = dims.M * dims.D, row = memory.row;
+  const int64_t step = dims.M * dims.D, size = memory.cell_size(memory.row);
   const T* head = static_cast<const T*>(call.value) + (n * dims.S * dims.M + m) * dims.D;
   auto* packed = memory.packed;
   int64_t done = 0;
   const auto zero_until = [&](int64_t cell) {
-    std::fill(packed + done * row, packed + cell * row, typename Rows::Element(0));
+    std::fill(packed + done * size, packed + cell * size, typename Rows::Element(0));
   };
   for_each_pixel_row(call.levels, memory.leading_zeros(call.levels),
                      [&](int64_t cell, int64_t from, int64_t width) {
                        zero_until(cell);
                        for (int64_t i = 0; i < width; ++i) {
                          const T* at = head + (from + i) * step;
-                         prefetch(at + kAhead * step, dims.D * sizeof(T));
-                         Rows::pack(at, dims.D, packed + (cell + i) * row);
+                         prefetch<true>(at + kAhead * step, dims.D * sizeof(T));
+                         auto* to = packed + (cell + i) * size;
+                         Rows::pack(at, dims.D, to);
+                         if (kBackward) {
+                           for (int64_t d = memory.row; d < size; d += V::kLanes) V::store(reinterpret_cast<typename V::Scalar*>(to) + d, typename V::F(typename V::Scalar(0)));
+                         }
                        }
                        done = cell + width;
                      });
@@ -172,7 +176,7 @@ struct Ahead {
 
   void fetch(int64_t query, int64_t level, int64_t levels) const {
     for (int64_t i = level; i < kPieces; i += levels) {
-      prefetch(memory[i] + query * step[i], bytes[i]);
+      prefetch<true>(memory[i] + query * step[i], bytes[i]);
     }
   }
 };
@@ -284,9 +288,9 @@ template <typename V, int kVectors, int64_t kPoints, int64_t kSamplesRow, typena
   const int64_t row = kPoints != 0 ? kVectors * V::kLanes : memory.row;
   const int64_t P = kPoints != 0 ? kPoints : dims.P;
   const int64_t samples_row = kSamplesRow != 0 ? kSamplesRow : memory.samples_row;
-  const int64_t below = level_stride * row;
+  const int64_t size = Memory::cell_size(row), below = level_stride * size;
   const Scalar* packed = memory.packed + channel;
-  Scalar* grad_packed = memory.grad_packed + channel;
+  Scalar* grad_packed = memory.packed + row + channel;
   const Scalar* gradients = memory.sums + channel;
   const typename V::Index* cells = memory.samples + level * P;
   Scalar* dots = memory.dots + level * P;
@@ -300,7 +304,7 @@ template <typename V, int kVectors, int64_t kPoints, int64_t kSamplesRow, typena
       typename V::Four products[4] = {};
 #pragma GCC unroll 4
       for (int64_t i = 0; i < together; ++i) {
-        const int64_t at = cells[p + i] * row;
+        const int64_t at = cells[p + i] * size;
         const auto visit = [&](int64_t offset, Scalar weight) {
           F value[kVectors], sum[kVectors];
           const F share(weight);
@@ -316,9 +320,9 @@ template <typename V, int kVectors, int64_t kPoints, int64_t kSamplesRow, typena
           return product;
         };
         const F top_left = visit(0, weights[p + i]);
-        const F top_right = visit(row, weights[samples_row + p + i]);
+        const F top_right = visit(size, weights[samples_row + p + i]);
         const F bottom_left = visit(below, weights[2 * samples_row + p + i]);
-        const F bottom_right = visit(below + row, weights[3 * samples_row + p + i]);
+        const F bottom_right = visit(below + size, weights[3 * samples_row + p + i]);
         products[i] = V::sums_of_four(top_left, top_right, bottom_left, bottom_right);
       }
       V::store_sums(products, dots + p, samples_row, channel != 0);
@@ -338,7 +342,7 @@ inline void unpack_head(const Call& call, int64_t n, int64_t m,
   for_each_pixel_row(call.levels, memory.leading_zeros(call.levels),
                      [&](int64_t cell, int64_t to, int64_t width) {
                        for (int64_t i = 0; i < width; ++i) {
-                         const auto* from = memory.grad_packed + (cell + i) * memory.row;
+                         const auto* from = memory.packed + (cell + i) * memory.cell_size(memory.row) + memory.row;
                          for (int64_t d = 0; d < dims.D; d += V::kLanes) {
                            V::put(head + (to + i) * step + d, V::load(from + d), dims.D - d,
                                   call.is_streamed);
@@ -359,7 +363,6 @@ void backward_packed(const Call& call, const Unit& unit, int64_t m) {
   const int64_t row = round_up(dims.D, V::kLanes);
   const Memory memory = Memory::of_thread(call, row);
   pack_head<V, Rows, T>(call, unit.n, m, memory);
-  std::fill_n(memory.grad_packed, memory.cells * row, Scalar(0));
   const View<Scalar> view(call, unit.n, m);
   const T* output =
       static_cast<const T*>(call.grad_output) + (unit.n * dims.Q * dims.M + m) * dims.D;

@@ -220,12 +220,17 @@ inline void store_gradients(const View<typename V::Scalar>& view,
     const int64_t count = view.size - k;
     const Location<V> at = locate<V>(view, table, query, k);
     const F weight = V::load_some(weights + k, count, Scalar(0));
-    Corners<F> products = {V::load(dots + k), V::load(dots + row + k), V::load(dots + 2 * row + k),
-                           V::load(dots + 3 * row + k)};
+    const auto load_dots = [&](const Scalar* from) {  // past the last sample there may be NaN
+      return V::load_some(from + k, count, Scalar(0));
+    };
+    Corners<F> products = {load_dots(dots), load_dots(dots + row), load_dots(dots + 2 * row),
+                           load_dots(dots + 3 * row)};
     if constexpr (kMasked) products = keep_corners<V>(at, table, k, products);
     const auto gradient = sample_gradient(V::keep(at.inside, weight), at.x, at.y, products);
-    V::put_pairs(view.grad_points + 2 * (query * view.stride + k), gradient.pixel_x * at.scale_x,
-                 gradient.pixel_y * at.scale_y, count, view.is_streamed);
+    // Outside there is no gradient, of an infinite box either: zero times its scale is NaN.
+    V::put_pairs(view.grad_points + 2 * (query * view.stride + k),
+                 V::keep(at.inside, gradient.pixel_x * at.scale_x),
+                 V::keep(at.inside, gradient.pixel_y * at.scale_y), count, view.is_streamed);
     if (view.R == 0) {
       V::put(view.grad_weights + query * view.stride + k, gradient.attention_weight, count,
              view.is_streamed);
@@ -267,20 +272,15 @@ inline void store_reference_gradient(const View<Scalar>& view, const SampleTable
   }
 }
 
+// Asks for memory ahead of its use; for memory that is used once, without pushing out what the
+// caches hold.
+template <bool kOnce>
 inline void prefetch(const void* memory, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) {
 #if defined(__GNUC__)
-    __builtin_prefetch(static_cast<const std::byte*>(memory) + i);
-#endif
-  }
-}
-
-inline void prefetch_for_writing(void* memory, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) {
-#if defined(__GNUC__)
-    __builtin_prefetch(static_cast<std::byte*>(memory) + i, 1);
-#endif
+    __builtin_prefetch(static_cast<const std::byte*>(memory) + i, 0, kOnce ? 0 : 3);
   }
+#endif
 }
 
 // Calls `visit` with the first channel of each group of vectors and their number, as a constant:
