@@ -1,0 +1,253 @@
+"""The CUDA kernels as PTX, executed on the CPU: what nvcc makes of ops/src/cuda, and its launches."""
+
+import functools
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.operator_calls import Call, coordinate_dtype
+from torch import Tensor
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SOURCES = REPOSITORY / "ops" / "src"
+_TOOLS = REPOSITORY.parent / "shared" / "tools"
+
+NVCC = shutil.which("nvcc")
+requires_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
+requires_interpreter = pytest.mark.skipif(
+    not (_TOOLS / "ptxsim.py").is_file(), reason=f"no PTX interpreter: {_TOOLS} lacks ptxsim.py"
+)
+
+CHANNELS_WITH_VECTORS = (16, 32, 64)  # of Layout: the others take the general form
+_CPP_TYPES = {
+    torch.float64: "double",
+    torch.float32: "float",
+    torch.float16: "__half",
+    torch.bfloat16: "__nv_bfloat16",
+}
+_MANGLED = {
+    torch.float64: "d",
+    torch.float32: "f",
+    torch.float16: "6__half",
+    torch.bfloat16: "13__nv_bfloat16",
+}
+_GATHER_THREADS = 256
+
+
+def form_of(dtype: torch.dtype, D: int) -> int:
+    """The D that the kernels are compiled for; 0 is the general form."""
+    return D if D in CHANNELS_WITH_VECTORS and dtype != torch.float64 else 0
+
+
+def instantiations(dtype: torch.dtype, D: int) -> str:
+    """C++ text: all kernels of a value type and a form."""
+    T = _CPP_TYPES[dtype]
+    lines = ['#include "cuda/ms_deform_gather.cuh"', '#include "cuda/ms_deform_im2col.cuh"']
+    lines += ["using namespace deformable_detr;"]
+    signature = f"(const __grid_constant__ Call<{T}>);"
+    for fused in ("false", "true"):
+        kernels = [
+            f"forward<{T}, {D}, {fused}>",
+            f"backward<{T}, {D}, {fused}, GradValue::kScatter>",
+        ]
+        if D == 0:
+            kernels.append(f"backward<{T}, 0, {fused}, GradValue::kDefer>")
+        lines += [
+            f"template __global__ void deformable_detr::ms_deform_attn_{kernel}{signature}"
+            for kernel in kernels
+        ]
+    if D == 0:
+        lines.append(
+            f"template __global__ void deformable_detr::ms_deform_attn_gather<{T}>"
+            f"(const __grid_constant__ Call<{T}>, const int64_t*, const int64_t*, {T}*);"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def nvcc(text: str, output: Path, *flags: str, sources: Path = SOURCES) -> str:
+    """Compile C++ text to `output` and return what the compiler said.
+
+    Raises:
+        RuntimeError: with what the compiler said, if that was an error.
+    """
+    assert NVCC is not None
+    source = output.with_suffix(".cu")
+    source.write_text(text)
+    command = [NVCC, "-std=c++20", f"-I{sources}", *flags, str(source), "-o", str(output)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    if built.returncode:
+        raise RuntimeError(built.stderr)
+    return built.stderr
+
+
+@functools.cache
+def compiled(dtype: torch.dtype, D: int, architecture: str, sources: Path = SOURCES):
+    """The interpreter's module with the kernels of a value type and a form."""
+    if str(_TOOLS) not in sys.path:
+        sys.path.insert(0, str(_TOOLS))
+    import ptxsim
+
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder) / "kernels.ptx"
+        nvcc(instantiations(dtype, D), ptx, "-ptx", f"-arch={architecture}", sources=sources)
+        return ptxsim.Module(ptx.read_text())
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A copy for the interpreter, whose bfloat16 is the bits."""
+    tensor = tensor.detach().contiguous().clone()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def to_torch(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor
+
+
+def nothing_yet(shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
+    """Memory that a kernel must fill: NaN."""
+    return to_numpy(torch.full(shape, torch.nan, dtype=dtype))
+
+
+@dataclass(frozen=True)
+class SimulatedCall(Call):
+    """A call whose "native" back-end is the CUDA kernels, executed on a PTX interpreter.
+
+    Here stands what ms_deform_attn_cuda.cu does on the host: allocations, grids, and the casts and
+    sums that PyTorch's operators do.
+    """
+
+    architecture: str = "sm_80"
+    deterministic: bool = False
+    needs_reference_grad: bool = True
+    sources: Path = SOURCES
+    general: bool = False  # the general form, also where there is one for this D
+
+    def run(self, backend: str) -> Tensor:
+        return super().run(backend) if backend != "native" else self.forward()
+
+    def run_with_gradients(self, backend: str) -> tuple[Tensor, ...]:
+        if backend != "native":
+            return super().run_with_gradients(backend)
+        return self.forward(), *self.backward()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.tensors[0].dtype
+
+    def _sizes(self) -> dict[str, int]:
+        N, S, M, D = self.tensors[0].shape
+        _, Q, _, L, P, _ = self.tensors[-2].shape
+        R = self.tensors[1].shape[-1] if self.is_fused else 0
+        return {"N": N, "S": S, "M": M, "D": D, "Q": Q, "L": L, "P": P, "R": R}
+
+    def _form(self, channels: int) -> int:
+        # As on the host: the deterministic backward has the general form only.
+        return 0 if self.general else form_of(self._dtype, channels)
+
+    def _launch(self, kernel: str, D: int, buffers: dict[str, np.ndarray], more=()) -> None:
+        sizes = self._sizes()
+        module = compiled(self._dtype, D, self.architecture, self.sources)
+        call = call_struct(buffers, sizes, self.level_shapes)
+        if kernel.startswith("gather"):
+            total = sizes["N"] * sizes["S"] * sizes["M"] * sizes["D"]
+            grid, threads = (-(-total // _GATHER_THREADS),), _GATHER_THREADS
+        else:
+            queries, threads = block_of(self._dtype, D)
+            grid = (-(-sizes["Q"] // queries), sizes["M"], sizes["N"])
+        module.launch(kernel, grid, (threads,), [call, *more])
+
+    def _kernel(self, name: str, D: int, grad_value: str = "") -> str:
+        template = f"I{_MANGLED[self._dtype]}Li{D}ELb{int(self.is_fused)}E"
+        return f"ms_deform_attn_{name}{template}{grad_value}"
+
+    def _inputs(self) -> dict[str, np.ndarray]:
+        names = ("value", "reference_points", "points", "weights")
+        names = names if self.is_fused else (names[0], *names[2:])
+        return dict(zip(names, map(to_numpy, self.tensors), strict=True))
+
+    def forward(self) -> Tensor:
+        sizes = self._sizes()
+        D = self._form(sizes["D"])
+        output = nothing_yet((sizes["N"], sizes["Q"], sizes["M"] * sizes["D"]), self._dtype)
+        self._launch(self._kernel("forward", D), D, {**self._inputs(), "output": output})
+        return to_torch(output, self._dtype)
+
+    def backward(self) -> tuple[Tensor, ...]:
+        """The gradient of every tensor."""
+        sizes = self._sizes()
+        wide = coordinate_dtype(self._dtype)
+        points, weights = self.tensors[-2:]
+        per_head = tuple(sizes[name] for name in ("N", "Q", "M", "L", "R"))
+        buffers = {
+            **self._inputs(),
+            "grad_output": to_numpy(self.grad_output),
+            "grad_points": nothing_yet(points.shape, wide),
+            "grad_weights": nothing_yet(weights.shape, wide),
+        }
+        if self.is_fused and self.needs_reference_grad:
+            buffers["grad_reference"] = nothing_yet(per_head, wide)
+        grad_value = self._gather(buffers) if self.deterministic else self._scatter(buffers)
+        others = [buffers["grad_points"], buffers["grad_weights"]]
+        if "grad_reference" in buffers:
+            others.insert(0, buffers["grad_reference"].sum(2))
+        return grad_value, *(to_torch(array, wide) for array in others)
+
+    def _scatter(self, buffers: dict[str, np.ndarray]) -> Tensor:
+        D = self._form(self._sizes()["D"])
+        sums = torch.zeros(self.tensors[0].shape, dtype=coordinate_dtype(self._dtype)).numpy()
+        kernel = self._kernel("backward", D, "LNS_9GradValueE0E")
+        self._launch(kernel, D, {**buffers, "grad_value": sums})
+        return torch.from_numpy(sums).to(self._dtype)
+
+    def _gather(self, buffers: dict[str, np.ndarray]) -> Tensor:
+        count = self.tensors[-1].numel()
+        base_cells = np.full(count, -1, np.int64)
+        corner_weights = nothing_yet((count, 4), coordinate_dtype(self._dtype))
+        buffers = {**buffers, "base_cells": base_cells, "corner_weights": corner_weights}
+        self._launch(self._kernel("backward", 0, "LNS_9GradValueE1E"), 0, buffers)
+        order = np.argsort(base_cells, kind="stable")
+        result = nothing_yet(self.tensors[0].shape, self._dtype)
+        more = [("ptr", array) for array in (base_cells[order].copy(), order, result)]
+        self._launch(f"gatherI{_MANGLED[self._dtype]}E", 0, buffers, more)
+        return to_torch(result, self._dtype)
+
+
+def block_of(dtype: torch.dtype, D: int) -> tuple[int, int]:
+    """Queries and threads of a block, as Layout says."""
+    lanes = D * dtype.itemsize // 16 if D else 8
+    threads = 128 if lanes < 4 else 256
+    return threads // lanes, threads
+
+
+def call_struct(buffers: dict[str, np.ndarray], sizes: dict[str, int], level_shapes):
+    """The kernels' argument, the struct Call, for the interpreter."""
+    pointers = (
+        *("value", "points", "weights", "reference_points", "output", "grad_output"),
+        *("grad_value", "grad_points", "grad_weights", "grad_reference"),
+        *("base_cells", "corner_weights"),
+    )
+    dims = [("i64", sizes[name]) for name in "NSMDQLPR"]
+    levels, start = [], 0
+    for height, width in level_shapes:
+        levels.append(("struct", [("i32", height), ("i32", width), ("i64", start)]))
+        start += height * width
+    unused = ("struct", [("i32", 0), ("i32", 0), ("i64", 0)])
+    table = [("i32", len(levels)), *levels, *[unused] * (8 - len(levels))]
+    return (
+        "struct",
+        [
+            *(("ptr", buffers.get(name, 0)) for name in pointers),
+            ("struct", dims),
+            ("struct", table),
+            ("i32", 0),  # first_image
+            ("i32", sizes["L"] * sizes["P"]),
+            ("f32", float(np.float32(1) / np.float32(sizes["P"]))),
+        ],
+    )
