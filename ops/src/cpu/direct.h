@@ -85,18 +85,6 @@ inline void prepare_direct(const View<typename V::Scalar>& view, int64_t query, 
   }
 }
 
-// Asks memory for the rows of one query's samples.
-template <typename T, typename Index>
-inline void fetch_rows(const T* head, const Index* cells, int64_t samples_row, int64_t size,
-                       int64_t step, int64_t D) {
-  for (int64_t k = 0; k < size; ++k) {
-    if (cells[k] == kNoCell) continue;
-    for (int i = 0; i < 4; ++i) {
-      prefetch<false>(head + cells[i * samples_row + k] * step, D * static_cast<int64_t>(sizeof(T)));
-    }
-  }
-}
-
 template <typename V, int kVectors, typename T, typename Index>
 inline void sum_samples(const T* head, const Index* cells, int64_t samples_row, int64_t size,
                         int64_t step, T* output) {
@@ -131,10 +119,6 @@ void forward_direct(const Call& call, const Unit& unit) {
       prepare_direct<V>(View<Scalar>(call, unit.n, m), q, m, memory);
     }
     for (int64_t m = unit.first_head; m < unit.last_head; ++m) {
-      if (m + 1 < unit.last_head) {
-        fetch_rows(value + (m + 1) * dims.D, memory.samples_of(m + 1), memory.samples_row,
-                   dims.L * dims.P, step, dims.D);
-      }
       for_each_group<V, PlainRows<V>>(dims.D, [&](int64_t channel, auto vectors) {
         const int64_t of = m * dims.D + channel;
         sum_samples<V, vectors.value>(value + of, memory.samples_of(m), memory.samples_row,
@@ -191,12 +175,6 @@ void backward_direct(const Call& call, const Unit& unit) {
       prepare_direct<V>(View<Scalar>(call, unit.n, m), q, m, memory);
     }
     for (int64_t m = unit.first_head; m < unit.last_head; ++m) {
-      if (m + 1 < unit.last_head) {
-        const auto* next = memory.samples_of(m + 1);
-        const int64_t of = (m + 1) * dims.D;
-        fetch_rows(value + of, next, memory.samples_row, size, step, dims.D);
-        fetch_rows(grad_value + of, next, memory.samples_row, size, step, dims.D);
-      }
       for_each_group<V, PlainRows<V>>(dims.D, [&](int64_t channel, auto vectors) {
         const int64_t of = m * dims.D + channel;
         spread_samples<V, vectors.value>(value + of, grad_value + of, memory.samples_of(m),
