@@ -1,5 +1,6 @@
 // Arguments of the operators -> sizes, with every error message. Callers that come through
-// deformable_detr.ops have been checked in Python; whoever calls torch.ops directly is checked here.
+// deformable_detr.ops have been checked in Python; whoever calls torch.ops directly is checked
+// here.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -128,9 +129,9 @@ inline Arguments check_arguments(const Tensor& value, const std::vector<int64_t>
 
 inline Tensor check_grad_output(const Tensor& grad_output, const Tensor& value, const Dims& dims) {
   check_shape("grad_output", grad_output, {dims.N, dims.Q, dims.M * dims.D});
-  STD_TORCH_CHECK(grad_output.scalar_type() == value.scalar_type() &&
-                      grad_output.device() == value.device(),
-                  "grad_output must have the dtype and the device of value");
+  STD_TORCH_CHECK(
+      grad_output.scalar_type() == value.scalar_type() && grad_output.device() == value.device(),
+      "grad_output must have the dtype and the device of value");
   return torch::stable::contiguous(grad_output);
 }
 

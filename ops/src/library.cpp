@@ -1,6 +1,5 @@
 // The operators' schemas, and the empty Python module whose import loads the library.
 #include <Python.h>
-
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(deformable_detr, m) {

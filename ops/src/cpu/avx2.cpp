@@ -26,10 +26,7 @@ namespace {
 using deformable_detr::BFloat16;
 using deformable_detr::Half;
 
-#include "samples.h"
-#include "packed.h"
-#include "direct.h"
-#include "head.h"
+#include "unit.h"
 
 struct Avx2 {
   using Scalar = float;
@@ -161,9 +158,9 @@ struct Avx2 {
     const __m256i row = _mm256_mullo_epi32(_mm256_cvttps_epi32(top.v), load_integers(stride));
     const __m256i column = _mm256_add_epi32(_mm256_cvttps_epi32(left.v), load_integers(origin));
     const __m256i cell = _mm256_add_epi32(row, column);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(at),
-                        _mm256_blendv_epi8(_mm256_set1_epi32(outside), cell,
-                                           _mm256_castps_si256(inside)));
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(at),
+        _mm256_blendv_epi8(_mm256_set1_epi32(outside), cell, _mm256_castps_si256(inside)));
   }
   static F lookup(const float* table, int64_t, const int32_t* index) {
     return _mm256_i32gather_ps(table, load_integers(index), 4);

@@ -26,10 +26,7 @@ namespace {
 using deformable_detr::BFloat16;
 using deformable_detr::Half;
 
-#include "samples.h"
-#include "packed.h"
-#include "direct.h"
-#include "head.h"
+#include "unit.h"
 
 struct Avx512 {
   using Scalar = float;
@@ -130,10 +127,8 @@ struct Avx512 {
                           const int32_t* origin, int32_t outside) {
     const __m512i column =
         _mm512_add_epi32(_mm512_cvttps_epi32(left.v), _mm512_loadu_si512(origin));
-    const __m512i row =
-        _mm512_mullo_epi32(_mm512_cvttps_epi32(top.v), _mm512_loadu_si512(stride));
-    _mm512_storeu_si512(
-        at, _mm512_mask_add_epi32(_mm512_set1_epi32(outside), inside, row, column));
+    const __m512i row = _mm512_mullo_epi32(_mm512_cvttps_epi32(top.v), _mm512_loadu_si512(stride));
+    _mm512_storeu_si512(at, _mm512_mask_add_epi32(_mm512_set1_epi32(outside), inside, row, column));
   }
   // table[index[i]] in lane i; the table has at most 32 numbers.
   static F lookup(const float* table, int64_t count, const int32_t* index) {
@@ -152,8 +147,7 @@ struct Avx512 {
     y = _mm512_permutex2var_ps(low, _mm512_add_epi32(even, _mm512_set1_epi32(1)), high);
   }
   static void put_pairs(float* at, F x, F y, int64_t count, bool stream) {
-    const __m512i low =
-        _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     put(at, _mm512_permutex2var_ps(x.v, low, y.v), 2 * count, stream);
     if (count > 8) put(at + 16, _mm512_permutex2var_ps(x.v, high, y.v), 2 * count - 16, stream);
@@ -169,8 +163,10 @@ struct BFloat16Rows {
   static void pack(const BFloat16* row, int64_t D, Element* packed) {
     for (int64_t d = 0; d < D; d += 32) {
       const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(V::first(D - d), row + d));
-      const __m512i high = D - d <= 16 ? _mm512_setzero_si512() : _mm512_cvtepu16_epi32(
-          _mm256_maskz_loadu_epi16(V::first(D - d - 16), row + d + 16));
+      const __m512i high =
+          D - d <= 16
+              ? _mm512_setzero_si512()
+              : _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(V::first(D - d - 16), row + d + 16));
       _mm512_storeu_si512(packed + d, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }
   }

@@ -3,6 +3,9 @@
 //
 // Corners outside the level are moved onto the nearest corner inside and count nothing. That cell
 // belongs to the sample anyway, so nothing that no sample touches can leak, NaN for one.
+#pragma once
+
+#include "packed_copy.h"
 
 // Cell of a sample that lies outside altogether.
 constexpr int32_t kNoCell = -1;
@@ -66,10 +69,8 @@ inline void prepare_direct(const View<typename V::Scalar>& view, int64_t query, 
   for (int64_t k = 0; k < view.size; k += V::kLanes) {
     const Location<V> at = locate<V>(view, memory.table, query, k);
     const F width = V::load(memory.table.width + k), height = V::load(memory.table.height + k);
-    const auto weight =
-        V::keep(at.inside, V::load_some(weights + k, view.size - k, Scalar(0)));
-    const auto corners =
-        keep_corners<V>(at, memory.table, k, corner_weights(weight, at.x, at.y));
+    const auto weight = V::keep(at.inside, V::load_some(weights + k, view.size - k, Scalar(0)));
+    const auto corners = keep_corners<V>(at, memory.table, k, corner_weights(weight, at.x, at.y));
     const F columns[2] = {V::max(at.left, zero), V::min(at.left + one, width - one)};
     const F rows[2] = {V::max(at.top, zero), V::min(at.top + one, height - one)};
     auto* cells = memory.samples_of(m) + k;
@@ -168,8 +169,7 @@ void backward_direct(const Call& call, const Unit& unit) {
   const int64_t step = dims.M * dims.D, size = dims.L * dims.P;
   const Scalar* value = static_cast<const Scalar*>(call.value) + unit.n * dims.S * step;
   Scalar* grad_value = static_cast<Scalar*>(call.grad_value) + unit.n * dims.S * step;
-  const Scalar* grad_output =
-      static_cast<const Scalar*>(call.grad_output) + unit.n * dims.Q * step;
+  const Scalar* grad_output = static_cast<const Scalar*>(call.grad_output) + unit.n * dims.Q * step;
   for (int64_t q = unit.begin; q < unit.end; ++q) {
     for (int64_t m = unit.first_head; m < unit.last_head; ++m) {
       prepare_direct<V>(View<Scalar>(call, unit.n, m), q, m, memory);
@@ -177,10 +177,9 @@ void backward_direct(const Call& call, const Unit& unit) {
     for (int64_t m = unit.first_head; m < unit.last_head; ++m) {
       for_each_group<V, PlainRows<V>>(dims.D, [&](int64_t channel, auto vectors) {
         const int64_t of = m * dims.D + channel;
-        spread_samples<V, vectors.value>(value + of, grad_value + of, memory.samples_of(m),
-                                         memory.samples_row, size, step,
-                                         grad_output + q * step + of, channel != 0, memory.dots,
-                                         memory.dots_row);
+        spread_samples<V, vectors.value>(
+            value + of, grad_value + of, memory.samples_of(m), memory.samples_row, size, step,
+            grad_output + q * step + of, channel != 0, memory.dots, memory.dots_row);
       });
       const View<Scalar> view(call, unit.n, m);
       store_gradients<V, true>(view, memory.table, q, memory.weights_of(view, q, m), memory.dots,

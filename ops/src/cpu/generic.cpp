@@ -16,10 +16,7 @@ namespace {
 using deformable_detr::BFloat16;
 using deformable_detr::Half;
 
-#include "samples.h"
-#include "packed.h"
-#include "direct.h"
-#include "head.h"
+#include "unit.h"
 
 inline float to_float(float number) { return number; }
 inline double to_float(double number) { return number; }
@@ -175,7 +172,8 @@ struct Array {
     for (int i = 0; i < kLanes; ++i) {
       at[i] = outside;
       if (inside.v[i]) {
-        at[i] = static_cast<Index>(top.v[i]) * stride[i] + static_cast<Index>(left.v[i]) + origin[i];
+        at[i] =
+            static_cast<Index>(top.v[i]) * stride[i] + static_cast<Index>(left.v[i]) + origin[i];
       }
     }
   }
@@ -198,12 +196,11 @@ using Doubles = Array<double, int64_t>;
 
 namespace deformable_detr {
 
-const Kernels kGenericKernels = {
-    "generic",
-    Floats::kLanes,
-    {forward<Floats, float>, forward<Floats, Half>, forward<Floats, BFloat16>,
-     forward<Doubles, double>},
-    {backward<Floats, float>, backward<Floats, Half>, backward<Floats, BFloat16>,
-     backward<Doubles, double>}};
+const Kernels kGenericKernels = {"generic",
+                                 Floats::kLanes,
+                                 {forward<Floats, float>, forward<Floats, Half>,
+                                  forward<Floats, BFloat16>, forward<Doubles, double>},
+                                 {backward<Floats, float>, backward<Floats, Half>,
+                                  backward<Floats, BFloat16>, backward<Doubles, double>}};
 
 }  // namespace deformable_detr

@@ -124,7 +124,8 @@ Tensor run_forward(const Arguments& arguments) {
   const int64_t heads = direct ? 1 : dims.M;
   const int64_t blocks = (dims.Q + kBlockQueries - 1) / kBlockQueries;
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t wanted = direct ? 4 * threads : threads;  // queries differ, so more parts than threads
+  const int64_t wanted =
+      direct ? 4 * threads : threads;  // queries differ, so more parts than threads
   const int64_t parts = std::clamp<int64_t>((wanted + dims.N * heads - 1) / (dims.N * heads), 1,
                                             direct ? dims.Q : blocks);
   const int64_t queries =
@@ -157,11 +158,11 @@ Gradients run_backward(const Tensor& grad_output, const Arguments& arguments,
     return zeros ? torch::stable::new_zeros(like, shape) : torch::stable::new_empty(like, shape);
   };
   const std::vector<int64_t> none = {0}, reference = {dims.N, dims.Q, dims.M, dims.L, dims.R};
-  Gradients gradients = {
-      make(arguments.value, {dims.N, dims.S, dims.M, dims.D}, empty || is_direct(dims, kernels.lanes)),
-      make(arguments.points, {dims.N, dims.Q, dims.M, dims.L, dims.P, 2}, empty),
-      make(arguments.points, {dims.N, dims.Q, dims.M, dims.L, dims.P}, empty),
-      make(arguments.points, needs_reference_grad ? reference : none, empty)};
+  Gradients gradients = {make(arguments.value, {dims.N, dims.S, dims.M, dims.D},
+                              empty || is_direct(dims, kernels.lanes)),
+                         make(arguments.points, {dims.N, dims.Q, dims.M, dims.L, dims.P, 2}, empty),
+                         make(arguments.points, {dims.N, dims.Q, dims.M, dims.L, dims.P}, empty),
+                         make(arguments.points, needs_reference_grad ? reference : none, empty)};
   if (!empty) {
     Call call = make_call(arguments);
     call.grad_output = gradient.const_data_ptr();

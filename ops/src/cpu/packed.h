@@ -1,146 +1,10 @@
 // Forward and backward of one head from a packed copy of its values, generic over the vector type.
 //
-// In value, a head's rows are M * D numbers apart. They are copied into memory of the thread's own
-// first, where they lie together and stay in the second-level cache. There each level has a border
-// of zeros: a row above, a row below, and a column on the left, which is also the right border of
-// the row before. So the four corners of a sample are read without a test, and those outside count
-// as zero. Cell 0 begins a stretch of zeros for samples that lie outside altogether.
-//
 // Blocks of queries walk through the levels, so that a block's neighbourhood in a level is used
 // again while it is in the nearest cache.
+#pragma once
 
-// Rows of value in the packed copy as numbers of V's scalar type, filled up to whole vectors.
-template <typename V>
-struct PlainRows {
-  using Scalar = typename V::Scalar;
-  using Element = Scalar;
-  static constexpr int kVectorsTogether = 1;
-
-  template <typename T>
-  static void pack(const T* row, int64_t D, Element* packed) {
-    for (int64_t d = 0; d < D; d += V::kLanes) {
-      V::store(packed + d, V::load_some(row + d, D - d, Scalar(0)));
-    }
-  }
-
-  template <int kVectors>
-  static void load(const Element* packed, typename V::F (&row)[kVectors]) {
-    for (int i = 0; i < kVectors; ++i) row[i] = V::load(packed + i * V::kLanes);
-  }
-};
-
-constexpr int64_t kSampleArrays = 5;
-
-// The packed cell of samples that lie outside.
-constexpr int32_t kNowhere = 0;
-
-// Memory of a unit. Cells are rows of `row` elements, and so are the queries' sums.
-template <typename V, typename Element, bool kBackward>
-struct PackedMemory {
-  using Scalar = typename V::Scalar;
-  int64_t cells, row, samples_row;
-  Element* packed;  // in the backward pass each row is followed by its gradient's
-  Scalar* sums;         // of a block's queries; their gradients in the backward pass
-  Scalar* weights;      // softmax of a block's logits
-  SampleTable<Scalar> table;
-  // Of a block's samples, kSampleArrays rows a query: the cell of the top left corner, and how
-  // much the top left, top right, bottom left and bottom right corners count.
-  typename V::Index* samples;
-  Scalar* dots;  // backward only: four rows a query, a corner each
-
-  PackedMemory(Arena& arena, const Call& call, int64_t row_size)
-      : cells(count_cells(call.levels)),
-        row(row_size),
-        // Dot products are stored four at a time.
-        samples_row(round_up(call.dims.L * call.dims.P + (call.dims.P % 4 ? 3 : 0), V::kLanes)),
-        packed(arena.take<Element>(cells * cell_size(row_size))),
-        sums(arena.take<Scalar>(deformable_detr::kBlockQueries * row)),
-        weights(arena.take<Scalar>(deformable_detr::kBlockQueries * samples_row)),
-        table(arena, samples_row),
-        samples(arena.take<typename V::Index>(kSampleArrays * deformable_detr::kBlockQueries * samples_row)),
-        dots(kBackward ? arena.take<Scalar>(4 * deformable_detr::kBlockQueries * samples_row)
-                       : nullptr) {}
-
-  static PackedMemory of_thread(const Call& call, int64_t row) {
-    Arena counting(nullptr);
-    PackedMemory(counting, call, row);
-    Arena arena(deformable_detr::thread_scratch(counting.used()));
-    PackedMemory memory(arena, call, row);
-    const auto& levels = call.levels;
-    int64_t next = leading_zeros(levels);
-    for (int64_t k = 0; k < memory.samples_row; ++k) {  // beyond the last sample: anything
-      const int64_t i = std::min<int64_t>(k / std::max<int64_t>(call.dims.P, 1), levels.count - 1);
-      const int64_t stride = levels.levels[i].width + 1;
-      memory.table.set(k, levels.levels[i], stride, next + stride + 1, i * call.dims.R);
-      if (k % std::max<int64_t>(call.dims.P, 1) == call.dims.P - 1 && i + 1 < levels.count) {
-        next += (levels.levels[i].height + 2) * stride;
-      }
-    }
-    return memory;
-  }
-
-  static constexpr int64_t cell_size(int64_t row) { return kBackward ? 2 * row : row; }
-
-  static int64_t leading_zeros(const deformable_detr::LevelTable& levels) {
-    int64_t widest = 0;
-    for (int32_t i = 0; i < levels.count; ++i) {
-      widest = std::max<int64_t>(widest, levels.levels[i].width);
-    }
-    return widest + 3;
-  }
-
-  static int64_t count_cells(const deformable_detr::LevelTable& levels) {
-    int64_t cells = leading_zeros(levels) + 1;  // the last one's bottom right corner
-    for (int32_t i = 0; i < levels.count; ++i) {
-      cells += (levels.levels[i].height + int64_t{2}) * (levels.levels[i].width + int64_t{1});
-    }
-    return cells;
-  }
-};
-
-// Calls `visit` with the packed cell, and the cell of value, of the first pixel of every row.
-template <typename Visit>
-inline void for_each_pixel_row(const deformable_detr::LevelTable& levels, int64_t first_cell,
-                               const Visit& visit) {
-  for (int32_t i = 0; i < levels.count; ++i) {
-    const auto& level = levels.levels[i];
-    const int64_t stride = level.width + int64_t{1};
-    for (int64_t y = 0; y < level.height; ++y) {
-      visit(first_cell + (y + 1) * stride + 1, level.start + y * level.width, level.width);
-    }
-    first_cell += (level.height + int64_t{2}) * stride;
-  }
-}
-
-template <typename V, typename Rows, typename T, bool kBackward>
-inline void pack_head(const Call& call, int64_t n, int64_t m,
-                      const PackedMemory<V, typename Rows::Element, kBackward>& memory) {
-  // Far enough for main memory to answer while the rows before are copied.
-  constexpr int64_t kAhead = 24;
-  const auto& dims = call.dims;
-  const int64_t step = dims.M * dims.D, size = memory.cell_size(memory.row);
-  const T* head = static_cast<const T*>(call.value) + (n * dims.S * dims.M + m) * dims.D;
-  auto* packed = memory.packed;
-  int64_t done = 0;
-  const auto zero_until = [&](int64_t cell) {
-    std::fill(packed + done * size, packed + cell * size, typename Rows::Element(0));
-  };
-  for_each_pixel_row(call.levels, memory.leading_zeros(call.levels),
-                     [&](int64_t cell, int64_t from, int64_t width) {
-                       zero_until(cell);
-                       for (int64_t i = 0; i < width; ++i) {
-                         const T* at = head + (from + i) * step;
-                         prefetch<true>(at + kAhead * step, dims.D * sizeof(T));
-                         auto* to = packed + (cell + i) * size;
-                         Rows::pack(at, dims.D, to);
-                         if (kBackward) {
-                           for (int64_t d = memory.row; d < size; d += V::kLanes) V::store(reinterpret_cast<typename V::Scalar*>(to) + d, typename V::F(typename V::Scalar(0)));
-                         }
-                       }
-                       done = cell + width;
-                     });
-  zero_until(memory.cells);
-}
+#include "packed_copy.h"
 
 // Cells and corner weights of a block's samples; their attention weights are `weights`, of the
 // block's first query, `stride` from query to query.
@@ -169,16 +33,37 @@ inline void prepare_samples(const View<typename V::Scalar>& view, int64_t query,
 // What the walks of a block through the levels fetch from main memory meanwhile: the next block's
 // points and weights, and the lines that the block's output goes to. Each walk fetches some, a
 // little with each query, as memory answers a few requests at a time.
-struct Ahead {
-  static constexpr int kPieces = 4;
-  const std::byte* memory[kPieces];
-  int64_t step[kPieces], bytes[kPieces];
+class Ahead {
+ public:
+  // `row` is the first query's row of output, or of its gradient, `row_step` elements before the
+  // next query's.
+  template <typename Scalar, typename T>
+  Ahead(const View<Scalar>& view, int64_t next, const T* row, int64_t row_step, int64_t D)
+      : pieces_{piece(view.points + 2 * next * view.stride, 2 * view.stride, view.size),
+                piece(view.points + 2 * next * view.stride + view.size, 2 * view.stride, view.size),
+                piece(row, row_step, D),
+                piece(view.weights + next * view.stride, view.stride, view.size)} {}
 
+  // What is due with this query in the walk through this one of the levels.
   void fetch(int64_t query, int64_t level, int64_t levels) const {
-    for (int64_t i = level; i < kPieces; i += levels) {
-      prefetch<true>(memory[i] + query * step[i], bytes[i]);
+    for (int64_t i = level; i < 4; i += levels) {
+      prefetch<true>(pieces_[i].memory + query * pieces_[i].step, pieces_[i].bytes);
     }
   }
+
+ private:
+  struct Piece {
+    const std::byte* memory;
+    int64_t step, bytes;
+  };
+
+  template <typename T>
+  static Piece piece(const T* memory, int64_t step, int64_t count) {
+    constexpr int64_t kSize = sizeof(T);
+    return {reinterpret_cast<const std::byte*>(memory), step * kSize, count * kSize};
+  }
+
+  Piece pieces_[4];
 };
 
 // Adds one level's samples to the sums of a block's queries, in a group of channels; the last
@@ -234,8 +119,6 @@ template <typename V, typename Rows, typename T>
 void forward_packed(const Call& call, const Unit& unit, int64_t m) {
   using Scalar = typename V::Scalar;
   constexpr int64_t kBlock = deformable_detr::kBlockQueries;
-  constexpr int64_t kSize = sizeof(Scalar), kOut = sizeof(T);
-  const auto bytes = [](const auto* array) { return reinterpret_cast<const std::byte*>(array); };
   const auto& dims = call.dims;
   const int64_t row = round_up(dims.D, V::kLanes * Rows::kVectorsTogether);
   using Memory = PackedMemory<V, typename Rows::Element, false>;
@@ -253,14 +136,8 @@ void forward_packed(const Call& call, const Unit& unit, int64_t m) {
       softmax<V>(view, begin, count, memory.samples_row, memory.weights);
       prepare_samples<V>(view, begin, count, memory.weights, memory.samples_row, memory);
     }
-    const int64_t next = begin + kBlock;
     T* out = output + begin * step;
-    const Ahead ahead = {
-        {bytes(view.points + 2 * next * view.stride),
-         bytes(view.points + 2 * next * view.stride + view.size), bytes(output + begin * step),
-         bytes(view.weights + next * view.stride)},
-        {2 * view.stride * kSize, 2 * view.stride * kSize, step * kOut, view.stride * kSize},
-        {view.size * kSize, view.size * kSize, dims.D * kOut, view.size * kSize}};
+    const Ahead ahead(view, begin + kBlock, out, step, dims.D);
     for (int32_t level = 0; level < call.levels.count; ++level) {
       const int64_t stride = call.levels.levels[level].width + int64_t{1};
       for_each_group<V, Rows>(row, [&](int64_t channel, auto vectors) {
@@ -269,7 +146,8 @@ void forward_packed(const Call& call, const Unit& unit, int64_t m) {
         if (dims.P == 4 && memory.samples_row == 16 && row == kVectors * V::kLanes) {
           add_level<V, Rows, kVectors, 4, 16>(memory, level, stride, dims, count, 0, ahead, out);
         } else {
-          add_level<V, Rows, kVectors, 0, 0>(memory, level, stride, dims, count, channel, ahead, out);
+          add_level<V, Rows, kVectors, 0, 0>(memory, level, stride, dims, count, channel, ahead,
+                                             out);
         }
       });
     }
@@ -334,31 +212,11 @@ template <typename V, int kVectors, int64_t kPoints, int64_t kSamplesRow, typena
 }
 
 template <typename V, typename T>
-inline void unpack_head(const Call& call, int64_t n, int64_t m,
-                        const PackedMemory<V, typename V::Scalar, true>& memory) {
-  const auto& dims = call.dims;
-  const int64_t step = dims.M * dims.D;
-  T* head = static_cast<T*>(call.grad_value) + (n * dims.S * dims.M + m) * dims.D;
-  for_each_pixel_row(call.levels, memory.leading_zeros(call.levels),
-                     [&](int64_t cell, int64_t to, int64_t width) {
-                       for (int64_t i = 0; i < width; ++i) {
-                         const auto* from = memory.packed + (cell + i) * memory.cell_size(memory.row) + memory.row;
-                         for (int64_t d = 0; d < dims.D; d += V::kLanes) {
-                           V::put(head + (to + i) * step + d, V::load(from + d), dims.D - d,
-                                  call.is_streamed);
-                         }
-                       }
-                     });
-}
-
-template <typename V, typename T>
 void backward_packed(const Call& call, const Unit& unit, int64_t m) {
   using Scalar = typename V::Scalar;
   using Rows = PlainRows<V>;
   using Memory = PackedMemory<V, Scalar, true>;
   constexpr int64_t kBlock = deformable_detr::kBlockQueries;
-  constexpr int64_t kSize = sizeof(Scalar), kOut = sizeof(T);
-  const auto bytes = [](const auto* array) { return reinterpret_cast<const std::byte*>(array); };
   const auto& dims = call.dims;
   const int64_t row = round_up(dims.D, V::kLanes);
   const Memory memory = Memory::of_thread(call, row);
@@ -382,13 +240,7 @@ void backward_packed(const Call& call, const Unit& unit, int64_t m) {
                  V::load_some(output + (begin + q) * step + d, dims.D - d, Scalar(0)));
       }
     }
-    const int64_t next = begin + kBlock;
-    const Ahead ahead = {
-        {bytes(view.points + 2 * next * view.stride),
-         bytes(view.points + 2 * next * view.stride + view.size),
-         bytes(view.weights + next * view.stride), bytes(output + next * step)},
-        {2 * view.stride * kSize, 2 * view.stride * kSize, view.stride * kSize, step * kOut},
-        {view.size * kSize, view.size * kSize, view.size * kSize, dims.D * kOut}};
+    const Ahead ahead(view, begin + kBlock, output + (begin + kBlock) * step, step, dims.D);
     for (int32_t level = 0; level < call.levels.count; ++level) {
       const int64_t level_stride = call.levels.levels[level].width + int64_t{1};
       for_each_group<V, Rows>(row, [&](int64_t channel, auto vectors) {
@@ -403,7 +255,7 @@ void backward_packed(const Call& call, const Unit& unit, int64_t m) {
     for (int64_t q = 0; q < count; ++q) {
       Scalar* dots = memory.dots + q * 4 * memory.samples_row;
       store_gradients<V, false>(view, memory.table, begin + q, weights + q * stride, dots,
-                         memory.samples_row);
+                                memory.samples_row);
       if (view.grad_reference != nullptr) {
         store_reference_gradient<Scalar>(view, memory.table, begin + q, dots, memory.samples_row);
       }

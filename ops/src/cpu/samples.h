@@ -2,14 +2,15 @@
 // Generic over the vector type V, which each instruction set's file defines (see avx512.cpp).
 //
 // Included inside the unnamed namespace of those files, so that each compiles its own.
+#pragma once
 
 using deformable_detr::Call;
+using deformable_detr::corner_weights;
 using deformable_detr::Corners;
 using deformable_detr::Dims;
-using deformable_detr::Unit;
-using deformable_detr::corner_weights;
 using deformable_detr::pixel_of_location;
 using deformable_detr::sample_gradient;
+using deformable_detr::Unit;
 
 constexpr int64_t round_up(int64_t size, int64_t multiple) {
   return (size + multiple - 1) / multiple * multiple;
@@ -42,8 +43,8 @@ struct View {
   Scalar* grad_weights;
   Scalar* grad_reference;  // L * R a query, or null
   bool is_streamed;
-  int64_t size;            // L * P
-  int64_t stride;          // of weights from one query to the next; that of points is double
+  int64_t size;    // L * P
+  int64_t stride;  // of weights from one query to the next; that of points is double
   int64_t L, P, R, M;
 
   View(const Call& call, int64_t n, int64_t m) {
@@ -106,7 +107,8 @@ struct Location {
 
 template <typename V>
 [[gnu::always_inline]] inline Location<V> locate(const View<typename V::Scalar>& view,
-                          const SampleTable<typename V::Scalar>& table, int64_t query, int64_t k) {
+                                                 const SampleTable<typename V::Scalar>& table,
+                                                 int64_t query, int64_t k) {
   using F = typename V::F;
   using Scalar = typename V::Scalar;
   const F width = V::load(table.width + k), height = V::load(table.height + k);
@@ -180,8 +182,8 @@ inline typename V::F exp_of(typename V::F a) {
 
 // Softmax of the logits of `count` queries over all their levels and points, into rows of `row`.
 template <typename V>
-inline void softmax(const View<typename V::Scalar>& view, int64_t query, int64_t count,
-                    int64_t row, typename V::Scalar* weights) {
+inline void softmax(const View<typename V::Scalar>& view, int64_t query, int64_t count, int64_t row,
+                    typename V::Scalar* weights) {
   using F = typename V::F;
   using Scalar = typename V::Scalar;
   constexpr Scalar kNone = -std::numeric_limits<Scalar>::infinity();

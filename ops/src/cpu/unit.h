@@ -1,4 +1,8 @@
 // The kernels of a unit: which of the two ways it takes.
+#pragma once
+
+#include "direct.h"
+#include "packed.h"
 
 template <typename V, typename T, typename Rows = PlainRows<V>>
 void forward(const Call& call, const Unit& unit) {
