@@ -4,8 +4,7 @@ import sys
 
 import torch
 
-from deformable_detr.ops import available_backends
-from deformable_detr.ops.native import cuda_architectures
+from deformable_detr.ops import available_backends, native
 
 
 def report() -> str:
@@ -16,8 +15,12 @@ def report() -> str:
         for device in devices
         for backend, reason in available_backends(device).items()
     ]
-    compiled = ", ".join(cuda_architectures()) or "none"
-    return "\n".join([*lines, f"CUDA architectures compiled in: {compiled}"])
+    if native.LOAD_ERROR is None:
+        lines += [
+            f"CPU instruction set in use: {native.cpu_instruction_set()}",
+            f"CUDA architectures compiled in: {', '.join(native.cuda_architectures()) or 'none'}",
+        ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

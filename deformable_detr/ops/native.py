@@ -39,6 +39,12 @@ def cuda_architectures() -> tuple[str, ...]:
     return () if LOAD_ERROR is not None else tuple(_C.CUDA_ARCHITECTURES.split())
 
 
+def cpu_instruction_set() -> str:
+    """The one that the CPU kernels use on this machine: "generic", "AVX2" or "AVX-512"."""
+    name: str = torch.ops.deformable_detr.cpu_capability(-1)
+    return name
+
+
 def _architecture_obstacle(capability: tuple[int, int], device_name: str) -> str:
     """Machine code runs on later devices of its generation, PTX on every later device."""
     major, minor = capability

@@ -120,7 +120,9 @@ def test_a_binary_without_cuda_says_so(compiled_for):
 
 def test_the_report_names_back_ends_and_architectures(monkeypatch, compiled_for):
     compiled_for("sm_90 compute_120", (9, 0))
+    monkeypatch.setattr(native, "cpu_instruction_set", lambda: "AVX2")
     text = report()
+    assert "CPU instruction set in use: AVX2" in text
     assert "CUDA architectures compiled in: sm_90, compute_120" in text
     assert text.splitlines()[0].split() == ["cpu", "native", "yes"]
 
