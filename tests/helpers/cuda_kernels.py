@@ -1,4 +1,4 @@
-"""The CUDA kernels as PTX, executed on the CPU: what nvcc makes of ops/src/cuda, and its launches."""
+"""The CUDA kernels as PTX, executed on the CPU: what nvcc makes of them, and their launches."""
 
 import functools
 import shutil

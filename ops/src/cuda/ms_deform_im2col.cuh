@@ -158,7 +158,7 @@ struct BackwardWalk {
 };
 
 // What the fused backward does when all samples are known. `call.grad_points` holds the gradients
-// of pixels and `call.grad_weights` those of weights, times the weights, which sum to `inner`.
+// of pixels, `call.grad_weights` those of weights; `inner` is the sum of their products with these.
 template <typename T, int kLanes>
 __device__ __forceinline__ void finish_fused(const Call<T>& call, const Place<kLanes>& place,
                                              const Softmax<Accumulator<T>>& softmax,
@@ -190,7 +190,8 @@ __device__ __forceinline__ void finish_fused(const Call<T>& call, const Place<kL
   }
 #pragma unroll 1
   for (int k = place.lane; place.active && k < call.samples; k += kLanes) {
-    call.grad_weights[start + k] -= softmax(call.weights[start + k]) * inner;
+    const Acc gradient_of_weight = call.grad_weights[start + k];
+    call.grad_weights[start + k] = softmax(call.weights[start + k]) * (gradient_of_weight - inner);
     if (R == 4) {
       const int level = k / P;
       const Level shape = call.levels.levels[level];
@@ -236,8 +237,7 @@ __global__ void __launch_bounds__(Layout<T, D>::kThreads, Layout<T, D>::kBackwar
     if (!sample.is_inside) gradient = {0, 0, 0};
     const int64_t index = place.row(call.dims) * call.samples + k;
     if constexpr (kFused) {
-      gradient.attention_weight *= sample.weight;
-      inner += gradient.attention_weight;
+      inner += sample.weight * gradient.attention_weight;
     } else {
       const Level shape = call.levels.levels[level_of(call, k)];
       gradient.pixel_x *= static_cast<Acc>(shape.width);
