@@ -131,7 +131,7 @@ inline void pack_head(const Call& call, int64_t n, int64_t m,
                        zero_until(cell);
                        for (int64_t i = 0; i < width; ++i) {
                          const T* at = head + (from + i) * step;
-                         prefetch<true>(at + kAhead * step, dims.D * sizeof(T));
+                         prefetch(at + kAhead * step, dims.D * sizeof(T));
                          auto* to = packed + (cell + i) * size;
                          Rows::pack(at, dims.D, to);
                          std::fill(to + memory.row, to + size, typename Rows::Element(0));

@@ -274,13 +274,11 @@ inline void store_reference_gradient(const View<Scalar>& view, const SampleTable
   }
 }
 
-// Asks for memory ahead of its use; for memory that is used once, without pushing out what the
-// caches hold.
-template <bool kOnce>
+// Asks for memory that will be used once, without pushing out what the caches hold.
 inline void prefetch(const void* memory, int64_t bytes) {
 #if defined(__GNUC__)
   for (int64_t i = 0; i < bytes; i += 64) {
-    __builtin_prefetch(static_cast<const std::byte*>(memory) + i, 0, kOnce ? 0 : 3);
+    __builtin_prefetch(static_cast<const std::byte*>(memory) + i, 0, 0);
   }
 #endif
 }

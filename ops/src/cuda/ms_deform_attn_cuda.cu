@@ -61,6 +61,7 @@ Call<T> make_call(const Arguments& arguments) {
   call.levels = arguments.levels;
   call.samples = static_cast<int32_t>(dims.L * dims.P);
   call.inverse_points = 1 / static_cast<float>(dims.P);
+  call.half_step = Acc(0.5) / static_cast<Acc>(dims.P);
   return call;
 }
 

@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(Layout<T, D>::kThreads, Layout<T, D>::kForward
   const int channels = D == 0 ? static_cast<int>(call.dims.D) : D;
   Softmax<Acc> softmax = {};
   if constexpr (kFused) {
-    softmax = softmax_of<kLanes>(call.weights + place.row(call.dims) * call.samples, place.lane, call.samples);
+    softmax = softmax_of<kLanes>(call.weights + place.sample(call, 0), place.lane, call.samples);
   }
   const T* head = call.value + (place.n * call.dims.S * call.dims.M + place.m) * channels;
   const int64_t stride = call.dims.M * channels;
@@ -166,8 +166,7 @@ __device__ __forceinline__ void finish_fused(const Call<T>& call, const Place<kL
   using Acc = Accumulator<T>;
   const int L = static_cast<int>(call.dims.L), P = static_cast<int>(call.dims.P);
   const int R = static_cast<int>(call.dims.R);
-  const int64_t start = place.row(call.dims) * call.samples;
-  const Acc half_step = Acc(0.5f) / static_cast<Acc>(P);
+  const int64_t start = place.sample(call, 0);
   if (call.grad_reference != nullptr) {
     __syncwarp();  // the other lanes' gradients of pixels are written
 #pragma unroll 1
@@ -179,7 +178,7 @@ __device__ __forceinline__ void finish_fused(const Call<T>& call, const Place<kL
 #pragma unroll 1
       for (int k = level * P; k < (level + 1) * P; ++k) {
         const Acc gradient = call.grad_points[2 * (start + k) + axis];
-        const Acc factor = is_size ? call.points[2 * (start + k) + axis] * half_step : Acc(1);
+        const Acc factor = is_size ? call.points[2 * (start + k) + axis] * call.half_step : Acc(1);
         // A point that lies nowhere may have an offset that is not finite.
         if (gradient != 0) sum += gradient * factor;
       }
@@ -195,10 +194,9 @@ __device__ __forceinline__ void finish_fused(const Call<T>& call, const Place<kL
     if (R == 4) {
       const int level = k / P;
       const Level shape = call.levels.levels[level];
-      const Acc* reference = call.reference_points +
-                             (place.query(call.dims) * L + level) * R;
-      const Acc size_x = reference[2] * static_cast<Acc>(shape.width) * half_step;
-      const Acc size_y = reference[3] * static_cast<Acc>(shape.height) * half_step;
+      const Acc* reference = place.reference(call, level);
+      const Acc size_x = reference[2] * static_cast<Acc>(shape.width) * call.half_step;
+      const Acc size_y = reference[3] * static_cast<Acc>(shape.height) * call.half_step;
       Acc* gradient = call.grad_points + 2 * (start + k);
       if (gradient[0] != 0) gradient[0] *= size_x;
       if (gradient[1] != 0) gradient[1] *= size_y;
@@ -223,7 +221,7 @@ __global__ void __launch_bounds__(Layout<T, D>::kThreads, Layout<T, D>::kBackwar
   if constexpr (D != 0) walk.load_gradient(0);
   Softmax<Acc> softmax = {};
   if constexpr (kFused) {
-    softmax = softmax_of<kLanes>(call.weights + place.row(call.dims) * call.samples, place.lane, call.samples);
+    softmax = softmax_of<kLanes>(call.weights + place.sample(call, 0), place.lane, call.samples);
   }
   Acc inner = 0;
   for (int first = 0; first < call.samples; first += kLanes) {
@@ -235,7 +233,7 @@ __global__ void __launch_bounds__(Layout<T, D>::kThreads, Layout<T, D>::kBackwar
     if (!place.active || k >= call.samples) continue;
     SampleGradient<Acc> gradient = sample_gradient(sample.weight, sample.x, sample.y, dots);
     if (!sample.is_inside) gradient = {0, 0, 0};
-    const int64_t index = place.row(call.dims) * call.samples + k;
+    const int64_t index = place.sample(call, k);
     if constexpr (kFused) {
       inner += sample.weight * gradient.attention_weight;
     } else {

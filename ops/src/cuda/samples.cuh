@@ -37,7 +37,9 @@ struct Call {
   LevelTable levels;
   int32_t first_image;   // of a launch, which takes a grid of (blocks of queries, M, images)
   int32_t samples;       // L * P
+  int64_t image_samples; // Q * M * L * P
   float inverse_points;  // 1 / P
+  Acc half_step;         // 0.5 / P: of a box's size, what an offset of one moves a point by
 };
 
 // What is done with the gradient of value in the backward kernel.
@@ -105,9 +107,27 @@ struct Place {
     q = active ? static_cast<int>(query) : Q - 1;
   }
 
-  // Of (N, Q, ...) and of (N, Q, M, ...).
-  __device__ __forceinline__ int64_t query(const Dims& dims) const { return n * dims.Q + q; }
-  __device__ __forceinline__ int64_t row(const Dims& dims) const { return query(dims) * dims.M + m; }
+  // Offsets of this query in (N, Q, M, ...), in its image and of all, and in (N, Q, M, L * P). The
+  // host has checked what must fit 32 bits.
+  __device__ __forceinline__ int row_in_image(const Dims& dims) const {
+    return q * static_cast<int>(dims.M) + m;
+  }
+  __device__ __forceinline__ int64_t row(const Dims& dims) const {
+    return n * (dims.Q * dims.M) + row_in_image(dims);
+  }
+  template <typename T>
+  __device__ __forceinline__ int64_t sample(const Call<T>& call, int k) const {
+    return n * call.image_samples +
+           static_cast<int64_t>(row_in_image(call.dims)) * call.samples + k;
+  }
+  // Its reference at a level.
+  template <typename T>
+  __device__ __forceinline__ const Accumulator<T>* reference(const Call<T>& call,
+                                                             int level) const {
+    const int L = static_cast<int>(call.dims.L), R = static_cast<int>(call.dims.R);
+    return call.reference_points + n * (call.dims.Q * call.dims.L * call.dims.R) +
+           static_cast<int64_t>(q * L + level) * R;
+  }
 };
 
 // Maximum of a query's logits and the inverse of the sum of exp(logit - maximum).
@@ -173,18 +193,16 @@ __device__ __forceinline__ Sample<Accumulator<T>> prepare_sample(
   const int level = level_of(call, k);
   const Level shape = call.levels.levels[level];
   const Acc width = static_cast<Acc>(shape.width), height = static_cast<Acc>(shape.height);
-  const int64_t index = place.row(call.dims) * call.samples + k;
+  const int64_t index = place.sample(call, k);
   const auto point = load_point(call.points + 2 * index);
   Acc x = point.x, y = point.y;
   sample.weight = call.weights[index];
   if constexpr (kFused) {
     sample.weight = softmax(sample.weight);
-    const int R = static_cast<int>(call.dims.R);
-    const Acc* reference = call.reference_points +
-                           (place.query(call.dims) * call.dims.L + level) * R;
-    if (R == 4) {
-      x *= reference[2] * width * Acc(0.5f) / static_cast<Acc>(call.dims.P);
-      y *= reference[3] * height * Acc(0.5f) / static_cast<Acc>(call.dims.P);
+    const Acc* reference = place.reference(call, level);
+    if (call.dims.R == 4) {
+      x *= reference[2] * width * call.half_step;
+      y *= reference[3] * height * call.half_step;
     }
     x = pixel_of_location(reference[0], width) + x;
     y = pixel_of_location(reference[1], height) + y;
