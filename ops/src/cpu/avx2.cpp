@@ -71,6 +71,14 @@ struct Avx2 {
     return _mm256_cvtph_ps(load_bits(at, count));
   }
   static void store(float* at, F a) { _mm256_storeu_ps(at, a.v); }
+  // Four numbers, twice; and one of the four in every lane.
+  static F load_four(const float* at) {
+    return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(at));
+  }
+  template <int kIndex>
+  static F spread(F four) {
+    return _mm256_permute_ps(four.v, kIndex * 0x55);
+  }
   // Up to `count` numbers; if `stream`, past the caches where they are aligned, as two such
   // vectors make a line.
   static void put(float* at, F a, int64_t count, bool stream) {

@@ -60,6 +60,12 @@ struct Avx512 {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), at));
   }
   static void store(float* at, F a) { _mm512_storeu_ps(at, a.v); }
+  // Four numbers, again and again; and one of the four in every lane.
+  static F load_four(const float* at) { return _mm512_broadcast_f32x4(_mm_loadu_ps(at)); }
+  template <int kIndex>
+  static F spread(F four) {
+    return _mm512_permute_ps(four.v, kIndex * 0x55);
+  }
   // Up to `count` numbers; if `stream`, past the caches where they make a whole aligned line.
   static void put(float* at, F a, int64_t count, bool stream) {
     if (count < 16) return _mm512_mask_storeu_ps(at, first(count), a.v);

@@ -109,6 +109,12 @@ struct Array {
   static F load_some(const T* at, int64_t count, Scalar other) {
     return each([&](int i) { return i < count ? static_cast<Scalar>(to_float(at[i])) : other; });
   }
+  // Four numbers; and one of them in every lane.
+  static F load_four(const Scalar* at) { return load(at); }
+  template <int kIndex>
+  static F spread(const F& four) {
+    return F(four.v[kIndex]);
+  }
   static void store(Scalar* at, const F& a) {
     for (int i = 0; i < kLanes; ++i) at[i] = a.v[i];
   }

@@ -66,6 +66,24 @@ class Ahead {
   Piece pieces_[4];
 };
 
+// How much the corners of four samples count, from rows of `row`: four numbers of a row are loaded
+// together, which is cheaper than one after another.
+template <typename V>
+inline void load_shares(const typename V::Scalar* weights, int64_t row,
+                        Corners<typename V::F> (&shares)[4]) {
+  const auto load = [&](auto corner, int64_t i) {
+    const auto four = V::load_four(weights + i * row);
+    shares[0].*corner = V::template spread<0>(four);
+    shares[1].*corner = V::template spread<1>(four);
+    shares[2].*corner = V::template spread<2>(four);
+    shares[3].*corner = V::template spread<3>(four);
+  };
+  load(&Corners<typename V::F>::top_left, 0);
+  load(&Corners<typename V::F>::top_right, 1);
+  load(&Corners<typename V::F>::bottom_left, 2);
+  load(&Corners<typename V::F>::bottom_right, 3);
+}
+
 // Adds one level's samples to the sums of a block's queries, in a group of channels; the last
 // level's sums go to the output, of D channels each `step` after the other. Sizes that are template
 // parameters are 0 where the compiler does not know them.
@@ -90,19 +108,28 @@ template <typename V, typename Rows, int kVectors, int64_t kPoints, int64_t kSam
     for (int v = 0; v < kVectors; ++v) {
       sum[v] = level == 0 ? F(Scalar(0)) : V::load(sums + v * V::kLanes);
     }
-    const auto add = [&](const auto* values, Scalar weight) {
+    const auto add = [&](const auto* values, F share) {
       F value[kVectors];
       Rows::template load<kVectors>(values, value);
-      const F share(weight);
       for (int v = 0; v < kVectors; ++v) sum[v] = V::fma(share, value[v], sum[v]);
     };
+    Corners<F> shares[4];
+    for (int64_t p = 0; p < P; p += 4) {
+      if (kPoints == 4) load_shares<V>(weights, samples_row, shares);
+      const int64_t together = kPoints == 4 ? 4 : std::min<int64_t>(P - p, 4);
 #pragma GCC unroll 4
-    for (int64_t p = 0; p < P; ++p) {
-      const auto* corner = packed + cells[p] * row;
-      add(corner, weights[p]);
-      add(corner + row, weights[samples_row + p]);
-      add(corner + below, weights[2 * samples_row + p]);
-      add(corner + below + row, weights[3 * samples_row + p]);
+      for (int64_t i = 0; i < together; ++i) {
+        const auto* corner = packed + cells[p + i] * row;
+        const Scalar* weight = weights + p + i;
+        if (kPoints != 4) {
+          shares[i] = {F(weight[0]), F(weight[samples_row]), F(weight[2 * samples_row]),
+                       F(weight[3 * samples_row])};
+        }
+        add(corner, shares[i].top_left);
+        add(corner + row, shares[i].top_right);
+        add(corner + below, shares[i].bottom_left);
+        add(corner + below + row, shares[i].bottom_right);
+      }
     }
     if (level + 1 < dims.L) {
       for (int v = 0; v < kVectors; ++v) V::store(sums + v * V::kLanes, sum[v]);
@@ -178,14 +205,15 @@ template <typename V, int kVectors, int64_t kPoints, int64_t kSamplesRow, typena
     F gradient[kVectors];
     for (int v = 0; v < kVectors; ++v) gradient[v] = V::load(gradients + v * V::kLanes);
     for (int64_t p = 0; p < P; p += 4) {
-      const int64_t together = kPoints % 4 == 0 && kPoints != 0 ? 4 : std::min<int64_t>(P - p, 4);
+      const int64_t together = kPoints == 4 ? 4 : std::min<int64_t>(P - p, 4);
       typename V::Four products[4] = {};
 #pragma GCC unroll 4
       for (int64_t i = 0; i < together; ++i) {
         const int64_t at = cells[p + i] * size;
-        const auto visit = [&](int64_t offset, Scalar weight) {
+        const Scalar* weight = weights + p + i;
+        const auto visit = [&](int64_t offset, Scalar corner_weight) {
           F value[kVectors], sum[kVectors];
-          const F share(weight);
+          const F share(corner_weight);
           for (int v = 0; v < kVectors; ++v) {
             value[v] = V::load(packed + at + offset + v * V::kLanes);
             sum[v] = V::load(grad_packed + at + offset + v * V::kLanes);
@@ -197,10 +225,10 @@ template <typename V, int kVectors, int64_t kPoints, int64_t kSamplesRow, typena
           }
           return product;
         };
-        const F top_left = visit(0, weights[p + i]);
-        const F top_right = visit(size, weights[samples_row + p + i]);
-        const F bottom_left = visit(below, weights[2 * samples_row + p + i]);
-        const F bottom_right = visit(below + size, weights[3 * samples_row + p + i]);
+        const F top_left = visit(0, weight[0]);
+        const F top_right = visit(size, weight[samples_row]);
+        const F bottom_left = visit(below, weight[2 * samples_row]);
+        const F bottom_right = visit(below + size, weight[3 * samples_row]);
         products[i] = V::sums_of_four(top_left, top_right, bottom_left, bottom_right);
       }
       V::store_sums(products, dots + p, samples_row, channel != 0);

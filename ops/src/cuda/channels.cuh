@@ -91,8 +91,8 @@ __device__ __forceinline__ void add_to_global(double* address, double x) {
 }
 
 __device__ __forceinline__ void add_to_global(float* address, const float (&x)[4]) {
-  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "f"(x[0]),
-               "f"(x[1]), "f"(x[2]), "f"(x[3]));
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "f"(x[0]), "f"(x[1]),
+               "f"(x[2]), "f"(x[3]));
 }
 
 // Whether the GPU adds four channels at once.

@@ -29,7 +29,7 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
 
 inline unsigned int blocks_for(int64_t count, int64_t per_block) {
   const int64_t blocks = (count + per_block - 1) / per_block;
-  STD_TORCH_CHECK(blocks <= kMaxGridX, "a grid of ", blocks, " blocks is more than CUDA can launch");
+  STD_TORCH_CHECK(blocks <= kMaxGridX, "CUDA cannot launch a grid of ", blocks, " blocks");
   return static_cast<unsigned int>(blocks);
 }
 
@@ -40,8 +40,7 @@ void launch_for_queries(void (*kernel)(Call<T>), Call<T> call, cudaStream_t stre
   STD_TORCH_CHECK(call.dims.M <= kMaxGridYZ, "value must have at most ", kMaxGridYZ,
                   " heads on CUDA, got ", call.dims.M);
   for (int64_t first = 0; first < call.dims.N; first += kMaxGridYZ) {
-    const dim3 grid(blocks_for(call.dims.Q, Form::kQueries),
-                    static_cast<unsigned int>(call.dims.M),
+    const dim3 grid(blocks_for(call.dims.Q, Form::kQueries), static_cast<unsigned int>(call.dims.M),
                     static_cast<unsigned int>(std::min(call.dims.N - first, kMaxGridYZ)));
     call.first_image = static_cast<int32_t>(first);
     kernel<<<grid, Form::kThreads, 0, stream>>>(call);

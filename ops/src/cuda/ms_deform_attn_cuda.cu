@@ -31,8 +31,7 @@ bool is_empty(const Dims& dims) {
 // A contiguous tensor may begin anywhere in its storage, but vectors are read at their multiples.
 Tensor aligned(const Tensor& tensor) {
   constexpr uintptr_t kAlignment = 16;
-  const bool is_aligned =
-      reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0;
+  const bool is_aligned = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0;
   return is_aligned ? tensor : torch::stable::clone(tensor);
 }
 
@@ -73,9 +72,9 @@ bool has_vectors(const Dims& dims) {
 
 template <typename T, int D>
 void launch_forward(const Call<T>& call, cudaStream_t stream) {
-  launch_for_queries<Layout<T, D>>(call.dims.R == 0 ? &ms_deform_attn_forward<T, D, false>
-                                                    : &ms_deform_attn_forward<T, D, true>,
-                                   call, stream);
+  launch_for_queries<Layout<T, D>>(
+      call.dims.R == 0 ? &ms_deform_attn_forward<T, D, false> : &ms_deform_attn_forward<T, D, true>,
+      call, stream);
 }
 
 template <typename T, int D, GradValue kGradValue>
@@ -149,8 +148,8 @@ Tensor scatter_grad_value(Call<T> call, const Tensor& value, cudaStream_t stream
   const ScalarType wide = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
   const Tensor sums = torch::stable::new_zeros(value, shape, wide);
   call.grad_value = static_cast<Accumulator<T>*>(sums.mutable_data_ptr());
-  dispatch_channels(
-      call, [&]<int D>() { launch_backward<T, D, GradValue::kScatter>(call, stream); });
+  dispatch_channels(call,
+                    [&]<int D>() { launch_backward<T, D, GradValue::kScatter>(call, stream); });
   return torch::stable::to(sums, value.scalar_type());
 }
 
@@ -217,16 +216,15 @@ Gradients run_backward(const Tensor& grad_output, const Arguments& arguments,
 
 Tensor forward(const Tensor& value, std::vector<int64_t> level_shapes,
                const Tensor& sampling_locations, const Tensor& attention_weights) {
-  return run_forward(
-      aligned(check_arguments(value, level_shapes, sampling_locations, attention_weights, nullptr)));
+  return run_forward(aligned(
+      check_arguments(value, level_shapes, sampling_locations, attention_weights, nullptr)));
 }
 
 Tensor forward_fused(const Tensor& value, std::vector<int64_t> level_shapes,
                      const Tensor& reference_points, const Tensor& sampling_offsets,
                      const Tensor& attention_logits) {
-  return run_forward(
-      aligned(check_arguments(value, level_shapes, sampling_offsets, attention_logits,
-                              &reference_points)));
+  return run_forward(aligned(
+      check_arguments(value, level_shapes, sampling_offsets, attention_logits, &reference_points)));
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& value,
@@ -236,8 +234,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const Gradients gradients = run_backward(
       grad_output,
       aligned(check_arguments(value, level_shapes, sampling_locations, attention_weights, nullptr)),
-      false,
-      deterministic);
+      false, deterministic);
   return {gradients.value, gradients.points, gradients.weights};
 }
 
@@ -245,11 +242,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused(
     const Tensor& grad_output, const Tensor& value, std::vector<int64_t> level_shapes,
     const Tensor& reference_points, const Tensor& sampling_offsets, const Tensor& attention_logits,
     bool needs_reference_grad, bool deterministic) {
-  const Gradients gradients = run_backward(
-      grad_output,
-      aligned(check_arguments(value, level_shapes, sampling_offsets, attention_logits,
-                              &reference_points)),
-      needs_reference_grad, deterministic);
+  const Gradients gradients =
+      run_backward(grad_output,
+                   aligned(check_arguments(value, level_shapes, sampling_offsets, attention_logits,
+                                           &reference_points)),
+                   needs_reference_grad, deterministic);
   return {gradients.value, gradients.reference_points, gradients.points, gradients.weights};
 }
 

@@ -43,7 +43,8 @@ __global__ void __launch_bounds__(Layout<T, D>::kThreads, Layout<T, D>::kForward
   const int channels = D == 0 ? static_cast<int>(call.dims.D) : D;
   Softmax<Acc> softmax = {};
   if constexpr (kFused) {
-    softmax = softmax_of<kLanes>(call.weights + place.sample(call, 0), place.lane, call.samples);
+    softmax = softmax_of<kLanes>(in_one_piece(call.weights + place.row(call.dims) * call.samples),
+                                 place.lane, call.samples);
   }
   const T* head = call.value + (place.n * call.dims.S * call.dims.M + place.m) * channels;
   const int64_t stride = call.dims.M * channels;
@@ -54,9 +55,8 @@ __global__ void __launch_bounds__(Layout<T, D>::kThreads, Layout<T, D>::kForward
     const T* value = in_one_piece(head + channel);
     Acc sum[kVector] = {};
     for (int first = 0; first < call.samples; first += kLanes) {
-      shared.put(place.first + place.lane,
-                 prepare_sample<D, kFused, GradValue::kScatter>(call, place, first + place.lane,
-                                                             softmax));
+      shared.put(place.first + place.lane, prepare_sample<D, kFused, GradValue::kScatter>(
+                                               call, place, first + place.lane, softmax));
       const int count = has_channels ? min(kLanes, call.samples - first) : 0;
 #pragma unroll 1
       for (int j = 0; j < count; ++j) {
@@ -87,7 +87,7 @@ struct BackwardWalk {
 
   const SharedSamples<Acc, Form::kPlaces>& shared;
   const Place<kLanes>& place;
-  const T* value;        // of the lane's first channel, as are the others
+  const T* value;  // of the lane's first channel, as are the others
   const T* grad_output;
   Acc* grad_value;
   int channels;
@@ -102,11 +102,13 @@ struct BackwardWalk {
 
   __device__ __forceinline__ void add_corner(Acc& dot, int32_t corner, Acc weight, int base) const {
     if (corner < 0) return;
-    const auto loaded = load_channels<T, kVector>(at_corner<D, kVector>(value + base, corner, stride));
+    const auto loaded =
+        load_channels<T, kVector>(at_corner<D, kVector>(value + base, corner, stride));
 #pragma unroll
     for (int i = 0; i < kVector; ++i) dot += gradient[i] * widen(loaded.items[i]);
     if constexpr (kGradValue == GradValue::kScatter) {
-      add_channels<kVector>(at_corner<D, kVector>(grad_value + base, corner, stride), weight, gradient);
+      add_channels<kVector>(at_corner<D, kVector>(grad_value + base, corner, stride), weight,
+                            gradient);
     }
   }
 
@@ -166,7 +168,7 @@ __device__ __forceinline__ void finish_fused(const Call<T>& call, const Place<kL
   using Acc = Accumulator<T>;
   const int L = static_cast<int>(call.dims.L), P = static_cast<int>(call.dims.P);
   const int R = static_cast<int>(call.dims.R);
-  const int64_t start = place.sample(call, 0);
+  const int64_t start = place.row(call.dims) * call.samples;
   if (call.grad_reference != nullptr) {
     __syncwarp();  // the other lanes' gradients of pixels are written
 #pragma unroll 1
@@ -194,7 +196,7 @@ __device__ __forceinline__ void finish_fused(const Call<T>& call, const Place<kL
     if (R == 4) {
       const int level = k / P;
       const Level shape = call.levels.levels[level];
-      const Acc* reference = place.reference(call, level);
+      const Acc* reference = call.reference_points + (place.query(call.dims) * L + level) * R;
       const Acc size_x = reference[2] * static_cast<Acc>(shape.width) * call.half_step;
       const Acc size_y = reference[3] * static_cast<Acc>(shape.height) * call.half_step;
       Acc* gradient = call.grad_points + 2 * (start + k);
@@ -216,24 +218,29 @@ __global__ void __launch_bounds__(Layout<T, D>::kThreads, Layout<T, D>::kBackwar
   const int channel = place.lane * kVector;
   const int64_t head = (place.n * call.dims.S * call.dims.M + place.m) * channels + channel;
   BackwardWalk<T, D, kGradValue> walk = {
-      shared, place, in_one_piece(call.value + head), call.grad_output + place.row(call.dims) * channels + channel,
-      in_one_piece(call.grad_value + head), channels, call.dims.M * channels};
+      shared,
+      place,
+      in_one_piece(call.value + head),
+      call.grad_output + place.row(call.dims) * channels + channel,
+      in_one_piece(call.grad_value + head),
+      channels,
+      call.dims.M * channels};
   if constexpr (D != 0) walk.load_gradient(0);
   Softmax<Acc> softmax = {};
   if constexpr (kFused) {
-    softmax = softmax_of<kLanes>(call.weights + place.sample(call, 0), place.lane, call.samples);
+    softmax = softmax_of<kLanes>(in_one_piece(call.weights + place.row(call.dims) * call.samples),
+                                 place.lane, call.samples);
   }
   Acc inner = 0;
   for (int first = 0; first < call.samples; first += kLanes) {
     const int k = first + place.lane;
-    const Sample<Acc> sample =
-        prepare_sample<D, kFused, kGradValue>(call, place, k, softmax);
+    const Sample<Acc> sample = prepare_sample<D, kFused, kGradValue>(call, place, k, softmax);
     shared.put(place.first + place.lane, sample);
     const Corners<Acc> dots = walk.template dots_of<kLanes>(0);
     if (!place.active || k >= call.samples) continue;
     SampleGradient<Acc> gradient = sample_gradient(sample.weight, sample.x, sample.y, dots);
     if (!sample.is_inside) gradient = {0, 0, 0};
-    const int64_t index = place.sample(call, k);
+    const int64_t index = place.row(call.dims) * call.samples + k;
     if constexpr (kFused) {
       inner += sample.weight * gradient.attention_weight;
     } else {
@@ -245,10 +252,9 @@ __global__ void __launch_bounds__(Layout<T, D>::kThreads, Layout<T, D>::kBackwar
     call.grad_points[2 * index] = gradient.pixel_x;
     call.grad_points[2 * index + 1] = gradient.pixel_y;
     if constexpr (kGradValue == GradValue::kDefer) {
-      call.base_cells[index] = sample.is_inside
-                                   ? sample.base_cell
-                                   : call.dims.N * call.dims.M *
-                                         base_cells_of(call.levels, call.levels.count);
+      call.base_cells[index] = sample.is_inside ? sample.base_cell
+                                                : call.dims.N * call.dims.M *
+                                                      base_cells_of(call.levels, call.levels.count);
       call.corner_weights[index].corners = corner_weights(sample.weight, sample.x, sample.y);
     }
   }

@@ -30,14 +30,13 @@ struct Call {
   Acc* grad_value;              // (N, S, M, D), zeros at first
   Acc* grad_points;
   Acc* grad_weights;
-  Acc* grad_reference;                  // (N, Q, M, L, R), to be summed over M; null if not needed
-  int64_t* base_cells;                  // (N, Q, M, L, P), see base_cell_of
-  PackedCorners<Acc>* corner_weights;   // (N, Q, M, L, P)
+  Acc* grad_reference;                 // (N, Q, M, L, R), to be summed over M; null if not needed
+  int64_t* base_cells;                 // (N, Q, M, L, P), see base_cell_of
+  PackedCorners<Acc>* corner_weights;  // (N, Q, M, L, P)
   Dims dims;
   LevelTable levels;
   int32_t first_image;   // of a launch, which takes a grid of (blocks of queries, M, images)
   int32_t samples;       // L * P
-  int64_t image_samples; // Q * M * L * P
   float inverse_points;  // 1 / P
   Acc half_step;         // 0.5 / P: of a box's size, what an offset of one moves a point by
 };
@@ -55,10 +54,16 @@ struct Layout {
   static constexpr int kLanes = D == 0 ? 8 : D / kVector;
   static constexpr int kThreads = kLanes < 4 ? 128 : 256;
   static constexpr int kQueries = kThreads / kLanes;  // in a block
-  // Blocks that a multiprocessor shall hold, for at most 40 or 48 registers forward and 80 or 128
-  // backward: as many as go without spills.
-  static constexpr int kForwardBlocks = (sizeof(T) == 4 && D != 0 ? 6 : 5) * 256 / kThreads;
-  static constexpr int kBackwardBlocks = (D == 0 || D == 64 ? 2 : 3) * 256 / kThreads;
+  // Blocks that a multiprocessor shall hold, in 256 threads: from 80 on for at most 40 or 48
+  // registers forward and 80 or 128 backward, as many as go without spills.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  static constexpr int kForward = 4;  // all that there is room for
+#else
+  static constexpr int kForward = sizeof(T) == 4 && D != 0 ? 6 : 5;
+#endif
+  static constexpr int kBackward = D == 0 || D == 64 ? 2 : 3;
+  static constexpr int kForwardBlocks = kForward * 256 / kThreads;
+  static constexpr int kBackwardBlocks = kBackward * 256 / kThreads;
   // One empty place after each group, so that groups of a warp read different banks.
   static constexpr int kPlaces = kQueries * (kLanes + 1);
 };
@@ -89,9 +94,9 @@ __device__ __forceinline__ Acc group_max(Acc x) {
 // others of their warp, as shuffles need all lanes, but load and store nothing.
 template <int kLanes>
 struct Place {
-  int lane;      // in the group
-  int first;     // the group's first place in shared memory
-  bool active;   // false past the last query
+  int lane;     // in the group
+  int first;    // the group's first place in shared memory
+  bool active;  // false past the last query
   int n, m, q;
 
   template <typename T>
@@ -107,26 +112,10 @@ struct Place {
     q = active ? static_cast<int>(query) : Q - 1;
   }
 
-  // Offsets of this query in (N, Q, M, ...), in its image and of all, and in (N, Q, M, L * P). The
-  // host has checked what must fit 32 bits.
-  __device__ __forceinline__ int row_in_image(const Dims& dims) const {
-    return q * static_cast<int>(dims.M) + m;
-  }
+  // Of (N, Q, ...) and of (N, Q, M, ...).
+  __device__ __forceinline__ int64_t query(const Dims& dims) const { return n * dims.Q + q; }
   __device__ __forceinline__ int64_t row(const Dims& dims) const {
-    return n * (dims.Q * dims.M) + row_in_image(dims);
-  }
-  template <typename T>
-  __device__ __forceinline__ int64_t sample(const Call<T>& call, int k) const {
-    return n * call.image_samples +
-           static_cast<int64_t>(row_in_image(call.dims)) * call.samples + k;
-  }
-  // Its reference at a level.
-  template <typename T>
-  __device__ __forceinline__ const Accumulator<T>* reference(const Call<T>& call,
-                                                             int level) const {
-    const int L = static_cast<int>(call.dims.L), R = static_cast<int>(call.dims.R);
-    return call.reference_points + n * (call.dims.Q * call.dims.L * call.dims.R) +
-           static_cast<int64_t>(q * L + level) * R;
+    return query(dims) * dims.M + m;
   }
 };
 
@@ -177,10 +166,10 @@ __host__ __device__ inline int64_t base_cell_of(const LevelTable& levels, int64_
 template <typename Acc>
 struct Sample {
   Corners<int32_t> corners;  // see at_corner; -1: outside
-  Acc weight;              // of attention
-  Acc x, y;                // pixels past the top left corner
-  int64_t base_cell;       // see base_cell_of
-  bool is_inside;          // has a corner inside
+  Acc weight;                // of attention
+  Acc x, y;                  // pixels past the top left corner
+  int64_t base_cell;         // see base_cell_of
+  bool is_inside;            // has a corner inside
 };
 
 template <int D, bool kFused, GradValue kGradValue, typename T, int kLanes>
@@ -193,14 +182,16 @@ __device__ __forceinline__ Sample<Accumulator<T>> prepare_sample(
   const int level = level_of(call, k);
   const Level shape = call.levels.levels[level];
   const Acc width = static_cast<Acc>(shape.width), height = static_cast<Acc>(shape.height);
-  const int64_t index = place.sample(call, k);
+  const int64_t index = place.row(call.dims) * call.samples + k;
   const auto point = load_point(call.points + 2 * index);
   Acc x = point.x, y = point.y;
   sample.weight = call.weights[index];
   if constexpr (kFused) {
     sample.weight = softmax(sample.weight);
-    const Acc* reference = place.reference(call, level);
-    if (call.dims.R == 4) {
+    const int R = static_cast<int>(call.dims.R);
+    const Acc* reference =
+        call.reference_points + (place.query(call.dims) * call.dims.L + level) * R;
+    if (R == 4) {
       x *= reference[2] * width * call.half_step;
       y *= reference[3] * height * call.half_step;
     }
@@ -224,8 +215,8 @@ __device__ __forceinline__ Sample<Accumulator<T>> prepare_sample(
   const int row_step = shape.width * step;
   const int32_t corner = (static_cast<int32_t>(shape.start) + column) * step + row * row_step;
   sample.corners = {has_top && has_left ? corner : -1, has_top && has_right ? corner + step : -1,
-                  has_bottom && has_left ? corner + row_step : -1,
-                  has_bottom && has_right ? corner + row_step + step : -1};
+                    has_bottom && has_left ? corner + row_step : -1,
+                    has_bottom && has_right ? corner + row_step + step : -1};
   if constexpr (kGradValue == GradValue::kDefer) {
     const int64_t head = place.n * call.dims.M + place.m;
     sample.base_cell = base_cell_of(call.levels, head, level, row, column);
