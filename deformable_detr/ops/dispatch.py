@@ -14,10 +14,10 @@ Backend = Literal["auto", "native", "reference"]
 MAX_LEVELS = 8  # of the table that travels by value into the compiled kernels
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # What the reference costs where the native operators could serve. CPU: float32, 17,821 queries,
-# two cores of a Zen 4; `deformable-detr benchmark ops` prints it for any machine.
+# two cores of a Zen 4, default allocator; `deformable-detr benchmark ops` measures any machine.
 _REFERENCE_COST = {
-    "cpu": "measured 40 times slower forward, 26 times backward",
-    "cuda": "many times slower, and more memory",
+    "cpu": "measured about 40 times slower forward and 35 backward",
+    "cuda": "expected to be several times slower",
 }
 
 
