@@ -1,4 +1,5 @@
 # Sourced by the other scripts: makes .venv if there is none and installs the checkout into it.
+# Installs again, which compiles, only when what is compiled or required has changed since.
 # Usage: install_environment [EXTRA]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,6 +14,14 @@ install_environment() {
     }
     "$python" -m venv .venv
   fi
+  local native="${DEFORMABLE_DETR_NATIVE:-auto}"
+  local stamp=".venv/installed${1:-}-$native"
+  if [ -e "$stamp" ] &&
+    [ -z "$(find setup.py pyproject.toml ops/src -newer "$stamp" -print -quit)" ]; then
+    return
+  fi
   .venv/bin/python -m pip install --quiet torch torchvision 'setuptools>=77'
   .venv/bin/python -m pip install --quiet --no-build-isolation --editable ".${1:-}"
+  find .venv -maxdepth 1 -name 'installed*' ! -name "*-$native" -delete
+  touch "$stamp"
 }
