@@ -16,12 +16,12 @@ from torch import Tensor
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = REPOSITORY / "ops" / "src"
-_TOOLS = REPOSITORY.parent / "shared" / "tools"
+TOOLS = REPOSITORY.parent / "shared" / "tools"
 
 NVCC = shutil.which("nvcc")
 requires_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
 requires_interpreter = pytest.mark.skipif(
-    not (_TOOLS / "ptxsim.py").is_file(), reason=f"no PTX interpreter: {_TOOLS} lacks ptxsim.py"
+    not (TOOLS / "ptxsim.py").is_file(), reason=f"no PTX interpreter: {TOOLS} lacks ptxsim.py"
 )
 
 CHANNELS_WITH_VECTORS = (16, 32, 64)  # of Layout: the others take the general form
@@ -89,8 +89,8 @@ def nvcc(text: str, output: Path, *flags: str, sources: Path = SOURCES) -> str:
 @functools.cache
 def compiled(dtype: torch.dtype, D: int, architecture: str, sources: Path = SOURCES):
     """The interpreter's module with the kernels of a value type and a form."""
-    if str(_TOOLS) not in sys.path:
-        sys.path.insert(0, str(_TOOLS))
+    if str(TOOLS) not in sys.path:
+        sys.path.insert(0, str(TOOLS))
     import ptxsim
 
     with tempfile.TemporaryDirectory() as folder:
@@ -128,6 +128,7 @@ class SimulatedCall(Call):
     needs_reference_grad: bool = True
     sources: Path = SOURCES
     general: bool = False  # the general form, also where there is one for this D
+    images_per_grid: int = 65535
 
     def run(self, backend: str) -> Tensor:
         return super().run(backend) if backend != "native" else self.forward()
@@ -151,17 +152,24 @@ class SimulatedCall(Call):
         # As on the host: the deterministic backward has the general form only.
         return 0 if self.general else form_of(self._dtype, channels)
 
-    def _launch(self, kernel: str, D: int, buffers: dict[str, np.ndarray], more=()) -> None:
+    def _launch(self, kernel: str, D: int, buffers: dict[str, np.ndarray]) -> None:
         sizes = self._sizes()
         module = compiled(self._dtype, D, self.architecture, self.sources)
-        call = call_struct(buffers, sizes, self.level_shapes)
-        if kernel.startswith("gather"):
-            total = sizes["N"] * sizes["S"] * sizes["M"] * sizes["D"]
-            grid, threads = (-(-total // _GATHER_THREADS),), _GATHER_THREADS
-        else:
-            queries, threads = block_of(self._dtype, D)
-            grid = (-(-sizes["Q"] // queries), sizes["M"], sizes["N"])
-        module.launch(kernel, grid, (threads,), [call, *more])
+        queries, threads = block_of(self._dtype, D)
+        for first in range(0, sizes["N"], self.images_per_grid):
+            images = min(sizes["N"] - first, self.images_per_grid)
+            grid = (-(-sizes["Q"] // queries), sizes["M"], images)
+            call = call_struct(buffers, sizes, self.level_shapes, self._dtype, first)
+            module.launch(kernel, grid, (threads,), [call])
+
+    def _launch_gather(self, buffers: dict[str, np.ndarray], *arrays: np.ndarray) -> None:
+        sizes = self._sizes()
+        blocks = -(-self.tensors[0].numel() // _GATHER_THREADS)
+        call = call_struct(buffers, sizes, self.level_shapes, self._dtype)
+        module = compiled(self._dtype, 0, self.architecture, self.sources)
+        kernel = f"gatherI{_MANGLED[self._dtype]}E"
+        more = [("ptr", array) for array in arrays]
+        module.launch(kernel, (blocks,), (_GATHER_THREADS,), [call, *more])
 
     def _kernel(self, name: str, D: int, grad_value: str = "") -> str:
         template = f"I{_MANGLED[self._dtype]}Li{D}ELb{int(self.is_fused)}E"
@@ -214,8 +222,7 @@ class SimulatedCall(Call):
         self._launch(self._kernel("backward", 0, "LNS_9GradValueE1E"), 0, buffers)
         order = np.argsort(base_cells, kind="stable")
         result = nothing_yet(self.tensors[0].shape, self._dtype)
-        more = [("ptr", array) for array in (base_cells[order].copy(), order, result)]
-        self._launch(f"gatherI{_MANGLED[self._dtype]}E", 0, buffers, more)
+        self._launch_gather(buffers, base_cells[order], order, result)
         return to_torch(result, self._dtype)
 
 
@@ -226,7 +233,9 @@ def block_of(dtype: torch.dtype, D: int) -> tuple[int, int]:
     return threads // lanes, threads
 
 
-def call_struct(buffers: dict[str, np.ndarray], sizes: dict[str, int], level_shapes):
+def call_struct(
+    buffers: dict[str, np.ndarray], sizes: dict[str, int], level_shapes, dtype, first_image=0
+):
     """The kernels' argument, the struct Call, for the interpreter."""
     pointers = (
         *("value", "points", "weights", "reference_points", "output", "grad_output"),
@@ -246,8 +255,9 @@ def call_struct(buffers: dict[str, np.ndarray], sizes: dict[str, int], level_sha
             *(("ptr", buffers.get(name, 0)) for name in pointers),
             ("struct", dims),
             ("struct", table),
-            ("i32", 0),  # first_image
+            ("i32", first_image),
             ("i32", sizes["L"] * sizes["P"]),
-            ("f32", float(np.float32(1) / np.float32(sizes["P"]))),
+            ("f32", 1 / sizes["P"]),
+            ("f64" if dtype == torch.float64 else "f32", 0.5 / sizes["P"]),
         ],
     )

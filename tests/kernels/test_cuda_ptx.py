@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,16 +35,6 @@ def simulated(dtype=torch.float32, *, architecture="sm_80", deterministic=False,
         call.grad_output,
         architecture=architecture,
         deterministic=deterministic,
-    )
-
-
-def with_points(call, points):
-    return SimulatedCall(
-        (*call.tensors[:-2], points, call.tensors[-1]),
-        call.level_shapes,
-        call.grad_output,
-        architecture=call.architecture,
-        deterministic=call.deterministic,
     )
 
 
@@ -93,7 +84,7 @@ def test_deterministic_results_are_as_exact_as_the_reference(dtype, D, N, L, P, 
 def test_points_anywhere_are_as_exact_as_the_reference(D, deterministic, kind):
     call = simulated(D=D, Q=21, deterministic=deterministic)
     points = points_like(call.tensors[-2], kind, call.level_shapes)
-    assert_as_exact_as_the_reference(with_points(call, points))
+    assert_as_exact_as_the_reference(call.with_points(points))
 
 
 @pytest.mark.parametrize("references", [2, 4])
@@ -103,7 +94,7 @@ def test_offsets_that_are_not_finite_have_no_gradient_but_the_softmax(determinis
     offsets = call.tensors[-2].clone()
     offsets[:, ::3, :, :, 0, 0] = math.nan
     offsets[:, 1::3, :, :, 1, 1] = math.inf
-    changed = with_points(call, offsets)
+    changed = call.with_points(offsets)
     assert_as_exact_as_the_reference(changed)
     grad_offsets = changed.backward()[2]
     assert (grad_offsets[~offsets.isfinite().all(-1)] == 0).all()
@@ -114,9 +105,7 @@ def test_references_that_are_not_finite_have_no_gradient():
     references = call.tensors[1].clone()
     references[:, 0, :, 0] = math.nan
     references[:, 1, :, 2] = math.inf
-    changed = SimulatedCall(
-        (call.tensors[0], references, *call.tensors[2:]), call.level_shapes, call.grad_output
-    )
+    changed = replace(call, tensors=(call.tensors[0], references, *call.tensors[2:]))
     assert changed.forward()[:, :2].eq(0).all()
     _, grad_references, grad_offsets, _ = changed.backward()
     assert grad_references[:, :2].eq(0).all()
@@ -132,9 +121,7 @@ def test_what_no_sample_touches_does_not_leak(references, D, architecture):
     touched = call.backward()[0].ne(0).any(-1, keepdim=True)
     assert 0.1 < touched.float().mean() < 0.9
     value = torch.where(touched, call.tensors[0], math.nan)
-    poisoned = SimulatedCall(
-        (value, *call.tensors[1:]), call.level_shapes, call.grad_output, architecture=architecture
-    )
+    poisoned = replace(call, tensors=(value, *call.tensors[1:]))
     for clean, actual in zip(
         call.run_with_gradients("native"), poisoned.run_with_gradients("native"), strict=True
     ):
@@ -143,9 +130,7 @@ def test_what_no_sample_touches_does_not_leak(references, D, architecture):
 
 def test_without_reference_gradient_the_others_are_the_same():
     call = simulated(D=32, Q=9, references=4)
-    alone = SimulatedCall(
-        call.tensors, call.level_shapes, call.grad_output, needs_reference_grad=False
-    )
+    alone = replace(call, needs_reference_grad=False)
     value, _, offsets, logits = call.backward()
     for expected, actual in zip((value, offsets, logits), alone.backward(), strict=True):
         assert torch.equal(expected, actual)
@@ -153,9 +138,16 @@ def test_without_reference_gradient_the_others_are_the_same():
 
 def test_general_form_agrees_with_the_vector_form():
     call = simulated(D=32, Q=35, references=2)
-    general = SimulatedCall(call.tensors, call.level_shapes, call.grad_output, general=True)
+    general = replace(call, general=True)
     assert_as_exact_as_the_reference(general)
     assert torch.equal(call.forward(), general.forward())
+
+
+def test_several_grids_serve_more_images_than_one_can_count():
+    call = simulated(D=32, N=3, Q=9, references=4)
+    split = replace(call, images_per_grid=2)
+    assert_as_exact_as_the_reference(split)
+    assert torch.equal(call.forward(), split.forward())
 
 
 def test_a_level_without_cells_contributes_nothing():
@@ -221,10 +213,8 @@ def test_a_planted_fault_is_noticed(fault, tmp_path):
     compiled(torch.float32, 32, "sm_80", tmp_path / "src")  # it does compile
     call = simulated(D=32, N=1, M=1, Q=37, L=4)
     points = points_like(call.tensors[-2], "border", call.level_shapes)
-    for tensors in (call.tensors, with_points(call, points).tensors):
-        faulty = SimulatedCall(
-            tensors, call.level_shapes, call.grad_output, sources=tmp_path / "src"
-        )
+    for tensors in (call.tensors, call.with_points(points).tensors):
+        faulty = replace(call, tensors=tensors, sources=tmp_path / "src")
         try:
             assert_as_exact_as_the_reference(faulty)
         except (AssertionError, RuntimeError):  # a wrong result, or a fault that is caught
@@ -234,11 +224,7 @@ def test_a_planted_fault_is_noticed(fault, tmp_path):
 
 def test_a_short_buffer_is_noticed():
     call = simulated(D=32, Q=3)
-    short = SimulatedCall(
-        (call.tensors[0][:, :-1].contiguous(), *call.tensors[1:]),
-        call.level_shapes,
-        call.grad_output,
-    )
+    short = replace(call, tensors=(call.tensors[0][:, :-1].contiguous(), *call.tensors[1:]))
     points = np.full_like(short.tensors[-2].numpy(), 0.999)
     with pytest.raises(RuntimeError, match="out-of-bounds global load"):
-        with_points(short, torch.from_numpy(points)).forward()
+        short.with_points(torch.from_numpy(points)).forward()

@@ -12,6 +12,14 @@
 
 #include "samples.cuh"
 
+// These three are in torch's CUDA library, which a torch for the CPU does not have. Weak, they let
+// the one binary load there all the same, where nobody calls them.
+#ifndef _WIN32
+#pragma weak aoti_torch_get_current_cuda_stream
+#pragma weak torch_c10_cuda_check_msg
+#pragma weak torch_c10_cuda_free_error_msg
+#endif
+
 namespace deformable_detr {
 
 namespace {
@@ -20,10 +28,14 @@ namespace {
 constexpr int64_t kMaxGridX = (int64_t{1} << 31) - 1;
 constexpr int64_t kMaxGridYZ = 65535;
 
-inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
+// Makes the tensor's device current, which PyTorch's guard restores, and returns its current
+// stream.
+inline cudaStream_t prepare_launches(const torch::stable::Tensor& tensor) {
+  const int32_t device = tensor.get_device_index();
+  // The CUDA runtime may be linked into this library: then it has a current device of its own.
+  STD_CUDA_CHECK(cudaSetDevice(device));
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   return static_cast<cudaStream_t>(stream);
 }
 

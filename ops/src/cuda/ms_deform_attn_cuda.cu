@@ -45,10 +45,12 @@ template <typename T>
 Call<T> make_call(const Arguments& arguments) {
   using Acc = Accumulator<T>;
   const Dims& dims = arguments.dims;
+  // Counted in 32 bits; of positions half, as what lies beyond the last is numbered too.
   constexpr int64_t kMaxIndex = (int64_t{1} << 31) - 1;
-  STD_TORCH_CHECK(dims.S <= kMaxIndex && dims.Q <= kMaxIndex && dims.N <= kMaxIndex,
-                  "value and points must hold fewer than 2^31 images, positions and queries");
-  STD_TORCH_CHECK(dims.M * dims.D <= kMaxIndex, "value must hold fewer than 2^31 channels");
+  STD_TORCH_CHECK(dims.S < (int64_t{1} << 30), "value must hold fewer than 2^30 positions, got ",
+                  dims.S);
+  STD_TORCH_CHECK(dims.N <= kMaxIndex && dims.Q <= kMaxIndex && dims.M * dims.D <= kMaxIndex,
+                  "images, queries and channels must be fewer than 2^31");
   STD_TORCH_CHECK(dims.L * dims.P < (int64_t{1} << 22),
                   "a query must have fewer than 2^22 points a head, got ", dims.L * dims.P);
   Call<T> call = {};
@@ -64,10 +66,10 @@ Call<T> make_call(const Arguments& arguments) {
   return call;
 }
 
-// Whether the kernels for this D may be used, which number a head's vectors in 31 bits.
+// Whether the kernels for this D may be used, which number an image's vectors in 30 bits.
 template <typename T, int D>
 bool has_vectors(const Dims& dims) {
-  return dims.D == D && dims.S * dims.M * Layout<T, D>::kLanes < (int64_t{1} << 31);
+  return dims.D == D && dims.S * dims.M * Layout<T, D>::kLanes < (int64_t{1} << 30);
 }
 
 template <typename T, int D>
@@ -117,7 +119,7 @@ Tensor run_forward(const Arguments& arguments) {
   const std::vector<int64_t> shape = {dims.N, dims.Q, dims.M * dims.D};
   if (is_empty(dims)) return torch::stable::new_zeros(arguments.value, shape);
   const torch::stable::accelerator::DeviceGuard guard(arguments.value.get_device_index());
-  const cudaStream_t stream = current_stream(arguments.value);
+  const cudaStream_t stream = prepare_launches(arguments.value);
   Tensor output = torch::stable::new_empty(arguments.value, shape);
   dispatch_type(arguments.value, [&]<typename T>(T) {
     Call<T> call = make_call<T>(arguments);
@@ -193,7 +195,7 @@ Gradients run_backward(const Tensor& grad_output, const Arguments& arguments,
   if (empty) {
     gradients.value = make(arguments.value, {dims.N, dims.S, dims.M, dims.D});
   } else {
-    const cudaStream_t stream = current_stream(arguments.value);
+    const cudaStream_t stream = prepare_launches(arguments.value);
     gradients.value = dispatch_type(arguments.value, [&]<typename T>(T) {
       using Acc = Accumulator<T>;
       Call<T> call = make_call<T>(arguments);
