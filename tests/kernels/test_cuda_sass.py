@@ -3,9 +3,11 @@
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ import torch
 from helpers.cuda_kernels import SOURCES, TOOLS, instantiations, nvcc, requires_nvcc
 
 _REPORT = TOOLS / "sass_report.py"
+_HAS_DISASSEMBLER = shutil.which("cuobjdump") is not None or find_spec("triton") is not None
 pytestmark = [
     requires_nvcc,
+    pytest.mark.skipif(not _HAS_DISASSEMBLER, reason="cuobjdump is missing; triton brings one"),
     pytest.mark.skipif(not _REPORT.is_file(), reason=f"no SASS reader: {_REPORT} is missing"),
 ]
 
