@@ -22,7 +22,9 @@ namespace deformable_detr {
 
 namespace {
 
-// Grows, and is kept: fresh memory would cost a page fault for every page in every call.
+// Memory that grows and is kept: fresh memory would cost a page fault for every page of every call.
+// On Linux it is in huge pages, as far as whole ones go, as rows at random places then need fewer
+// lookups of addresses.
 class Scratch {
  public:
   ~Scratch() { release(); }
@@ -30,25 +32,41 @@ class Scratch {
   std::byte* at_least(size_t bytes) {
     if (bytes <= size_) return memory_;
     release();
-    memory_ = static_cast<std::byte*>(::operator new(bytes, kAlignment));
-    size_ = bytes;
 #if defined(__linux__)
-    // In huge pages, as far as whole ones go, rows at random places need fewer address lookups.
+    constexpr size_t kHugePage = size_t{1} << 21;
+    mapped_ = bytes + kHugePage;  // what is not touched takes no memory
+    void* mapping =
+        mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapping == MAP_FAILED) throw std::bad_alloc();
+    mapping_ = static_cast<std::byte*>(mapping);
+    const size_t offset = reinterpret_cast<uintptr_t>(mapping_) % kHugePage;
+    memory_ = mapping_ + (kHugePage - offset) % kHugePage;
     madvise(memory_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+#else
+    memory_ = static_cast<std::byte*>(::operator new(bytes, kLine));
 #endif
+    size_ = bytes;
     return memory_;
   }
 
  private:
-  static constexpr size_t kHugePage = size_t{1} << 21;
-  static constexpr std::align_val_t kAlignment{kHugePage};
-
   void release() {
-    if (memory_ != nullptr) ::operator delete(memory_, kAlignment);
+    if (memory_ == nullptr) return;
+#if defined(__linux__)
+    munmap(mapping_, mapped_);
+#else
+    ::operator delete(memory_, kLine);
+#endif
     memory_ = nullptr;
     size_ = 0;
   }
 
+#if defined(__linux__)
+  std::byte* mapping_ = nullptr;
+  size_t mapped_ = 0;
+#else
+  static constexpr std::align_val_t kLine{64};
+#endif
   std::byte* memory_ = nullptr;
   size_t size_ = 0;
 };
