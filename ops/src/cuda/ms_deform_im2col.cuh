@@ -41,10 +41,11 @@ __global__ void __launch_bounds__(Layout<T, D>::kThreads, Layout<T, D>::kForward
   __shared__ SharedSamples<Acc, Form::kPlaces> shared;
   const Place<kLanes> place(call, Form::kQueries);
   const int channels = D == 0 ? static_cast<int>(call.dims.D) : D;
-  Softmax<Acc> softmax = {};
+  // The sum that the softmax divides by is known last: the whole output is divided by it.
+  Softmax<Acc> numerators = {0, 1};
   if constexpr (kFused) {
-    softmax = softmax_of<kLanes>(in_one_piece(call.weights + place.row(call.dims) * call.samples),
-                                 place.lane, call.samples);
+    numerators.maximum = maximum_of<kLanes>(call.weights + place.row(call.dims) * call.samples,
+                                            place.lane, call.samples);
   }
   const T* head = call.value + (place.n * call.dims.S * call.dims.M + place.m) * channels;
   const int64_t stride = call.dims.M * channels;
@@ -53,10 +54,12 @@ __global__ void __launch_bounds__(Layout<T, D>::kThreads, Layout<T, D>::kForward
     const int channel = base + place.lane * kVector;
     const bool has_channels = D != 0 || channel < channels;
     const T* value = in_one_piece(head + channel);
-    Acc sum[kVector] = {};
+    Acc sum[kVector] = {}, weight_sum = 0;
     for (int first = 0; first < call.samples; first += kLanes) {
-      shared.put(place.first + place.lane, prepare_sample<D, kFused, GradValue::kScatter>(
-                                               call, place, first + place.lane, softmax));
+      const Sample<Acc> sample = prepare_sample<D, kFused, GradValue::kScatter>(
+          call, place, first + place.lane, numerators);
+      weight_sum += sample.weight;
+      shared.put(place.first + place.lane, sample);
       const int count = has_channels ? min(kLanes, call.samples - first) : 0;
 #pragma unroll 1
       for (int j = 0; j < count; ++j) {
@@ -68,10 +71,11 @@ __global__ void __launch_bounds__(Layout<T, D>::kThreads, Layout<T, D>::kForward
         add_corner<D, T>(sum, value, corners.bottom_right, stride, weights.bottom_right);
       }
     }
+    const Acc scale = kFused ? 1 / group_sum<kLanes>(weight_sum) : 1;
     if (place.active && has_channels) {
       Channels<T, kVector> result;
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) result.items[i] = narrow<T>(sum[i]);
+      for (int i = 0; i < kVector; ++i) result.items[i] = narrow<T>(scale * sum[i]);
       store_channels<T>(call.output + place.row(call.dims) * channels + channel, result);
     }
   }

@@ -130,11 +130,17 @@ struct Softmax {
 };
 
 template <int kLanes, typename Acc>
-__device__ __forceinline__ Softmax<Acc> softmax_of(const Acc* logits, int lane, int samples) {
-  Acc maximum = -INFINITY, sum = 0;
+__device__ __forceinline__ Acc maximum_of(const Acc* logits, int lane, int samples) {
+  Acc maximum = -INFINITY;
 #pragma unroll 1
   for (int k = lane; k < samples; k += kLanes) maximum = max(maximum, logits[k]);
-  maximum = group_max<kLanes>(maximum);
+  return group_max<kLanes>(maximum);
+}
+
+template <int kLanes, typename Acc>
+__device__ __forceinline__ Softmax<Acc> softmax_of(const Acc* logits, int lane, int samples) {
+  const Acc maximum = maximum_of<kLanes>(logits, lane, samples);
+  Acc sum = 0;
 #pragma unroll 1
   for (int k = lane; k < samples; k += kLanes) sum += exp(logits[k] - maximum);
   return {maximum, 1 / group_sum<kLanes>(sum)};
