@@ -12,6 +12,8 @@ if [ -n "${QUICKSTART_STEPS:-}" ]; then
   overrides=("train.max_steps=$QUICKSTART_STEPS" train.schedule.warmup_steps=0)
 fi
 
+# Without a GPU here, kernels for GPUs would only take minutes to compile.
+command -v nvidia-smi >/dev/null || export DEFORMABLE_DETR_NATIVE="${DEFORMABLE_DETR_NATIVE:-cpu}"
 install_environment
 deformable_detr=.venv/bin/deformable-detr
 "$deformable_detr" data trees --out "$photos"

@@ -16,6 +16,8 @@
 
 #ifdef DEFORMABLE_DETR_X86
 
+// GCC 12 sees uninitialised vectors in its own AVX-512 headers.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
