@@ -111,6 +111,8 @@ def _print(report: "Report", verdicts: "list[Verdict] | None") -> None:
     from deformable_detr.benchmark.tables import show, show_goals
 
     console = Console(highlight=False)
+    if not console.is_terminal:  # a file has no width, and its figures must not be cut
+        console = Console(highlight=False, width=100)
     for part in show(report):
         console.print(part)
     if verdicts is not None:

@@ -164,3 +164,10 @@ def test_cells_that_no_sample_touches_never_leak(bad, queries):
         clean.run_with_gradients("native"), dirty.run_with_gradients("native"), strict=True
     )
     assert all(torch.equal(expected, actual) for expected, actual in results)
+
+
+@pytest.mark.parametrize("Q", [1, 40])  # few queries, and many
+def test_levels_without_cells_give_nothing(Q, references, instruction_set):
+    levels = ((0, 5), (6, 9), (4, 0))
+    call = random_call(N=2, Q=Q, M=2, D=32, L=3, references=references, levels=levels)
+    assert_as_exact_as_the_reference(call)

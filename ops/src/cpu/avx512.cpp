@@ -2,8 +2,6 @@
 //
 // The standard headers come before the pragma, so that no inline function of theirs is compiled
 // for AVX-512 and then chosen by the linker for the others.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -15,6 +13,8 @@
 #include "kernels.h"
 
 #ifdef DEFORMABLE_DETR_X86
+
+#include <immintrin.h>
 
 // GCC 12 sees uninitialised vectors in its own AVX-512 headers.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"

@@ -87,8 +87,10 @@ struct SampleTable {
 
   void set(int64_t k, const deformable_detr::Level& level, int64_t row, int64_t first,
            int64_t reference_index) {
-    width[k] = static_cast<Scalar>(level.width);
-    height[k] = static_cast<Scalar>(level.height);
+    // A level without cells has a size that no sample can be inside of.
+    const bool is_empty = level.width == 0 || level.height == 0;
+    width[k] = is_empty ? Scalar(-1) : static_cast<Scalar>(level.width);
+    height[k] = is_empty ? Scalar(-1) : static_cast<Scalar>(level.height);
     stride[k] = static_cast<int32_t>(row);
     origin[k] = static_cast<int32_t>(first);
     reference[k] = static_cast<int32_t>(reference_index);
