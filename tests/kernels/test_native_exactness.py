@@ -167,7 +167,30 @@ def test_cells_that_no_sample_touches_never_leak(bad, queries):
 
 
 @pytest.mark.parametrize("Q", [1, 40])  # few queries, and many
-def test_levels_without_cells_give_nothing(Q, references, instruction_set):
+def test_levels_without_cells_change_nothing(Q, instruction_set):
+    call = random_call(N=2, Q=Q, M=2, D=32, levels=((0, 5), (6, 9), (4, 0)))
+    value, locations, weights = call.tensors
+    only = replace(
+        call,
+        tensors=(value, locations[:, :, :, 1:2].clone(), weights[:, :, :, 1:2].clone()),
+        level_shapes=((6, 9),),
+    )
+    output, *gradients = call.run_with_gradients("native")
+    expected, *expected_gradients = only.run_with_gradients("native")
+    assert torch.equal(output, expected)
+    assert torch.equal(gradients[0], expected_gradients[0])
+    for gradient, of_the_level in zip(gradients[1:], expected_gradients[1:], strict=True):
+        assert torch.equal(gradient[:, :, :, 1:2], of_the_level)
+        assert not gradient[:, :, :, ::2].any()
+
+
+@pytest.mark.parametrize("Q", [1, 40])
+@pytest.mark.parametrize("boxes", [2, 4])
+def test_offsets_in_levels_without_cells_have_no_gradient(Q, boxes, instruction_set):
     levels = ((0, 5), (6, 9), (4, 0))
-    call = random_call(N=2, Q=Q, M=2, D=32, L=3, references=references, levels=levels)
-    assert_as_exact_as_the_reference(call)
+    call = random_call(N=2, Q=Q, M=2, D=32, references=boxes, levels=levels)
+    output, _, grad_references, grad_offsets, grad_logits = call.run_with_gradients("native")
+    assert output.any()
+    assert not grad_offsets[:, :, :, ::2].any()
+    assert not grad_references[:, :, ::2].any()
+    assert grad_logits[:, :, :, ::2].any()  # they take their part in the softmax
