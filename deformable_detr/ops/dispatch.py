@@ -14,9 +14,9 @@ Backend = Literal["auto", "native", "reference"]
 MAX_LEVELS = 8  # of the table that travels by value into the compiled kernels
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # What the reference costs where the native operators could serve. CPU: float32, 17,821 queries,
-# two cores of a Zen 4, default allocator; `deformable-detr benchmark ops` measures any machine.
+# fused, two cores of a Zen 4, warm allocator; `deformable-detr benchmark ops` measures any machine.
 _REFERENCE_COST = {
-    "cpu": "measured about 40 times slower forward and 35 backward",
+    "cpu": "measured 36 times slower forward and 24 times backward",
     "cuda": "expected to be several times slower",
 }
 
