@@ -170,8 +170,9 @@ struct Avx2 {
         reinterpret_cast<__m256i*>(at),
         _mm256_blendv_epi8(_mm256_set1_epi32(outside), cell, _mm256_castps_si256(inside)));
   }
-  static F lookup(const float* table, int64_t, const int32_t* index) {
-    return _mm256_i32gather_ps(table, load_integers(index), 4);
+  static F lookup(const float* table, int64_t count, const int32_t* index) {
+    if (count > kLanes) return _mm256_i32gather_ps(table, load_integers(index), 4);
+    return _mm256_permutevar8x32_ps(load_some(table, count, 0.0f).v, load_integers(index));
   }
   static __m256i load_integers(const int32_t* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -192,6 +193,33 @@ struct Avx2 {
   }
 };
 
+// bfloat16 rows kept as they are, half the bytes: in each 32 bits one channel of the first half
+// of a group of 16 and, above it, one of the second.
+struct BFloat16Rows {
+  using V = Avx2;
+  using Element = uint16_t;
+  static constexpr int kVectorsTogether = 2;
+  static void pack(const BFloat16* row, int64_t D, Element* packed) {
+    for (int64_t d = 0; d < D; d += 16) {
+      const __m256i low = _mm256_cvtepu16_epi32(V::load_bits(row + d, D - d));
+      const __m256i high = D - d <= 8 ? _mm256_setzero_si256()
+                                      : _mm256_cvtepu16_epi32(V::load_bits(row + d + 8, D - d - 8));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(packed + d),
+                          _mm256_or_si256(low, _mm256_slli_epi32(high, 16)));
+    }
+  }
+  template <int kVectors>
+  static void load(const Element* packed, V::F (&row)[kVectors]) {
+    static_assert(kVectors % 2 == 0);
+    for (int i = 0; i < kVectors; i += 2) {
+      const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(packed + i * 8));
+      row[i] = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+      row[i + 1] = _mm256_castsi256_ps(
+          _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+    }
+  }
+};
+
 }  // namespace
 
 namespace deformable_detr {
@@ -199,7 +227,7 @@ namespace deformable_detr {
 const Kernels kAvx2Kernels = {
     "AVX2",
     Avx2::kLanes,
-    {forward<Avx2, float>, forward<Avx2, Half>, forward<Avx2, BFloat16>},
+    {forward<Avx2, float>, forward<Avx2, Half>, forward<Avx2, BFloat16, BFloat16Rows>},
     {backward<Avx2, float>, backward<Avx2, Half>, backward<Avx2, BFloat16>}};
 
 }  // namespace deformable_detr

@@ -66,24 +66,6 @@ class Ahead {
   Piece pieces_[4];
 };
 
-// How much the corners of four samples count, from rows of `row`: four numbers of a row are loaded
-// together, which is cheaper than one after another.
-template <typename V>
-inline void load_shares(const typename V::Scalar* weights, int64_t row,
-                        Corners<typename V::F> (&shares)[4]) {
-  const auto load = [&](auto corner, int64_t i) {
-    const auto four = V::load_four(weights + i * row);
-    shares[0].*corner = V::template spread<0>(four);
-    shares[1].*corner = V::template spread<1>(four);
-    shares[2].*corner = V::template spread<2>(four);
-    shares[3].*corner = V::template spread<3>(four);
-  };
-  load(&Corners<typename V::F>::top_left, 0);
-  load(&Corners<typename V::F>::top_right, 1);
-  load(&Corners<typename V::F>::bottom_left, 2);
-  load(&Corners<typename V::F>::bottom_right, 3);
-}
-
 // Adds one level's samples to the sums of a block's queries, in a group of channels; the last
 // level's sums go to the output, of D channels each `step` after the other. Sizes that are template
 // parameters are 0 where the compiler does not know them.
@@ -113,22 +95,30 @@ template <typename V, typename Rows, int kVectors, int64_t kPoints, int64_t kSam
       Rows::template load<kVectors>(values, value);
       for (int v = 0; v < kVectors; ++v) sum[v] = V::fma(share, value[v], sum[v]);
     };
-    Corners<F> shares[4];
-    for (int64_t p = 0; p < P; p += 4) {
-      if (kPoints == 4) load_shares<V>(weights, samples_row, shares);
-      const int64_t together = kPoints == 4 ? 4 : std::min<int64_t>(P - p, 4);
+    if constexpr (kPoints == 4) {
+      const typename Rows::Element* const samples[4] = {
+          packed + cells[0] * row, packed + cells[1] * row, packed + cells[2] * row,
+          packed + cells[3] * row};
+      // Corner by corner: the shares of four samples are loaded together, which is cheaper than
+      // one after another, and those of all corners would not fit into the registers of AVX2. The
+      // other way adds in the same order.
 #pragma GCC unroll 4
-      for (int64_t i = 0; i < together; ++i) {
-        const auto* corner = packed + cells[p + i] * row;
-        const Scalar* weight = weights + p + i;
-        if (kPoints != 4) {
-          shares[i] = {F(weight[0]), F(weight[samples_row]), F(weight[2 * samples_row]),
-                       F(weight[3 * samples_row])};
+      for (int64_t corner = 0; corner < 4; ++corner) {
+        const int64_t offset = corner / 2 * below + corner % 2 * row;
+        const auto shares = V::load_four(weights + corner * samples_row);
+        add(samples[0] + offset, V::template spread<0>(shares));
+        add(samples[1] + offset, V::template spread<1>(shares));
+        add(samples[2] + offset, V::template spread<2>(shares));
+        add(samples[3] + offset, V::template spread<3>(shares));
+      }
+    } else {
+      for (int64_t first = 0; first < P; first += 4) {
+        for (int64_t corner = 0; corner < 4; ++corner) {
+          const int64_t offset = corner / 2 * below + corner % 2 * row;
+          for (int64_t p = first; p < std::min(first + 4, P); ++p) {
+            add(packed + cells[p] * row + offset, F(weights[p + corner * samples_row]));
+          }
         }
-        add(corner, shares[i].top_left);
-        add(corner + row, shares[i].top_right);
-        add(corner + below, shares[i].bottom_left);
-        add(corner + below + row, shares[i].bottom_right);
       }
     }
     if (level + 1 < dims.L) {
