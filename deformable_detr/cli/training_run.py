@@ -72,7 +72,7 @@ def run_training(
     pin_memory = device.type == "cuda"
     fit(
         state,
-        build_criterion(config.loss),
+        build_criterion(config),
         build_loader(
             data.train_samples,
             data.sampler,
@@ -109,14 +109,8 @@ class _Data:
 
     @classmethod
     def open(cls, config: RunConfig) -> "_Data":
-        cache_images = config.data.cache_images
-        train = build_dataset(config.data.train, name="train", cache_images=cache_images)
-        val = build_dataset(
-            config.data.val,
-            name="val",
-            label_space=train.label_space,
-            cache_images=cache_images,
-        )
+        train = build_dataset(config, "train")
+        val = build_dataset(config, "val", label_space=train.label_space)
         samples = TransformedDataset(
             train,
             build_train_transform(config.data.augmentation),
@@ -124,7 +118,7 @@ class _Data:
             repeats=config.data.repeats,
         )
         sampler = build_sampler(
-            config.train,
+            config,
             num_samples=len(samples),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -135,7 +129,7 @@ class _Data:
 def _build_state(config: RunConfig, data: _Data, device: torch.device) -> TrainState:
     torch.manual_seed(config.train.seed)  # of the weights that are not pre-trained
     with distributed.main_first():
-        model = build_model(config.model, num_classes=data.train.label_space.num_classes)
+        model = build_model(config, num_classes=data.train.label_space.num_classes)
     model.to(device)
     steps_per_epoch = data.sampler.steps_per_epoch
     schedule = build_schedule(

@@ -49,7 +49,7 @@ def small_detector(
     """A reduced detector of one of `VARIANTS`, with weights from a seed."""
     torch.manual_seed(seed)
     config = reduced_config(VARIANTS[variant], *overrides)
-    return build_model(config.model, num_classes=num_classes)
+    return build_model(config, num_classes=num_classes)
 
 
 def make_target(*labels: int, image_id: int = 0, seed: int = 0) -> Target:

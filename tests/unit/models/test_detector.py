@@ -3,7 +3,7 @@ import torch
 from helpers.models import VARIANTS, make_target, small_detector
 
 from deformable_detr.build import build_criterion, build_model
-from deformable_detr.config import LossConfig
+from deformable_detr.config import LossConfig, RunConfig
 from deformable_detr.config_io import load_config
 
 COUNTS = {
@@ -18,7 +18,7 @@ IMAGES = {"different": ((96, 128), (120, 100)), "equal": ((96, 128), (96, 128))}
 
 def full_detector(variant):
     config = load_config(VARIANTS[variant])
-    return build_model(config.model, num_classes=91, load_backbone_weights=False)
+    return build_model(config, num_classes=91, load_backbone_weights=False)
 
 
 def random_images(kind="different"):
@@ -60,7 +60,7 @@ TARGETS = {
 @pytest.mark.parametrize("auxiliary", [True, False])
 def test_every_trainable_parameter_gets_a_gradient(variant, targets, auxiliary):
     detector = small_detector(variant).train()
-    criterion = build_criterion(LossConfig(auxiliary=auxiliary))
+    criterion = build_criterion(RunConfig(loss=LossConfig(auxiliary=auxiliary)))
     wanted = TARGETS[targets]()
     num_boxes = max(1, sum(len(target) for target in wanted))
     losses = criterion(detector(random_images()), wanted, num_boxes).losses
