@@ -18,6 +18,7 @@ from deformable_detr.build import (
     build_schedule,
     build_train_transform,
 )
+from deformable_detr.cli.recipe import nearest_recipe
 from deformable_detr.config import RunConfig
 from deformable_detr.config_io import to_yaml
 from deformable_detr.data.coco import CocoDataset
@@ -32,7 +33,6 @@ from deformable_detr.engine.run_header import (
     describe_dataset,
     describe_device,
     describe_parameters,
-    deviations,
 )
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import Validation, fit, total_steps
@@ -181,13 +181,14 @@ def _build_validation(config: RunConfig, data: _Data, *, pin_memory: bool) -> Va
 def _log_header(
     config: RunConfig, data: _Data, model: nn.Module, *, device: torch.device, folder: Path
 ) -> None:
-    """What is about to happen, in numbers, and how it differs from the paper's recipe."""
+    """What is about to happen, in numbers, and how it differs from the nearest recipe."""
     optimizer = config.train.optimizer
     end = total_steps(
         data.sampler.steps_per_epoch,
         epochs=config.train.epochs,
         max_steps=config.train.max_steps,
     )
+    recipe, deviations = nearest_recipe(config)
     lines = {
         "run folder": str(folder),
         "device": describe_device(device, config.model.attention.backend),
@@ -205,25 +206,10 @@ def _log_header(
             f"{optimizer.lr:g}, backbone {optimizer.lr_backbone:g}, "
             f"sampling {optimizer.lr_sampling:g}"
         ),
+        "compat": config.compat,
+        "recipe": recipe,
     }
     for name, value in lines.items():
         logger.info("%-14s %s", name, value)
-    for line in _deviations(config):
+    for line in deviations:
         logger.info("%-14s %s", "not the recipe", line)
-
-
-def _deviations(config: RunConfig) -> list[str]:
-    optimizer = config.train.optimizer
-    return deviations(
-        {
-            "total batch": config.train.total_batch,
-            "learning rate": optimizer.lr,
-            "backbone learning rate": optimizer.lr_backbone,
-            "sampling learning rate": optimizer.lr_sampling,
-            "weight decay": optimizer.weight_decay,
-            "gradient clipping": config.train.clip_norm,
-            "epochs": config.train.epochs,
-            "optimizer": optimizer.kind,
-            "schedule": config.train.schedule.kind,
-        }
-    )
