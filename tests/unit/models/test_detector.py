@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers.models import VARIANTS, make_target, small_detector
+from helpers.models import VARIANTS, make_target, randomize_weights, small_detector
 
 from deformable_detr.build import build_criterion, build_model
 from deformable_detr.config import LossConfig, RunConfig
@@ -69,6 +69,20 @@ def test_every_trainable_parameter_gets_a_gradient(variant, targets, auxiliary):
     without = [n for n, p in detector.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
     assert all(p.grad.isfinite().all() for p in detector.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_everything_that_makes_proposals_and_queries_learns(auxiliary):
+    detector = small_detector("two_stage")
+    randomize_weights(detector)
+    criterion = build_criterion(RunConfig(loss=LossConfig(auxiliary=auxiliary)))
+    criterion(detector(random_images()), TARGETS["objects"]()).losses["total"].backward()
+    parts = ("memory_proj", "memory_norm", "class_head", "box_head", "query_proj", "query_norm")
+    for (
+        part
+    ) in parts:  # officially enc_output, enc_output_norm, the last heads, pos_trans, its norm
+        for name, parameter in getattr(detector.queries, part).named_parameters():
+            assert (parameter.grad != 0).any(), f"{part}.{name}"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
