@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.models import VARIANTS, randomize_weights, small_detector
+from helpers.padding_effects import padding_effects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -152,3 +153,17 @@ def whole_detector(variant):
 def last_of(detector, images, place):
     last = detector(images).last
     return Predictions(last.logits[place : place + 1], last.boxes[place : place + 1])
+
+
+@pytest.mark.parametrize("variant", ["single_scale_dc5", "two_stage"])
+def test_what_padding_changes_comes_from_borders_group_norm_and_rounded_masks(variant):
+    detector = whole_detector(variant)
+    image = torch.randn(3, 72, 96, generator=torch.Generator().manual_seed(1))
+    none = padding_effects(detector, image, (72, 96))
+    assert (none.convolutions, none.group_norm, none.mask_rounding) == (0, 0, 0)
+    torch.testing.assert_close(none.padded.boxes, none.alone.boxes, rtol=0, atol=1e-5)
+    some = padding_effects(detector, image, (80, 150))
+    assert 0 < some.convolutions < 1
+    assert 0 < some.group_norm < 1
+    assert 0 < some.mask_rounding <= 1
+    assert not torch.allclose(some.padded.boxes, some.alone.boxes, atol=1e-5)
