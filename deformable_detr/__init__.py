@@ -1,19 +1,39 @@
 """Deformable DETR: object detection with multi-scale deformable attention."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from deformable_detr.version import __version__
 
 if TYPE_CHECKING:
+    from deformable_detr.build import build_criterion, build_model
+    from deformable_detr.config_io import load_config
     from deformable_detr.detector_api import Detector
+    from deformable_detr.engine.metrics import official_losses
+    from deformable_detr.structures import Target
 
-__all__ = ["Detector", "__version__"]
+__all__ = [
+    "Detector",
+    "Target",
+    "__version__",
+    "build_criterion",
+    "build_model",
+    "load_config",
+    "official_losses",
+]
+
+_MODULES = {
+    "Detector": "detector_api",
+    "Target": "structures",
+    "build_criterion": "build",
+    "build_model": "build",
+    "load_config": "config_io",
+    "official_losses": "engine.metrics",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Detector`, and PyTorch with it, when it is first asked for."""
-    if name == "Detector":
-        from deformable_detr.detector_api import Detector
-
-        return Detector
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a public name, and PyTorch where it needs it, when it is first asked for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -2,6 +2,9 @@
 
 `config_io` reads these from YAML, `build` turns them into objects. Nothing below `build` sees
 them. Sizes are in pixels, learning rates belong to the total batch.
+
+Every setting has a default, and a new one gets the default under which a config without it means
+what it meant before: checkpoints hold configs, and old ones stay readable.
 """
 
 from pathlib import Path
@@ -327,8 +330,15 @@ class TrainConfig(FrozenModel):
 
 
 class RunConfig(FrozenModel):
-    """A whole run."""
+    """A whole run.
 
+    `compat: official` computes what the official code computes, wherever this package does
+    otherwise on purpose: labels are raw category ids (91 classes for COCO), the matching cost has
+    alpha 0.25 whatever `loss.focal_alpha` is, proposals have no weight without auxiliary losses,
+    and samples come in the order of `train.sample_order: official`.
+    """
+
+    compat: Literal["none", "official"] = "none"
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     data: DataConfig = DataConfig()

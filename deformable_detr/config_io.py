@@ -2,8 +2,9 @@
 
 import difflib
 import json
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from deformable_detr.config import ConfigError, RunConfig
 
+logger = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).parent
 # In a wheel the files are inside the package, in a checkout beside it.
 _CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
@@ -47,13 +49,14 @@ _Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value))
 
 
-def load_config(config: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(config: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> RunConfig:
     """Read a config and apply overrides.
 
     Args:
         config: a YAML file, or the name of one that comes with the package, such as
             "deformable_detr_r50" or "backbones/resnet18".
-        overrides: "dotted.key=value", the value written as in YAML.
+        overrides: "dotted.key=value", the value written as in YAML; or values by dotted key,
+            where a string is read as in YAML too.
 
     Raises:
         ConfigError: the file or an override is wrong.
@@ -61,13 +64,22 @@ def load_config(config: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     path = find_config(config)
     layers = [RunConfig().model_dump(mode="json"), *_read_with_bases(path)]
     merged = reduce(_merge, layers)
-    for override in overrides:
-        merged = _merge(merged, _parse_override(override))
+    for override in _as_nested(overrides):
+        merged = _merge(merged, override)
     return validate_config(merged, source=path.name)
 
 
-def validate_config(content: Mapping[str, Any], *, source: str) -> RunConfig:
+def validate_config(
+    content: Mapping[str, Any], *, source: str, ignore_unknown: bool = False
+) -> RunConfig:
     """Check plain content, as read from YAML or a checkpoint.
+
+    Args:
+        content: the keys and values.
+        source: what to call it in errors.
+        ignore_unknown: leave unknown keys out, with one warning that names them. This is for what
+            a version wrote itself, such as a checkpoint's config: a later one may have removed a
+            setting. What people write is checked to the letter.
 
     Raises:
         ConfigError: naming the key below `source`.
@@ -75,6 +87,14 @@ def validate_config(content: Mapping[str, Any], *, source: str) -> RunConfig:
     try:
         return RunConfig.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
+        unknown = [
+            detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"
+        ]
+        if ignore_unknown and unknown:
+            paths = [_without_kinds([str(part) for part in place]) for place in unknown]
+            names = ", ".join(".".join(path) for path in paths)
+            logger.warning("%s: unknown settings are ignored: %s", source, names)
+            return validate_config(reduce(_without, paths, content), source=source)
         lines = [_describe(detail, source) for detail in error.errors()]
         raise ConfigError("\n".join(lines)) from error
     except TypeError as error:
@@ -158,19 +178,41 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _parse_override(override: str) -> dict[str, Any]:
-    key, separator, text = override.partition("=")
-    parts = key.split(".")
-    if not separator or not all(parts):
-        raise ConfigError(f"override must be dotted.key=value, got {override!r}")
+def _without(content: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """The content without the key at the end of a path."""
+    key, *below = path
+    if below:
+        return {**content, key: _without(content[key], below)}
+    return {name: value for name, value in content.items() if name != key}
+
+
+def _as_nested(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each override as it would stand in a file."""
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides must be a list or a mapping, got {overrides!r}")
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            plain = str(value) if isinstance(value, Path) else value
+            yield _nest(key, _parse_value(key, plain) if isinstance(plain, str) else plain)
+        return
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not all(key.split(".")):
+            raise ConfigError(f"override must be dotted.key=value, got {override!r}")
+        yield _nest(key, _parse_value(key, text))
+
+
+def _parse_value(key: str, text: str) -> Any:
     try:
-        value = yaml.load(text, Loader=_Yaml12Loader)
+        return yaml.load(text, Loader=_Yaml12Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: must be a YAML value, got {text!r}") from error
-    nested: Any = value
-    for part in reversed(parts):
-        nested = {part: nested}
-    return dict(nested)
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    """A value below a dotted key."""
+    *above, last = key.split(".")
+    return reduce(lambda inner, part: {part: inner}, reversed(above), {last: value})
 
 
 def _describe(detail: ErrorDetails, source: str) -> str:

@@ -72,9 +72,9 @@ class Detector:
         chosen = choose_device(device)
         what = f"checkpoint {path}"
         checkpoint = load_checkpoint(Path(path))
-        config = validate_config(checkpoint.config, source=what)
+        config = validate_config(checkpoint.config, source=what, ignore_unknown=True)
         model = build_model(
-            config.model,
+            config,
             num_classes=checkpoint.label_space.num_classes,
             load_backbone_weights=False,
         )
@@ -165,15 +165,16 @@ class Detector:
 
     def _labels(self, classes: Sequence[str] | None) -> Tensor:
         """(number of classes wanted,) their labels."""
-        names = self.label_space.names
-        unknown = [name for name in classes or () if name not in names]
+        names, labels = self.label_space.names, self.label_space.category_labels
+        known = {names[label] for label in labels}
+        unknown = [name for name in classes or () if name not in known]
         if unknown or classes == []:
             raise ValueError(
                 "classes must be names of the detector's classes, "
                 f"got {', '.join(unknown) or 'none'}; it knows {self.label_space.describe()}"
             )
         return torch.tensor(
-            [label for label, name in enumerate(names) if classes is None or name in classes]
+            [label for label in labels if classes is None or names[label] in classes]
         )
 
     def _preprocess(self, photo: Image.Image) -> Tensor:

@@ -9,21 +9,29 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+# A class head has a row for each label, and every query a logit; LVIS ends at 1203.
+MAX_RAW_LABELS = 2048
+
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The K categories of a dataset; the label of a category is its place in these tuples.
+    """The categories of a dataset; the label of a category is its place in these tuples.
+
+    In the official code's layout, `with_raw_labels`, the label of a category is its id. Labels
+    that are no category's then have a place too; no result ever names one.
 
     Attributes:
         category_ids: K distinct integers, as the annotation file numbers the categories.
         names: K names, for people.
+        unused: labels that are no category's.
     """
 
     category_ids: tuple[int, ...]
     names: tuple[str, ...]
+    unused: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        if not self.category_ids:
+        if len(self.unused) >= len(self.category_ids):
             raise ValueError("categories must hold at least one category, got none")
         if len(self.names) != len(self.category_ids):
             raise ValueError(
@@ -36,7 +44,10 @@ class LabelSpace:
 
     @classmethod
     def from_categories(cls, categories: Sequence[Mapping[str, Any]]) -> "LabelSpace":
-        """Build the space from the `categories` of a COCO file, in the order of their ids."""
+        """Build the space from the `categories` of a COCO file, in the order of their ids.
+
+        It also reads what `to_json` writes.
+        """
         for position, category in enumerate(categories):
             category_id = category.get("id")
             if not isinstance(category_id, int) or isinstance(category_id, bool):
@@ -47,6 +58,39 @@ class LabelSpace:
         return cls(
             tuple(category["id"] for category in ordered),
             tuple(str(category.get("name", category["id"])) for category in ordered),
+            frozenset(
+                label
+                for label, category in enumerate(ordered)
+                if category.get("is_category", True) is False
+            ),
+        )
+
+    def with_raw_labels(self) -> "LabelSpace":
+        """The same categories in the official layout: label = id, K = the largest id + 1.
+
+        Raises:
+            ValueError: an id is negative, or larger than a class head should be.
+        """
+        lowest, highest = min(self._labels), max(self._labels)
+        if lowest < 0 or highest >= MAX_RAW_LABELS:
+            raise ValueError(
+                f"category ids must be in 0..{MAX_RAW_LABELS - 1} to be labels themselves, got "
+                f"{lowest if lowest < 0 else highest}; use compat: none, which takes any ids"
+            )
+        name_of = {category_id: self.names[label] for category_id, label in self._labels.items()}
+        ids = range(highest + 1)
+        return LabelSpace(
+            tuple(ids),
+            tuple(name_of.get(category_id, f"no category {category_id}") for category_id in ids),
+            frozenset(ids) - name_of.keys(),
+        )
+
+    def contiguous(self) -> "LabelSpace":
+        """The same categories without unused labels between them."""
+        labels = self.category_labels
+        return LabelSpace(
+            tuple(self.category_ids[label] for label in labels),
+            tuple(self.names[label] for label in labels),
         )
 
     @property
@@ -54,9 +98,18 @@ class LabelSpace:
         """K."""
         return len(self.category_ids)
 
+    @property
+    def category_labels(self) -> tuple[int, ...]:
+        """The labels that are a category's, in order; all of 0..K-1 but for raw labels."""
+        return tuple(self._labels.values())
+
     @cached_property
     def _labels(self) -> dict[int, int]:
-        return {category_id: label for label, category_id in enumerate(self.category_ids)}
+        return {
+            category_id: label
+            for label, category_id in enumerate(self.category_ids)
+            if label not in self.unused
+        }
 
     def label(self, category_id: int) -> int:
         """The label of a category id; KeyError where the space does not hold it."""
@@ -66,10 +119,12 @@ class LabelSpace:
         return category_id in self._labels
 
     def to_json(self) -> list[dict[str, int | str]]:
-        """The categories in COCO's form; `from_categories` reads it back."""
+        """The categories in COCO's form, unused labels marked; `from_categories` reads it back."""
+        mark: dict[str, int | str] = {"is_category": False}
+        pairs = zip(self.category_ids, self.names, strict=True)
         return [
-            {"id": category_id, "name": name}
-            for category_id, name in zip(self.category_ids, self.names, strict=True)
+            {"id": category_id, "name": name, **(mark if label in self.unused else {})}
+            for label, (category_id, name) in enumerate(pairs)
         ]
 
     def require_same(self, other: "LabelSpace", *, this: str, that: str) -> None:
@@ -82,6 +137,8 @@ class LabelSpace:
 
     def describe(self, limit: int = 12) -> str:
         """The categories in one line, the first `limit` of them."""
-        pairs = list(zip(self.category_ids, self.names, strict=True))
+        pairs = [(category_id, self.names[label]) for category_id, label in self._labels.items()]
         text = ", ".join(f"{category_id}: {name}" for category_id, name in pairs[:limit])
-        return "{" + text + (f", and {len(pairs) - limit} more" if len(pairs) > limit else "") + "}"
+        more = f", and {len(pairs) - limit} more" if len(pairs) > limit else ""
+        layout = f" as labels of {self.num_classes}" if self.unused else ""
+        return "{" + text + more + "}" + layout

@@ -103,14 +103,14 @@ class Target(_Movable):
     Attributes:
         boxes: (T, 4) cxcywh relative to the image without padding, in [0, 1].
         labels: (T,) int64 in 0..K-1.
-        image_id: the id in the annotation file.
-        original_size: (height, width) of the photo on disk.
+        image_id: the id in the annotation file; losses do not need it.
+        original_size: (height, width) of the photo on disk; losses do not need it.
     """
 
     boxes: Tensor
     labels: Tensor
-    image_id: int
-    original_size: Size
+    image_id: int = 0
+    original_size: Size = (1, 1)
 
     def __post_init__(self) -> None:
         _require(
@@ -121,6 +121,7 @@ class Target(_Movable):
             _shape(self.labels) == (len(self.boxes),),
             f"labels must have shape ({len(self.boxes)},), got {_shape(self.labels)}",
         )
+        _require(self.labels.dtype == torch.int64, f"labels must be int64, got {self.labels.dtype}")
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -1,5 +1,7 @@
 """Config -> data sets and what happens to their images."""
 
+from typing import Literal
+
 from typing_extensions import assert_never
 
 from deformable_detr.config import (
@@ -7,7 +9,7 @@ from deformable_detr.config import (
     CocoAugmentationConfig,
     ConfigError,
     DataConfig,
-    SplitConfig,
+    RunConfig,
     ZoomCropAugmentationConfig,
 )
 from deformable_detr.data.coco import CocoDataset
@@ -26,30 +28,28 @@ from deformable_detr.labels import LabelSpace
 
 
 def build_dataset(
-    config: SplitConfig,
-    *,
-    name: str,
-    label_space: LabelSpace | None = None,
-    cache_images: bool = False,
+    config: RunConfig, split: Literal["train", "val"], *, label_space: LabelSpace | None = None
 ) -> CocoDataset:
-    """A set of images.
+    """The training or the validation set of a run.
 
     Args:
-        config: its paths.
-        name: "train" or "val", for errors.
-        label_space: the categories it must have, if they are known.
-        cache_images: keep decoded images in memory.
+        config: of the run.
+        split: which set.
+        label_space: whose labels to use, if it is known; the set must have its categories.
 
     Raises:
         ConfigError: a path is not given.
     """
-    for key, path in (("images", config.images), ("annotations", config.annotations)):
+    paths = getattr(config.data, split)
+    for key, path in (("images", paths.images), ("annotations", paths.annotations)):
         if path is None:
-            raise ConfigError(f"data.{name}.{key}: must be given, as data.{name}.{key}=PATH")
-    assert config.images is not None
-    assert config.annotations is not None
+            raise ConfigError(f"data.{split}.{key}: must be given, as data.{split}.{key}=PATH")
     return CocoDataset(
-        config.images, config.annotations, label_space=label_space, cache_images=cache_images
+        paths.images,
+        paths.annotations,
+        label_space=label_space,
+        raw_labels=config.compat == "official",
+        cache_images=config.data.cache_images,
     )
 
 

@@ -19,6 +19,7 @@ from deformable_detr.config import (
     ModelConfig,
     PositionConfig,
     ResNetConfig,
+    RunConfig,
     SinePositionConfig,
     TimmConfig,
     TwoStageQueriesConfig,
@@ -44,18 +45,29 @@ from deformable_detr.models.queries import LearnedQueries
 
 _Layer = TypeVar("_Layer", DeformableTransformerEncoderLayer, DeformableTransformerDecoderLayer)
 _WEIGHT_FILES = (".pth", ".pt", ".safetensors")
+_COCO_CLASSES = {"none": 80, "official": 91}  # contiguous; raw category ids, which end at 90
 
 
 def build_model(
-    config: ModelConfig, *, num_classes: int, load_backbone_weights: bool = True
+    config: RunConfig, *, num_classes: int | None = None, load_backbone_weights: bool = True
 ) -> DeformableDETR:
-    """The detector.
+    """The detector of a run.
 
     Args:
-        config: of the model.
-        num_classes: K, from the label space.
+        config: of the run.
+        num_classes: K, from the label space; None for COCO's: 80, or 91 with `compat: official`.
         load_backbone_weights: False where a checkpoint is going to be loaded.
     """
+    if num_classes is None:
+        num_classes = _COCO_CLASSES[config.compat]
+    return _build_detector(
+        config.model, num_classes=num_classes, load_backbone_weights=load_backbone_weights
+    )
+
+
+def _build_detector(
+    config: ModelConfig, *, num_classes: int, load_backbone_weights: bool
+) -> DeformableDETR:
     backbone = build_backbone(config.backbone, load_weights=load_backbone_weights)
     neck = build_neck(config.neck, channels=backbone.channels, embed_dim=config.embed_dim)
     encoder_layers = _build_layers(

@@ -6,11 +6,10 @@ from typing_extensions import assert_never
 from deformable_detr.config import (
     AdamWConfig,
     CosineScheduleConfig,
-    LossConfig,
     OptimizerConfig,
+    RunConfig,
     SGDConfig,
     StepScheduleConfig,
-    TrainConfig,
 )
 from deformable_detr.data.samplers import DistributedOrderSampler, MicroBatchSampler, StepSampler
 from deformable_detr.engine.optimizer import HasParameterRoles, adamw, parameter_groups, sgd
@@ -18,51 +17,57 @@ from deformable_detr.engine.schedule import CosineSchedule, Schedule, StepSchedu
 from deformable_detr.losses.criterion import LossWeights, SetCriterion
 from deformable_detr.losses.matcher import HungarianMatcher
 
+OFFICIAL_COST_ALPHA = 0.25  # official matcher, fixed there
+OFFICIAL_COST_GAMMA = 2.0
 
-def build_criterion(config: LossConfig) -> SetCriterion:
-    """The losses and their matcher."""
+
+def build_criterion(config: RunConfig) -> SetCriterion:
+    """The losses of a run and their matcher."""
+    loss = config.loss
+    is_official = config.compat == "official"
     matcher = HungarianMatcher(
-        class_cost=config.class_cost,
-        l1_cost=config.l1_cost,
-        giou_cost=config.giou_cost,
-        focal_alpha=config.focal_alpha,
-        focal_gamma=config.focal_gamma,
+        class_cost=loss.class_cost,
+        l1_cost=loss.l1_cost,
+        giou_cost=loss.giou_cost,
+        focal_alpha=OFFICIAL_COST_ALPHA if is_official else loss.focal_alpha,
+        focal_gamma=OFFICIAL_COST_GAMMA if is_official else loss.focal_gamma,
     )
     return SetCriterion(
         matcher,
-        weights=LossWeights(
-            class_=config.class_weight, l1=config.l1_weight, giou=config.giou_weight
-        ),
-        focal_alpha=config.focal_alpha,
-        focal_gamma=config.focal_gamma,
-        auxiliary=config.auxiliary,
+        weights=LossWeights(class_=loss.class_weight, l1=loss.l1_weight, giou=loss.giou_weight),
+        focal_alpha=loss.focal_alpha,
+        focal_gamma=loss.focal_gamma,
+        auxiliary=loss.auxiliary,
+        weigh_proposals=loss.auxiliary or not is_official,
     )
 
 
 def build_sampler(
-    config: TrainConfig, *, num_samples: int, rank: int, world_size: int
+    config: RunConfig, *, num_samples: int, rank: int, world_size: int
 ) -> StepSampler:
-    """The order of training samples."""
-    match config.sample_order:
+    """The order of a run's training samples."""
+    train = config.train
+    order = "official" if config.compat == "official" else train.sample_order
+    match order:
         case "global_batches":
             return MicroBatchSampler(
                 num_samples,
-                total_batch=config.total_batch,
-                micro_batch=config.micro_batch,
+                total_batch=train.total_batch,
+                micro_batch=train.micro_batch,
                 rank=rank,
                 world_size=world_size,
-                seed=config.seed,
+                seed=train.seed,
             )
         case "official":
             return DistributedOrderSampler(
                 num_samples,
-                total_batch=config.total_batch,
-                micro_batch=config.micro_batch,
+                total_batch=train.total_batch,
+                micro_batch=train.micro_batch,
                 rank=rank,
                 world_size=world_size,
             )
         case _:
-            assert_never(config.sample_order)
+            assert_never(order)
 
 
 def build_optimizer(config: OptimizerConfig, model: HasParameterRoles) -> Optimizer:

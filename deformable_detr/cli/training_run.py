@@ -18,6 +18,7 @@ from deformable_detr.build import (
     build_schedule,
     build_train_transform,
 )
+from deformable_detr.cli.recipe import nearest_recipe
 from deformable_detr.config import RunConfig
 from deformable_detr.config_io import to_yaml
 from deformable_detr.data.coco import CocoDataset
@@ -32,7 +33,6 @@ from deformable_detr.engine.run_header import (
     describe_dataset,
     describe_device,
     describe_parameters,
-    deviations,
 )
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import Validation, fit, total_steps
@@ -72,7 +72,7 @@ def run_training(
     pin_memory = device.type == "cuda"
     fit(
         state,
-        build_criterion(config.loss),
+        build_criterion(config),
         build_loader(
             data.train_samples,
             data.sampler,
@@ -109,14 +109,8 @@ class _Data:
 
     @classmethod
     def open(cls, config: RunConfig) -> "_Data":
-        cache_images = config.data.cache_images
-        train = build_dataset(config.data.train, name="train", cache_images=cache_images)
-        val = build_dataset(
-            config.data.val,
-            name="val",
-            label_space=train.label_space,
-            cache_images=cache_images,
-        )
+        train = build_dataset(config, "train")
+        val = build_dataset(config, "val", label_space=train.label_space)
         samples = TransformedDataset(
             train,
             build_train_transform(config.data.augmentation),
@@ -124,7 +118,7 @@ class _Data:
             repeats=config.data.repeats,
         )
         sampler = build_sampler(
-            config.train,
+            config,
             num_samples=len(samples),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -135,7 +129,7 @@ class _Data:
 def _build_state(config: RunConfig, data: _Data, device: torch.device) -> TrainState:
     torch.manual_seed(config.train.seed)  # of the weights that are not pre-trained
     with distributed.main_first():
-        model = build_model(config.model, num_classes=data.train.label_space.num_classes)
+        model = build_model(config, num_classes=data.train.label_space.num_classes)
     model.to(device)
     steps_per_epoch = data.sampler.steps_per_epoch
     schedule = build_schedule(
@@ -187,13 +181,14 @@ def _build_validation(config: RunConfig, data: _Data, *, pin_memory: bool) -> Va
 def _log_header(
     config: RunConfig, data: _Data, model: nn.Module, *, device: torch.device, folder: Path
 ) -> None:
-    """What is about to happen, in numbers, and how it differs from the paper's recipe."""
+    """What is about to happen, in numbers, and how it differs from the nearest recipe."""
     optimizer = config.train.optimizer
     end = total_steps(
         data.sampler.steps_per_epoch,
         epochs=config.train.epochs,
         max_steps=config.train.max_steps,
     )
+    recipe, deviations = nearest_recipe(config)
     lines = {
         "run folder": str(folder),
         "device": describe_device(device, config.model.attention.backend),
@@ -211,25 +206,10 @@ def _log_header(
             f"{optimizer.lr:g}, backbone {optimizer.lr_backbone:g}, "
             f"sampling {optimizer.lr_sampling:g}"
         ),
+        "compat": config.compat,
+        "recipe": recipe,
     }
     for name, value in lines.items():
         logger.info("%-14s %s", name, value)
-    for line in _deviations(config):
+    for line in deviations:
         logger.info("%-14s %s", "not the recipe", line)
-
-
-def _deviations(config: RunConfig) -> list[str]:
-    optimizer = config.train.optimizer
-    return deviations(
-        {
-            "total batch": config.train.total_batch,
-            "learning rate": optimizer.lr,
-            "backbone learning rate": optimizer.lr_backbone,
-            "sampling learning rate": optimizer.lr_sampling,
-            "weight decay": optimizer.weight_decay,
-            "gradient clipping": config.train.clip_norm,
-            "epochs": config.train.epochs,
-            "optimizer": optimizer.kind,
-            "schedule": config.train.schedule.kind,
-        }
-    )

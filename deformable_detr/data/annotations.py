@@ -78,8 +78,15 @@ class _Object(NamedTuple):
     segmentation: Any
 
 
-def read_annotations(file: Path) -> Annotations:
+def read_annotations(
+    file: Path, *, label_space: LabelSpace | None = None, raw_labels: bool = False
+) -> Annotations:
     """Read and check a COCO annotation file.
+
+    Args:
+        file: the JSON file.
+        label_space: whose labels to use; the file must have its categories.
+        raw_labels: without a label space, use category ids as labels, as the official code does.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -91,7 +98,7 @@ def read_annotations(file: Path) -> Annotations:
         record = json.loads(file.read_bytes())
         _require_sections(record)
         images = _parse_images(record["images"])
-        label_space = LabelSpace.from_categories(record["categories"])
+        label_space = _choose_labels(record["categories"], label_space, raw_labels=raw_labels)
         objects, num_dropped = _parse_objects(record["annotations"], images, label_space)
     except ValueError as error:  # JSON's and UTF-8's own among them
         raise ValueError(f"{file}: {error}") from error
@@ -116,6 +123,16 @@ def read_annotations(file: Path) -> Annotations:
         offsets=(0, *itertools.accumulate(per_image[i] for i in range(len(images)))),
         num_dropped=num_dropped,
     )
+
+
+def _choose_labels(
+    categories: Sequence[_Entry], label_space: LabelSpace | None, *, raw_labels: bool
+) -> LabelSpace:
+    found = LabelSpace.from_categories(categories)
+    if label_space is None:
+        return found.with_raw_labels() if raw_labels else found
+    label_space.contiguous().require_same(found, this="the label space in use", that="the file")
+    return label_space
 
 
 def _require_sections(record: Any) -> None:

@@ -33,10 +33,11 @@ class CocoDataset(Dataset[Sample]):
         images: the folder that the file names are relative to.
         annotations: the COCO JSON file.
         label_space: the space whose labels to use; the file must have the same categories.
+        raw_labels: without a label space, use category ids as labels, as the official code does.
         cache_images: keep decoded images in memory, for few and large ones.
 
     Attributes:
-        label_space: the file's categories.
+        label_space: the file's categories and their labels.
         image_ids: ids by index.
         sizes: (height, width) by index.
         num_dropped: number of annotations left out, by reason; see `Annotations`.
@@ -48,13 +49,10 @@ class CocoDataset(Dataset[Sample]):
         annotations: Path,
         *,
         label_space: LabelSpace | None = None,
+        raw_labels: bool = False,
         cache_images: bool = False,
     ) -> None:
-        parsed = read_annotations(annotations)
-        if label_space is not None:
-            label_space.require_same(
-                parsed.label_space, this="the label space in use", that=str(annotations)
-            )
+        parsed = read_annotations(annotations, label_space=label_space, raw_labels=raw_labels)
         if not images.is_dir():
             raise FileNotFoundError(f"images must be a folder, got {images}: no such folder")
         with ThreadPoolExecutor() as pool:  # the time goes into waiting for the disk

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from deformable_detr import distributed
+from deformable_detr.losses.criterion import CriterionResult
 from deformable_detr.losses.matcher import Match
-from deformable_detr.structures import Predictions, Target
+from deformable_detr.structures import ModelOutput, Predictions, Target
+
+# Names of the official code's log and weights, by ours.
+OFFICIAL_NAMES = {"loss_class": "loss_ce", "loss_l1": "loss_bbox", "loss_giou": "loss_giou"}
 
 
 @torch.no_grad()
@@ -36,12 +40,53 @@ def detection_metrics(
         [target.labels[match.target_index] for target, match in zip(targets, matches, strict=True)]
     )
     correct = (predicted == wanted).sum() / max(1, len(wanted))
-    counts = torch.tensor([len(target) for target in targets]).to(best.device, non_blocking=True)
-    found = (best != predictions.logits.shape[-1] - 1).sum(1)
     return {
         "class_error": 100 * (1 - correct),
-        "cardinality_error": (found - counts).abs().float().mean(),
+        "cardinality_error": _cardinality_error(predictions, targets),
     }
+
+
+def _cardinality_error(predictions: Predictions, targets: Sequence[Target]) -> Tensor:
+    best = predictions.logits.argmax(-1)  # (N, Q)
+    counts = torch.tensor([len(target) for target in targets]).to(best.device, non_blocking=True)
+    found = (best != predictions.logits.shape[-1] - 1).sum(1)
+    return (found - counts).abs().float().mean()
+
+
+@torch.no_grad()
+def official_losses(
+    output: ModelOutput, targets: Sequence[Target], result: CriterionResult
+) -> dict[str, Tensor]:
+    """Every loss and metric under the official code's name, as its criterion returns them.
+
+    Args:
+        output: of the model, for N images.
+        targets: N of them.
+        result: what the criterion made of the two.
+
+    Returns:
+        The unweighted `loss_ce`, `loss_bbox`, `loss_giou` and the metric `cardinality_error` of
+        the last layer, with a suffix `_0`, `_1`, ... of earlier layers, with `_enc` of proposals;
+        and `class_error` of the last layer: 25 values with six decoder layers, 29 two-stage. They
+        are detached; `result.losses` has what to differentiate.
+    """
+    layers = {"": output.last, "encoder/": output.encoder}
+    layers |= {f"decoder_{index}/": layer for index, layer in enumerate(output.auxiliary)}
+    values = detection_metrics(output.last, targets, result.last_match)
+    for prefix in result.matches:
+        predictions = layers[prefix]
+        assert predictions is not None  # else it could not have been matched
+        suffix = _official_suffix(prefix)
+        for ours, theirs in OFFICIAL_NAMES.items():
+            values[theirs + suffix] = result.losses[prefix + ours].detach()
+        values[f"cardinality_error{suffix}"] = _cardinality_error(predictions, targets)
+    return values
+
+
+def _official_suffix(prefix: str) -> str:
+    """Of a layer's losses: "" -> "", "decoder_3/" -> "_3", "encoder/" -> "_enc"."""
+    part = prefix.rstrip("/")
+    return "_enc" if part == "encoder" else part.removeprefix("decoder")
 
 
 class RunningMean:

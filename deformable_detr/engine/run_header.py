@@ -1,35 +1,11 @@
-"""What a run prints before its first step: its numbers, and how they differ from the recipe."""
+"""What a run prints before its first step, in numbers."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from deformable_detr.engine.optimizer import LR, LR_BY_ROLE, WEIGHT_DECAY
-from deformable_detr.engine.train import EPOCHS, MAX_GRAD_NORM
 from deformable_detr.ops import Backend, resolve_backend
-
-# Official recipe of the paper's 50-epoch runs.
-RECIPE: Mapping[str, float | str] = {
-    "total batch": 32,
-    "learning rate": LR,
-    "backbone learning rate": LR_BY_ROLE["backbone"],
-    "sampling learning rate": LR_BY_ROLE["sampling"],
-    "weight decay": WEIGHT_DECAY,
-    "gradient clipping": MAX_GRAD_NORM,
-    "epochs": EPOCHS,
-    "optimizer": "adamw",
-    "schedule": "step",
-}
-
-
-def deviations(values: Mapping[str, float | str]) -> list[str]:
-    """How a run differs from the paper's, one line for each name of `RECIPE` that does."""
-    return [
-        f"{name} is {values[name]}, the recipe has {expected}"
-        for name, expected in RECIPE.items()
-        if values[name] != expected
-    ]
 
 
 def describe_batch(*, micro_batch: int, world_size: int, accumulation: int) -> str:

@@ -24,7 +24,7 @@ from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.state import TrainState
 from deformable_detr.evaluation.coco_eval import CocoEvaluator
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
-from deformable_detr.losses.criterion import SetCriterion
+from deformable_detr.losses.criterion import SetCriterion, mean_num_boxes
 
 logger = logging.getLogger(__name__)
 MAX_GRAD_NORM = 0.1  # official recipe
@@ -191,7 +191,7 @@ def train_step(
     Raises:
         NonFiniteLossError: in every process if in one; no weight has been changed.
     """
-    num_boxes = _mean_num_boxes(batches)
+    num_boxes = mean_num_boxes(sum(len(target) for batch in batches for target in batch.targets))
     scale_learning_rates(state.optimizer, state.schedule(state.step))
     state.optimizer.zero_grad()
     values: dict[str, Tensor] = {}
@@ -227,13 +227,6 @@ def _in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
     iterator = iter(batches)
     while group := list(islice(iterator, size)):
         yield group
-
-
-def _mean_num_boxes(batches: Sequence[Batch]) -> float:
-    """Objects in the whole step, averaged over processes, at least 1 (official rule)."""
-    count = sum(len(target) for batch in batches for target in batch.targets)
-    total = distributed.all_reduce_sum(torch.tensor(count, dtype=torch.float64))
-    return max(1.0, total.item() / distributed.world_size())
 
 
 def _add(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -70,13 +70,13 @@ class CocoEvaluator:
 
     Args:
         annotations: COCO annotation file.
-        label_space: what the labels of the detections mean; must be that of the file.
+        label_space: what the labels of the detections mean; must have the file's categories.
     """
 
     def __init__(self, annotations: Path, label_space: LabelSpace) -> None:
         self._ground_truth = read_ground_truth(annotations)
         self._label_space = label_space
-        label_space.require_same(
+        label_space.contiguous().require_same(
             LabelSpace.from_categories(self._ground_truth["categories"]),
             this="the label space of the detections",
             that=f"annotation file {annotations}",

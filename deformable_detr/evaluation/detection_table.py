@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from deformable_detr.boxes import xyxy_to_xywh
 from deformable_detr.labels import LabelSpace
@@ -42,7 +43,13 @@ class DetectionTable:
     def from_detections(
         cls, image_id: int, detections: Detections, label_space: LabelSpace
     ) -> "DetectionTable":
-        """The detections of one image; labels become category ids."""
+        """The detections of one image; labels become category ids.
+
+        Detections of labels that are no category's are left out: COCO scores none of them.
+        """
+        if label_space.unused:
+            real = detections.labels.new_tensor(label_space.category_labels)
+            detections = detections.select(torch.isin(detections.labels, real))
         labels = detections.labels.cpu().numpy()
         return cls(
             np.array([image_id], dtype=np.int64),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
+from deformable_detr import distributed
 from deformable_detr.boxes import cxcywh_to_xyxy, giou_xyxy
 from deformable_detr.losses.matcher import HungarianMatcher, Match
 from deformable_detr.structures import ModelOutput, Predictions, Target
@@ -29,11 +30,17 @@ class CriterionResult:
         losses: unweighted terms, scalars: "loss_class", "loss_l1", "loss_giou" of the last
             layer; the same after "decoder_0/" and so on for earlier layers and after "encoder/"
             for proposals; and "total", the weighted sum.
-        last_match: the last layer's assignment, one an image.
+        matches: each layer's assignment, one an image, by the prefix of the layer's losses:
+            "" for the last layer, "decoder_0/", "encoder/".
     """
 
     losses: dict[str, Tensor]
-    last_match: list[Match]
+    matches: dict[str, list[Match]]
+
+    @property
+    def last_match(self) -> list[Match]:
+        """The last layer's assignment, one an image."""
+        return self.matches[""]
 
 
 class SetCriterion(nn.Module):
@@ -48,6 +55,7 @@ class SetCriterion(nn.Module):
         focal_alpha: weight of objects against background (1 - alpha).
         focal_gamma: exponent that plays down what is already right.
         auxiliary: whether decoder layers before the last are supervised.
+        weigh_proposals: whether the proposals' losses are in the total; they are computed anyway.
     """
 
     def __init__(
@@ -58,6 +66,7 @@ class SetCriterion(nn.Module):
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         auxiliary: bool = True,
+        weigh_proposals: bool = True,
     ) -> None:
         super().__init__()
         self.matcher = matcher
@@ -65,9 +74,13 @@ class SetCriterion(nn.Module):
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.auxiliary = auxiliary
+        self.weigh_proposals = weigh_proposals
 
     def forward(
-        self, output: ModelOutput, targets: Sequence[Target], num_boxes: Tensor | float
+        self,
+        output: ModelOutput,
+        targets: Sequence[Target],
+        num_boxes: Tensor | float | None = None,
     ) -> CriterionResult:
         """Compute every loss.
 
@@ -76,10 +89,13 @@ class SetCriterion(nn.Module):
             targets: one an image, on the device of the output.
             num_boxes: what sums are divided by: the number of objects in the whole step,
                 averaged over processes, at least 1. Micro-batches of a step then just add up.
+                None counts those of `targets`, and of the other processes, which must call too.
 
         Returns:
-            The losses and the last layer's match.
+            The losses and the matches.
         """
+        if num_boxes is None:
+            num_boxes = mean_num_boxes(sum(len(target) for target in targets))
         layers = {"": (output.last, targets)}
         if self.auxiliary:
             layers |= {
@@ -89,19 +105,19 @@ class SetCriterion(nn.Module):
         if output.encoder is not None:
             layers["encoder/"] = (output.encoder, _as_proposals(targets))
 
-        matches = self.matcher(list(layers.values()))
+        matches = dict(zip(layers, self.matcher(list(layers.values())), strict=True))
         losses: dict[str, Tensor] = {}
         total = self._unsupervised(output)
-        for (name, (predictions, wanted)), match in zip(layers.items(), matches, strict=True):
-            terms = self._layer_losses(predictions, wanted, match, num_boxes)
+        for name, (predictions, wanted) in layers.items():
+            terms = self._layer_losses(predictions, wanted, matches[name], num_boxes)
             losses |= {name + key: value for key, value in terms.items()}
-            total = (
-                total
-                + self.weights.class_ * terms["loss_class"]
+            share = 0.0 if name == "encoder/" and not self.weigh_proposals else 1.0
+            total = total + share * (
+                self.weights.class_ * terms["loss_class"]
                 + self.weights.l1 * terms["loss_l1"]
                 + self.weights.giou * terms["loss_giou"]
             )
-        return CriterionResult(losses | {"total": total}, matches[0])
+        return CriterionResult(losses | {"total": total}, matches)
 
     def _unsupervised(self, output: ModelOutput) -> Tensor:
         """Zero that still depends on heads no loss reaches, so that none lacks a gradient."""
@@ -140,6 +156,16 @@ class SetCriterion(nn.Module):
             "loss_l1": (boxes - wanted).abs().sum() / num_boxes,
             "loss_giou": (1 - giou).sum() / num_boxes,
         }
+
+
+def mean_num_boxes(count: int) -> float:
+    """Objects of a step, averaged over processes, at least 1 (official rule).
+
+    Args:
+        count: this process's objects; every process must call.
+    """
+    total = distributed.all_reduce_sum(torch.tensor(count, dtype=torch.float64))
+    return max(1.0, total.item() / distributed.world_size())
 
 
 def _as_proposals(targets: Sequence[Target]) -> list[Target]:

@@ -75,6 +75,13 @@ def test_sums_means_and_objects_reach_every_process(together: list[dict[str, Any
         assert one["gathered"] == [{"rank": 0}, {"rank": 1}]
 
 
+def test_a_criterion_left_to_count_averages_the_objects_over_processes(
+    together: list[dict[str, Any]],
+) -> None:
+    for one in together:  # 5 objects in one process, none in the other
+        assert one["shares of counted"] == pytest.approx([1 / 2.5] * 2)
+
+
 def test_the_first_process_of_a_machine_is_done_before_the_others_enter(
     together: list[dict[str, Any]],
 ) -> None:

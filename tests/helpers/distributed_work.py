@@ -142,10 +142,20 @@ def _talk() -> dict[str, Any]:
         "sum": distributed.all_reduce_sum(torch.tensor([1.0, 10.0 * rank])).tolist(),
         "gathered": distributed.all_gather_objects({"rank": rank}),
         "mean": means.read(),
+        "shares of counted": _shares_of_a_count(),
         "entered": entered,
         "not finite": _failure(tiny_batch([1, 2], [0, 0]), value=math.nan),
         "not matched": _failure(tiny_batch([1, 2], [1, 1]), value=math.inf),
     }
+
+
+def _shares_of_a_count() -> list[float]:
+    """Losses divided by the objects of both processes' images, as a share of the sums."""
+    batch = tiny_batch([1, 2], [3, 2] if distributed.rank() == 0 else [0, 0])
+    output, criterion = tiny_detector()(batch.images), tiny_criterion()
+    counted = criterion(output, batch.targets).losses
+    sums = criterion(output, batch.targets, 1.0).losses
+    return [(counted[name] / sums[name]).item() for name in ("loss_class", "total")]
 
 
 def _failure(batch: Batch, *, value: float) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from deformable_detr.build import build_model
 from deformable_detr.config import ResNetConfig, RunConfig, TimmConfig
@@ -49,7 +50,24 @@ def small_detector(
     """A reduced detector of one of `VARIANTS`, with weights from a seed."""
     torch.manual_seed(seed)
     config = reduced_config(VARIANTS[variant], *overrides)
-    return build_model(config.model, num_classes=num_classes)
+    return build_model(config, num_classes=num_classes)
+
+
+@torch.no_grad()
+def randomize_weights(model: nn.Module, *, seed: int = 0) -> None:
+    """Give every weight and every statistic a value of a sane size; none stays at its start."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if name.endswith("running_var"):
+            value = noise.abs() + 0.5
+        elif tensor.ndim > 1:
+            value = noise * tensor[0].numel() ** -0.5
+        elif name.endswith("weight"):  # of a norm
+            value = 1 + 0.1 * noise
+        else:
+            value = 0.1 * noise
+        tensor.copy_(value)
 
 
 def make_target(*labels: int, image_id: int = 0, seed: int = 0) -> Target:

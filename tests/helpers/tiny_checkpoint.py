@@ -38,7 +38,7 @@ CONFIG = RunConfig(
 def write_checkpoint(path: Path, *, drop_parameter: bool = False) -> DeformableDETR:
     """Write the checkpoint, without one of its parameters if wanted; returns its model."""
     torch.manual_seed(0)
-    model = build_model(CONFIG.model, num_classes=LABEL_SPACE.num_classes)
+    model = build_model(CONFIG, num_classes=LABEL_SPACE.num_classes)
     weights = model.state_dict()
     if drop_parameter:
         weights.popitem()

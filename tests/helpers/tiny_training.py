@@ -26,12 +26,13 @@ CONSTANT = StepSchedule(drop_steps=1_000_000)
 class TinyDetector(nn.Module):
     """Two layers of predictions from four cells of an image; its dropout can be seen."""
 
-    def __init__(self, *, dropout: float = 0.0) -> None:
+    def __init__(self, *, dropout: float = 0.0, num_classes: int = NUM_CLASSES) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.backbone = nn.Linear(3 * 4, 16)
         self.sampling = nn.Linear(16, 16)
         self.dropout = nn.Dropout(dropout)
-        self.class_head = nn.Linear(16, NUM_QUERIES * NUM_CLASSES)
+        self.class_head = nn.Linear(16, NUM_QUERIES * num_classes)
         self.box_head = nn.Linear(16, NUM_QUERIES * 4)
 
     def forward(self, images: ImageBatch) -> ModelOutput:
@@ -41,7 +42,7 @@ class TinyDetector(nn.Module):
         return ModelOutput(self._predict(second), (self._predict(first),), None)
 
     def _predict(self, features: Tensor) -> Predictions:
-        logits = self.class_head(features).view(-1, NUM_QUERIES, NUM_CLASSES)
+        logits = self.class_head(features).view(-1, NUM_QUERIES, self.num_classes)
         return Predictions(logits, self.box_head(features).view(-1, NUM_QUERIES, 4).sigmoid())
 
     def parameter_roles(self) -> dict[str, str]:

@@ -48,7 +48,7 @@ def test_outputs_equal_transformers_on_the_same_randomised_weights(variant):
         f"model.queries.num_queries={NUM_QUERIES}",
     ]
     config = load_config(VARIANTS[variant], overrides)
-    detector = build_model(config.model, num_classes=NUM_CLASSES).eval()
+    detector = build_model(config, num_classes=NUM_CLASSES).eval()
     detector.load_state_dict(our_state_dict(oracle))
     generator = torch.Generator().manual_seed(1)
     images = [

@@ -1,8 +1,18 @@
-"""More padding changes nothing for what is not padding, from the encoder to the last box."""
+"""What padding changes, and what it does not.
 
+From the encoder to the last box it changes nothing; its content never matters. A whole detector
+sees how large the padded batch is (group norm, the borders of convolutions, rounded masks), as the
+official one does, but nothing of the other images' content.
+"""
+
+from functools import cache
+
+import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from helpers.models import VARIANTS, randomize_weights, small_detector
+from helpers.padding_effects import padding_effects
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deformable_detr.layers.position import SinePositionEmbedding
@@ -15,7 +25,8 @@ from deformable_detr.models.encoder import (
     DeformableTransformerEncoderLayer,
 )
 from deformable_detr.models.memory import MemoryBuilder
-from deformable_detr.structures import Pyramid, Queries
+from deformable_detr.models.proposals import ProposalQueries
+from deformable_detr.structures import Predictions, Pyramid, Queries
 
 SETTINGS = {
     "embed_dim": 32,
@@ -78,3 +89,81 @@ def test_valid_tokens_and_queries_do_not_see_the_padding(rows, columns, seed):
     torch.testing.assert_close(other_tokens, tokens, rtol=0, atol=1e-4)
     torch.testing.assert_close(other.logits, plain.logits, rtol=0, atol=1e-4)
     torch.testing.assert_close(other.boxes, plain.boxes, rtol=0, atol=1e-4)
+
+
+@given(st.integers(0, 10**6))
+def test_content_under_the_mask_never_matters(seed):
+    build_memory, encode, decode = build_parts()
+    propose = ProposalQueries(4, num_classes=3, embed_dim=32).double()
+    for parameter in propose.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    generator = torch.Generator().manual_seed(seed)
+    masks = tuple(torch.zeros(2, h, w, dtype=torch.bool) for h, w in SHAPES)
+    for mask in masks:
+        mask[0, :, -2:] = True
+        mask[1, -1:] = True
+    maps = [torch.randn(2, 32, h, w, generator=generator, dtype=torch.float64) for h, w in SHAPES]
+    results = []
+    for fill in (0.0, 1e3):
+        filled = [m.masked_fill(mask[:, None], fill) for m, mask in zip(maps, masks, strict=True)]
+        memory = encode(build_memory(Pyramid(tuple(filled), masks)))
+        queries, proposals = propose(memory)
+        last = decode(queries, memory)[-1]
+        valid = ~memory.padding_mask
+        found = (proposals.logits, proposals.boxes, last.logits, last.boxes)
+        results.append((memory.tokens[valid], *found))
+    for value, other in zip(*results, strict=True):
+        torch.testing.assert_close(value, other, rtol=0, atol=1e-6)
+
+
+@settings(max_examples=2)
+@pytest.mark.parametrize("variant", VARIANTS)
+@given(st.integers(64, 110), st.integers(64, 110), st.integers(0, 10**6))
+def test_a_detector_sees_the_size_of_the_other_images_alone(variant, height, width, seed):
+    detector = whole_detector(variant)
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(3, 72, 96, generator=generator)
+    others = [3 * torch.randn(3, height, width, generator=generator) for _ in range(2)]
+    first, second = (last_of(detector, [image, other], 0) for other in others)
+    moved = last_of(detector, [others[0], image], 1)
+    for value in (second, moved):
+        torch.testing.assert_close(value.logits, first.logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(value.boxes, first.boxes, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_images_of_one_size_do_not_change_each_other(variant):
+    detector = whole_detector(variant)
+    generator = torch.Generator().manual_seed(1)
+    images = [torch.randn(3, 72, 96, generator=generator) for _ in range(3)]
+    for place in range(3):
+        alone, together = last_of(detector, [images[place]], 0), last_of(detector, images, place)
+        torch.testing.assert_close(together.logits, alone.logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(together.boxes, alone.boxes, rtol=0, atol=1e-5)
+
+
+@cache
+def whole_detector(variant):
+    detector = small_detector(variant).eval()
+    randomize_weights(detector)
+    return detector
+
+
+@torch.no_grad()
+def last_of(detector, images, place):
+    last = detector(images).last
+    return Predictions(last.logits[place : place + 1], last.boxes[place : place + 1])
+
+
+@pytest.mark.parametrize("variant", ["single_scale_dc5", "two_stage"])
+def test_what_padding_changes_comes_from_borders_group_norm_and_rounded_masks(variant):
+    detector = whole_detector(variant)
+    image = torch.randn(3, 72, 96, generator=torch.Generator().manual_seed(1))
+    none = padding_effects(detector, image, (72, 96))
+    assert (none.convolutions, none.group_norm, none.mask_rounding) == (0, 0, 0)
+    torch.testing.assert_close(none.padded.boxes, none.alone.boxes, rtol=0, atol=1e-5)
+    some = padding_effects(detector, image, (80, 150))
+    assert 0 < some.convolutions < 1
+    assert 0 < some.group_norm < 1
+    assert 0 < some.mask_rounding <= 1
+    assert not torch.allclose(some.padded.boxes, some.alone.boxes, atol=1e-5)

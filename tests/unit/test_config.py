@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -159,3 +160,73 @@ def test_every_config_says_what_it_is_in_its_first_line():
     for path in CONFIGS.rglob("*.yaml"):
         assert path.read_text().startswith("# "), path
         assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+def test_overrides_may_be_a_mapping_of_values():
+    settings = {
+        "compat": "official",
+        "model.encoder.dropout": 0,
+        "model.backbone.weights": "none",
+        "train.max_steps": "5",
+        "data.train.images": Path("photos"),
+        "data.augmentation.sizes": (64,),
+        "model": {"queries": {"num_queries": 20}},
+    }
+    config = load_config("deformable_detr_r50", settings)
+    lines = [
+        "compat=official",
+        "model.encoder.dropout=0",
+        "model.backbone.weights=none",
+        "train.max_steps=5",
+        "data.train.images=photos",
+        "data.augmentation.sizes=[64]",
+        "model.queries.num_queries=20",
+    ]
+    assert config == load_config("deformable_detr_r50", lines)
+    assert config.model.encoder.dropout == 0.0
+
+
+def test_one_string_of_overrides_is_refused():
+    with pytest.raises(ConfigError, match="overrides must be a list or a mapping, got 'compat=n"):
+        load_config("deformable_detr_r50", "compat=none")
+
+
+def test_a_wrong_compat_is_refused():
+    with pytest.raises(ConfigError, match=r"compat: must be 'none' or 'official', got 'on'"):
+        load_config("deformable_detr_r50", ["compat=on"])
+
+
+def saved_config():
+    return json.loads(RunConfig().model_dump_json())
+
+
+def test_a_saved_config_without_a_newer_setting_means_what_it_meant():
+    content = saved_config()
+    del content["compat"]
+    assert validate_config(content, source="checkpoint x") == RunConfig()
+
+
+def test_unknown_settings_of_a_saved_config_are_left_out_with_one_warning(caplog):
+    content = saved_config()
+    content["gone"] = {"a": 1}
+    content["model"]["backbone"]["old"] = True
+    config = validate_config(content, source="checkpoint x", ignore_unknown=True)
+    assert config == RunConfig()
+    (record,) = caplog.records
+    names = "model.backbone.old, gone"
+    assert record.getMessage() == f"checkpoint x: unknown settings are ignored: {names}"
+
+
+def test_known_settings_of_a_saved_config_are_checked_all_the_same():
+    content = saved_config()
+    content["gone"] = 1
+    content["train"]["epochs"] = 0
+    with pytest.raises(ConfigError, match=r"^checkpoint x\.train\.epochs: must be greater than 0"):
+        validate_config(content, source="checkpoint x", ignore_unknown=True)
+
+
+def test_unknown_settings_of_a_person_are_refused():
+    content = saved_config()
+    content["gone"] = 1
+    with pytest.raises(ConfigError, match=r"^x\.gone: unknown key"):
+        validate_config(content, source="x")

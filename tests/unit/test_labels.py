@@ -1,6 +1,8 @@
+import json
+
 import pytest
 
-from deformable_detr.labels import LabelSpace
+from deformable_detr.labels import MAX_RAW_LABELS, LabelSpace
 
 SPARSE = [{"id": 90, "name": "toothbrush"}, {"id": 0, "name": "person"}, {"id": 7, "name": "train"}]
 
@@ -67,3 +69,62 @@ def test_another_space_is_refused_with_both_described(other):
 def test_a_long_description_is_cut():
     space = LabelSpace(tuple(range(80)), ("thing",) * 80)
     assert space.describe(2) == "{0: thing, 1: thing, and 78 more}"
+
+
+def raw_space():
+    return LabelSpace.from_categories(
+        [{"id": 3, "name": "bus"}, {"id": 1, "name": "cat"}]
+    ).with_raw_labels()
+
+
+def test_raw_labels_are_the_ids():
+    space = raw_space()
+    assert space.num_classes == 4
+    assert [space.label(category_id) for category_id in (1, 3)] == [1, 3]
+    assert space.category_ids[3] == 3
+    assert (space.names[1], space.names[3]) == ("cat", "bus")
+    assert space.category_labels == (1, 3)
+
+
+def test_cocos_raw_labels_are_91():
+    ids = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+    space = LabelSpace.from_categories([{"id": i} for i in ids])
+    assert space.num_classes == 80
+    assert space.with_raw_labels().num_classes == 91
+    assert space.with_raw_labels().unused == {0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+
+
+def test_labels_that_are_no_category_are_not_known():
+    space = raw_space()
+    for category_id in (0, 2):
+        assert category_id not in space
+        with pytest.raises(KeyError):
+            space.label(category_id)
+
+
+def test_raw_labels_survive_json():
+    assert LabelSpace.from_categories(json.loads(json.dumps(raw_space().to_json()))) == raw_space()
+
+
+def test_raw_labels_go_back_to_contiguous_ones():
+    space = LabelSpace((1, 3), ("cat", "bus"))
+    assert raw_space().contiguous() == space
+    assert raw_space().with_raw_labels() == raw_space()
+    assert space.contiguous() == space
+
+
+def test_a_raw_space_is_described_by_its_categories_and_its_size():
+    assert raw_space().describe() == "{1: cat, 3: bus} as labels of 4"
+
+
+def test_another_layout_of_the_same_categories_is_another_space():
+    with pytest.raises(ValueError, match="as labels of 4"):
+        raw_space().require_same(LabelSpace((1, 3), ("cat", "bus")), this="a", that="b")
+
+
+@pytest.mark.parametrize("category_id", [-1, MAX_RAW_LABELS, 10**12])
+def test_ids_that_cannot_be_labels_are_refused_with_the_remedy(category_id):
+    space = LabelSpace.from_categories([{"id": 5}, {"id": category_id}])
+    message = rf"must be in 0..2047 to be labels .* got {category_id}; use compat: none"
+    with pytest.raises(ValueError, match=message):
+        space.with_raw_labels()

@@ -6,7 +6,7 @@ from helpers.models import small_detector
 from PIL import Image
 
 from deformable_detr.build import build_criterion
-from deformable_detr.config import LossConfig
+from deformable_detr.config import RunConfig
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.collate import collate
 from deformable_detr.data.samplers import SampleKey
@@ -80,7 +80,7 @@ def test_a_batch_walks_through_every_step(tmp_path):
     output = detector(batch.images)
     assert len(output.auxiliary) == 2
 
-    result = build_criterion(LossConfig())(output, batch.targets, 1.0)
+    result = build_criterion(RunConfig())(output, batch.targets, 1.0)
     assert len(result.last_match) == N
     for match, wanted in zip(result.last_match, batch.targets, strict=True):
         assert match.query_index.shape == match.target_index.shape == (len(wanted),)

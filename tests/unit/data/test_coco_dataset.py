@@ -82,7 +82,7 @@ def test_exif_orientation_is_not_applied(files):
 
 def test_another_label_space_is_refused(files):
     open_set(files, label_space=LabelSpace((3, 7), ("red thing", "blue thing")))
-    with pytest.raises(ValueError, match=r"annotations.json must have the categories of"):
+    with pytest.raises(ValueError, match=r"annotations.json: the file must have the categories of"):
         open_set(files, label_space=LabelSpace((1, 2), ("red thing", "blue thing")))
 
 

@@ -2,25 +2,12 @@ import torch
 from torch import nn
 
 from deformable_detr.engine.run_header import (
-    RECIPE,
     describe_batch,
     describe_dataset,
     describe_device,
     describe_parameters,
-    deviations,
 )
 from deformable_detr.ops import resolve_backend
-
-
-def test_the_recipe_does_not_deviate_from_itself() -> None:
-    assert deviations(RECIPE) == []
-
-
-def test_each_deviation_is_a_line_with_both_values() -> None:
-    assert deviations({**RECIPE, "total batch": 8, "learning rate": 1e-4}) == [
-        "total batch is 8, the recipe has 32",
-        "learning rate is 0.0001, the recipe has 0.0002",
-    ]
 
 
 def test_the_total_batch_is_the_product_of_its_parts() -> None:

@@ -193,3 +193,38 @@ def test_predictions_that_are_not_finite_are_refused_with_their_place(bad):
 def test_a_matcher_without_costs_is_refused():
     with pytest.raises(ValueError, match="class_cost, l1_cost or giou_cost must be above 0"):
         HungarianMatcher(class_cost=0, l1_cost=0, giou_cost=0)
+
+
+def test_without_a_number_of_boxes_those_of_the_targets_count():
+    predictions = one_layer(random_predictions())
+    targets = [make_target(3, 1, 1), make_target(2)]
+    counted = build_criterion()(predictions, targets).losses
+    for name, value in build_criterion()(predictions, targets, 4.0).losses.items():
+        assert torch.equal(counted[name], value)
+
+
+def test_without_objects_the_number_of_boxes_is_one():
+    counted = build_criterion()(one_layer(golden_predictions()), [empty_target()]).losses
+    assert counted["loss_class"].item() == pytest.approx(4.3040271, abs=1e-5)
+
+
+def test_proposals_without_weight_are_computed_and_stay_out_of_the_total():
+    proposals = random_predictions(Q=20, seed=3)
+    output = ModelOutput(random_predictions(seed=1), (), proposals)
+    targets = [make_target(0, 1), make_target(2)]
+    losses = build_criterion(weigh_proposals=False)(output, targets).losses
+    weighted = build_criterion()(output, targets).losses
+    assert losses["encoder/loss_class"] == weighted["encoder/loss_class"] > 0
+    alone = build_criterion()(one_layer(output.last), targets).losses
+    torch.testing.assert_close(losses["total"], alone["total"])
+    losses["total"].backward()
+    assert (proposals.logits.grad == 0).all()
+
+
+def test_matches_are_told_for_every_layer():
+    output = ModelOutput(
+        random_predictions(seed=1), (random_predictions(seed=2),), random_predictions(Q=20, seed=3)
+    )
+    result = build_criterion()(output, [make_target(0, 1), make_target(2)])
+    assert list(result.matches) == ["", "decoder_0/", "encoder/"]
+    assert result.last_match is result.matches[""]

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from helpers.models import VARIANTS, make_target, small_detector
+from helpers.models import VARIANTS, make_target, randomize_weights, small_detector
 
 from deformable_detr.build import build_criterion, build_model
-from deformable_detr.config import LossConfig
+from deformable_detr.config import LossConfig, RunConfig
 from deformable_detr.config_io import load_config
 
 COUNTS = {
@@ -18,7 +18,7 @@ IMAGES = {"different": ((96, 128), (120, 100)), "equal": ((96, 128), (96, 128))}
 
 def full_detector(variant):
     config = load_config(VARIANTS[variant])
-    return build_model(config.model, num_classes=91, load_backbone_weights=False)
+    return build_model(config, num_classes=91, load_backbone_weights=False)
 
 
 def random_images(kind="different"):
@@ -60,7 +60,7 @@ TARGETS = {
 @pytest.mark.parametrize("auxiliary", [True, False])
 def test_every_trainable_parameter_gets_a_gradient(variant, targets, auxiliary):
     detector = small_detector(variant).train()
-    criterion = build_criterion(LossConfig(auxiliary=auxiliary))
+    criterion = build_criterion(RunConfig(loss=LossConfig(auxiliary=auxiliary)))
     wanted = TARGETS[targets]()
     num_boxes = max(1, sum(len(target) for target in wanted))
     losses = criterion(detector(random_images()), wanted, num_boxes).losses
@@ -69,6 +69,20 @@ def test_every_trainable_parameter_gets_a_gradient(variant, targets, auxiliary):
     without = [n for n, p in detector.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
     assert all(p.grad.isfinite().all() for p in detector.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_everything_that_makes_proposals_and_queries_learns(auxiliary):
+    detector = small_detector("two_stage")
+    randomize_weights(detector)
+    criterion = build_criterion(RunConfig(loss=LossConfig(auxiliary=auxiliary)))
+    criterion(detector(random_images()), TARGETS["objects"]()).losses["total"].backward()
+    parts = ("memory_proj", "memory_norm", "class_head", "box_head", "query_proj", "query_norm")
+    for (
+        part
+    ) in parts:  # officially enc_output, enc_output_norm, the last heads, pos_trans, its norm
+        for name, parameter in getattr(detector.queries, part).named_parameters():
+            assert (parameter.grad != 0).any(), f"{part}.{name}"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

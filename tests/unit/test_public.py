@@ -1,0 +1,27 @@
+"""What `import deformable_detr` offers, and that it costs nothing before it is used."""
+
+import subprocess
+import sys
+
+import pytest
+
+import deformable_detr
+
+
+def test_importing_the_package_and_reading_a_config_need_no_pytorch():
+    code = (
+        "import sys, deformable_detr\n"
+        "deformable_detr.load_config('deformable_detr_r50', ['compat=official'])\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_can_be_had():
+    for name in deformable_detr.__all__:
+        assert getattr(deformable_detr, name) is not None
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(AttributeError, match="has no attribute 'Model'"):
+        _ = deformable_detr.Model
