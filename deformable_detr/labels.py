@@ -73,15 +73,32 @@ class LabelSpace:
         ]
 
     def require_same(self, other: "LabelSpace", *, this: str, that: str) -> None:
-        """Refuse another space: ValueError listing both, under the names `this` and `that`."""
+        """Refuse another space: ValueError with both and their difference, as `this` and `that`."""
         if self != other:
+            ours, theirs = self._pairs, other._pairs
+            only = [
+                f"only {name} has {_describe(pairs)}"
+                for name, pairs in (
+                    (that, [pair for pair in theirs if pair not in ours]),
+                    (this, [pair for pair in ours if pair not in theirs]),
+                )
+                if pairs
+            ]
             raise ValueError(
                 f"{that} must have the categories of {this}, got {other.describe()} "
-                f"where {this} has {self.describe()}"
+                f"where {this} has {self.describe()}; "
+                + ("; ".join(only) or "they are the same in another order")
             )
 
     def describe(self, limit: int = 12) -> str:
         """The categories in one line, the first `limit` of them."""
-        pairs = list(zip(self.category_ids, self.names, strict=True))
-        text = ", ".join(f"{category_id}: {name}" for category_id, name in pairs[:limit])
-        return "{" + text + (f", and {len(pairs) - limit} more" if len(pairs) > limit else "") + "}"
+        return _describe(self._pairs, limit)
+
+    @property
+    def _pairs(self) -> list[tuple[int, str]]:
+        return list(zip(self.category_ids, self.names, strict=True))
+
+
+def _describe(pairs: Sequence[tuple[int, str]], limit: int = 12) -> str:
+    text = ", ".join(f"{category_id}: {name}" for category_id, name in pairs[:limit])
+    return "{" + text + (f", and {len(pairs) - limit} more" if len(pairs) > limit else "") + "}"
