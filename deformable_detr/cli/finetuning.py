@@ -1,5 +1,6 @@
 """`train --finetune-from`: a new model that starts with the weights of a file."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from deformable_detr.engine.checkpoint import load_checkpoint, weights_for_infer
 from deformable_detr.engine.finetune import TransferReport, holds_backbone, transfer_weights
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.detector import DeformableDETR
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,4 +67,7 @@ class FinetuneSource:
             new_classes=label_space,
             what=str(self.path),
         )
+        for name, reason in report.reinitialised.items():
+            logger.debug("re-initialised: %s (%s)", name, reason)
+        logger.debug("ignored: %s", ", ".join(report.ignored))
         return model, report

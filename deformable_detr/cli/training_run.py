@@ -81,9 +81,7 @@ def run_training(
     files.claim(resume=resume, overwrite=overwrite)
     if distributed.is_main():
         files.config.write_text(to_yaml(config), encoding="utf-8")
-    _log_header(config, data, state, folder=folder)
-    for name, value in report.describe() if report else ():
-        logger.info("%-14s %s", name, value)
+    _log_header(config, data, state, report, folder=folder)
     pin_memory = device.type == "cuda"
     fit(
         state,
@@ -230,7 +228,14 @@ def _build_validation(config: RunConfig, data: _Data, *, pin_memory: bool) -> Va
     )
 
 
-def _log_header(config: RunConfig, data: _Data, state: TrainState, *, folder: Path) -> None:
+def _log_header(
+    config: RunConfig,
+    data: _Data,
+    state: TrainState,
+    report: TransferReport | None,
+    *,
+    folder: Path,
+) -> None:
     """What is about to happen, in numbers, and how it differs from the paper's recipe."""
     optimizer = config.train.optimizer
     end = total_steps(
@@ -258,7 +263,7 @@ def _log_header(config: RunConfig, data: _Data, state: TrainState, *, folder: Pa
     }
     if state.origin:
         lines["weights"] = state.origin
-    for name, value in lines.items():
+    for name, value in [*lines.items(), *(report.describe() if report else ())]:
         logger.info("%-14s %s", name, value)
     for line in _deviations(config):
         logger.info("%-14s %s", "not the recipe", line)

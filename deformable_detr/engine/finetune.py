@@ -17,7 +17,7 @@ from deformable_detr.models.queries import LearnedQueries
 _BACKBONE = "backbone."
 _BATCH_COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
 _LEAST_SHARE = 0.5  # of the tensors outside the backbone that a file must fit
-_MAX_PATTERNS = 6  # in one line of a report
+_MAX_PATTERNS = 12  # in one line of a report
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,12 @@ class TransferReport:
 
     def describe(self) -> list[tuple[str, str]]:
         """The report in a few lines: headings and what stands under them."""
+        total = len({*self.kept, *self.reinitialised})
         anew = [f"{name} ({reason})" for name, reason in self.reinitialised.items()]
         return [
-            ("kept", f"{len(self.kept)} tensors of the model"),
-            ("re-initialised", f"{len(anew)} tensors of the model{_summarize(anew)}"),
-            ("ignored", f"{len(self.ignored)} tensors of the file{_summarize(self.ignored)}"),
+            ("kept", f"{len(self.kept)} of the model's {total} tensors"),
+            ("re-initialised", f"{len(anew)}{_summarize(anew)}"),
+            ("ignored", f"{len(self.ignored)} of the file's{_summarize(self.ignored)}"),
             *(("classes", note) for note in self.notes),
         ]
 
@@ -230,7 +231,10 @@ def _summarize(names: Sequence[str]) -> str:
     """`: a.*.weight (3), b`: the first of the names, with equal ones of several layers as one."""
     if not names:
         return ""
-    patterns = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names)
+    patterns = Counter(
+        "backbone" if name.startswith(_BACKBONE) else re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+        for name in names
+    )
     shown = [
         f"{count} x {pattern}" if count > 1 else pattern
         for pattern, count in list(patterns.items())[:_MAX_PATTERNS]
