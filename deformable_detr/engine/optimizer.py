@@ -114,4 +114,4 @@ def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
 
 def _kind(param_groups: Sequence[Mapping[str, Any]]) -> str:
     """Which of our two optimisers has such groups."""
-    return "SGD" if "momentum" in param_groups[0] else "AdamW"
+    return "SGD" if any("momentum" in group for group in param_groups) else "AdamW"

@@ -82,7 +82,7 @@ class TrainState:
             ValueError: the checkpoint is of other classes, another model or another optimiser, or
                 holds weights alone.
         """
-        if not checkpoint.optimizer:  # a converted file, which says so in its versions
+        if not {"state", "param_groups"} <= checkpoint.optimizer.keys():  # such as a converted file
             raise ValueError(
                 f"{what} must hold the state of an optimiser to be resumed, got weights alone; "
                 "start a new run from them with --finetune-from"

@@ -323,12 +323,17 @@ def _unfit_weights() -> dict[str, Mapping[str, Tensor]]:
     return {
         "nothing": {},
         "a backbone": {k: v for k, v in weights.items() if k.startswith("backbone.")},
+        "queries and heads": {
+            k: v for k, v in weights.items() if k.startswith(("queries.", "decoder.class_heads."))
+        },
         "another width": randomised("multi_scale", "model.embed_dim=128").state_dict(),
         "other names": {f"module.{name}": value for name, value in weights.items()},
     }
 
 
-@pytest.mark.parametrize("case", ["nothing", "a backbone", "another width", "other names"])
+@pytest.mark.parametrize(
+    "case", ["nothing", "a backbone", "queries and heads", "another width", "other names"]
+)
 def test_a_file_that_hardly_fits_is_refused_and_nothing_is_copied(case: str) -> None:
     weights = _unfit_weights()[case]
     model = fresh("multi_scale")
