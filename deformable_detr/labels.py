@@ -65,6 +65,13 @@ class LabelSpace:
     def __contains__(self, category_id: object) -> bool:
         return category_id in self._labels
 
+    def _without(self, other: "LabelSpace") -> "LabelSpace | None":
+        """The categories that `other` does not have under the same name; None if it has all."""
+        theirs = set(zip(other.category_ids, other.names, strict=True))
+        ours = zip(self.category_ids, self.names, strict=True)
+        rest = [category for category in ours if category not in theirs]
+        return LabelSpace(*map(tuple, zip(*rest, strict=True))) if rest else None
+
     def to_json(self) -> list[dict[str, int | str]]:
         """The categories in COCO's form; `from_categories` reads it back."""
         return [
@@ -75,30 +82,19 @@ class LabelSpace:
     def require_same(self, other: "LabelSpace", *, this: str, that: str) -> None:
         """Refuse another space: ValueError with both and their difference, as `this` and `that`."""
         if self != other:
-            ours, theirs = self._pairs, other._pairs
-            only = [
-                f"only {name} has {_describe(pairs)}"
-                for name, pairs in (
-                    (that, [pair for pair in theirs if pair not in ours]),
-                    (this, [pair for pair in ours if pair not in theirs]),
-                )
-                if pairs
-            ]
+            differences = (
+                f"; only {name} has {difference.describe()}"
+                for name, difference in ((that, other._without(self)), (this, self._without(other)))
+                if difference is not None
+            )
             raise ValueError(
                 f"{that} must have the categories of {this}, got {other.describe()} "
-                f"where {this} has {self.describe()}; "
-                + ("; ".join(only) or "they are the same in another order")
+                f"where {this} has {self.describe()}"
+                + ("".join(differences) or "; they are the same in another order")
             )
 
     def describe(self, limit: int = 12) -> str:
         """The categories in one line, the first `limit` of them."""
-        return _describe(self._pairs, limit)
-
-    @property
-    def _pairs(self) -> list[tuple[int, str]]:
-        return list(zip(self.category_ids, self.names, strict=True))
-
-
-def _describe(pairs: Sequence[tuple[int, str]], limit: int = 12) -> str:
-    text = ", ".join(f"{category_id}: {name}" for category_id, name in pairs[:limit])
-    return "{" + text + (f", and {len(pairs) - limit} more" if len(pairs) > limit else "") + "}"
+        pairs = list(zip(self.category_ids, self.names, strict=True))
+        text = ", ".join(f"{category_id}: {name}" for category_id, name in pairs[:limit])
+        return "{" + text + (f", and {len(pairs) - limit} more" if len(pairs) > limit else "") + "}"

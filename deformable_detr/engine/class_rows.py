@@ -50,35 +50,21 @@ def match_rows(
         fate = "rows keep their order" if same else f"all {num_new} start anew"
         note = f"the file does not name its {num_old} classes; {fate}"
         return ClassRows(tuple((row, row) for row in range(num_new if same else 0)), (note,))
-    old = row_names(old_classes, num_old, what)
-    new = row_names(new_classes, num_new, "the model")
-    pairs = _match(old, new)
-    return ClassRows(pairs, tuple(_notes(old, new, dict(pairs))))
+    for classes, num_rows, where in (
+        (old_classes, num_old, what),
+        (new_classes, num_new, "the model"),
+    ):
+        if classes.num_classes != num_rows:
+            raise ValueError(
+                f"the class heads of {where} must have a row for each of its "
+                f"{classes.num_classes} classes, got {num_rows}"
+            )
+    pairs = _match(old_classes.names, new_classes.names)
+    return ClassRows(pairs, tuple(_notes(old_classes.names, new_classes.names, dict(pairs))))
 
 
-def row_names(classes: LabelSpace, num_rows: int, what: str) -> list[str | None]:
-    """The class of each row of a class head; None for a row that has none.
-
-    There is a row for each class, or, as the official code has it, for each category id from 0.
-
-    Raises:
-        ValueError: neither fits.
-    """
-    if num_rows == classes.num_classes:
-        return list(classes.names)
-    if min(classes.category_ids) < 0 or max(classes.category_ids) >= num_rows:
-        raise ValueError(
-            f"the class heads of {what} must have a row for each of its {classes.num_classes} "
-            f"classes, got {num_rows}"
-        )
-    names: list[str | None] = [None] * num_rows
-    for category_id, name in zip(classes.category_ids, classes.names, strict=True):
-        names[category_id] = name
-    return names
-
-
-def _match(old: Sequence[str | None], new: Sequence[str | None]) -> tuple[tuple[int, int], ...]:
-    if list(old) == list(new):  # rows without a class, and names that repeat, included
+def _match(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    if old == new:  # even if names repeat
         return tuple((row, row) for row in range(len(new)))
     rows_old, rows_new = _rows_by_name(old), _rows_by_name(new)
     pairs = []
@@ -94,24 +80,20 @@ def _match(old: Sequence[str | None], new: Sequence[str | None]) -> tuple[tuple[
     return tuple(pairs)
 
 
-def _rows_by_name(names: Sequence[str | None]) -> dict[str, list[int]]:
+def _rows_by_name(names: Sequence[str]) -> dict[str, list[int]]:
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(names):
-        if name is not None:
-            rows.setdefault(" ".join(name.split()).casefold(), []).append(row)
+        rows.setdefault(" ".join(name.split()).casefold(), []).append(row)
     return rows
 
 
-def _notes(
-    old: Sequence[str | None], new: Sequence[str | None], kept: dict[int, int]
-) -> Iterator[str]:
+def _notes(old: Sequence[str], new: Sequence[str], kept: dict[int, int]) -> Iterator[str]:
     dropped = set(range(len(old))) - set(kept.values())
     for fate, names in (
         ("kept", [new[row] for row in kept]),
         ("started anew", [name for row, name in enumerate(new) if row not in kept]),
         ("of the file dropped", [old[row] for row in sorted(dropped)]),
     ):
-        named = [name for name in names if name is not None]
-        if named:
-            more = f", and {len(named) - _MAX_NAMES} more" if len(named) > _MAX_NAMES else ""
-            yield f"{len(named)} {fate}: {', '.join(named[:_MAX_NAMES])}{more}"
+        if names:
+            more = f", and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+            yield f"{len(names)} {fate}: {', '.join(names[:_MAX_NAMES])}{more}"

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from deformable_detr.models.queries import LearnedQueries
 _BACKBONE = "backbone."
 _BATCH_COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
 _LEAST_SHARE = 0.5  # of the tensors outside the backbone that a file must fit
-_MAX_PATTERNS = 12  # in one line of a report
+_MAX_LAYERS = 8  # in one line of a report
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ class TransferReport:
     def describe(self) -> list[tuple[str, str]]:
         """The report in a few lines: headings and what stands under them."""
         total = len({*self.kept, *self.reinitialised})
-        anew = [f"{name} ({reason})" for name, reason in self.reinitialised.items()]
+        anew = self.reinitialised
+        in_part = {name: anew[name] for name in self.kept if name in anew}
         return [
             ("kept", f"{len(self.kept)} of the model's {total} tensors"),
-            ("re-initialised", f"{len(anew)}{_summarize(anew)}"),
-            ("ignored", f"{len(self.ignored)} of the file's{_summarize(self.ignored)}"),
+            ("re-initialised", f"{len(anew)}{_summarize(anew, in_part)}"),
+            ("ignored", f"{len(self.ignored)} of the file's{_summarize(self.ignored, {})}"),
             *(("classes", note) for note in self.notes),
         ]
 
@@ -227,17 +228,21 @@ def _reinitialised(
     return reasons
 
 
-def _summarize(names: Sequence[str]) -> str:
-    """`: a.*.weight (3), b`: the first of the names, with equal ones of several layers as one."""
-    if not names:
+def _summarize(names: Iterable[str], remarks: Mapping[str, str]) -> str:
+    """`: a.*.b x 4 (remark), c`: the first layers, those of the same place in a stack as one."""
+    layers = Counter((_layer(name), remarks.get(name, "")) for name in names)
+    if not layers:
         return ""
-    patterns = Counter(
-        "backbone" if name.startswith(_BACKBONE) else re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
-        for name in names
-    )
     shown = [
-        f"{count} x {pattern}" if count > 1 else pattern
-        for pattern, count in list(patterns.items())[:_MAX_PATTERNS]
+        layer + (f" x {count}" if count > 1 else "") + (f" ({remark})" if remark else "")
+        for (layer, remark), count in list(layers.items())[:_MAX_LAYERS]
     ]
-    more = len(patterns) - len(shown)
-    return ": " + ", ".join(shown) + (f", and {more} more kinds" if more else "")
+    rest = sum(list(layers.values())[_MAX_LAYERS:])
+    return ": " + ", ".join(shown) + (f", and {rest} more" if rest else "")
+
+
+def _layer(name: str) -> str:
+    """`decoder.layers.*.linear1` of `decoder.layers.0.linear1.weight`."""
+    if name.startswith(_BACKBONE):
+        return "backbone"
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", re.sub(r"\.(weight|bias)$", "", name))

@@ -70,10 +70,7 @@ def test_a_run_starts_with_the_weights_of_the_file_and_says_so(
     lines = [" ".join(line.split()) for line in caplog.messages]
     assert f"weights fine-tuned from {checkpoint} (native)" in lines
     assert f"kept {len(new.model)} of the model's {len(new.model)} tensors" in lines
-    assert (
-        "re-initialised 2: decoder.class_heads.*.weight (1 of 3 rows), "
-        "decoder.class_heads.*.bias (1 of 3 rows)" in lines
-    )
+    assert "re-initialised 2: decoder.class_heads.* x 2 (1 of 3 rows)" in lines
     assert "classes 2 kept: Tree, cat" in lines
     assert "classes 1 started anew: house" in lines
     assert "classes 1 of the file dropped: dog" in lines

@@ -1,6 +1,6 @@
 import pytest
 
-from deformable_detr.engine.class_rows import match_rows, row_names
+from deformable_detr.engine.class_rows import match_rows
 from deformable_detr.labels import LabelSpace
 
 
@@ -8,14 +8,8 @@ def space(*names: str, first_id: int = 1) -> LabelSpace:
     return LabelSpace(tuple(range(first_id, first_id + len(names))), names)
 
 
-def pairs(old: LabelSpace | None, new: LabelSpace, num_old: int | None = None) -> object:
-    rows = match_rows(
-        old,
-        new,
-        num_old=num_old or (old.num_classes if old else 0),
-        num_new=new.num_classes,
-        what="a.pth",
-    )
+def pairs(old: LabelSpace, new: LabelSpace) -> object:
+    rows = match_rows(old, new, num_old=old.num_classes, num_new=new.num_classes, what="a.pth")
     return rows.pairs
 
 
@@ -73,17 +67,15 @@ def test_unknown_classes_keep_their_order_only_if_they_are_as_many(
     assert [note in line for line in rows.notes] == [True]
 
 
-def test_rows_by_category_id_are_understood() -> None:
-    official = LabelSpace((1, 3, 4), ("person", "car", "dog"))
-    assert row_names(official, 6, "a.pth") == [None, "person", None, "car", "dog", None]
-    assert pairs(official, space("dog", "person"), num_old=6) == ((0, 4), (1, 1))
-
-
-def test_rows_that_are_neither_classes_nor_category_ids_are_refused() -> None:
+@pytest.mark.parametrize(("num_old", "num_new", "where"), [(7, 2, r"a\.pth"), (2, 91, "the model")])
+def test_rows_that_are_not_those_of_the_classes_are_refused(
+    num_old: int, num_new: int, where: str
+) -> None:
+    two = space("a", "b")
     with pytest.raises(
-        ValueError, match=r"heads of a\.pth must have a row for each of its 2 classes, got 7$"
+        ValueError, match=rf"heads of {where} must have a row for each of its 2 classes, got [79]"
     ):
-        row_names(LabelSpace((1, 7), ("a", "b")), 7, "a.pth")
+        match_rows(two, two, num_old=num_old, num_new=num_new, what="a.pth")
 
 
 def test_what_becomes_of_each_class_is_said() -> None:
