@@ -67,10 +67,12 @@ class LabelSpace:
 
     def _without(self, other: "LabelSpace") -> "LabelSpace | None":
         """The categories that `other` does not have under the same name; None if it has all."""
-        theirs = set(zip(other.category_ids, other.names, strict=True))
-        ours = zip(self.category_ids, self.names, strict=True)
-        rest = [category for category in ours if category not in theirs]
-        return LabelSpace(*map(tuple, zip(*rest, strict=True))) if rest else None
+        theirs = {(category_id, other.names[label]) for category_id, label in other._labels.items()}
+        ours = ((category_id, self.names[label]) for category_id, label in self._labels.items())
+        rest = {
+            category_id: name for category_id, name in ours if (category_id, name) not in theirs
+        }
+        return LabelSpace(tuple(rest), tuple(rest.values())) if rest else None
 
     def to_json(self) -> list[dict[str, int | str]]:
         """The categories in COCO's form; `from_categories` reads it back."""
@@ -90,7 +92,7 @@ class LabelSpace:
             raise ValueError(
                 f"{that} must have the categories of {this}, got {other.describe()} "
                 f"where {this} has {self.describe()}"
-                + ("".join(differences) or "; they are the same in another order")
+                + ("".join(differences) or "; the same categories have other labels")
             )
 
     def describe(self, limit: int = 12) -> str:

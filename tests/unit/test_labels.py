@@ -77,9 +77,9 @@ def test_what_differs_between_long_lists_is_named():
     )
 
 
-def test_another_order_is_named():
+def test_the_same_categories_in_another_order_are_refused():
     space = LabelSpace((1, 2), ("a", "b"))
-    with pytest.raises(ValueError, match=r"; they are the same in another order$"):
+    with pytest.raises(ValueError, match=r"; the same categories have other labels$"):
         space.require_same(LabelSpace((2, 1), ("b", "a")), this="the model", that="val.json")
 
 
