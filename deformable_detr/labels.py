@@ -118,6 +118,15 @@ class LabelSpace:
     def __contains__(self, category_id: object) -> bool:
         return category_id in self._labels
 
+    def _without(self, other: "LabelSpace") -> "LabelSpace | None":
+        """The categories that `other` does not have under the same name; None if it has all."""
+        theirs = {(category_id, other.names[label]) for category_id, label in other._labels.items()}
+        ours = ((category_id, self.names[label]) for category_id, label in self._labels.items())
+        rest = {
+            category_id: name for category_id, name in ours if (category_id, name) not in theirs
+        }
+        return LabelSpace(tuple(rest), tuple(rest.values())) if rest else None
+
     def to_json(self) -> list[dict[str, int | str]]:
         """The categories in COCO's form, unused labels marked; `from_categories` reads it back."""
         mark: dict[str, int | str] = {"is_category": False}
@@ -128,11 +137,17 @@ class LabelSpace:
         ]
 
     def require_same(self, other: "LabelSpace", *, this: str, that: str) -> None:
-        """Refuse another space: ValueError listing both, under the names `this` and `that`."""
+        """Refuse another space: ValueError with both and their difference, as `this` and `that`."""
         if self != other:
+            differences = (
+                f"; only {name} has {difference.describe()}"
+                for name, difference in ((that, other._without(self)), (this, self._without(other)))
+                if difference is not None
+            )
             raise ValueError(
                 f"{that} must have the categories of {this}, got {other.describe()} "
                 f"where {this} has {self.describe()}"
+                + ("".join(differences) or "; the same categories have other labels")
             )
 
     def describe(self, limit: int = 12) -> str:

@@ -105,17 +105,52 @@ def _evaluate_checkpoint(
     pictures: Path | None,
     num_pictures: int,
 ) -> None:
-    from deformable_detr import distributed
     from deformable_detr.data.coco import CocoDataset
+    from deformable_detr.detector_api import Detector
+
+    detector = Detector.from_checkpoint(checkpoint, device)
+    evaluate_detector(
+        detector,
+        CocoDataset(images, annotations, label_space=detector.label_space),
+        annotations,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        out=out,
+        pictures=pictures,
+        num_pictures=num_pictures,
+    )
+
+
+def evaluate_detector(
+    detector: "Detector",
+    dataset: "CocoDataset",
+    annotations: Path,
+    *,
+    batch_size: int,
+    num_workers: int,
+    out: Path | None,
+    pictures: Path | None = None,
+    num_pictures: int = 1,
+) -> None:
+    """Measure a detector and print its numbers; every process must call it.
+
+    Args:
+        detector: what to measure.
+        dataset: the images, with the labels of the detector.
+        annotations: their COCO annotation file.
+        batch_size: images that run at once in each process.
+        num_workers: processes that read images, for each process.
+        out: where to write the detections, as COCO results.
+        pictures: folder for pictures of what is annotated and what is detected.
+        num_pictures: how many.
+    """
+    from deformable_detr import distributed
     from deformable_detr.data.loader import build_loader
     from deformable_detr.data.samplers import EvaluationSampler
     from deformable_detr.data.transformed import TransformedDataset
-    from deformable_detr.detector_api import Detector
     from deformable_detr.engine import evaluate as engine
     from deformable_detr.evaluation.coco_eval import CocoEvaluator
 
-    detector = Detector.from_checkpoint(checkpoint, device)
-    dataset = CocoDataset(images, annotations, label_space=detector.label_space)
     sampler = EvaluationSampler(
         len(dataset),
         batch_size=batch_size,

@@ -32,6 +32,21 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the run in the folder first.")
     ] = False,
+    finetune_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Start a new run with the weights of this checkpoint, of any classes.",
+        ),
+    ] = None,
+    evaluate_only: Annotated[
+        bool,
+        typer.Option(
+            "--evaluate-only",
+            help="Measure the run's best.pth, else its last.pth, or the file of --finetune-from, "
+            "on the validation set, and do not train.",
+        ),
+    ] = False,
 ) -> None:
     """Train a detector; checkpoints, metrics and curves go to the run folder.
 
@@ -39,19 +54,29 @@ def train(
     """
     # What needs PyTorch is imported when the command runs, so that help is there at once.
     from deformable_detr import distributed
+    from deformable_detr.cli.evaluation_run import run_evaluation
     from deformable_detr.cli.training_run import run_training
     from deformable_detr.config_io import load_config
 
+    if evaluate_only and (resume or overwrite):
+        raise ValueError(
+            "--evaluate-only must stand without --resume and --overwrite, as it changes no run"
+        )
     settings = load_config(config, overrides or [])
+    folder = run_dir or Path("runs") / Path(config).stem
     chosen = distributed.choose_device(device)
     distributed.start(chosen)
     try:
-        run_training(
-            settings,
-            folder=run_dir or Path("runs") / Path(config).stem,
-            device=chosen,
-            resume=resume,
-            overwrite=overwrite,
-        )
+        if evaluate_only:
+            run_evaluation(settings, folder=folder, device=chosen, checkpoint=finetune_from)
+        else:
+            run_training(
+                settings,
+                folder=folder,
+                device=chosen,
+                resume=resume,
+                overwrite=overwrite,
+                finetune_from=finetune_from,
+            )
     finally:
         distributed.stop()

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from deformable_detr import distributed
 from deformable_detr.build import (
@@ -18,6 +17,7 @@ from deformable_detr.build import (
     build_schedule,
     build_train_transform,
 )
+from deformable_detr.cli.finetuning import FinetuneSource
 from deformable_detr.cli.recipe import nearest_recipe
 from deformable_detr.config import RunConfig
 from deformable_detr.config_io import to_yaml
@@ -27,6 +27,7 @@ from deformable_detr.data.samplers import EvaluationSampler, StepSampler
 from deformable_detr.data.transformed import TransformedDataset
 from deformable_detr.engine.checkpoint import config_changes, load_checkpoint
 from deformable_detr.engine.ema import ExponentialMovingAverage
+from deformable_detr.engine.finetune import TransferReport
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.run_header import (
     describe_batch,
@@ -36,6 +37,8 @@ from deformable_detr.engine.run_header import (
 )
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import Validation, fit, total_steps
+from deformable_detr.labels import LabelSpace
+from deformable_detr.models.detector import DeformableDETR
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ def run_training(
     device: torch.device,
     resume: bool = False,
     overwrite: bool = False,
+    finetune_from: Path | None = None,
 ) -> None:
     """Train; every process of the run must call it.
 
@@ -56,19 +60,28 @@ def run_training(
         device: of this process.
         resume: continue the run in `folder`.
         overwrite: delete the run in `folder` first.
+        finetune_from: a file whose weights a new run starts with.
+
+    Raises:
+        ValueError: `finetune_from` is given with `resume`, or `overwrite` would delete it.
     """
+    _check_finetune_from(finetune_from, folder, resume=resume, overwrite=overwrite)
     if not distributed.is_main():
         logging.getLogger("deformable_detr").setLevel(logging.WARNING)
     files = RunFolder(folder)
     files.check(resume=resume, overwrite=overwrite)
     data = _Data.open(config)
-    state = _build_state(config, data, device)
+    source = None if finetune_from is None else FinetuneSource.read(finetune_from)
+    model, report = _build_model(config, data.train.label_space, source, resume=resume)
+    state = _build_state(config, data, model.to(device))
+    if source is not None:
+        state.origin = source.describe()
     if resume:
         _resume(state, files)
     files.claim(resume=resume, overwrite=overwrite)
     if distributed.is_main():
         files.config.write_text(to_yaml(config), encoding="utf-8")
-    _log_header(config, data, state.model, device=device, folder=folder)
+    _log_header(config, data, state, report, folder=folder)
     pin_memory = device.type == "cuda"
     fit(
         state,
@@ -126,11 +139,42 @@ class _Data:
         return cls(train, val, samples, sampler)
 
 
-def _build_state(config: RunConfig, data: _Data, device: torch.device) -> TrainState:
-    torch.manual_seed(config.train.seed)  # of the weights that are not pre-trained
-    with distributed.main_first():
-        model = build_model(config, num_classes=data.train.label_space.num_classes)
-    model.to(device)
+def _check_finetune_from(path: Path | None, folder: Path, *, resume: bool, overwrite: bool) -> None:
+    if path is None:
+        return
+    if resume:
+        raise ValueError(
+            "--finetune-from and --resume must not both be given, got both; --finetune-from "
+            "starts a new run, --resume goes on with the one in the folder, which needs no "
+            "other file"
+        )
+    if overwrite and path.resolve().parent == folder.resolve():
+        raise ValueError(
+            f"--finetune-from must be outside the run folder that --overwrite deletes, got {path}; "
+            "choose another --run-dir"
+        )
+
+
+def _build_model(
+    config: RunConfig, label_space: LabelSpace, source: FinetuneSource | None, *, resume: bool
+) -> tuple[DeformableDETR, TransferReport | None]:
+    """The model on the CPU, and what it has from `source`; pre-trained weights where needed."""
+
+    def build(load_backbone_weights: bool) -> DeformableDETR:
+        torch.manual_seed(config.train.seed)  # of the weights that are not pre-trained
+        with distributed.main_first():
+            return build_model(
+                config,
+                num_classes=label_space.num_classes,
+                load_backbone_weights=load_backbone_weights,
+            )
+
+    if source is not None:
+        return source.build_model(build, label_space)
+    return build(not resume), None
+
+
+def _build_state(config: RunConfig, data: _Data, model: DeformableDETR) -> TrainState:
     steps_per_epoch = data.sampler.steps_per_epoch
     schedule = build_schedule(
         config.train.schedule,
@@ -179,7 +223,12 @@ def _build_validation(config: RunConfig, data: _Data, *, pin_memory: bool) -> Va
 
 
 def _log_header(
-    config: RunConfig, data: _Data, model: nn.Module, *, device: torch.device, folder: Path
+    config: RunConfig,
+    data: _Data,
+    state: TrainState,
+    report: TransferReport | None,
+    *,
+    folder: Path,
 ) -> None:
     """What is about to happen, in numbers, and how it differs from the nearest recipe."""
     optimizer = config.train.optimizer
@@ -191,8 +240,8 @@ def _log_header(
     recipe, deviations = nearest_recipe(config)
     lines = {
         "run folder": str(folder),
-        "device": describe_device(device, config.model.attention.backend),
-        "parameters": describe_parameters(model),
+        "device": describe_device(state.device, config.model.attention.backend),
+        "parameters": describe_parameters(state.model),
         "training": describe_dataset(len(data.train), data.train.num_dropped),
         "validation": describe_dataset(len(data.val), data.val.num_dropped),
         "classes": data.train.label_space.describe(),
@@ -209,7 +258,9 @@ def _log_header(
         "compat": config.compat,
         "recipe": recipe,
     }
-    for name, value in lines.items():
+    if state.origin:
+        lines["weights"] = state.origin
+    for name, value in [*lines.items(), *(report.describe() if report else ())]:
         logger.info("%-14s %s", name, value)
     for line in deviations:
         logger.info("%-14s %s", "not the recipe", line)

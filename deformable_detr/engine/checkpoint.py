@@ -35,6 +35,7 @@ class Checkpoint:
         label_space: the classes that the detector tells apart.
         config: the resolved configuration, plain JSON.
         versions: of the packages that wrote it, for people.
+        origin: the weights that training started from, for people; "" for those of the config.
     """
 
     model: dict[str, Tensor]
@@ -46,6 +47,7 @@ class Checkpoint:
     label_space: LabelSpace
     config: dict[str, Any]
     versions: dict[str, str]
+    origin: str = ""
 
 
 def current_versions() -> dict[str, str]:
@@ -94,6 +96,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {path} must have format version {FORMAT_VERSION}, "
             f"got {content.get('format_version')!r}; install a matching deformable-detr"
         )
+    content = {"origin": "", **content}  # which files of earlier releases do not hold
     names = [field.name for field in fields(Checkpoint)]
     absent = [name for name in names if name not in content]
     if absent:
@@ -153,6 +156,7 @@ def _check_types(path: Path, values: Mapping[str, Any]) -> None:
         "label_space": list,
         "config": dict,
         "versions": dict,
+        "origin": str,
     }
     for name, kind in expected.items():
         value = values[name]

@@ -1,6 +1,6 @@
 """The optimiser: a learning rate for each role that a parameter plays."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import nn
@@ -93,9 +93,15 @@ def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     overrides it unseen.
 
     Raises:
-        ValueError: the saved one had other groups.
+        ValueError: the saved one was of another kind, or had other groups.
     """
     current = optimizer.state_dict()
+    kind, saved_kind = (_kind(one["param_groups"]) for one in (current, saved))
+    if kind != saved_kind:
+        raise ValueError(
+            f"the saved optimiser must be {kind}, got {saved_kind}, whose moments mean something "
+            "else; resume with the config of the run"
+        )
     sizes = [len(group["params"]) for group in current["param_groups"]]
     saved_sizes = [len(group["params"]) for group in saved["param_groups"]]
     if sizes != saved_sizes:
@@ -104,3 +110,8 @@ def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
             "resume with the config of the run"
         )
     optimizer.load_state_dict({**current, "state": saved["state"]})
+
+
+def _kind(param_groups: Sequence[Mapping[str, Any]]) -> str:
+    """Which of our two optimisers has such groups."""
+    return "SGD" if any("momentum" in group for group in param_groups) else "AdamW"

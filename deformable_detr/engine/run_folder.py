@@ -47,6 +47,26 @@ class RunFolder:
         """The resolved configuration."""
         return self.path / "config.yaml"
 
+    @property
+    def results(self) -> Path:
+        """What an evaluation on its own has detected, as COCO results."""
+        return self.path / "results.json"
+
+    @property
+    def best_or_last(self) -> Path:
+        """The checkpoint of the highest AP, or the newest of a run without an evaluation yet.
+
+        Raises:
+            FileNotFoundError: there is neither.
+        """
+        for checkpoint in (self.best, self.last):
+            if checkpoint.is_file():
+                return checkpoint
+        raise FileNotFoundError(
+            f"run folder {self.path} has neither best.pth nor last.pth to evaluate; "
+            "give the --run-dir of a run, or a file with --finetune-from"
+        )
+
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Refuse a folder that `claim` would, before anything expensive is done.
 
@@ -64,7 +84,7 @@ class RunFolder:
             raise FileNotFoundError(
                 f"run folder {self.path} has no last.pth to resume from; start without --resume"
             )
-        if not resume and not overwrite and self.path.exists() and any(self.path.iterdir()):
+        if not resume and not overwrite and self._is_in_use():
             raise ValueError(
                 f"run folder must be new or empty, got {self.path}, which holds files; "
                 "choose another --run-dir, or give --resume or --overwrite"
@@ -79,9 +99,13 @@ class RunFolder:
             if overwrite:
                 failures = self.path.glob(f"{_FAILED_STEP}*.json")
                 own = (self.last, self.best, self.metrics, self.curves, self.config)
-                for file in (*own, *failures):
+                for file in (*own, self.results, *failures):
                     file.unlink(missing_ok=True)
         distributed.barrier()
+
+    def _is_in_use(self) -> bool:
+        """Whether there is anything but what an evaluation before the run has left."""
+        return self.path.exists() and any(file != self.results for file in self.path.iterdir())
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
         """Append a record to the metrics file, in the main process only."""

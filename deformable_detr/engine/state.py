@@ -34,6 +34,7 @@ class TrainState:
         epoch: number of finished epochs.
         step: number of steps taken.
         best_ap: highest AP so far, or None before the first evaluation.
+        origin: the weights that training started from, for people; "" for those of the config.
         replica: the detector as the loop calls it: with its gradients averaged over processes.
     """
 
@@ -46,6 +47,7 @@ class TrainState:
     epoch: int = 0
     step: int = 0
     best_ap: float | None = None
+    origin: str = ""
     replica: nn.Module = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,6 +70,7 @@ class TrainState:
             label_space=self.label_space,
             config=self.config,
             versions=current_versions(),
+            origin=self.origin,
         )
 
     def restore(self, checkpoint: Checkpoint, what: str) -> None:
@@ -76,8 +79,14 @@ class TrainState:
         Learning rates, decays and schedule remain those of this run's own config.
 
         Raises:
-            ValueError: the checkpoint is of other classes, another model or other groups.
+            ValueError: the checkpoint is of other classes, another model or another optimiser, or
+                holds weights alone.
         """
+        if not {"state", "param_groups"} <= checkpoint.optimizer.keys():  # such as a converted file
+            raise ValueError(
+                f"{what} must hold the state of an optimiser to be resumed, got weights alone; "
+                "start a new run from them with --finetune-from"
+            )
         checkpoint.label_space.require_same(self.label_space, this=what, that="the training set")
         load_weights(self.model, checkpoint.model, what)
         if self.ema is not None:
@@ -85,3 +94,4 @@ class TrainState:
         restore_optimizer(self.optimizer, checkpoint.optimizer)
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.best_ap = checkpoint.best_ap
+        self.origin = checkpoint.origin

@@ -66,6 +66,25 @@ def test_another_space_is_refused_with_both_described(other):
     assert other.describe() in str(caught.value)
 
 
+def test_what_differs_between_long_lists_is_named():
+    names = [f"thing {number}" for number in range(80)]
+    space = LabelSpace(tuple(range(80)), tuple(names))
+    names[50] = "other"
+    other = LabelSpace((*range(79), 90), tuple(names))
+    with pytest.raises(ValueError, match="categories") as caught:
+        space.require_same(other, this="the model", that="val.json")
+    assert str(caught.value).endswith(
+        "; only val.json has {50: other, 90: thing 79}; "
+        "only the model has {50: thing 50, 79: thing 79}"
+    )
+
+
+def test_the_same_categories_in_another_order_are_refused():
+    space = LabelSpace((1, 2), ("a", "b"))
+    with pytest.raises(ValueError, match=r"; the same categories have other labels$"):
+        space.require_same(LabelSpace((2, 1), ("b", "a")), this="the model", that="val.json")
+
+
 def test_a_long_description_is_cut():
     space = LabelSpace(tuple(range(80)), ("thing",) * 80)
     assert space.describe(2) == "{0: thing, 1: thing, and 78 more}"

@@ -37,6 +37,7 @@ def stored() -> Checkpoint:
         label_space=LabelSpace((3, 90), ("car", "toothbrush")),
         config={"train": {"lr": 2e-4, "betas": [0.9, 0.999]}},
         versions=current_versions(),
+        origin="fine-tuned from a.pth",
     )
 
 
@@ -58,6 +59,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path, stored: Checkpoint) -> None:
     assert (loaded.epoch, loaded.step, loaded.best_ap) == (2, 7, 0.25)
     assert loaded.config == stored.config
     assert loaded.versions == current_versions()
+    assert loaded.origin == "fine-tuned from a.pth"
     assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
 
 
@@ -150,6 +152,7 @@ def test_weights_of_another_project_are_refused(tmp_path: Path) -> None:
         ({"step": "seven"}, r"step of checkpoint .* must be int, got str"),
         ({"model": None}, r"model of checkpoint .* must be dict, got NoneType"),
         ({"ema": {"weight": 1}}, r"ema\.weight of checkpoint .* must be a tensor, got int"),
+        ({"origin": 3}, r"origin of checkpoint .* must be str, got int"),
         ({"label_space": []}, "has no usable label space: categories must hold at least one"),
     ],
 )
@@ -171,6 +174,15 @@ def test_missing_fields_are_named(tmp_path: Path, stored: Checkpoint) -> None:
     torch.save(content, path)
     with pytest.raises(ValueError, match=r"last\.pth lacks optimizer, step$"):
         load_checkpoint(path)
+
+
+def test_a_file_from_before_origins_were_kept_is_read(tmp_path: Path, stored: Checkpoint) -> None:
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, stored)
+    content = torch.load(path, weights_only=True)
+    del content["origin"]
+    torch.save(content, path)
+    assert load_checkpoint(path).origin == ""
 
 
 def test_inference_uses_the_average_where_there_is_one(stored: Checkpoint) -> None:

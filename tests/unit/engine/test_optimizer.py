@@ -1,6 +1,9 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from deformable_detr.engine.optimizer import (
     adamw,
@@ -104,3 +107,15 @@ def test_the_moments_of_another_model_are_refused() -> None:
     saved = adamw(parameter_groups(other)).state_dict()
     with pytest.raises(ValueError, match=r"must have groups of \[2, 2, 2\] .* got \[2, 2\]"):
         restore_optimizer(adamw(parameter_groups(Parts())), saved)
+
+
+@pytest.mark.parametrize(
+    ("saved", "own", "message"),
+    [(adamw, sgd, "must be SGD, got AdamW"), (sgd, adamw, "must be AdamW, got SGD")],
+)
+def test_the_moments_of_another_kind_of_optimizer_are_refused(
+    saved: Callable[..., Optimizer], own: Callable[..., Optimizer], message: str
+) -> None:
+    state_dict = saved(parameter_groups(Parts())).state_dict()
+    with pytest.raises(ValueError, match=f"the saved optimiser {message}, whose moments"):
+        restore_optimizer(own(parameter_groups(Parts())), state_dict)

@@ -24,8 +24,26 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         RunFolder(tmp_path).claim()
 
 
+def test_what_an_evaluation_left_does_not_keep_a_run_out(tmp_path: Path) -> None:
+    (tmp_path / "results.json").touch()
+    RunFolder(tmp_path).claim()
+    (tmp_path / "notes").touch()
+    with pytest.raises(ValueError, match="must be new or empty"):
+        RunFolder(tmp_path).claim()
+
+
+def test_the_best_checkpoint_is_evaluated_or_else_the_last(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"has neither best\.pth nor last\.pth"):
+        _ = folder.best_or_last
+    folder.last.touch()
+    assert folder.best_or_last == folder.last
+    folder.best.touch()
+    assert folder.best_or_last == folder.best
+
+
 def test_overwriting_deletes_the_files_of_the_run_and_no_others(tmp_path: Path) -> None:
-    own = ("last.pth", "best.pth", "metrics.jsonl", "curves.png", "config.yaml")
+    own = ("last.pth", "best.pth", "metrics.jsonl", "curves.png", "config.yaml", "results.json")
     for name in (*own, "failed_step_7_rank_0.json", "notes"):
         (tmp_path / name).touch()
     RunFolder(tmp_path).claim(overwrite=True)

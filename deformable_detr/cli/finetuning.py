@@ -1,0 +1,73 @@
+"""`train --finetune-from`: a new model that starts with the weights of a file."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from deformable_detr.engine.checkpoint import load_checkpoint, weights_for_inference
+from deformable_detr.engine.finetune import TransferReport, holds_backbone, transfer_weights
+from deformable_detr.labels import LabelSpace
+from deformable_detr.models.detector import DeformableDETR
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FinetuneSource:
+    """A file that a run starts from.
+
+    Attributes:
+        path: of the file.
+        state_dict: its weights by our names.
+        label_space: its classes; None if it does not tell.
+        source: the format, such as "native".
+    """
+
+    path: Path
+    state_dict: dict[str, Tensor]
+    label_space: LabelSpace | None
+    source: str
+
+    @classmethod
+    def read(cls, path: Path) -> "FinetuneSource":
+        """Read a file onto the CPU; of a moving average and its model, the average.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a checkpoint.
+        """
+        checkpoint = load_checkpoint(path)
+        weights = weights_for_inference(checkpoint)
+        return cls(path, weights, checkpoint.label_space, source="native")
+
+    def describe(self) -> str:
+        """What is remembered of it in the run."""
+        return f"fine-tuned from {self.path} ({self.source})"
+
+    def build_model(
+        self, build: Callable[[bool], DeformableDETR], label_space: LabelSpace
+    ) -> tuple[DeformableDETR, TransferReport]:
+        """A model with these weights, and what became of them.
+
+        Args:
+            build: a new model, with pre-trained weights of its backbone or without; they are
+                asked for only if the file does not hold the backbone.
+            label_space: the classes of the model.
+        """
+        model = build(False)
+        if not holds_backbone(model.state_dict(), self.state_dict):
+            model = build(True)
+        report = transfer_weights(
+            model,
+            self.state_dict,
+            old_classes=self.label_space,
+            new_classes=label_space,
+            what=str(self.path),
+        )
+        for name, reason in report.reinitialised.items():
+            logger.debug("re-initialised: %s (%s)", name, reason)
+        logger.debug("ignored: %s", ", ".join(report.ignored))
+        return model, report

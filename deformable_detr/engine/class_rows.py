@@ -1,0 +1,99 @@
+"""Which rows of a class head stand for the same classes as the rows of another."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from deformable_detr.labels import LabelSpace
+
+_MAX_NAMES = 12  # in one line
+
+
+@dataclass(frozen=True)
+class ClassRows:
+    """Rows of a new class head that have a counterpart in an old one.
+
+    Attributes:
+        pairs: (row of the new head, row of the old head).
+        notes: what becomes of the classes, for people.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    notes: tuple[str, ...]
+
+
+def match_rows(
+    old_classes: LabelSpace | None,
+    new_classes: LabelSpace,
+    *,
+    num_old: int,
+    num_new: int,
+    what: str,
+) -> ClassRows:
+    """Match the rows of two class heads by the names of their classes.
+
+    Case and spacing of names do not count. Where the old classes are not known, rows are matched
+    in order if they are as many, and not at all if they are not.
+
+    Args:
+        old_classes: of the head that has learnt.
+        new_classes: of the head that will learn.
+        num_old: rows of the one.
+        num_new: rows of the other.
+        what: where the old head is from, for errors.
+
+    Raises:
+        ValueError: a name that both have stands for several classes of one of them, or a head
+            does not have the rows of its classes.
+    """
+    if old_classes is None:
+        same = num_old == num_new
+        fate = "rows keep their order" if same else f"all {num_new} start anew"
+        note = f"the file does not name its {num_old} classes; {fate}"
+        return ClassRows(tuple((row, row) for row in range(num_new if same else 0)), (note,))
+    for classes, num_rows, where in (
+        (old_classes, num_old, what),
+        (new_classes, num_new, "the model"),
+    ):
+        if classes.num_classes != num_rows:
+            raise ValueError(
+                f"the class heads of {where} must have a row for each of its "
+                f"{classes.num_classes} classes, got {num_rows}"
+            )
+    pairs = _match(old_classes.names, new_classes.names)
+    return ClassRows(pairs, tuple(_notes(old_classes.names, new_classes.names, dict(pairs))))
+
+
+def _match(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    if old == new:  # even if names repeat
+        return tuple((row, row) for row in range(len(new)))
+    rows_old, rows_new = _rows_by_name(old), _rows_by_name(new)
+    pairs = []
+    for name, rows in rows_new.items():
+        others = rows_old.get(name, [])
+        if others and (len(rows) > 1 or len(others) > 1):
+            raise ValueError(
+                f"a class name that new and old classes share must stand for one class of each, "
+                f"got {[new[row] for row in rows]} and {[old[row] for row in others]}; "
+                "rename classes in the annotation file"
+            )
+        pairs += [(row, other) for row in rows for other in others]
+    return tuple(pairs)
+
+
+def _rows_by_name(names: Sequence[str]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(" ".join(name.split()).casefold(), []).append(row)
+    return rows
+
+
+def _notes(old: Sequence[str], new: Sequence[str], kept: dict[int, int]) -> Iterator[str]:
+    dropped = set(range(len(old))) - set(kept.values())
+    for fate, names in (
+        ("kept", [new[row] for row in kept]),
+        ("started anew", [name for row, name in enumerate(new) if row not in kept]),
+        ("of the file dropped", [old[row] for row in sorted(dropped)]),
+    ):
+        if names:
+            more = f", and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+            yield f"{len(names)} {fate}: {', '.join(names[:_MAX_NAMES])}{more}"

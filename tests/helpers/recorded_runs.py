@@ -1,0 +1,90 @@
+"""Whole runs through the training command's own code, with a record of what each step saw."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from helpers.coco_files import CocoFiles
+from helpers.small_run import SMALL_RUN, data_settings
+from torch import Tensor
+
+from deformable_detr.cli import training_run
+from deformable_detr.config_io import load_config
+from deformable_detr.data.collate import Batch
+from deformable_detr.data.samplers import StepSampler
+from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.train import fit
+
+TOTAL_STEPS = 6  # of two steps an epoch, so that the run stops within one
+STOP_AFTER = 3
+
+
+@dataclass
+class Recording:
+    """What this process saw of a run.
+
+    Attributes:
+        start: the weights before the first step.
+        steps: the image ids of each micro-batch, by step.
+    """
+
+    start: dict[str, Tensor] = field(default_factory=dict)
+    steps: list[list[list[int]]] = field(default_factory=list)
+
+    def fit(
+        self,
+        state: TrainState,
+        criterion: object,
+        loader: Iterable[Batch],
+        sampler: StepSampler,
+        **options: Any,
+    ) -> None:
+        """As the engine's, with everything written down."""
+        self.start = {name: value.clone() for name, value in state.model.state_dict().items()}
+        size = sampler.micro_batches_per_step
+        fit(state, criterion, _Recorded(loader, self.steps, size), sampler, **options)
+
+
+@dataclass
+class _Recorded:
+    loader: Iterable[Batch]
+    steps: list[list[list[int]]]
+    micro_batches: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, batch in enumerate(self.loader):
+            if number % self.micro_batches == 0:
+                self.steps.append([])
+            self.steps[-1].append([target.image_id for target in batch.targets])
+            yield batch
+
+
+def record_run(folder: Path, files: CocoFiles, *, max_steps: int, **options: Any) -> Recording:
+    """Train in `folder` with total batches of four, in this process or as one of several."""
+    settings = [*SMALL_RUN, *data_settings(files, files), f"train.max_steps={max_steps}"]
+    recording = Recording()
+    with mock.patch.object(training_run, "fit", recording.fit):
+        training_run.run_training(
+            load_config("deformable_detr_r50", settings),
+            folder=folder,
+            device=torch.device("cpu"),
+            **options,
+        )
+    return recording
+
+
+def resume_and_finetune(folder: Path) -> dict[str, Recording]:
+    """Go on with the run that stopped, and start one from another's weights."""
+    data, other = (
+        CocoFiles(folder / name / "images", folder / name / "annotations.json")
+        for name in ("data", "other")
+    )
+    return {
+        "resumed": record_run(folder / "parts", data, max_steps=TOTAL_STEPS, resume=True),
+        "fine-tuned": record_run(
+            folder / "tuned", other, max_steps=1, finetune_from=folder / "whole" / "last.pth"
+        ),
+    }

@@ -1,0 +1,142 @@
+"""`train --evaluate-only`: the numbers of `evaluate`, of a run or of a file, without training."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from helpers.coco_files import CocoFiles, write_coco_set
+from helpers.command_line import CommandLine
+from helpers.tiny_checkpoint import CONFIG, LABEL_SPACE, write_checkpoint
+
+from deformable_detr.config_io import to_yaml
+
+CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> CocoFiles:
+    return write_coco_set(
+        tmp_path / "set", num_images=3, size=(48, 64), categories=CATEGORIES, empty=[2]
+    )
+
+
+@pytest.fixture
+def options(tmp_path: Path, photos: CocoFiles) -> list[str]:
+    """A config whose training data are not there."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(to_yaml(CONFIG))
+    return [
+        *("train", "--evaluate-only", "--config", str(config), "--device", "cpu"),
+        "data.train.images=nowhere",
+        "data.train.annotations=nowhere.json",
+        f"data.val.images={photos.images}",
+        f"data.val.annotations={photos.annotations}",
+        "data.num_workers=0",
+    ]
+
+
+def evaluate(run: CommandLine, checkpoint: Path, photos: CocoFiles, out: Path) -> str:
+    outcome = run(
+        *("evaluate", "--checkpoint", checkpoint, "--images", photos.images, "--device", "cpu"),
+        *("--annotations", photos.annotations, "--num-workers", "0", "--out", out),
+    )
+    assert outcome.code == 0, outcome.err
+    return outcome.out
+
+
+def test_a_file_has_the_numbers_and_detections_of_the_other_command(
+    run: CommandLine, checkpoint: Path, photos: CocoFiles, options: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "new" / "run"
+
+    outcome = run(*options, "--finetune-from", checkpoint, "--run-dir", folder)
+
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == evaluate(run, checkpoint, photos, tmp_path / "results.json")
+    assert "45 detections in 3 images" in outcome.out
+    assert [file.name for file in folder.iterdir()] == ["results.json"]
+    expected = json.loads((tmp_path / "results.json").read_text())
+    assert json.loads((folder / "results.json").read_text()) == expected
+
+
+@pytest.mark.parametrize("names", [("last",), ("best", "last")])
+def test_a_run_is_evaluated_at_its_best_or_else_its_last_checkpoint(
+    run: CommandLine,
+    options: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    names: tuple[str, ...],
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in names:
+        write_checkpoint(folder / f"{name}.pth")
+
+    with caplog.at_level(logging.INFO):
+        outcome = run(*options, "--run-dir", folder)
+
+    assert outcome.code == 0, outcome.err
+    assert f"evaluating {folder / names[0]}.pth" in caplog.text
+    assert f"the detections are in {folder / 'results.json'}" in caplog.text
+
+
+def test_photos_have_the_size_of_the_config_which_is_said_where_it_is_another(
+    run: CommandLine,
+    checkpoint: Path,
+    options: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    arguments = (*options, "--finetune-from", checkpoint, "--run-dir", tmp_path / "run")
+    with caplog.at_level(logging.INFO):
+        run(*arguments)
+    assert "not to the checkpoint's" not in caplog.text
+    as_trained = (tmp_path / "run" / "results.json").read_text()
+
+    with caplog.at_level(logging.INFO):
+        run(*arguments, "data.eval_size=64")
+
+    assert "the config's size, 64, at most 96, not to the checkpoint's" in caplog.text
+    assert (tmp_path / "run" / "results.json").read_text() != as_trained
+
+
+def test_a_validation_set_of_other_categories_is_refused(
+    run: CommandLine, checkpoint: Path, photos: CocoFiles, options: list[str], tmp_path: Path
+) -> None:
+    content = photos.read()
+    content["categories"][0]["name"] = "lion"
+    photos.write(content)
+
+    outcome = run(*options, "--finetune-from", checkpoint, "--run-dir", tmp_path / "run")
+
+    assert outcome.code == 2
+    message = outcome.err.splitlines()[-1]
+    assert str(photos.annotations) in message
+    assert "must have the categories of" in message
+    assert "{0: lion, 7: dog, 90: tree}" in message
+    assert "{0: cat, 7: dog, 90: tree}" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_data_must_be_given(
+    run: CommandLine, checkpoint: Path, options: list[str], tmp_path: Path
+) -> None:
+    message = run.fails(*options, "--finetune-from", checkpoint, "data.val.images=null")
+
+    assert message.startswith("data.val.images: must be given")
+
+
+def test_a_folder_without_a_checkpoint_is_named(
+    run: CommandLine, options: list[str], tmp_path: Path
+) -> None:
+    message = run.fails(*options, "--run-dir", tmp_path / "none")
+
+    assert message.startswith(f"run folder {tmp_path / 'none'} has neither best.pth nor last.pth")
+
+
+@pytest.mark.parametrize("option", ["--resume", "--overwrite"])
+def test_an_evaluation_changes_no_run(run: CommandLine, options: list[str], option: str) -> None:
+    message = run.fails(*options, option)
+
+    assert message.startswith("--evaluate-only must stand without --resume and --overwrite")
