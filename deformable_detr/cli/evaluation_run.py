@@ -45,7 +45,7 @@ def run_evaluation(
             config.data.eval_size,
             config.data.eval_max_size,
         )
-    dataset = build_dataset(config.data.val, name="val", label_space=detector.label_space)
+    dataset = build_dataset(config, "val", label_space=detector.label_space)
     assert config.data.val.annotations is not None  # else the data set could not be opened
     logger.info("evaluating %s", path)
     evaluate_detector(

@@ -59,12 +59,18 @@ def match_rows(
                 f"the class heads of {where} must have a row for each of its "
                 f"{classes.num_classes} classes, got {num_rows}"
             )
-    pairs = _match(old_classes.names, new_classes.names)
-    return ClassRows(pairs, tuple(_notes(old_classes.names, new_classes.names, dict(pairs))))
+    old, new = _row_names(old_classes), _row_names(new_classes)
+    pairs = _match(old, new)
+    return ClassRows(pairs, tuple(_notes(old, new, dict(pairs))))
 
 
-def _match(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
-    if old == new:  # even if names repeat
+def _row_names(classes: LabelSpace) -> list[str | None]:
+    """The class of each row; None for rows that are no category's."""
+    return [None if row in classes.unused else name for row, name in enumerate(classes.names)]
+
+
+def _match(old: Sequence[str | None], new: Sequence[str | None]) -> tuple[tuple[int, int], ...]:
+    if old == new:  # rows without a category, and names that repeat, included
         return tuple((row, row) for row in range(len(new)))
     rows_old, rows_new = _rows_by_name(old), _rows_by_name(new)
     pairs = []
@@ -80,20 +86,24 @@ def _match(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[tuple[int, int],
     return tuple(pairs)
 
 
-def _rows_by_name(names: Sequence[str]) -> dict[str, list[int]]:
+def _rows_by_name(names: Sequence[str | None]) -> dict[str, list[int]]:
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(names):
-        rows.setdefault(" ".join(name.split()).casefold(), []).append(row)
+        if name is not None:
+            rows.setdefault(" ".join(name.split()).casefold(), []).append(row)
     return rows
 
 
-def _notes(old: Sequence[str], new: Sequence[str], kept: dict[int, int]) -> Iterator[str]:
+def _notes(
+    old: Sequence[str | None], new: Sequence[str | None], kept: dict[int, int]
+) -> Iterator[str]:
     dropped = set(range(len(old))) - set(kept.values())
     for fate, names in (
         ("kept", [new[row] for row in kept]),
         ("started anew", [name for row, name in enumerate(new) if row not in kept]),
         ("of the file dropped", [old[row] for row in sorted(dropped)]),
     ):
-        if names:
-            more = f", and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-            yield f"{len(names)} {fate}: {', '.join(names[:_MAX_NAMES])}{more}"
+        named = [name for name in names if name is not None]
+        if named:
+            more = f", and {len(named) - _MAX_NAMES} more" if len(named) > _MAX_NAMES else ""
+            yield f"{len(named)} {fate}: {', '.join(named[:_MAX_NAMES])}{more}"

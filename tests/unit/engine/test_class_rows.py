@@ -89,3 +89,15 @@ def test_a_long_list_of_classes_is_cut() -> None:
     many = space(*(f"class {number}" for number in range(80)))
     rows = match_rows(many, many, num_old=80, num_new=80, what="a.pth")
     assert [note.endswith("class 11, and 68 more") for note in rows.notes] == [True]
+
+
+def test_rows_without_a_category_have_no_counterpart_and_are_not_named() -> None:
+    contiguous = LabelSpace((2, 4), ("cat", "dog"))
+    raw = contiguous.with_raw_labels()
+    to_raw = match_rows(contiguous, raw, num_old=2, num_new=5, what="file")
+    from_raw = match_rows(raw, contiguous, num_old=5, num_new=2, what="file")
+    assert to_raw.pairs == ((2, 0), (4, 1))
+    assert from_raw.pairs == ((0, 2), (1, 4))
+    assert to_raw.notes == from_raw.notes == ("2 kept: cat, dog",)
+    same = match_rows(raw, raw, num_old=5, num_new=5, what="file")
+    assert same.pairs == tuple((row, row) for row in range(5))
