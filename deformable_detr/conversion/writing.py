@@ -142,15 +142,15 @@ def _transformers_config(settings: Mapping[str, Any], label_space: LabelSpace) -
 
 
 def _timm_config(backbone: Mapping[str, Any]) -> dict[str, Any]:
-    strides = list(backbone["out_strides"])
-    if backbone["dilation"]:
+    strides, dilation = list(backbone["out_strides"]), backbone.get("dilation", False)
+    if dilation:
         strides[-1] *= 2  # timm numbers maps by their place
     return {
         "model_type": "timm_backbone",
-        "backbone": f"resnet{backbone['depth']}",
+        "backbone": backbone["name"] if "name" in backbone else f"resnet{backbone['depth']}",
         "num_channels": 3,
         "features_only": True,
         "use_pretrained_backbone": False,
         "out_indices": [stride.bit_length() - 2 for stride in strides],  # strides 2, 4, 8, ...
-        **({"output_stride": 16} if backbone["dilation"] else {}),
+        **({"output_stride": 16} if dilation else {}),
     }
