@@ -147,9 +147,14 @@ def _about_from_config(path: Path) -> dict[str, Any]:
     }
     if config.get("two_stage"):
         about["args"]["num_queries"] = config.get("two_stage_num_proposals", 300)
-    if isinstance(config.get("id2label"), dict):
-        labels = config["id2label"]
-        about["id2label"] = [str(labels[key]) for key in sorted(labels, key=int)]
+    labels = config.get("id2label")
+    if isinstance(labels, dict):
+        rows = [str(row) for row in range(len(labels))]
+        if sorted(labels) != sorted(rows):
+            raise ValueError(
+                f"id2label of {path} must name rows 0 to {len(labels) - 1}, got {', '.join(labels)}"
+            )
+        about["id2label"] = [str(labels[row]) for row in rows]
     return about
 
 

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -38,22 +40,33 @@ def write_weights(
 
     Raises:
         FileExistsError: something is there.
+        RuntimeError: it could not be written; nothing is left of it.
         ValueError: the model cannot be expressed there.
     """
     if path.exists():
         raise FileExistsError(f"{path} must not exist yet; choose another name or remove it")
     state = export_weights(model, to, label_space=label_space)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
-    if to == "transformers":
-        temporary.mkdir(exist_ok=True)
-        _write_folder(temporary, state, label_space, config)
-    else:
-        with temporary.open("wb") as file:
-            torch.save(_checkpoint(to, state, label_space, config["model"]), file)
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if to == "transformers":
+            _write_folder(temporary, state, label_space, config)
+        else:
+            _write_file(temporary, _checkpoint(to, state, label_space, config["model"]))
+        temporary.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
+        raise RuntimeError(
+            f"{path} could not be written ({error}); free space or choose another place"
+        ) from error
+
+
+def _write_file(path: Path, content: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _checkpoint(
@@ -91,6 +104,7 @@ def _write_folder(
     folder: Path, state: dict[str, Tensor], label_space: LabelSpace, config: Mapping[str, Any]
 ) -> None:
     """What `from_pretrained` of transformers reads."""
+    folder.mkdir(exist_ok=True)
     # Every name gets memory of its own, which the format asks for.
     tensors = {file_name(name): tensor.contiguous().clone() for name, tensor in state.items()}
     save_file(tensors, folder / SAFETENSORS_FILE, metadata={"format": "pt"})

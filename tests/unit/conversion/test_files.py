@@ -111,6 +111,16 @@ def test_the_91_names_of_a_transformers_config_are_coco_s_80(tmp_path: Path, gap
     assert torch.equal(weights.state_dict["decoder.class_heads.1.bias"], expected)
 
 
+def test_names_of_rows_that_are_not_numbered_are_refused(tmp_path: Path) -> None:
+    path = write_foreign(tmp_path, "transformers", label_space=PETS)
+    config = json.loads((path / "config.json").read_text())
+    config["id2label"] = {"cat": 0, "dog": 1}
+    (path / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(ValueError, match=r"id2label of .* must name rows 0 to 1, got cat, dog"):
+        read_weights(path)
+
+
 def test_rows_without_a_category_are_left_out(tmp_path: Path) -> None:
     path = write_foreign(
         tmp_path, "transformers", label_space=LabelSpace((0, 1, 2), ("N/A", "cat", "dog"))
@@ -197,3 +207,25 @@ def test_a_native_checkpoint_is_read_as_it_is(tmp_path: Path) -> None:
     assert (weights.source, weights.label_space) == ("native", LABEL_SPACE)
     for name, tensor in model.state_dict().items():
         assert torch.equal(weights.state_dict[name], tensor)
+
+
+@pytest.mark.parametrize("source", ["official", "transformers"])
+def test_a_write_that_fails_leaves_nothing(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.save", full)
+    monkeypatch.setattr("deformable_detr.conversion.writing.save_file", full)
+
+    with pytest.raises(RuntimeError, match=r"could not be written \(.*No space left on device\)"):
+        write_foreign(tmp_path, source)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    write_foreign(tmp_path, "official")
+    with pytest.raises(FileExistsError, match=r"official\.pth must not exist yet"):
+        write_foreign(tmp_path, "official")
