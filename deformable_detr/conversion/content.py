@@ -80,6 +80,8 @@ def content_of(loaded: Any, what: str) -> Content:
     """
     state = loaded
     if isinstance(loaded, Mapping):
+        if loaded.get("format") == FORMAT and loaded.get("ema") is not None:
+            loaded = {**loaded, "model": loaded["ema"]}  # as `weights_for_inference` has it
         nested = [loaded[key] for key in _STATE_KEYS if isinstance(loaded.get(key), Mapping)]
         state = nested[0] if nested else loaded
     if (

@@ -43,31 +43,40 @@ def model_settings(
     """
     assumed: list[str] = []
     heads = _num_heads(structure, state, options, what)
-    encoder, decoder = "encoder.layers.0.self_attn", "decoder.layers.0.cross_attn"
+    position: dict[str, Any] = {"kind": "sine"}
+    if structure.learned_position:
+        rows = state["memory_builder.position.row_embed.weight"].shape[0]
+        position = {"kind": "learned", "max_cells": rows}
+    per_point = structure.num_levels * heads
     settings: dict[str, Any] = {
         "embed_dim": state["memory_builder.level_embed"].shape[1],
         "backbone": _backbone(structure, state, options, assumed, what),
         "neck": {"kind": "channel_mapper", "num_levels": structure.num_levels},
-        "position": {"kind": "sine"},
+        "position": position,
         "attention": {"num_heads": heads},
-        "encoder": {"num_layers": structure.encoder_layers},
+        "encoder": {"num_layers": 0},
         "queries": _queries(structure, state, options, assumed),
         "decoder": {
             "num_layers": structure.decoder_layers,
-            "ffn_dim": state["decoder.layers.0.linear1.weight"].shape[0],
-            "num_points": _samples(state, decoder) // structure.num_levels // heads,
+            **_layer(state, "decoder.layers.0", "cross_attn", per_point),
             "box_refinement": structure.box_refinement,
         },
     }
     if structure.encoder_layers:
-        settings["encoder"]["ffn_dim"] = state["encoder.layers.0.linear1.weight"].shape[0]
-        settings["encoder"]["num_points"] = (
-            _samples(state, encoder) // structure.num_levels // heads
-        )
-    if structure.learned_position:
-        rows = state["memory_builder.position.row_embed.weight"].shape[0]
-        settings["position"] = {"kind": "learned", "max_cells": rows}
+        settings["encoder"] = {
+            "num_layers": structure.encoder_layers,
+            **_layer(state, "encoder.layers.0", "self_attn", per_point),
+        }
     return settings, tuple(assumed)
+
+
+def _layer(
+    state: Mapping[str, Tensor], layer: str, attention: str, per_point: int
+) -> dict[str, Any]:
+    return {
+        "ffn_dim": state[f"{layer}.linear1.weight"].shape[0],
+        "num_points": _samples(state, f"{layer}.{attention}") // per_point,
+    }
 
 
 def _samples(state: Mapping[str, Tensor], attention: str) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from deformable_detr.conversion.layout import Block, Each, Layout, Structure, row_pairs
+from deformable_detr.conversion.layout import Block, Each, Layout, Structure, When, row_pairs
 from deformable_detr.layers.position import LearnedPositionEmbedding
 from deformable_detr.models.detector import DeformableDETR
 from deformable_detr.models.proposals import BASE_SIZE, ProposalQueries
@@ -85,11 +85,7 @@ def structure_of_names(layout: Layout, state: Mapping[str, Tensor]) -> Structure
     for block in layout.blocks:
         if block.each and block.when == "always":
             counts.setdefault(block.each, _count(block, state))
-    two_stage = any(
-        _first_name(block) in state
-        for block in layout.blocks
-        if block.when == "two_stage" and "{n}" not in block.theirs
-    )
+    two_stage = _has(layout, state, "two_stage")
     num_levels, num_backbone_levels = _levels(layout, state, counts)
     stages = [counts[each] for each in ("stage1", "stage2", "stage3", "stage4")]
     return Structure(
@@ -101,11 +97,16 @@ def structure_of_names(layout: Layout, state: Mapping[str, Tensor]) -> Structure
         decoder_layers=counts["decoder_layer"],
         box_refinement=two_stage or _has_own_heads(layout, state, counts["decoder_layer"]),
         two_stage=two_stage,
-        learned_position=any(
-            _first_name(block) in state
-            for block in layout.blocks
-            if block.when == "learned_position"
-        ),
+        learned_position=_has(layout, state, "learned_position"),
+    )
+
+
+def _has(layout: Layout, state: Mapping[str, Tensor], when: When) -> bool:
+    """Whether a part is there that only such structures have; heads, which move, do not count."""
+    return any(
+        _first_name(block) in state
+        for block in layout.blocks
+        if block.when == when and "{n}" not in block.theirs
     )
 
 

@@ -1,6 +1,6 @@
 """A state_dict from one set of names to another, by a source's table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,46 +41,55 @@ def clean(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ..
 
 def to_ours(layout: Layout, structure: Structure, state: Mapping[str, Tensor]) -> Translation:
     """Their tensors by our names."""
-    pairs = name_pairs(layout, structure)
     groups: dict[str, list[NamePair]] = {}
-    for pair in pairs:
+    for pair in name_pairs(layout, structure):
         groups.setdefault(pair.ours, []).append(pair)
     ours: dict[str, Tensor] = {}
     absent: list[str] = []
     contradicting: list[str] = []
     for name, group in groups.items():
-        names = [pair.theirs for pair in group if not pair.zero_if_absent]
-        there = [state[pair.theirs] for pair in group if pair.theirs in state]
-        needed = 1 if layout.tied_may_be_absent and group[0].part is None else len(names)
-        if len(there) < needed:
-            absent += [missing for missing in names if missing not in state]
-        elif not there:
-            ours[name] = _zero_bias(group[0], state)
-        elif group[0].part is not None:
-            if len({part.shape[1:] for part in there}) > 1:
-                contradicting.append(names[0])
-            else:
-                ours[name] = torch.cat([state[p.theirs] for p in sorted(group, key=_part)])
-        else:
-            ours[name] = there[0]
-            contradicting += [
-                other.theirs
-                for other in group[1:]
-                if other.theirs in state and not _same(there[0], state[other.theirs])
-            ]
-    known = {pair.theirs for pair in pairs}
+        missing = _missing(group, state, tied_may_be_absent=layout.tied_may_be_absent)
+        absent += missing
+        if not missing:
+            ours[name], wrong = _take(group, state)
+            contradicting += wrong
+    known = {pair.theirs for group in groups.values() for pair in group}
     extra = [name for name in state if name not in known]
-    problems = []
-    if absent:
-        problems.append(f"lacks {len(absent)} tensors, first: {absent[0]}")
-    if extra:
-        problems.append(f"has {len(extra)} tensors that do not belong there, first: {extra[0]}")
-    if contradicting:
-        problems.append(
-            f"has {len(contradicting)} tensors that contradict others, first: {contradicting[0]}"
+    problems = tuple(
+        f"{problem.format(len(names))}, first: {names[0]}"
+        for names, problem in (
+            (absent, "lacks {} tensors"),
+            (extra, "has {} tensors that do not belong there"),
+            (contradicting, "has {} tensors that contradict others"),
         )
+        if names
+    )
     first_names = {name: group[0].theirs for name, group in groups.items()}
-    return Translation(ours, first_names, tuple(problems))
+    return Translation(ours, first_names, problems)
+
+
+def _missing(
+    group: Sequence[NamePair], state: Mapping[str, Tensor], *, tied_may_be_absent: bool
+) -> list[str]:
+    """Names that must be there, of the names of one of our tensors, and are not."""
+    names = [pair.theirs for pair in group if not pair.zero_if_absent]
+    missing = [name for name in names if name not in state]
+    is_tied = tied_may_be_absent and group[0].part is None
+    return [] if is_tied and len(missing) < len(names) else missing
+
+
+def _take(group: Sequence[NamePair], state: Mapping[str, Tensor]) -> tuple[Tensor, list[str]]:
+    """One of our tensors from what they have of it, and names that contradict each other."""
+    there = [(pair, state[pair.theirs]) for pair in group if pair.theirs in state]
+    if not there:
+        return _zero_bias(group[0], state), []
+    first = there[0][1]
+    if group[0].part is None:
+        return first, [pair.theirs for pair, tensor in there[1:] if not _same(first, tensor)]
+    parts = [tensor for _, tensor in sorted(there, key=lambda item: item[0].part or 0)]
+    if any(part.shape != first.shape for part in parts):
+        return first, [there[0][0].theirs]
+    return torch.cat(parts), []
 
 
 def to_theirs(
@@ -109,11 +118,6 @@ def to_theirs(
     return theirs
 
 
-def _part(pair: NamePair) -> int:
-    assert pair.part is not None
-    return pair.part
-
-
 def _zero_bias(pair: NamePair, state: Mapping[str, Tensor]) -> Tensor:
     """The bias that a convolution without one has."""
     weight = state.get(pair.theirs.removesuffix("bias") + "weight")
@@ -121,7 +125,7 @@ def _zero_bias(pair: NamePair, state: Mapping[str, Tensor]) -> Tensor:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Bitwise, NaN included; quick where both are one tensor."""
+    """Whether values are equal, NaN included; quick where both are one tensor."""
     if one.data_ptr() == other.data_ptr() and one.shape == other.shape:
         return True
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())

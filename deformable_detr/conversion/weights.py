@@ -18,7 +18,7 @@ from deformable_detr.conversion.class_rows import (
 from deformable_detr.conversion.content import Content, content_of, read_content
 from deformable_detr.conversion.sources import SOURCES, layout_of, recognize
 from deformable_detr.conversion.structure import structure_of_model
-from deformable_detr.conversion.translate import clean, to_ours, to_theirs
+from deformable_detr.conversion.translate import Translation, clean, to_ours, to_theirs
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.detector import DeformableDETR
 
@@ -31,10 +31,10 @@ class Weights:
     """A detector's weights, wherever they are from.
 
     Attributes:
-        state_dict: tensors by our names; every row of the class heads stands for a category.
-            The head of the proposals (`queries.class_head`) is the exception: its row 0 means "an
-            object of any class", its other rows nothing.
-        label_space: what these rows mean, where the file or its format says.
+        state_dict: tensors by our names. Row k of a class head stands for label k of the label
+            space; but row 0 of the head of the proposals, `queries.class_head`, means "an object
+            of any class", and its other rows nothing.
+        label_space: the classes, or None where neither the file nor its format says.
         source: "native", "official", "transformers", "detrex" or "mmdet".
         config: settings of a run as plain JSON: all of them for a native checkpoint, else those
             of the model that follow from the file.
@@ -95,22 +95,27 @@ def import_weights(
     )
     state, ignored = clean(content.state_dict)
     source = choose_source(source, state, what)
-    num_loaded = len(state)
+    translation = _translate(model, state, source)
+    ours, rows_text = translation.state_dict, ""
+    own = _weights_of(model)
+    if not translation.problems and _A_CLASS_HEAD in ours:
+        ours, rows_text = _fit_rows(ours, number_of_rows(own), source, content)
+    _require_fit(own, ours, translation, what)
+    model.load_state_dict(ours, strict=False)  # all but counters, which are the model's own
+    return ImportReport(source, len(state), ignored, rows_text)
+
+
+def _weights_of(model: DeformableDETR) -> dict[str, Tensor]:
+    """The model's state_dict without the counters of batch norm."""
+    return {name: t for name, t in model.state_dict().items() if not name.endswith(_COUNTER)}
+
+
+def _translate(model: DeformableDETR, state: dict[str, Tensor], source: str) -> Translation:
+    """A state_dict by our names, for a model whose structure decides which there must be."""
     if source == "native":
-        names = {name: name for name in state}
-        problems: list[str] = []
-    else:
-        layout = layout_of(source)
-        translation = to_ours(layout, structure_of_model(model), layout.normalize(state))
-        state, names = translation.state_dict, translation.their_names
-        problems = list(translation.problems)
-    own = {name: t for name, t in model.state_dict().items() if not name.endswith(_COUNTER)}
-    rows_text = ""
-    if not problems and _A_CLASS_HEAD in state:
-        state, rows_text = _fit_rows(state, number_of_rows(own), source, content)
-    _require_fit(own, state, names, problems, what)
-    model.load_state_dict(state, strict=False)  # all but counters, which are the model's own
-    return ImportReport(source, num_loaded, ignored, rows_text)
+        return Translation(state, {name: name for name in state}, ())
+    layout = layout_of(source)
+    return to_ours(layout, structure_of_model(model), layout.normalize(state))
 
 
 def choose_source(source: str, keys: Mapping[str, Tensor], what: str) -> str:
@@ -143,12 +148,10 @@ def _fit_rows(
 
 
 def _require_fit(
-    own: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-    their_names: Mapping[str, str],
-    problems: list[str],
-    what: str,
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], translation: Translation, what: str
 ) -> None:
+    """Refuse weights that are not the model's in every name and shape, in one error."""
+    their_names, problems = translation.their_names, list(translation.problems)
     absent = [name for name in own if name not in state and name not in their_names]
     extra = [name for name in state if name not in own]
     reshaped = [
@@ -180,7 +183,7 @@ def export_weights(
     Raises:
         ValueError: an unknown target, or a model that cannot be expressed there.
     """
-    state = {name: t for name, t in model.state_dict().items() if not name.endswith(_COUNTER)}
+    state = _weights_of(model)
     if to == "native":
         return state
     layout, structure = layout_of(to), structure_of_model(model)
