@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.command_line import CommandLine
-from helpers.foreign_files import FILE_NAMES, small_config, small_model, write_foreign
+from helpers.foreign_files import small_config, small_model, write_foreign
 from helpers.tiny_checkpoint import LABEL_SPACE
 
 from deformable_detr import Detector, export_weights
@@ -42,19 +42,21 @@ def test_a_native_file_holds_the_weights_and_says_that_it_is_no_run(
         assert torch.equal(detector.model.state_dict()[name], tensor)
 
 
-@pytest.mark.parametrize("target", FILE_NAMES)
-def test_any_source_becomes_any_target(run: CommandLine, tmp_path: Path, target: str) -> None:
-    for source in FILE_NAMES:
-        given = write_foreign(tmp_path / source, source)
-        out = tmp_path / f"{source}-to-{target}"
+def test_a_chain_of_conversions_through_every_source_loses_nothing(
+    run: CommandLine, tmp_path: Path
+) -> None:
+    given = write_foreign(tmp_path, "mmdet")
 
+    for target in ("official", "transformers", "detrex", "native", "mmdet"):
+        out = tmp_path / f"chain-{target}"
         outcome = run("convert", given, out, "--to", target)
-
         assert outcome.code == 0, outcome.err
-        weights = read_weights(out)
-        assert (weights.source, weights.label_space) == (target, COCO)
-        for name, tensor in small_model("refine").state_dict().items():
-            assert torch.equal(weights.state_dict[name], tensor)
+        given = out
+
+    weights = read_weights(given)
+    assert (weights.source, weights.label_space) == ("mmdet", COCO)
+    for name, tensor in small_model("refine").state_dict().items():
+        assert torch.equal(weights.state_dict[name], tensor)
 
 
 def test_a_native_checkpoint_goes_out_with_its_own_categories(

@@ -40,7 +40,7 @@ def test_an_official_checkpoint_of_40_million_parameters_imports_fast_and_within
 ) -> None:
     content = {
         "model": official_state_dict(OfficialModel()),
-        "optimizer": {"state": {0: {"exp_avg": torch.zeros(20_000_000)}}},
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(5_000_000)}}},
         "args": argparse.Namespace(nheads=8),
     }
     files = [tmp_path / "archive.pth", tmp_path / "bare_pickle.pth"]
@@ -60,5 +60,5 @@ def test_an_official_checkpoint_of_40_million_parameters_imports_fast_and_within
         )
         sys.stdout.write(f"{file.name}: {figures} s\n")  # shown by pytest -rP
         assert num_loaded == 561
-        assert extra_mb < file_mb + _MAX_EXTRA_MB / 5  # what is asked for, with a margin
+        assert extra_mb < file_mb + _MAX_EXTRA_MB / 5  # a fifth of what may be
         assert cpu_seconds < _MAX_SECONDS
