@@ -121,7 +121,7 @@ def test_code_in_a_file_is_refused_in_one_sentence_and_never_runs(
     assert not Path(CANARY).exists()
 
 
-def test_the_canary_dies_where_the_file_is_trusted(
+def test_the_same_file_does_run_code_where_it_is_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
