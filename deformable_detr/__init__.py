@@ -8,6 +8,7 @@ from deformable_detr.version import __version__
 if TYPE_CHECKING:
     from deformable_detr.build import build_criterion, build_model
     from deformable_detr.config_io import load_config
+    from deformable_detr.conversion.weights import export_weights, import_weights
     from deformable_detr.detector_api import Detector
     from deformable_detr.engine.metrics import official_losses
     from deformable_detr.structures import Target
@@ -18,6 +19,8 @@ __all__ = [
     "__version__",
     "build_criterion",
     "build_model",
+    "export_weights",
+    "import_weights",
     "load_config",
     "official_losses",
 ]
@@ -27,6 +30,8 @@ _MODULES = {
     "Target": "structures",
     "build_criterion": "build",
     "build_model": "build",
+    "export_weights": "conversion.weights",
+    "import_weights": "conversion.weights",
     "load_config": "config_io",
     "official_losses": "engine.metrics",
 }

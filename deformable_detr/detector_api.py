@@ -6,6 +6,7 @@ Example:
     names = [detector.label_space.names[label] for label in detections.labels]
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,21 +17,43 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deformable_detr.build import build_eval_transform, build_model
+from deformable_detr.config import RunConfig
 from deformable_detr.config_io import validate_config
+from deformable_detr.conversion.class_rows import number_of_rows
+from deformable_detr.conversion.files import read_weights
+from deformable_detr.conversion.weights import Weights
 from deformable_detr.data.transforms import Transform, to_model_input
 from deformable_detr.distributed import choose_device
-from deformable_detr.engine.checkpoint import (
-    load_checkpoint,
-    load_weights,
-    weights_for_inference,
-)
+from deformable_detr.engine.checkpoint import load_weights
 from deformable_detr.evaluation.postprocess import select_detections
 from deformable_detr.labels import LabelSpace
+from deformable_detr.models.detector import DeformableDETR
 from deformable_detr.photos import ImageLike, as_photo
 from deformable_detr.structures import Detections, ImageBatch, Predictions, Sample, Size
 
 DEFAULT_THRESHOLD = 0.3  # focal losses give low scores; few false ones are above this
 DEFAULT_BATCH_SIZE = 4
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def model_with_weights(weights: Weights, config: RunConfig, what: str) -> DeformableDETR:
+    """A detector that has the weights, built as the config says.
+
+    Raises:
+        ValueError: they do not fit each other; `what` names the weights.
+    """
+    space = weights.label_space
+    num_classes = number_of_rows(weights.state_dict) if space is None else space.num_classes
+    model = build_model(config, num_classes=num_classes, load_backbone_weights=False)
+    load_weights(model, weights.state_dict, what)
+    return model
+
+
+def numbered_classes(weights: Weights) -> LabelSpace:
+    """Stands in where a file does not say what its classes are: their rows, from 0 on."""
+    rows = range(number_of_rows(weights.state_dict))
+    return LabelSpace(tuple(rows), tuple(f"class {row}" for row in rows))
 
 
 class Detector:
@@ -58,29 +81,31 @@ class Detector:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: str = "auto") -> "Detector":
-        """Load what a training run has written.
+        """Load a detector from a file of this package or of another implementation.
 
         Args:
-            path: checkpoint of `deformable-detr train`, which also says how photos are resized.
+            path: checkpoint of `deformable-detr train`, which also says how photos are resized;
+                or weights of the official code, transformers (its folder too), detrex or
+                mmdetection 3.x, for which photos are resized as the paper does.
             device: "auto" (CUDA, else MPS, else CPU), or as PyTorch names devices.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is not a checkpoint, or not one of this package.
+            ValueError: the file is not a detector's, or does not say enough of it.
             RuntimeError: this machine lacks the device.
         """
         chosen = choose_device(device)
         what = f"checkpoint {path}"
-        checkpoint = load_checkpoint(Path(path))
-        config = validate_config(checkpoint.config, source=what, ignore_unknown=True)
-        model = build_model(
-            config,
-            num_classes=checkpoint.label_space.num_classes,
-            load_backbone_weights=False,
+        weights = read_weights(Path(path))
+        config = validate_config(weights.config, source=what, ignore_unknown=True)
+        if weights.assumed:
+            _LOGGER.warning("%s does not tell %s", what, ", ".join(weights.assumed))
+        return cls(
+            model_with_weights(weights, config, what),
+            weights.label_space or numbered_classes(weights),
+            transform=build_eval_transform(config.data),
+            device=chosen,
         )
-        load_weights(model, weights_for_inference(checkpoint), what)
-        transform = build_eval_transform(config.data)
-        return cls(model, checkpoint.label_space, transform=transform, device=chosen)
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a path is a Sequence[str] too, if typed so

@@ -21,7 +21,8 @@ def evaluate(
         Path, typer.Option(metavar="JSON", help="COCO annotation file to compare with.")
     ],
     checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Checkpoint written by `train`.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Checkpoint of `train`, or weights from elsewhere."),
     ] = None,
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the annotated images.")

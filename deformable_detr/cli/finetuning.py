@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deformable_detr.engine.checkpoint import load_checkpoint, weights_for_inference
+from deformable_detr.conversion.files import read_weights
 from deformable_detr.engine.finetune import TransferReport, holds_backbone, transfer_weights
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.detector import DeformableDETR
@@ -33,15 +33,16 @@ class FinetuneSource:
 
     @classmethod
     def read(cls, path: Path) -> "FinetuneSource":
-        """Read a file onto the CPU; of a moving average and its model, the average.
+        """Read a file of this package, or of another implementation, onto the CPU.
+
+        Of a moving average and its model, it is the average.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it is not a checkpoint.
         """
-        checkpoint = load_checkpoint(path)
-        weights = weights_for_inference(checkpoint)
-        return cls(path, weights, checkpoint.label_space, source="native")
+        weights = read_weights(path)
+        return cls(path, weights.state_dict, weights.label_space, weights.source)
 
     def describe(self) -> str:
         """What is remembered of it in the run."""

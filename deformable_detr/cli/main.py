@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from deformable_detr.cli import benchmark, data
+from deformable_detr.cli.convert import convert
 from deformable_detr.cli.evaluate import evaluate
 from deformable_detr.cli.predict import predict
 from deformable_detr.cli.train import train
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(convert)
 app.add_typer(data.app, name="data")
 app.add_typer(benchmark.app, name="benchmark")
 

@@ -27,7 +27,7 @@ def predict(
         list[Path], typer.Argument(metavar="PHOTO_OR_FOLDER", help="Photos, and folders of photos.")
     ],
     checkpoint: Annotated[
-        Path, typer.Option(metavar="FILE", help="Checkpoint written by `train`.")
+        Path, typer.Option(metavar="FILE", help="Checkpoint of `train`, or weights from elsewhere.")
     ],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for the pictures and detections.json.")

@@ -8,39 +8,28 @@ from helpers.transformers_oracle import (
     NUM_LAYERS,
     NUM_QUERIES,
     build_oracle,
-    our_state_dict,
+    oracle_output,
+    randomize,
 )
+from torch import Tensor
+from transformers import DeformableDetrForObjectDetection
 
-from deformable_detr.boxes import inverse_sigmoid
+from deformable_detr import export_weights, import_weights
 from deformable_detr.build import build_model
 from deformable_detr.config_io import load_config
-from deformable_detr.structures import ImageBatch, Predictions
+from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.structures import ImageBatch, ModelOutput
 
 SETTINGS = {
     "single_scale": {"single_scale": True},
+    "single_scale_dc5": {"single_scale": True, "dilation": True},
     "multi_scale": {},
     "refine": {"box_refinement": True},
     "two_stage": {"box_refinement": True, "two_stage": True},
 }
 
 
-def oracle_layers(oracle, output) -> list[Predictions]:
-    """Predictions of each decoder layer, from their intermediate states."""
-    layers = []
-    for index in range(NUM_LAYERS):
-        reference = output.init_reference_points
-        if index > 0:
-            reference = output.intermediate_reference_points[:, index - 1]
-        query = output.intermediate_hidden_states[:, index]
-        offsets = oracle.bbox_embed[index](query)
-        offsets[..., : reference.shape[-1]] += inverse_sigmoid(reference)
-        layers.append(Predictions(oracle.class_embed[index](query), offsets.sigmoid()))
-    return layers
-
-
-@pytest.mark.parametrize("variant", SETTINGS)
-def test_outputs_equal_transformers_on_the_same_randomised_weights(variant):
-    oracle = build_oracle(**SETTINGS[variant])
+def detector(variant: str) -> DeformableDETR:
     overrides = [
         "model.backbone.weights=none",
         f"model.encoder.num_layers={NUM_LAYERS}",
@@ -48,25 +37,78 @@ def test_outputs_equal_transformers_on_the_same_randomised_weights(variant):
         f"model.queries.num_queries={NUM_QUERIES}",
     ]
     config = load_config(VARIANTS[variant], overrides)
-    detector = build_model(config, num_classes=NUM_CLASSES).eval()
-    detector.load_state_dict(our_state_dict(oracle))
+    return build_model(config, num_classes=NUM_CLASSES).eval()
+
+
+def two_images() -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    images = [
+    return [
         torch.randn(3, 96, 128, generator=generator),
         torch.randn(3, 120, 100, generator=generator),
     ]
-    batch = ImageBatch.from_images(images)
+
+
+def assert_same_predictions(actual: ModelOutput, expected: ModelOutput) -> None:
+    assert len(actual.auxiliary) == len(expected.auxiliary) == NUM_LAYERS - 1
+    pairs = [
+        (actual.last, expected.last),
+        *zip(actual.auxiliary, expected.auxiliary, strict=True),
+        (actual.encoder, expected.encoder),
+    ]
+    for ours, theirs in pairs:
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None:
+            torch.testing.assert_close(ours.logits, theirs.logits, rtol=0, atol=1e-4)
+            torch.testing.assert_close(ours.boxes, theirs.boxes, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def pair(
+    request: pytest.FixtureRequest,
+) -> tuple[DeformableDetrForObjectDetection, DeformableDETR]:
+    """Theirs and ours of one variant, with weights of their own that have nothing in common."""
+    oracle, model = build_oracle(**SETTINGS[request.param]), detector(request.param)
+    randomize(model, seed=2)
+    return oracle, model
+
+
+def test_their_output_equals_ours_on_our_weights_exported(
+    pair: tuple[DeformableDetrForObjectDetection, DeformableDETR],
+) -> None:
+    oracle, model = pair
+    images = two_images()
+    randomize(model, seed=2)
+    oracle.load_state_dict(export_weights(model, to="transformers"))
 
     with torch.no_grad():
-        ours = detector(images)
-        theirs = oracle(pixel_values=batch.images, pixel_mask=(~batch.padding_mask).long())
-        expected = oracle_layers(oracle, theirs)
+        ours = model(images)
 
-    torch.testing.assert_close(theirs.logits, expected[-1].logits)
-    for actual, wanted in zip([*ours.auxiliary, ours.last], expected, strict=True):
-        torch.testing.assert_close(actual.logits, wanted.logits, rtol=0, atol=1e-4)
-        torch.testing.assert_close(actual.boxes, wanted.boxes, rtol=0, atol=1e-5)
-    if ours.encoder is not None:
-        boxes = theirs.enc_outputs_coord_logits.sigmoid()
-        torch.testing.assert_close(ours.encoder.logits, theirs.enc_outputs_class, rtol=0, atol=1e-4)
-        torch.testing.assert_close(ours.encoder.boxes, boxes, rtol=0, atol=1e-5)
+    assert_same_predictions(ours, oracle_output(oracle, ImageBatch.from_images(images)))
+
+
+def test_our_output_equals_theirs_on_their_weights_imported(
+    pair: tuple[DeformableDetrForObjectDetection, DeformableDETR],
+) -> None:
+    oracle, model = pair
+    images = two_images()
+    randomize(oracle, seed=3)
+    import_weights(model, oracle.state_dict())
+
+    with torch.no_grad():
+        ours = model(images)
+
+    assert (ours.encoder is not None) == oracle.config.two_stage
+    assert_same_predictions(ours, oracle_output(oracle, ImageBatch.from_images(images)))
+
+
+def test_their_weights_imported_and_exported_are_bitwise_the_same(
+    pair: tuple[DeformableDetrForObjectDetection, DeformableDETR],
+) -> None:
+    oracle, model = pair
+    theirs = oracle.state_dict()
+    import_weights(model, theirs)
+
+    back = export_weights(model, to="transformers")
+
+    assert list(back) == list(theirs)
+    assert all(torch.equal(back[name], tensor) for name, tensor in theirs.items())

@@ -14,11 +14,10 @@ from helpers.transformers_oracle import (
     NUM_LAYERS,
     NUM_QUERIES,
     build_oracle,
-    our_state_dict,
 )
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
-from deformable_detr import build_criterion, build_model, load_config
+from deformable_detr import build_criterion, build_model, import_weights, load_config
 from deformable_detr.boxes import inverse_sigmoid
 from deformable_detr.structures import ImageBatch
 
@@ -63,7 +62,7 @@ def test_gradient_norms_equal_those_of_transformers_under_the_official_losses(va
     oracle = build_oracle(**SETTINGS[variant])  # in eval mode: without dropout
     config = load_config(VARIANTS[variant], OVERRIDES)
     detector = build_model(config, num_classes=NUM_CLASSES)
-    detector.load_state_dict(our_state_dict(oracle))
+    import_weights(detector, oracle.state_dict(), source="transformers")
     generator = torch.Generator().manual_seed(1)
     images = [torch.randn(3, *size, generator=generator) for size in ((96, 128), (120, 100))]
     targets = [make_target(1, 0, 6), make_target(3, seed=1)]
@@ -78,7 +77,9 @@ def test_gradient_norms_equal_those_of_transformers_under_the_official_losses(va
     torch.testing.assert_close(total, expected.total, rtol=1e-4, atol=0)
     for parameter in oracle.parameters():
         parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    theirs = our_state_dict(oracle)
+    by_our_names = build_model(config, num_classes=NUM_CLASSES)
+    import_weights(by_our_names, oracle.state_dict(), source="transformers")
+    theirs = dict(by_our_names.named_parameters())
     whole = torch.stack([theirs[n].norm() for n, _ in detector.named_parameters()]).norm()
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:

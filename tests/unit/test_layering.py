@@ -11,6 +11,7 @@ ROWS = (
     {"benchmark"},
     {"__init__"},
     {"build", "config_io", "detector_api"},
+    {"conversion"},
     {"engine"},
     {"data", "evaluation", "losses"},
     {"models"},

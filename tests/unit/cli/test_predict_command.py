@@ -164,7 +164,9 @@ def test_a_file_that_is_no_checkpoint_is_named(
         return run.fails("predict", photos, "--checkpoint", path, "--out", tmp_path / "out")
 
     assert message(text).startswith(f"checkpoint {text} is not a file that PyTorch wrote")
-    assert message(foreign).startswith(f"checkpoint {foreign} must be one that this package wrote")
+    assert message(foreign).startswith(
+        f"checkpoint {foreign} must hold a detector's weights by name"
+    )
 
 
 def test_the_command_and_python_have_one_default_threshold() -> None:

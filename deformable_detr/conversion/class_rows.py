@@ -1,0 +1,136 @@
+"""What the rows of class heads mean, and moving rows from one meaning to another."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deformable_detr.conversion.coco_categories import COCO, NUM_RAW_ROWS
+from deformable_detr.labels import LabelSpace
+from deformable_detr.models.heads import PRIOR_PROB
+
+UNUSED_NAME = "N/A"  # how transformers calls rows without a category
+_MAX_RAW_ROWS = 2000  # rows for category ids above would be all but empty
+_DECODER_HEAD = re.compile(r"^decoder\.class_heads\.\d+\.(weight|bias)$")
+_PROPOSAL_HEAD = re.compile(r"^queries\.class_head\.(weight|bias)$")
+
+
+@dataclass(frozen=True)
+class ClassRows:
+    """What is known of the rows in a file.
+
+    Attributes:
+        count: R, how many there are.
+        used: the rows that stand for a category, in the order of `label_space`.
+        label_space: these categories, or None where neither file nor format says.
+    """
+
+    count: int
+    used: tuple[int, ...]
+    label_space: LabelSpace | None
+
+
+def class_rows(source: str, count: int, content: Mapping[str, Any]) -> ClassRows:
+    """What `count` rows mean.
+
+    Args:
+        source: whose file it is.
+        count: R.
+        content: what else the file holds: "categories" (written by this package), "id2label"
+            (transformers), "classes" (mmdetection), each or none of them.
+    """
+    everything = tuple(range(count))
+    if content.get("categories"):
+        space = LabelSpace.from_categories(content["categories"])
+        if source == "official" and max(space.category_ids) < count:
+            return ClassRows(count, space.category_ids, space)
+        if space.num_classes == count:
+            return ClassRows(count, everything, space)
+    if source == "official" and count == NUM_RAW_ROWS:
+        return ClassRows(count, COCO.category_ids, COCO)
+    names = content.get("id2label") or content.get("classes")
+    if names is not None and len(names) == count:
+        return _rows_with_names(names)
+    if source in ("detrex", "mmdet") and count == COCO.num_classes:
+        return ClassRows(count, everything, COCO)
+    return ClassRows(count, everything, None)
+
+
+def _rows_with_names(names: Sequence[str]) -> ClassRows:
+    count = len(names)
+    if tuple(names) == COCO.names:
+        return ClassRows(count, tuple(range(count)), COCO)
+    if count == NUM_RAW_ROWS and tuple(names[i] for i in COCO.category_ids) == COCO.names:
+        return ClassRows(count, COCO.category_ids, COCO)
+    used = tuple(row for row, name in enumerate(names) if name != UNUSED_NAME)
+    if not used:
+        return ClassRows(count, tuple(range(count)), None)
+    return ClassRows(count, used, LabelSpace(used, tuple(names[row] for row in used)))
+
+
+def is_class_head(name: str) -> bool:
+    """Whether a tensor, by our name, has a row for each class."""
+    return bool(_DECODER_HEAD.match(name) or _PROPOSAL_HEAD.match(name))
+
+
+def number_of_rows(state: Mapping[str, Tensor]) -> int:
+    """K of a state_dict with our names."""
+    return len(state["decoder.class_heads.0.bias"])
+
+
+def select_rows(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
+    """Keep the given rows of the class heads.
+
+    The head of the proposals tells objects from background by its row 0, whatever category 0 is:
+    it keeps its first rows.
+    """
+    chosen = torch.tensor(rows)
+    selected = dict(state)
+    for name, tensor in state.items():
+        if _DECODER_HEAD.match(name):
+            selected[name] = tensor[chosen]
+        elif _PROPOSAL_HEAD.match(name):
+            selected[name] = tensor[: len(rows)].clone()
+    return selected
+
+
+def spread_rows(state: Mapping[str, Tensor], rows: Sequence[int], count: int) -> dict[str, Tensor]:
+    """The inverse of `select_rows`: row k becomes row `rows[k]` of `count`.
+
+    Rows in between are those of a class that was never seen: zero weights, prior bias.
+    """
+    spread = dict(state)
+    for name, tensor in state.items():
+        if not is_class_head(name):
+            continue
+        value = 0.0 if name.endswith("weight") else -math.log((1 - PRIOR_PROB) / PRIOR_PROB)
+        wide = tensor.new_full((count, *tensor.shape[1:]), value)
+        wide[list(rows) if _DECODER_HEAD.match(name) else slice(len(rows))] = tensor
+        spread[name] = wide
+    return spread
+
+
+def official_rows(num_classes: int, label_space: LabelSpace | None) -> tuple[Sequence[int], int]:
+    """Where the official layout has each of K rows, and how many rows it has.
+
+    It counts rows by category id. Without a label space, 80 classes are taken for COCO's, and
+    any other number is left as it is.
+
+    Raises:
+        ValueError: a category id is negative or too large for that.
+    """
+    if label_space is None:
+        if num_classes != COCO.num_classes:
+            return range(num_classes), num_classes
+        label_space = COCO
+    low, high = min(label_space.category_ids), max(label_space.category_ids)
+    if low < 0 or high >= _MAX_RAW_ROWS:
+        raise ValueError(
+            f"category ids must be between 0 and {_MAX_RAW_ROWS - 1} for the official layout, "
+            f"which has a row for every id up to the largest, got {low} to {high}"
+        )
+    return label_space.category_ids, high + 1

@@ -1,0 +1,169 @@
+"""What is in a file of weights: the tensors, and what it says about them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from deformable_detr.conversion.pickles import Options, read_pickle
+from deformable_detr.engine.checkpoint import FORMAT, load_checkpoint, weights_for_inference
+
+CONFIG_FILE = "config.json"
+SAFETENSORS_FILE = "model.safetensors"
+_FOLDER_FILES = (SAFETENSORS_FILE, "pytorch_model.bin")
+_STATE_KEYS = ("model", "state_dict")  # the official code and detrex; mmdetection
+_SHOWN_KEYS = 3
+# transformers' names of the options that the official code calls otherwise
+_OPTIONS_BY_TRANSFORMERS = {
+    "encoder_attention_heads": "nheads",
+    "encoder_n_points": "enc_n_points",
+    "decoder_n_points": "dec_n_points",
+    "dilation": "dilation",
+    "num_queries": "num_queries",
+    "dropout": "dropout",
+}
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file's content.
+
+    Attributes:
+        state_dict: tensors by the names they have there.
+        about: what else is of use, as far as it is there: "args" (options by the names of the
+            official code), "id2label" and "classes" (names of the rows of the class heads),
+            "categories" (the label space in COCO's form), "config" (of a native checkpoint).
+    """
+
+    state_dict: dict[str, Tensor]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def read_content(path: Path) -> Content:
+    """Read a file of any supported kind, or a folder that transformers wrote.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: it holds no weights, is damaged, or holds code.
+    """
+    what = f"checkpoint {path}"
+    file = _file_in(path) if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{what} does not exist; check the path")
+    if file.suffix == ".safetensors":
+        try:
+            state = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{what} must be a safetensors file ({error})") from error
+        content = Content(state)
+    else:
+        loaded = read_pickle(file)
+        if isinstance(loaded, Mapping) and loaded.get("format") == FORMAT:
+            return _native(file)
+        content = content_of(loaded, what)
+    config = file.parent / CONFIG_FILE
+    if config.is_file():
+        content.about.update(_about_from_config(config))
+    return content
+
+
+def content_of(loaded: Any, what: str) -> Content:
+    """The content of a checkpoint that is loaded already: a state_dict, or what holds one.
+
+    Raises:
+        ValueError: it holds no tensors by name.
+    """
+    state = loaded
+    if isinstance(loaded, Mapping):
+        if loaded.get("format") == FORMAT and loaded.get("ema") is not None:
+            loaded = {**loaded, "model": loaded["ema"]}  # as `weights_for_inference` has it
+        nested = [loaded[key] for key in _STATE_KEYS if isinstance(loaded.get(key), Mapping)]
+        state = nested[0] if nested else loaded
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+        )
+    ):
+        raise ValueError(f"{what} must hold a detector's weights by name, got {_outline(loaded)}")
+    return Content(dict(state), _about(loaded) if state is not loaded else {})
+
+
+def _file_in(folder: Path) -> Path:
+    for name in _FOLDER_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(
+        f"folder {folder} must hold {' or '.join(_FOLDER_FILES)}, as transformers writes them; "
+        "of a run's folder, give the file last.pth or best.pth"
+    )
+
+
+def _native(path: Path) -> Content:
+    checkpoint = load_checkpoint(path)
+    about = {"categories": checkpoint.label_space.to_json(), "config": checkpoint.config}
+    return Content(weights_for_inference(checkpoint), about)
+
+
+def _about(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What the official code, mmdetection and this package store beside the weights."""
+    about: dict[str, Any] = {}
+    options = checkpoint.get("args")
+    if isinstance(options, Options):
+        options = options.values
+    if isinstance(options, Mapping):
+        about["args"] = dict(options)
+    if isinstance(checkpoint.get("categories"), list):
+        about["categories"] = checkpoint["categories"]
+    meta = checkpoint.get("meta")
+    if isinstance(meta, Mapping):
+        dataset = meta.get("dataset_meta")
+        places = (dataset if isinstance(dataset, Mapping) else {}, meta)
+        for place in places:
+            for key in ("classes", "CLASSES"):
+                if isinstance(place.get(key), list | tuple):
+                    about.setdefault("classes", [str(name) for name in place[key]])
+    return about
+
+
+def _about_from_config(path: Path) -> dict[str, Any]:
+    """What transformers' config.json says."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON, got {error}") from error
+    if not isinstance(config, dict) or config.get("model_type") != "deformable_detr":
+        return {}
+    about: dict[str, Any] = {
+        "args": {
+            ours: config[theirs]
+            for theirs, ours in _OPTIONS_BY_TRANSFORMERS.items()
+            if config.get(theirs) is not None
+        }
+    }
+    if config.get("two_stage"):
+        about["args"]["num_queries"] = config.get("two_stage_num_proposals", 300)
+    labels = config.get("id2label")
+    if isinstance(labels, dict):
+        rows = [str(row) for row in range(len(labels))]
+        if sorted(labels) != sorted(rows):
+            raise ValueError(
+                f"id2label of {path} must name rows 0 to {len(labels) - 1}, got {', '.join(labels)}"
+            )
+        about["id2label"] = [str(labels[row]) for row in rows]
+    return about
+
+
+def _outline(content: Any) -> str:
+    """What a foreign file holds, in a few words."""
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    names = ", ".join(repr(key) for key in list(content)[:_SHOWN_KEYS])
+    more = ", ..." if len(content) > _SHOWN_KEYS else ""
+    return f"a dictionary of {len(content)} keys ({names}{more})"

@@ -1,0 +1,56 @@
+"""Files of weights: read from any source."""
+
+from pathlib import Path
+
+from deformable_detr.conversion.class_rows import class_rows, number_of_rows, select_rows
+from deformable_detr.conversion.content import read_content
+from deformable_detr.conversion.settings import model_settings
+from deformable_detr.conversion.sources import layout_of
+from deformable_detr.conversion.structure import structure_of_names
+from deformable_detr.conversion.translate import clean, to_ours
+from deformable_detr.conversion.weights import Weights, choose_source
+from deformable_detr.labels import LabelSpace
+
+
+def read_weights(path: Path, source: str = "auto") -> Weights:
+    """Read a detector's weights from a file of any supported kind; no code in it is ever run.
+
+    Args:
+        path: a checkpoint of this package, a `.pth` file of the official code, detrex or
+            mmdetection 3.x, a `.safetensors` file, or a folder that transformers wrote.
+        source: as in `import_weights`.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: the file is damaged, of an unknown kind, or not a whole detector.
+    """
+    what = f"checkpoint {path}"
+    content = read_content(path)
+    state, ignored = clean(content.state_dict)
+    source = choose_source(source, state, what)
+    if source == "native":
+        categories = content.about.get("categories")
+        space = LabelSpace.from_categories(categories) if categories else None
+        config = content.about.get("config", {})
+        return Weights(content.state_dict, space, source, config, ignored=ignored)
+    layout = layout_of(source)
+    state = layout.normalize(state)
+    structure = structure_of_names(layout, state)
+    translation = to_ours(layout, structure, state)
+    if translation.problems:
+        raise ValueError(f"{what} {', '.join(translation.problems)}")
+    ours = translation.state_dict
+    options = content.about.get("args", {})
+    settings, assumed = model_settings(structure, ours, options, what)
+    rows = class_rows(source, number_of_rows(ours), content.about)
+    if len(rows.used) < rows.count:
+        ours = select_rows(ours, rows.used)
+    return Weights(
+        ours,
+        rows.label_space,
+        source,
+        {"model": settings},
+        assumed=assumed,
+        num_rows=rows.count,
+        ignored=ignored,
+    )

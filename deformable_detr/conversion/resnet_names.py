@@ -1,0 +1,73 @@
+"""The ResNet's part of the tables: our backbone has torchvision's names, as most sources do."""
+
+from deformable_detr.conversion.layout import FROZEN_NORM, Block, Each, Row, When
+
+_STAGES: tuple[Each, ...] = ("stage1", "stage2", "stage3", "stage4")
+_CONV = ("weight",)
+
+
+def torchvision_names(theirs: str) -> tuple[Block, ...]:
+    """Names as in torchvision below the prefix `theirs`."""
+    rows = [
+        Row(
+            f"{kind}{number}",
+            f"{kind}{number}",
+            leaves,
+            when="bottleneck" if number == 3 else "always",
+        )
+        for number in (1, 2, 3)
+        for kind, leaves in (("conv", _CONV), ("bn", FROZEN_NORM))
+    ]
+    return (
+        Block(
+            theirs, "backbone.body", (Row("conv1", "conv1", _CONV), Row("bn1", "bn1", FROZEN_NORM))
+        ),
+        *(
+            Block(
+                f"{theirs}.layer{stage}.{{i}}",
+                f"backbone.body.layer{stage}.{{i}}",
+                (*rows, *_shortcut_rows(stage, "downsample.0", "downsample.1")),
+                each,
+            )
+            for stage, each in enumerate(_STAGES, start=1)
+        ),
+    )
+
+
+def detectron2_names(theirs: str) -> tuple[Block, ...]:
+    """Names as in detectron2 below the prefix `theirs`: a norm belongs to its convolution."""
+    rows = [
+        Row(
+            f"conv{number}{norm}",
+            f"{kind}{number}",
+            leaves,
+            when="bottleneck" if number == 3 else "always",
+        )
+        for number in (1, 2, 3)
+        for kind, norm, leaves in (("conv", "", _CONV), ("bn", ".norm", FROZEN_NORM))
+    ]
+    return (
+        Block(
+            f"{theirs}.stem",
+            "backbone.body",
+            (Row("conv1", "conv1", _CONV), Row("conv1.norm", "bn1", FROZEN_NORM)),
+        ),
+        *(
+            Block(
+                f"{theirs}.res{stage + 1}.{{i}}",
+                f"backbone.body.layer{stage}.{{i}}",
+                (*_shortcut_rows(stage, "shortcut", "shortcut.norm"), *rows),
+                each,
+            )
+            for stage, each in enumerate(_STAGES, start=1)
+        ),
+    )
+
+
+def _shortcut_rows(stage: int, convolution: str, norm: str) -> tuple[Row, Row]:
+    """The projection beside a stage's first block; basic blocks of stage 1 need none."""
+    when: When = "bottleneck" if stage == 1 else "always"
+    return (
+        Row(convolution, "downsample.0", _CONV, when=when, first_only=True),
+        Row(norm, "downsample.1", FROZEN_NORM, when=when, first_only=True),
+    )

@@ -1,0 +1,155 @@
+"""The settings of a model, from the names and shapes of its tensors and what a file says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from deformable_detr.conversion.layout import Structure
+
+# (depth, blocks of each stage, whether they are bottlenecks): He et al., CVPR 2016, table 1
+_RESNETS = (
+    (18, (2, 2, 2, 2), False),
+    (34, (3, 4, 6, 3), False),
+    (50, (3, 4, 6, 3), True),
+    (101, (3, 4, 23, 3), True),
+    (152, (3, 8, 36, 3), True),
+)
+_FIRST_STRIDE = 4
+_FIRST_WIDTHS = {True: 256, False: 64}  # channels of the first stage, by `bottleneck`
+_LAST_STAGE = 4
+# The paper's, which a file that does not tell is taken to have.
+_NUM_HEADS = 8
+_NUM_POINTS = 4
+_NUM_QUERIES = 300
+
+
+def model_settings(
+    structure: Structure,
+    state: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    what: str,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The settings `model` of a run that builds the detector, and what was assumed.
+
+    Args:
+        structure: of the detector.
+        state: its tensors by our names.
+        options: what the file says of it, by the names of the official code's options.
+        what: the file, for errors.
+
+    Raises:
+        ValueError: a setting follows neither from the tensors nor from the options.
+    """
+    assumed: list[str] = []
+    heads = _num_heads(structure, state, options, what)
+    position: dict[str, Any] = {"kind": "sine"}
+    if structure.learned_position:
+        rows = state["memory_builder.position.row_embed.weight"].shape[0]
+        position = {"kind": "learned", "max_cells": rows}
+    per_point = structure.num_levels * heads
+    settings: dict[str, Any] = {
+        "embed_dim": state["memory_builder.level_embed"].shape[1],
+        "backbone": _backbone(structure, state, options, assumed, what),
+        "neck": {"kind": "channel_mapper", "num_levels": structure.num_levels},
+        "position": position,
+        "attention": {"num_heads": heads},
+        "encoder": {"num_layers": 0},
+        "queries": _queries(structure, state, options, assumed),
+        "decoder": {
+            "num_layers": structure.decoder_layers,
+            **_layer(state, "decoder.layers.0", "cross_attn", per_point),
+            "box_refinement": structure.box_refinement,
+        },
+    }
+    if structure.encoder_layers:
+        settings["encoder"] = {
+            "num_layers": structure.encoder_layers,
+            **_layer(state, "encoder.layers.0", "self_attn", per_point),
+        }
+    return settings, tuple(assumed)
+
+
+def _layer(
+    state: Mapping[str, Tensor], layer: str, attention: str, per_point: int
+) -> dict[str, Any]:
+    return {
+        "ffn_dim": state[f"{layer}.linear1.weight"].shape[0],
+        "num_points": _samples(state, f"{layer}.{attention}") // per_point,
+    }
+
+
+def _samples(state: Mapping[str, Tensor], attention: str) -> int:
+    """Heads times levels times points of an attention."""
+    return state[f"{attention}.attention_weights.bias"].shape[0]
+
+
+def _num_heads(
+    structure: Structure, state: Mapping[str, Tensor], options: Mapping[str, Any], what: str
+) -> int:
+    """Only the product of heads and points shows in the shapes."""
+    attentions = ["decoder.layers.0.cross_attn"]
+    if structure.encoder_layers:
+        attentions.append("encoder.layers.0.self_attn")
+    products = [_samples(state, attention) // structure.num_levels for attention in attentions]
+    heads = options.get("nheads")
+    if isinstance(heads, int) and heads > 0 and not any(product % heads for product in products):
+        return heads
+    if any(product != _NUM_HEADS * _NUM_POINTS for product in products):
+        raise ValueError(
+            f"{what} must say how many attention heads it has, as {products[0]} points a level "
+            f"are not {_NUM_HEADS} heads of {_NUM_POINTS}; give a config"
+        )
+    return _NUM_HEADS
+
+
+def _queries(
+    structure: Structure,
+    state: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    assumed: list[str],
+) -> dict[str, Any]:
+    if not structure.two_stage:
+        return {"kind": "learned", "num_queries": state["queries.embed"].shape[0]}
+    count = options.get("num_queries")
+    if not isinstance(count, int):
+        count = _NUM_QUERIES
+        assumed.append(f"queries.num_queries: {count}")
+    return {"kind": "two_stage", "num_queries": count}
+
+
+def _backbone(
+    structure: Structure,
+    state: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    assumed: list[str],
+    what: str,
+) -> dict[str, Any]:
+    blocks = structure.stage_blocks
+    depths = [
+        depth
+        for depth, stages, bottleneck in _RESNETS
+        if stages[: len(blocks)] == blocks and bottleneck == structure.bottleneck
+    ]
+    if not depths:
+        raise ValueError(f"backbone of {what} must be a ResNet, got stages of {blocks} blocks")
+    dilation = options.get("dilation")
+    if not isinstance(dilation, bool):
+        dilation = False
+        if structure.num_levels == 1:
+            assumed.append("backbone.dilation: false (the weights are those of DC5 too)")
+    first = _FIRST_WIDTHS[structure.bottleneck]
+    stages = [
+        (state[f"neck.projections.{level}.weight"].shape[1] // first).bit_length()
+        for level in range(structure.num_backbone_levels)
+    ]
+    strides = [_FIRST_STRIDE * 2 ** (stage - 1) for stage in stages]
+    if dilation and stages[-1] == _LAST_STAGE:
+        strides[-1] //= 2
+    return {
+        "kind": "resnet",
+        "depth": depths[0],
+        "dilation": dilation,
+        "out_strides": strides,
+        "weights": "none",
+    }

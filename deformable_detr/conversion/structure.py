@@ -1,0 +1,164 @@
+"""The structure of a detector, from the detector or from the names in a file."""
+
+import itertools
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from deformable_detr.conversion.layout import Block, Each, Layout, Structure, When, row_pairs
+from deformable_detr.layers.position import LearnedPositionEmbedding
+from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.models.proposals import BASE_SIZE, ProposalQueries
+
+_BLOCK = re.compile(
+    r"^backbone\.body\.layer(?P<stage>\d)\.(?P<block>\d+)\.conv(?P<conv>\d)\.weight$"
+)
+_MAX_CELLS = 50  # of learned positions, in the official code and in transformers
+_ANY = Structure(
+    stage_blocks=(1, 1, 1, 1),
+    bottleneck=True,
+    num_levels=1,
+    num_backbone_levels=0,
+    encoder_layers=1,
+    decoder_layers=1,
+    box_refinement=True,
+    two_stage=True,
+    learned_position=True,
+)
+
+
+def structure_of_model(model: DeformableDETR) -> Structure:
+    """The structure of a detector of this package.
+
+    Raises:
+        ValueError: it has a part that no other source has, named in the error.
+    """
+    matches = [match for name in model.state_dict() if (match := _BLOCK.match(name))]
+    blocks: dict[int, int] = {}
+    for match in matches:
+        stage, block = int(match["stage"]), int(match["block"])
+        blocks[stage] = max(blocks.get(stage, 0), block + 1)
+    if not blocks:
+        raise ValueError(
+            "backbone must be a ResNet for its weights to have names elsewhere, "
+            f"got {type(model.backbone).__name__} of {next(iter(model.backbone.state_dict()))}, ..."
+        )
+    _require_known_parts(model)
+    return Structure(
+        stage_blocks=tuple(blocks[stage] for stage in sorted(blocks)),
+        bottleneck=any(match["conv"] == "3" for match in matches),
+        num_levels=model.neck.num_levels,
+        num_backbone_levels=len(model.backbone.channels),
+        encoder_layers=len(model.encoder.layers),
+        decoder_layers=len(model.decoder.layers),
+        box_refinement=model.decoder.box_refinement,
+        two_stage=isinstance(model.queries, ProposalQueries),
+        learned_position=isinstance(model.memory_builder.position, LearnedPositionEmbedding),
+    )
+
+
+def _require_known_parts(model: DeformableDETR) -> None:
+    """Refuse settings that other sources do not have, and that names and shapes do not show."""
+    queries, position = model.queries, model.memory_builder.position
+    if isinstance(queries, ProposalQueries) and (
+        queries.content != "box" or queries.base_size != BASE_SIZE
+    ):
+        raise ValueError(
+            "two-stage queries must have content 'box' and base_size "
+            f"{BASE_SIZE:g} elsewhere, got {queries.content!r} and {queries.base_size:g}"
+        )
+    if isinstance(position, LearnedPositionEmbedding):
+        cells = position.row_embed.num_embeddings
+        if cells != _MAX_CELLS:
+            raise ValueError(
+                f"learned positions must have max_cells {_MAX_CELLS} elsewhere, got {cells}"
+            )
+
+
+def structure_of_names(layout: Layout, state: Mapping[str, Tensor]) -> Structure:
+    """The structure of the detector that a source's tensors belong to.
+
+    Counts by the names in its table: of every repeated block, the indices that are there.
+    """
+    counts: dict[Each, int] = {}
+    for block in layout.blocks:
+        if block.each and block.when == "always":
+            counts.setdefault(block.each, _count(block, state))
+    two_stage = _has(layout, state, "two_stage")
+    num_levels, num_backbone_levels = _levels(layout, state, counts)
+    stages = [counts[each] for each in ("stage1", "stage2", "stage3", "stage4")]
+    return Structure(
+        stage_blocks=tuple(itertools.takewhile(bool, stages)),
+        bottleneck=_has_third_convolution(layout, state),
+        num_levels=num_levels,
+        num_backbone_levels=num_backbone_levels,
+        encoder_layers=counts["encoder_layer"],
+        decoder_layers=counts["decoder_layer"],
+        box_refinement=two_stage or _has_own_heads(layout, state, counts["decoder_layer"]),
+        two_stage=two_stage,
+        learned_position=_has(layout, state, "learned_position"),
+    )
+
+
+def _has(layout: Layout, state: Mapping[str, Tensor], when: When) -> bool:
+    """Whether a part is there that only such structures have; heads, which move, do not count."""
+    return any(
+        _first_name(block) in state
+        for block in layout.blocks
+        if block.when == when and "{n}" not in block.theirs
+    )
+
+
+def _names(block: Block, index: int) -> list[str]:
+    return [
+        pair.theirs
+        for row in block.rows
+        if index == 0 or not row.first_only
+        for pair in row_pairs(block, row, index, _ANY)
+    ]
+
+
+def _first_name(block: Block) -> str:
+    return _names(block, 0)[0]
+
+
+def _count(block: Block, state: Mapping[str, Tensor]) -> int:
+    """How many indices of a repeated block are there, from 0 on without a gap."""
+    return next(
+        index
+        for index in itertools.count()
+        if not any(name in state for name in _names(block, index))
+    )
+
+
+def _levels(
+    layout: Layout, state: Mapping[str, Tensor], counts: Mapping[Each, int]
+) -> tuple[int, int]:
+    """All levels, and those that a 1x1 convolution makes of a map of the backbone."""
+    if "backbone_level" in counts:
+        return counts["backbone_level"] + counts["extra_level"], counts["backbone_level"]
+    (block,) = (block for block in layout.blocks if block.each == "level")
+    kernels = [state.get(_names(block, index)[0]) for index in range(counts["level"])]
+    from_backbone = sum(kernel is not None and kernel.shape[-1] == 1 for kernel in kernels)
+    return counts["level"], from_backbone
+
+
+def _has_third_convolution(layout: Layout, state: Mapping[str, Tensor]) -> bool:
+    (block,) = (block for block in layout.blocks if block.each == "stage1")
+    (row,) = (row for row in block.rows if row.ours == "conv3")
+    return any(pair.theirs in state for pair in row_pairs(block, row, 0, _ANY))
+
+
+def _has_own_heads(layout: Layout, state: Mapping[str, Tensor], num_layers: int) -> bool:
+    """Whether layers have heads of their own: by names that only these have, or by values."""
+    shared = {block.theirs for block in layout.blocks if block.when == "shared_heads"}
+    own = [block for block in layout.blocks if block.when == "own_heads"]
+    if any(_first_name(block) in state for block in own if block.theirs not in shared):
+        return True
+    return any(
+        first in state and name in state and not state[first].equal(state[name])
+        for block in own
+        for index in range(1, num_layers)
+        for first, name in zip(_names(block, 0), _names(block, index), strict=True)
+    )

@@ -1,0 +1,170 @@
+"""Writing a detector's weights as another implementation's own loader expects them."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deformable_detr.conversion.content import CONFIG_FILE, SAFETENSORS_FILE
+from deformable_detr.conversion.transformers import file_name
+from deformable_detr.conversion.weights import export_weights
+from deformable_detr.labels import LabelSpace
+from deformable_detr.models.detector import DeformableDETR
+
+_PREPROCESSOR_FILE = "preprocessor_config.json"
+
+
+def write_weights(
+    path: Path,
+    model: DeformableDETR,
+    *,
+    to: str,
+    label_space: LabelSpace,
+    config: Mapping[str, Any],
+) -> None:
+    """Write a file, or, for transformers, a folder; whole or not at all.
+
+    Args:
+        path: where; nothing may be there.
+        model: whose weights are written.
+        to: "official", "transformers", "detrex" or "mmdet".
+        label_space: what the model's classes are; is stored beside the weights.
+        config: settings of the run, of which the model's and the evaluation's sizes are stored.
+
+    Raises:
+        FileExistsError: something is there.
+        RuntimeError: it could not be written; nothing is left of it.
+        ValueError: the model cannot be expressed there.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} must not exist yet; choose another name or remove it")
+    state = export_weights(model, to, label_space=label_space)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if to == "transformers":
+            _write_folder(temporary, state, label_space, config)
+        else:
+            _write_file(temporary, _checkpoint(to, state, label_space, config["model"]))
+        temporary.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
+        raise RuntimeError(
+            f"{path} could not be written ({error}); free space or choose another place"
+        ) from error
+
+
+def _write_file(path: Path, content: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _checkpoint(
+    to: str, state: dict[str, Tensor], label_space: LabelSpace, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The dictionary of a `.pth` file: what its loader reads, and what the names do not tell."""
+    beside = {"args": official_options(settings), "categories": label_space.to_json()}
+    if to == "mmdet":
+        meta = {"dataset_meta": {"classes": label_space.names}, "epoch": 0, "iter": 0}
+        return {"meta": meta, "state_dict": state, **beside}
+    return {"model": state, **beside}
+
+
+def official_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model by the names of the official code's options."""
+    return {
+        "nheads": settings["attention"]["num_heads"],
+        "enc_n_points": settings["encoder"]["num_points"],
+        "dec_n_points": settings["decoder"]["num_points"],
+        "enc_layers": settings["encoder"]["num_layers"],
+        "dec_layers": settings["decoder"]["num_layers"],
+        "dim_feedforward": settings["decoder"]["ffn_dim"],
+        "hidden_dim": settings["embed_dim"],
+        "dropout": settings["decoder"]["dropout"],
+        "num_queries": settings["queries"]["num_queries"],
+        "num_feature_levels": settings["neck"]["num_levels"],
+        "position_embedding": settings["position"]["kind"],
+        "dilation": settings["backbone"].get("dilation", False),
+        "with_box_refine": settings["decoder"]["box_refinement"],
+        "two_stage": settings["queries"]["kind"] == "two_stage",
+    }
+
+
+def _write_folder(
+    folder: Path, state: dict[str, Tensor], label_space: LabelSpace, config: Mapping[str, Any]
+) -> None:
+    """What `from_pretrained` of transformers reads."""
+    folder.mkdir(exist_ok=True)
+    # Every name gets memory of its own, which the format asks for.
+    tensors = {file_name(name): tensor.contiguous().clone() for name, tensor in state.items()}
+    save_file(tensors, folder / SAFETENSORS_FILE, metadata={"format": "pt"})
+    files = {
+        CONFIG_FILE: _transformers_config(config["model"], label_space),
+        _PREPROCESSOR_FILE: {
+            "image_processor_type": "DeformableDetrImageProcessor",
+            "size": {
+                "shortest_edge": config["data"]["eval_size"],
+                "longest_edge": config["data"]["eval_max_size"],
+            },
+        },
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def _transformers_config(settings: Mapping[str, Any], label_space: LabelSpace) -> dict[str, Any]:
+    options = official_options(settings)
+    two_stage = options["two_stage"]
+    num_queries = options["num_queries"]
+    names = dict(enumerate(label_space.names))
+    return {
+        "model_type": "deformable_detr",
+        "architectures": ["DeformableDetrForObjectDetection"],
+        "backbone_config": _timm_config(settings["backbone"]),
+        "d_model": options["hidden_dim"],
+        "encoder_layers": options["enc_layers"],
+        "encoder_attention_heads": options["nheads"],
+        "encoder_ffn_dim": settings["encoder"]["ffn_dim"],
+        "encoder_n_points": options["enc_n_points"],
+        "decoder_layers": options["dec_layers"],
+        "decoder_attention_heads": options["nheads"],
+        "decoder_ffn_dim": options["dim_feedforward"],
+        "decoder_n_points": options["dec_n_points"],
+        "dropout": options["dropout"],
+        "num_feature_levels": options["num_feature_levels"],
+        "position_embedding_type": options["position_embedding"],
+        "dilation": options["dilation"],
+        "with_box_refine": options["with_box_refine"],
+        "two_stage": two_stage,
+        **{"two_stage_num_proposals" if two_stage else "num_queries": num_queries},
+        # Its defaults train without them, and with another matching cost than the paper's.
+        "auxiliary_loss": True,
+        "class_cost": 2,
+        "id2label": names,
+        "label2id": {name: label for label, name in names.items()},
+    }
+
+
+def _timm_config(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    strides, dilation = list(backbone["out_strides"]), backbone.get("dilation", False)
+    if dilation:
+        strides[-1] *= 2  # timm numbers maps by their place
+    return {
+        "model_type": "timm_backbone",
+        "backbone": backbone["name"] if "name" in backbone else f"resnet{backbone['depth']}",
+        "num_channels": 3,
+        "features_only": True,
+        "use_pretrained_backbone": False,
+        "out_indices": [stride.bit_length() - 2 for stride in strides],  # strides 2, 4, 8, ...
+        **({"output_stride": 16} if dilation else {}),
+    }

@@ -1,0 +1,58 @@
+"""Small files of weights in the forms of other implementations."""
+
+import functools
+from pathlib import Path
+
+from helpers.models import VARIANTS, reduced_config
+from helpers.transformers_oracle import randomize
+
+from deformable_detr.build import build_model
+from deformable_detr.config import RunConfig
+from deformable_detr.conversion.coco_categories import COCO
+from deformable_detr.conversion.writing import write_weights
+from deformable_detr.labels import LabelSpace
+from deformable_detr.models.detector import DeformableDETR
+
+FILE_NAMES = {
+    "official": "official.pth",
+    "transformers": "transformers",
+    "detrex": "detrex.pth",
+    "mmdet": "mmdet.pth",
+}
+# ResNet-18 without its last stage, which has most of its weights.
+_SMALL = ("model.backbone.out_strides=[8, 16]", "model.neck.num_levels=3")
+# What a file without options is taken to have.
+_HEADS = ("model.attention.num_heads=8",)
+
+
+def small_config(variant: str, *overrides: str) -> RunConfig:
+    levels = () if variant.startswith("single") else _SMALL
+    return reduced_config(VARIANTS[variant], *_HEADS, *levels, *overrides)
+
+
+@functools.cache
+def small_model(variant: str, *overrides: str, num_classes: int = 80) -> DeformableDETR:
+    """A model in eval mode with random weights; no test changes it."""
+    config = small_config(variant, *overrides)
+    model = build_model(config, num_classes=num_classes)
+    randomize(model)
+    return model.eval()
+
+
+def write_foreign(
+    folder: Path,
+    source: str,
+    variant: str = "refine",
+    *overrides: str,
+    label_space: LabelSpace = COCO,
+) -> Path:
+    """Write the small model as `source` would, and say where."""
+    path = folder / FILE_NAMES[source]
+    write_weights(
+        path,
+        small_model(variant, *overrides, num_classes=label_space.num_classes),
+        to=source,
+        label_space=label_space,
+        config=small_config(variant, *overrides).model_dump(mode="json"),
+    )
+    return path

@@ -1,0 +1,169 @@
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.command_line import CommandLine
+from helpers.foreign_files import small_config, small_model, write_foreign
+from helpers.tiny_checkpoint import LABEL_SPACE
+
+from deformable_detr import Detector, export_weights
+from deformable_detr.conversion.coco_categories import COCO
+from deformable_detr.conversion.files import read_weights
+from deformable_detr.engine.checkpoint import (
+    Checkpoint,
+    current_versions,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+
+def test_a_native_file_holds_the_weights_and_says_that_it_is_no_run(
+    run: CommandLine, tmp_path: Path
+) -> None:
+    source, out = write_foreign(tmp_path, "official"), tmp_path / "new" / "native.pth"
+
+    outcome = run("convert", source, out)
+
+    assert outcome.code == 0, outcome.err
+    assert "source: official," in outcome.out
+    assert "class rows: 80 of 91 stand for a category, which are kept" in outcome.out
+    assert "classes: 80, {1: person, 2: bicycle, 3: car, and 77 more}" in outcome.out
+    assert "neck.num_levels=3" in outcome.out
+    assert "assumed, as" not in outcome.out
+    assert f"written: {out} (native)" in outcome.out
+    assert "It holds no optimiser state" in outcome.out
+    checkpoint = load_checkpoint(out)
+    assert (checkpoint.optimizer, checkpoint.step, checkpoint.epoch) == ({}, 0, 0)
+    assert checkpoint.versions["converted_from"] == "official"
+    assert checkpoint.label_space == COCO
+    detector = Detector.from_checkpoint(out, device="cpu")
+    for name, tensor in small_model("refine").state_dict().items():
+        assert torch.equal(detector.model.state_dict()[name], tensor)
+
+
+def test_a_chain_of_conversions_through_every_source_loses_nothing(
+    run: CommandLine, tmp_path: Path
+) -> None:
+    given = write_foreign(tmp_path, "mmdet")
+
+    for target in ("official", "transformers", "detrex", "native", "mmdet"):
+        out = tmp_path / f"chain-{target}"
+        outcome = run("convert", given, out, "--to", target)
+        assert outcome.code == 0, outcome.err
+        given = out
+
+    weights = read_weights(given)
+    assert (weights.source, weights.label_space) == ("mmdet", COCO)
+    for name, tensor in small_model("refine").state_dict().items():
+        assert torch.equal(weights.state_dict[name], tensor)
+
+
+def test_a_native_checkpoint_goes_out_with_its_own_categories(
+    run: CommandLine, checkpoint: Path, tmp_path: Path
+) -> None:
+    outcome = run("convert", checkpoint, tmp_path / "out.pth", "--to", "official")
+
+    assert outcome.code == 0, outcome.err
+    content = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert content["model"]["class_embed.0.bias"].shape == (91,)  # its largest category id is 90
+    assert content["args"]["nheads"] == 2
+    assert read_weights(tmp_path / "out.pth").label_space == LABEL_SPACE
+
+
+def test_what_is_assumed_is_said_and_a_config_decides(run: CommandLine, tmp_path: Path) -> None:
+    state = export_weights(small_model("single_scale_dc5"), "official")
+    torch.save({"model": state}, tmp_path / "in.pth")
+
+    outcome = run("convert", tmp_path / "in.pth", tmp_path / "assumed.pth")
+    assert "give --config): backbone.dilation: false" in outcome.out
+
+    config = tmp_path / "dc5.yaml"
+    config.write_text(
+        "model:\n"
+        "  embed_dim: 64\n"
+        "  backbone: {out_strides: [16], dilation: true}\n"
+        "  neck: {num_levels: 1}\n"
+        "  encoder: {num_layers: 2, ffn_dim: 64}\n"
+        "  decoder: {num_layers: 3, ffn_dim: 64}\n"
+        "  queries: {num_queries: 10}\n"
+    )
+    outcome = run("convert", tmp_path / "in.pth", tmp_path / "dc5.pth", "--config", config)
+    assert outcome.code == 0, outcome.err
+    assert "assumed, as" not in outcome.out
+    model = load_checkpoint(tmp_path / "dc5.pth").config["model"]
+    assert model["backbone"]["dilation"]
+
+
+def test_a_config_that_does_not_fit_is_refused(run: CommandLine, tmp_path: Path) -> None:
+    source = write_foreign(tmp_path, "official")
+    message = run.fails(
+        "convert", source, tmp_path / "out.pth", "--config", "deformable_detr_r50_refine"
+    )
+    assert message.startswith(f"checkpoint {source} lacks ")
+    assert not (tmp_path / "out.pth").exists()
+
+
+@pytest.mark.parametrize("target", ["native", "official", "transformers"])
+def test_nothing_is_written_over(run: CommandLine, tmp_path: Path, target: str) -> None:
+    (tmp_path / "out").write_text("precious")
+
+    message = run.fails("convert", "in.pth", tmp_path / "out", "--to", target)
+
+    assert message == f"OUT must not exist yet, got {tmp_path / 'out'}; choose another name"
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_a_file_of_no_known_source_is_refused(run: CommandLine, tmp_path: Path) -> None:
+    torch.save({"model": {"fc.weight": torch.zeros(1)}}, tmp_path / "in.pth")
+
+    message = run.fails("convert", tmp_path / "in.pth", tmp_path / "out.pth")
+
+    assert message.startswith(f"checkpoint {tmp_path / 'in.pth'} must be a Deformable DETR of ")
+    assert "(fc.weight)" in message
+
+
+def test_a_missing_file_is_named(run: CommandLine, tmp_path: Path) -> None:
+    message = run.fails("convert", "none.pth", tmp_path / "out.pth")
+    assert message == "checkpoint none.pth does not exist; check the path"
+
+
+def test_a_model_that_the_target_does_not_have_is_refused_and_nothing_is_left(
+    run: CommandLine, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.pth"
+    overrides = ("model.backbone={kind: mobilenet_v2, weights: none}",)
+    _write_native(source, "multi_scale", *overrides)
+
+    message = run.fails("convert", source, tmp_path / "out.pth", "--to", "official")
+
+    assert message.startswith("backbone must be a ResNet for its weights to have names elsewhere")
+    assert [file.name for file in tmp_path.iterdir()] == ["in.pth"]
+
+
+def _write_native(path: Path, variant: str, *overrides: str) -> None:
+    config = small_config(variant, *overrides)
+    checkpoint = Checkpoint(
+        model=small_model(variant, *overrides).state_dict(),
+        ema=None,
+        optimizer={},
+        epoch=0,
+        step=0,
+        best_ap=None,
+        label_space=COCO,
+        config=config.model_dump(mode="json"),
+        versions=current_versions(),
+    )
+    save_checkpoint(path, checkpoint)
+
+
+def test_the_options_of_the_official_file_survive(run: CommandLine, tmp_path: Path) -> None:
+    state = export_weights(small_model("multi_scale", "model.attention.num_heads=4"), "official")
+    options = argparse.Namespace(nheads=4, lr=1e-4)
+    torch.save({"model": state, "args": options}, tmp_path / "in.pth")
+
+    assert run("convert", tmp_path / "in.pth", tmp_path / "native.pth").code == 0
+
+    model = load_checkpoint(tmp_path / "native.pth").config["model"]
+    assert model["attention"]["num_heads"] == 4
+    assert model["decoder"]["num_points"] == 4

@@ -1,0 +1,178 @@
+"""Files of any age are read; code in them never runs."""
+
+import argparse
+import builtins
+import os
+import pickle
+import subprocess
+import sys
+import types
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deformable_detr.conversion.content import content_of, read_content
+from deformable_detr.conversion.pickles import read_pickle
+
+
+class Call:
+    """Pickles as the call of a function."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self._call
+
+
+class CallOnBuild:
+    """Pickles as an object that is given a state."""
+
+    def __init__(self, function: Callable[..., Any], state: Any) -> None:
+        self._reduced = function, (), state
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
+        return self._reduced
+
+
+@pytest.fixture(params=[True, False], ids=["archive", "bare pickle"])
+def save(request: pytest.FixtureRequest) -> Callable[[object, Path], None]:
+    """`torch.save` of either format."""
+
+    def write(content: object, path: Path) -> None:
+        torch.save(content, path, _use_new_zipfile_serialization=request.param)
+
+    return write
+
+
+Save = Callable[[object, Path], None]
+
+
+def test_the_options_of_an_official_run_are_read_as_data(tmp_path: Path, save: Save) -> None:
+    options = argparse.Namespace(nheads=8, dilation=True, lr=2e-4, backbone="resnet50", x=[1, None])
+    weights = {"a.weight": torch.rand(3, 2)}
+    save({"model": OrderedDict(weights), "args": options, "epoch": 49}, tmp_path / "a.pth")
+
+    content = read_content(tmp_path / "a.pth")
+
+    assert torch.equal(content.state_dict["a.weight"], weights["a.weight"])
+    assert content.about["args"] == vars(options)
+
+
+def test_numbers_of_numpy_and_logs_of_mmengine_do_not_keep_weights_from_being_read(
+    tmp_path: Path, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    for name in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    history = type("HistoryBuffer", (), {"__module__": module.__name__})
+    module.HistoryBuffer = history  # type: ignore[attr-defined]
+    buffer = history()
+    buffer._history = np.arange(3.0)
+    content = {
+        "state_dict": {"a.weight": torch.ones(2)},
+        "meta": {"dataset_meta": {"classes": ("cat", "dog")}, "seed": np.int64(3)},
+        "message_hub": {"loss": buffer, "lr": np.float64(0.1), "kind": np.dtype("float32")},
+        "args": {"dilation": False},
+    }
+    save(content, tmp_path / "a.pth")
+    monkeypatch.undo()
+
+    read = content_of(read_pickle(tmp_path / "a.pth"), "weights")
+
+    assert read.state_dict["a.weight"].tolist() == [1, 1]
+    assert read.about == {"classes": ["cat", "dog"], "args": {"dilation": False}}
+
+
+CANARY = "canary"
+HOSTILE: dict[str, Callable[[], object]] = {
+    "os.system": lambda: Call(os.system, f"touch {CANARY}"),
+    "eval": lambda: Call(eval, f"open('{CANARY}', 'w')"),
+    "exec": lambda: Call(exec, f"open('{CANARY}', 'w')"),
+    "open": lambda: Call(open, CANARY, "w"),
+    "subprocess": lambda: Call(subprocess.call, ["touch", CANARY]),
+    "getattr": lambda: Call(builtins.getattr, "text", "upper"),
+    "pickle in a pickle": lambda: Call(pickle.loads, pickle.dumps(Call(os.mkdir, CANARY))),
+    "torch.load": lambda: Call(torch.load, CANARY),
+    "an unknown class": lambda: CallOnBuild(subprocess.Popen, {"args": ["touch", CANARY]}),
+    "as a key": lambda: {Call(os.mkdir, CANARY): 1},
+    "inside the options": lambda: argparse.Namespace(lr=Call(os.mkdir, CANARY)),
+    "as the state of the options": lambda: CallOnBuild(argparse.Namespace, Call(os.mkdir, CANARY)),
+    "as an argument of what is allowed": lambda: Call(OrderedDict, Call(os.mkdir, CANARY)),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_code_in_a_file_is_refused_in_one_sentence_and_never_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Save, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save({"model": {"a": torch.zeros(1)}, "args": HOSTILE[kind]()}, Path("bad.pth"))
+
+    with pytest.raises(ValueError, match=r"^checkpoint bad\.pth must hold tensors .* this file$"):
+        read_content(Path("bad.pth"))
+
+    assert not Path(CANARY).exists()
+
+
+def test_the_same_file_does_run_code_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(HOSTILE["inside the options"](), "bad.pth")
+
+    torch.load("bad.pth", weights_only=False)
+
+    assert Path(CANARY).exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        Call(OrderedDict, 1, 2, 3),
+        Call(argparse.Namespace, "a", {}),
+        Call(torch.device, 3, "x"),
+        Call(torch._utils._rebuild_tensor_v2, 1, 2, 3, 4, 5, 6),
+        CallOnBuild(OrderedDict, 5),
+    ],
+    ids=["OrderedDict", "Namespace", "device", "tensor", "state"],
+)
+def test_what_is_allowed_with_odd_arguments_is_a_clear_error(
+    tmp_path: Path, save: Save, content: object
+) -> None:
+    save({"args": content}, tmp_path / "bad.pth")
+
+    with pytest.raises(ValueError, match=r"^checkpoint .*bad\.pth (is damaged \(|must hold)"):
+        read_content(tmp_path / "bad.pth")
+
+
+@pytest.mark.parametrize("keep", [0.02, 0.5, 0.99])
+def test_a_file_that_is_cut_is_named(tmp_path: Path, save: Save, keep: float) -> None:
+    save({"model": {"a": torch.zeros(1000)}}, tmp_path / "a.pth")
+    content = (tmp_path / "a.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(content[: int(keep * len(content))])
+
+    with pytest.raises(ValueError, match=r"^checkpoint .*cut\.pth is (damaged|truncated) "):
+        read_content(tmp_path / "cut.pth")
+
+
+def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_text("hello")
+    with pytest.raises(ValueError, match=r"a\.pth is not a file that PyTorch wrote \(5 bytes\)"):
+        read_content(tmp_path / "a.pth")
+    (tmp_path / "a.safetensors").write_text("hello")
+    with pytest.raises(ValueError, match=r"a\.safetensors must be a safetensors file \("):
+        read_content(tmp_path / "a.safetensors")
+
+
+def test_a_missing_file_or_an_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no\.pth does not exist; check the path"):
+        read_content(tmp_path / "no.pth")
+    with pytest.raises(FileNotFoundError, match=r"must hold model\.safetensors or"):
+        read_content(tmp_path)
