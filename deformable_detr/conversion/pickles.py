@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ _DAMAGE = (
 
 class Options:
     """Stands in for `argparse.Namespace`: named values."""
+
+    values: Mapping[str, Any] = MappingProxyType({})
 
     def __setstate__(self, state: Any) -> None:
         self.values = dict(state) if isinstance(state, Mapping) else {}

@@ -72,6 +72,12 @@ def test_heads_that_still_are_as_they_started_are_shared_by_their_names_only() -
     assert not structure.box_refinement  # it has no names that would tell
 
 
+def test_heads_behind_two_stages_are_never_shared_even_if_they_are_equal() -> None:
+    model = small_detector("two_stage")  # not trained: all heads start alike
+    structure = structure_of_names(layout_of("mmdet"), export_weights(model, to="mmdet"))
+    assert structure == structure_of_model(model)
+
+
 MS_DEFORM_ATTN = [
     f"{part}.{leaf}"
     for part in ("sampling_offsets", "attention_weights", "value_proj", "output_proj")

@@ -64,6 +64,11 @@ def test_the_options_of_an_official_run_are_read_as_data(tmp_path: Path, save: S
     assert content.about["args"] == vars(options)
 
 
+def test_a_run_without_options_is_read(tmp_path: Path, save: Save) -> None:
+    save({"model": {"a": torch.zeros(1)}, "args": argparse.Namespace()}, tmp_path / "a.pth")
+    assert read_content(tmp_path / "a.pth").about == {"args": {}}
+
+
 def test_numbers_of_numpy_and_logs_of_mmengine_do_not_keep_weights_from_being_read(
     tmp_path: Path, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
