@@ -59,17 +59,17 @@ def convert(
     from deformable_detr.conversion.writing import write_weights
     from deformable_detr.detector_api import model_with_weights, numbered_classes
 
-    weights = read_weights(source)
+    weights = read_weights(source, with_settings=config is None)
     what = f"checkpoint {source}"
     run = (
-        validate_config(weights.config, source=what)
+        validate_config(weights.config, source=what, ignore_unknown=True)
         if config is None
         else load_config(config, ["model.backbone.weights=none"])
     )
     model = model_with_weights(weights, run, what)
     space = weights.label_space or numbered_classes(weights)
     if to is Target.native:
-        _write_native(out, model, space, run, weights.source)
+        _write_native(out, model, space, run, source, weights.source)
     else:
         content = run.model_dump(mode="json")
         write_weights(out, model, to=to.value, label_space=space, config=content)
@@ -83,7 +83,12 @@ def convert(
 
 
 def _write_native(
-    out: Path, model: "DeformableDETR", space: "LabelSpace", run: "RunConfig", source: str
+    out: Path,
+    model: "DeformableDETR",
+    space: "LabelSpace",
+    run: "RunConfig",
+    path: Path,
+    source: str,
 ) -> None:
     from deformable_detr.engine.checkpoint import Checkpoint, current_versions, save_checkpoint
 
@@ -98,6 +103,7 @@ def _write_native(
         label_space=space,
         config=run.model_dump(mode="json"),
         versions={**current_versions(), "converted_from": source},
+        origin=f"converted from {path} ({source})",
     )
     save_checkpoint(out, checkpoint)
 

@@ -41,7 +41,7 @@ class FinetuneSource:
             FileNotFoundError: there is no such file.
             ValueError: it is not a checkpoint.
         """
-        weights = read_weights(path)
+        weights = read_weights(path, with_settings=False)
         return cls(path, weights.state_dict, weights.label_space, weights.source)
 
     def describe(self) -> str:

@@ -1,6 +1,7 @@
 """Files of weights: read from any source."""
 
 from pathlib import Path
+from typing import Any
 
 from deformable_detr.conversion.class_rows import class_rows, number_of_rows, select_rows
 from deformable_detr.conversion.content import read_content
@@ -12,13 +13,14 @@ from deformable_detr.conversion.weights import Weights, choose_source
 from deformable_detr.labels import LabelSpace
 
 
-def read_weights(path: Path, source: str = "auto") -> Weights:
+def read_weights(path: Path, source: str = "auto", *, with_settings: bool = True) -> Weights:
     """Read a detector's weights from a file of any supported kind; no code in it is ever run.
 
     Args:
         path: a checkpoint of this package, a `.pth` file of the official code, detrex or
             mmdetection 3.x, a `.safetensors` file, or a folder that transformers wrote.
         source: as in `import_weights`.
+        with_settings: whether the model's settings are worked out, which not every file tells.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -31,8 +33,8 @@ def read_weights(path: Path, source: str = "auto") -> Weights:
     if source == "native":
         categories = content.about.get("categories")
         space = LabelSpace.from_categories(categories) if categories else None
-        config = content.about.get("config", {})
-        return Weights(content.state_dict, space, source, config, ignored=ignored)
+        settings = content.about.get("config", {})
+        return Weights(content.state_dict, space, source, settings, ignored=ignored)
     layout = layout_of(source)
     state = layout.normalize(state)
     structure = structure_of_names(layout, state)
@@ -41,7 +43,10 @@ def read_weights(path: Path, source: str = "auto") -> Weights:
         raise ValueError(f"{what} {', '.join(translation.problems)}")
     ours = translation.state_dict
     options = content.about.get("args", {})
-    settings, assumed = model_settings(structure, ours, options, what)
+    config: dict[str, Any] = {}
+    assumed: tuple[str, ...] = ()
+    if with_settings:
+        config["model"], assumed = model_settings(structure, ours, options, what)
     rows = class_rows(source, number_of_rows(ours), content.about)
     if len(rows.used) < rows.count:
         ours = select_rows(ours, rows.used)
@@ -49,7 +54,7 @@ def read_weights(path: Path, source: str = "auto") -> Weights:
         ours,
         rows.label_space,
         source,
-        {"model": settings},
+        config,
         assumed=assumed,
         num_rows=rows.count,
         ignored=ignored,

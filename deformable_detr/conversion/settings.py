@@ -98,7 +98,8 @@ def _num_heads(
     if any(product != _NUM_HEADS * _NUM_POINTS for product in products):
         raise ValueError(
             f"{what} must say how many attention heads it has, as {products[0]} points a level "
-            f"are not {_NUM_HEADS} heads of {_NUM_POINTS}; give a config"
+            f"are not {_NUM_HEADS} heads of {_NUM_POINTS}; convert it with --config, the settings "
+            "it was trained with"
         )
     return _NUM_HEADS
 

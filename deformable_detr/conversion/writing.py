@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from deformable_detr.conversion.class_rows import UNUSED_NAME
 from deformable_detr.conversion.content import CONFIG_FILE, SAFETENSORS_FILE
 from deformable_detr.conversion.transformers import file_name
 from deformable_detr.conversion.weights import export_weights
@@ -75,9 +76,17 @@ def _checkpoint(
     """The dictionary of a `.pth` file: what its loader reads, and what the names do not tell."""
     beside = {"args": official_options(settings), "categories": label_space.to_json()}
     if to == "mmdet":
-        meta = {"dataset_meta": {"classes": label_space.names}, "epoch": 0, "iter": 0}
+        meta = {"dataset_meta": {"classes": _row_names(label_space)}, "epoch": 0, "iter": 0}
         return {"meta": meta, "state_dict": state, **beside}
     return {"model": state, **beside}
+
+
+def _row_names(label_space: LabelSpace) -> tuple[str, ...]:
+    """The name of each class row, those that are no category's called as they call them."""
+    return tuple(
+        UNUSED_NAME if label in label_space.unused else name
+        for label, name in enumerate(label_space.names)
+    )
 
 
 def official_options(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +135,7 @@ def _transformers_config(settings: Mapping[str, Any], label_space: LabelSpace) -
     options = official_options(settings)
     two_stage = options["two_stage"]
     num_queries = options["num_queries"]
-    names = dict(enumerate(label_space.names))
+    names = dict(enumerate(_row_names(label_space)))
     return {
         "model_type": "deformable_detr",
         "architectures": ["DeformableDetrForObjectDetection"],

@@ -8,6 +8,7 @@ from helpers.foreign_files import small_config, small_model, write_foreign
 from helpers.tiny_checkpoint import LABEL_SPACE
 
 from deformable_detr import Detector, export_weights
+from deformable_detr.config_io import to_yaml
 from deformable_detr.conversion.coco_categories import COCO
 from deformable_detr.conversion.files import read_weights
 from deformable_detr.engine.checkpoint import (
@@ -93,6 +94,24 @@ def test_what_is_assumed_is_said_and_a_config_decides(run: CommandLine, tmp_path
     assert "assumed, as" not in outcome.out
     model = load_checkpoint(tmp_path / "dc5.pth").config["model"]
     assert model["backbone"]["dilation"]
+
+
+def test_heads_that_no_shape_tells_are_asked_for_and_taken_from_the_config(
+    run: CommandLine, tmp_path: Path
+) -> None:
+    state = export_weights(small_model("refine", "model.attention.num_heads=4"), "detrex")
+    torch.save({"model": state}, tmp_path / "in.pth")
+    message = run.fails("convert", tmp_path / "in.pth", tmp_path / "out.pth")
+    assert "must say how many attention heads it has" in message
+
+    settings = small_config("refine", "model.attention.num_heads=4")
+    config = tmp_path / "four_heads.yaml"
+    config.write_text(to_yaml(settings))
+    outcome = run("convert", tmp_path / "in.pth", tmp_path / "out.pth", "--config", config)
+    assert outcome.code == 0, outcome.err
+    written = load_checkpoint(tmp_path / "out.pth")
+    assert written.config["model"]["attention"]["num_heads"] == 4
+    assert written.origin == f"converted from {tmp_path / 'in.pth'} (detrex)"
 
 
 def test_a_config_that_does_not_fit_is_refused(run: CommandLine, tmp_path: Path) -> None:

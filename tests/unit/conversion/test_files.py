@@ -67,6 +67,14 @@ def test_categories_of_one_s_own_come_back(tmp_path: Path, source: str) -> None:
         assert weights.label_space == PETS
 
 
+@pytest.mark.parametrize("source", FILE_NAMES)
+def test_rows_that_are_no_category_s_name_none_elsewhere(tmp_path: Path, source: str) -> None:
+    path = write_foreign(tmp_path, source, label_space=PETS.with_raw_labels())
+    space = read_weights(path).label_space
+    assert space is not None
+    assert space.contiguous() == PETS
+
+
 def test_91_official_rows_are_coco_s_categories(tmp_path: Path) -> None:
     torch.save(export_weights(small_model("refine"), "official"), tmp_path / "a.pth")
 
