@@ -189,7 +189,8 @@ def test_every_gradient_is_that_of_finite_differences(operator, offset_groups):
     def call(input, offset, mask, weight, bias):
         return operator(input, offset, weight, bias, *geometry, mask)
 
-    assert torch.autograd.gradcheck(call, (*arguments, weight, bias))
+    is_slow = operator is deform_conv2d_core_pytorch
+    assert torch.autograd.gradcheck(call, (*arguments, weight, bias), fast_mode=is_slow)
 
 
 @BOTH
