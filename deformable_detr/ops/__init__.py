@@ -1,9 +1,14 @@
-"""Operators: multi-scale deformable attention.
+"""Operators: multi-scale deformable attention, deformable convolution.
 
 This is the Python half; the C++ and CUDA sources that it loads live in `ops/src` at the top of
 the checkout. `python -m deformable_detr.ops` prints which back-ends there are, and why not.
 """
 
+from deformable_detr.ops.deform_conv import (
+    deform_conv2d,
+    deform_conv2d_core_pytorch,
+    offsets_from_block_layout,
+)
 from deformable_detr.ops.dispatch import (
     Backend,
     available_backends,
@@ -15,7 +20,10 @@ from deformable_detr.ops.dispatch import (
 __all__ = [
     "Backend",
     "available_backends",
+    "deform_conv2d",
+    "deform_conv2d_core_pytorch",
     "ms_deform_attn",
     "ms_deform_attn_fused",
+    "offsets_from_block_layout",
     "resolve_backend",
 ]

@@ -1,0 +1,270 @@
+"""DeformConv2d and ModulatedDeformConv2d: convolutions that choose where their taps look."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from deformable_detr.layers.precision import at_least_float32
+from deformable_detr.ops.deform_conv import IntPair, deform_conv2d, pair
+
+_OLD_SUFFIX = "_offset"
+
+
+class OffsetGenerator(nn.Conv2d):
+    """The convolution that says where, and how much, a deformable one looks; all zero at first.
+
+    It runs in float32 or wider, whatever autocast says, as does what is made of its output.
+    """
+
+    def reset_parameters(self) -> None:
+        """Zero the weight and the bias, so that no tap is moved."""
+        nn.init.zeros_(self.weight)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, out_channels, H_out, W_out)."""
+        input = at_least_float32(input)
+        assert self.bias is not None
+        with _without_autocast(input):
+            return self._conv_forward(input, self.weight.to(input), self.bias.to(input))
+
+
+class _DeformableConvolution(nn.Module):
+    """What both versions share; arguments are documented there.
+
+    Args:
+        maps_per_tap: what the generator predicts for each tap: two offsets, and a mask or not.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntPair,
+        stride: IntPair,
+        padding: IntPair,
+        dilation: IntPair,
+        groups: int,
+        bias: bool,
+        *,
+        offset_groups: int,
+        maps_per_tap: int,
+    ) -> None:
+        super().__init__()
+        for name, channels, parts_name, parts in (
+            ("in_channels", in_channels, "groups", groups),
+            ("out_channels", out_channels, "groups", groups),
+            ("in_channels", in_channels, "offset_groups", offset_groups),
+        ):
+            if parts < 1 or channels % parts:
+                raise ValueError(
+                    f"{name} must be divisible by {parts_name}, got {channels} and {parts}"
+                )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = pair(kernel_size)
+        self.stride = pair(stride)
+        self.padding = pair(padding)
+        self.dilation = pair(dilation)
+        self.groups = groups
+        self.offset_groups = offset_groups
+        self.num_taps = self.kernel_size[0] * self.kernel_size[1]
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels // groups, *self.kernel_size)
+        )
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.conv_offset = OffsetGenerator(
+            in_channels,
+            maps_per_tap * offset_groups * self.num_taps,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+        )
+
+    @abstractmethod
+    def sampling(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Offsets and mask, as `deformable_detr.ops.deform_conv2d` takes them."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H_out, W_out) in the same dtype."""
+        offset, mask = self.sampling(features)
+        return deform_conv2d(
+            features,
+            offset,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            mask,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults, after those that have none."""
+        text = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}"
+        )
+        for name, default in (("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1)):
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)}"
+        if self.bias is None:
+            text += ", bias=False"
+        return text + f", offset_groups={self.offset_groups}"
+
+
+class DeformConv2d(_DeformableConvolution):
+    """Deformable convolution (Dai et al., ICCV 2017, equation 2).
+
+    A second convolution over the same input, `conv_offset`, predicts for every output pixel and
+    every tap how far the tap is moved. It starts at zero: the block then equals the `nn.Conv2d`
+    of the same weight and bias. Parameter names are those of mmcv's `DeformConv2dPack`, which
+    has no bias.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: of both convolutions, as are stride, padding and dilation.
+        stride: as for `nn.Conv2d`.
+        padding: as for `nn.Conv2d`.
+        dilation: as for `nn.Conv2d`.
+        groups: of the weight; the offsets see all channels.
+        bias: whether the output has one.
+        offset_groups: parts of the channels, neighbours together, that have offsets of their own.
+
+    Raises:
+        ValueError: channels that groups do not divide.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntPair,
+        stride: IntPair = 1,
+        padding: IntPair = 0,
+        dilation: IntPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        offset_groups: int = 1,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            offset_groups=offset_groups,
+            maps_per_tap=2,
+        )
+        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+
+    def sampling(self, features: Tensor) -> tuple[Tensor, None]:
+        """Offsets in pixels, (N, 2 * G * K, H_out, W_out), float32 or wider; no mask."""
+        return self.conv_offset(features), None
+
+
+class ModulatedDeformConv2d(_DeformableConvolution):
+    """Deformable convolution whose samples are weighted (Zhu et al., CVPR 2019, equation 1).
+
+    `conv_offset` also predicts a mask in (0, mask_scale), which starts in the middle: the block
+    then equals, but for the bias, mask_scale / 2 times the `nn.Conv2d` of the same weight.
+    Parameter names are those of mmcv's `ModulatedDeformConv2dPack`.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: of both convolutions, as are stride, padding and dilation.
+        stride: as for `nn.Conv2d`.
+        padding: as for `nn.Conv2d`.
+        dilation: as for `nn.Conv2d`.
+        groups: of the weight; offsets and masks see all channels.
+        bias: whether the output has one.
+        offset_groups: parts of the channels, neighbours together, that have offsets and masks
+            of their own.
+        mask_scale: 1 in the paper and in mmcv; 2 in the authors' example, which leaves
+            pre-trained features as they are at first, as a frozen norm behind the block needs.
+
+    Raises:
+        ValueError: channels that groups do not divide, or another mask_scale.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntPair,
+        stride: IntPair = 1,
+        padding: IntPair = 0,
+        dilation: IntPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        offset_groups: int = 1,
+        mask_scale: float = 1.0,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            offset_groups=offset_groups,
+            maps_per_tap=3,
+        )
+        if mask_scale not in (1, 2):
+            raise ValueError(f"mask_scale must be 1 or 2, got {mask_scale}")
+        self.mask_scale = mask_scale
+        bound = 1 / math.sqrt(in_channels * self.num_taps)  # mmcv
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def sampling(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets and masks in float32 or wider.
+
+        Returns:
+            Offsets in pixels, (N, 2 * G * K, H_out, W_out), and masks in (0, mask_scale),
+            (N, G * K, H_out, W_out).
+        """
+        num_masks = self.offset_groups * self.num_taps
+        offset, logits = self.conv_offset(features).split((2 * num_masks, num_masks), dim=1)
+        return offset, self.mask_scale * logits.sigmoid()
+
+    def extra_repr(self) -> str:
+        """See `DeformConv2d`."""
+        return f"{super().extra_repr()}, mask_scale={self.mask_scale}"
+
+
+def rename_old_offset_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state with `<name>_offset.weight` of early checkpoints as `<name>.conv_offset.weight`.
+
+    Biases alike. A key is only renamed beside a `<name>.weight`, and never onto another one.
+    """
+    renamed = {}
+    for key, value in state_dict.items():
+        module, _, parameter = key.rpartition(".")
+        name = module.removesuffix(_OLD_SUFFIX)
+        new_key = f"{name}.conv_offset.{parameter}"
+        is_old = name != module and f"{name}.weight" in state_dict and new_key not in state_dict
+        renamed[new_key if is_old else key] = value
+    return renamed
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Full precision; without autocast nothing, so that exported graphs stay plain."""
+    device_type = tensor.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

@@ -1,0 +1,190 @@
+"""Feature mimicking: in training, queries learn what a network sees that sees their object alone.
+
+A design for Deformable DETR after the R-CNN feature mimicking of Deformable ConvNets v2 (Zhu et
+al., CVPR 2019, section 3.3), whose student are the region features of Faster R-CNN.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from deformable_detr.boxes import cxcywh_to_xyxy
+from deformable_detr.layers.mlp import MLP
+from deformable_detr.models.backbones.base import Backbone
+from deformable_detr.structures import ImageBatch, Target
+
+MIMIC_DIM = 1024  # paper: two fully connected layers of 1024
+MAX_REGIONS = 32  # paper, of each image
+CROP_SIZE_PX = 224  # paper
+
+
+class Pairs(Protocol):
+    """The matched queries and objects of one image, as a `Match` holds them."""
+
+    @property
+    def query_index(self) -> Tensor:
+        """(T',) int64 queries."""
+
+    @property
+    def target_index(self) -> Tensor:
+        """(T',) int64 the object of each."""
+
+
+@dataclass(frozen=True)
+class MimicFeatures:
+    """R matched queries and crops of their objects, from all images of a batch.
+
+    Attributes:
+        student: (R, 1024) from the queries.
+        teacher: (R, 1024) from the crops.
+        logits: (R, K + 1) classes of the crops; the last is "no object".
+        labels: (R,) int64 in 0..K-1, what the crops show.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+class FeatureMimicking(nn.Module):
+    """Makes the features that are to become alike, of matched queries and of their objects.
+
+    The student is a linear function of a query's last hidden state. The teacher is not another
+    network: it is the detector's own backbone, run on the object's box cut out of the image,
+    averaged over its coarsest map, and two linear layers. Both sides learn; a classifier of the
+    crops keeps the teacher's features meaningful. There is no use for it but in training.
+
+    The backbone's norms should be frozen: others would mix the crops into their statistics.
+
+    Args:
+        backbone_channels: channels of the backbone's coarsest map.
+        embed_dim: C, width of the queries.
+        num_classes: K.
+        max_regions: most objects of one image; chosen at random where there are more.
+        crop_size_px: what crops are resized to, as squares.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone_channels: int,
+        embed_dim: int,
+        num_classes: int,
+        max_regions: int = MAX_REGIONS,
+        crop_size_px: int = CROP_SIZE_PX,
+    ) -> None:
+        super().__init__()
+        for name, value in (("max_regions", max_regions), ("crop_size_px", crop_size_px)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.max_regions = max_regions
+        self.crop_size_px = crop_size_px
+        self.backbone_channels = backbone_channels
+        self.student = nn.Linear(embed_dim, MIMIC_DIM)
+        self.teacher = MLP(backbone_channels, MIMIC_DIM, MIMIC_DIM, num_layers=2)
+        self.classifier = nn.Linear(MIMIC_DIM, num_classes + 1)
+
+    def forward(
+        self,
+        backbone: Backbone,
+        images: ImageBatch,
+        hidden: Tensor,
+        targets: Sequence[Target],
+        matches: Sequence[Pairs],
+    ) -> MimicFeatures:
+        """Features of up to `max_regions` matched queries an image.
+
+        Without any object the backbone is not run, and every parameter still gets a gradient,
+        of zeros.
+
+        Args:
+            backbone: the detector's own; its parameters are trained through the crops too.
+            images: what the detector has seen.
+            hidden: (N, Q, C) queries after the last decoder layer.
+            targets: one an image.
+            matches: of the last decoder layer, one an image.
+
+        Returns:
+            R features, image after image.
+
+        Raises:
+            RuntimeError: the module is in eval mode.
+        """
+        if not self.training:
+            raise RuntimeError(
+                "feature mimicking must only run in training, got a module in eval mode; "
+                "call train() first, or leave it out"
+            )
+        pairs = [_at_most(self.max_regions, match) for match in matches]
+        query_index = torch.cat([queries for queries, _ in pairs])
+        image_index = torch.cat([torch.full_like(pair[0], i) for i, pair in enumerate(pairs)])
+        objects = [
+            (target.boxes[chosen], target.labels[chosen])
+            for target, (_, chosen) in zip(targets, pairs, strict=True)
+        ]
+        boxes, labels = (torch.cat(values) for values in zip(*objects, strict=True))
+        teacher = self.teacher(self._look_at(backbone, images, image_index, boxes))
+        return MimicFeatures(
+            student=self.student(hidden[image_index, query_index]),
+            teacher=teacher,
+            logits=self.classifier(teacher.relu()),
+            labels=labels,
+        )
+
+    def _look_at(
+        self, backbone: Backbone, images: ImageBatch, image_index: Tensor, boxes: Tensor
+    ) -> Tensor:
+        """(R, backbone_channels) what the backbone sees in the boxes."""
+        if len(boxes) == 0:
+            return images.images.new_zeros(0, self.backbone_channels)
+        crops = crop_boxes(images, image_index, boxes, size_px=self.crop_size_px)
+        return backbone(crops)[-1].mean((2, 3))
+
+
+def crop_boxes(images: ImageBatch, image_index: Tensor, boxes: Tensor, *, size_px: int) -> Tensor:
+    """Cut boxes out of their images and resize them to squares.
+
+    A pixel of a crop is the mean of bilinear samples of its part of the image, at most a pixel
+    apart. At the border of an image its outermost pixels continue; padding is never seen.
+
+    Args:
+        images: N padded images.
+        image_index: (R,) int64 in 0..N-1.
+        boxes: (R, 4) cxcywh relative to the image without padding.
+        size_px: height and width of the crops.
+
+    Returns:
+        (R, 3, size_px, size_px), without a gradient towards the images.
+    """
+    is_valid = ~images.padding_mask
+    heights, widths = is_valid[:, :, 0].sum(1), is_valid[:, 0].sum(1)
+    continued = _continue_edges(images.images.detach(), heights, widths)
+    extents = torch.stack((widths, heights, widths, heights), dim=1)[image_index]
+    corners = cxcywh_to_xyxy(boxes) * extents
+    regions = torch.cat((image_index[:, None], corners), dim=1).to(continued.dtype)
+    crops: Tensor = roi_align(continued, regions, size_px, aligned=True)
+    return crops
+
+
+def _continue_edges(images: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
+    """(N, 3, H, W) images whose last row and column are repeated over the padding."""
+    N, _, H, W = images.shape
+    rows = torch.arange(H, device=images.device).minimum(heights[:, None] - 1)  # (N, H)
+    columns = torch.arange(W, device=images.device).minimum(widths[:, None] - 1)  # (N, W)
+    image = torch.arange(N, device=images.device)[:, None, None]
+    pixels = images.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]]
+    return pixels.permute(0, 3, 1, 2)
+
+
+def _at_most(limit: int, match: Pairs) -> tuple[Tensor, Tensor]:
+    """All queries and objects of a match, or `limit` of them at random."""
+    count = len(match.query_index)
+    if count <= limit:
+        return match.query_index, match.target_index
+    chosen = torch.randperm(count, device=match.query_index.device)[:limit]
+    return match.query_index[chosen], match.target_index[chosen]
