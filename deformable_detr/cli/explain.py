@@ -78,8 +78,8 @@ def explain(
     if erf is not None:
         pictures[f"erf_{erf}.png"] = _receptive_field(detector, image, batch, erf, place, noise)
     if deform:
-        name = f"deform_{'_'.join(deform)}.png"
-        pictures[name] = _deform_points(detector, image, batch, deform, place)
+        last, picture = _deform_points(detector, image, batch, deform, place)
+        pictures[f"deform_{last}.png"] = picture
     if fusion:
         pictures["fusion.png"] = _fusion(detector, image, batch)
     out.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,8 @@ def _query_pictures(
     from deformable_detr.evaluation.explain import looks_of_best, record_attention
     from deformable_detr.evaluation.explain_pictures import draw_query
 
-    with torch.inference_mode(), record_attention(detector.model) as calls:
+    decoder = detector.model.get_submodule("decoder")
+    with torch.inference_mode(), record_attention(decoder) as calls:
         last = detector.model(batch).last
     for rank, look in enumerate(looks_of_best(last, calls[-1], count), start=1):
         yield f"query_{rank}.png", draw_query(image, look, detector.label_space.names)
@@ -138,7 +139,8 @@ def _deform_points(
     batch: "ImageBatch",
     layers: list[str],
     cell: Cell | None,
-) -> "Image.Image":
+) -> "tuple[str, Image.Image]":
+    """The last of the layers, and the picture."""
     import torch
 
     from deformable_detr.evaluation.deform_points import chained_points, record_deform_convs
@@ -160,8 +162,11 @@ def _deform_points(
     height, width = chain[0].input_size
     relative = points / points.new_tensor([width, height])
     center = ((column + 0.5) / W, (row + 0.5) / H)
-    title = f"{', '.join(call.module for call in chain)}, cell {row},{column} of {H} x {W}"
-    return draw_deform_points(image, relative, center, title)
+    last = chain[-1].module
+    title = f"{last}, cell {row},{column} of {H} x {W}"
+    if len(chain) > 1:
+        title = f"{len(chain)} layers from {chain[0].module}\nto {title}"
+    return last, draw_deform_points(image, relative, center, title)
 
 
 def _fusion(detector: "Detector", image: "Image.Image", batch: "ImageBatch") -> "Image.Image":

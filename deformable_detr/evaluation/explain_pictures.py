@@ -51,8 +51,8 @@ def draw_query(image: Image.Image, look: QueryLook, names: Sequence[str]) -> Ima
             vmax=float(weights.max()),
             marker=MARKERS[level % len(MARKERS)],
             s=42,
-            edgecolors="black",
-            linewidths=0.5,
+            edgecolors="white",
+            linewidths=0.6,
             label=f"level {level}" + (" (finest)" if level == 0 else ""),
         )
     center_x, center_y, box_width, box_height = look.box_cxcywh.tolist()
@@ -103,13 +103,13 @@ def draw_receptive_field(image: Image.Image, field: ReceptiveField) -> Image.Ima
     for share, style in ((INNER_SHARE, "-"), (OUTER_SHARE, "--")):
         x0, y0, x1, y1 = field.energy_square(share)
         _rectangle(axes, x0, y0, x1 - x0, y1 - y0, linestyle=style)
-        sides.append(f"{share:.0%} in {x1 - x0:.0f} px")
+        sides.append(f"{share:.0%} within {x1 - x0:.0f} x {y1 - y0:.0f} px")
     row, column = field.cell
     rows, columns = field.map_size
     height, width = field.reach()
     axes.set_title(
         f"{field.layer}, cell {row},{column} of {rows} x {columns}\n"
-        f"gradient: {', '.join(sides)} squared; not zero in {height} x {width} of {H} x {W} px"
+        f"gradient: {', '.join(sides)}, not zero in {height} x {width} of {H} x {W} px"
     )
     figure.colorbar(drawn, ax=axes, shrink=0.7, label="square root of |gradient|, of its maximum")
     return _render(figure)
