@@ -70,7 +70,9 @@ def draw_query(image: Image.Image, look: QueryLook, names: Sequence[str]) -> Ima
         f"{names[look.label]} {look.score:.2f}: {M} heads x {L} levels x {P} points, "
         f"{int((~inside).sum())} outside the photo"
     )
-    axes.legend(loc="upper right", fontsize=8, framealpha=0.7)
+    legend = axes.legend(loc="upper right", fontsize=8, framealpha=0.7)
+    for handle in filter(None, legend.legend_handles):  # shapes only; colours are weights
+        handle.set(array=None, facecolor="white", edgecolor="black")
     figure.colorbar(scatter, ax=axes, shrink=0.7, label="attention weight (a head's sum to 1)")
     return _render(figure)
 

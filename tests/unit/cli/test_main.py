@@ -13,7 +13,7 @@ def test_help_needs_no_pytorch() -> None:
     program = (
         "import sys\n"
         "from deformable_detr.cli.main import app\n"
-        "for command in ('', 'train', 'evaluate', 'predict', 'data', 'benchmark ops'):\n"
+        "for command in ('', 'train', 'evaluate', 'predict', 'explain', 'data', 'benchmark ops'):\n"
         "    app([*command.split(), '--help'], standalone_mode=False)\n"
         "heavy = {'torch', 'timm', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -22,15 +22,17 @@ def test_help_needs_no_pytorch() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Usage:") == 6
+    assert result.stdout.count("Usage:") == 7
 
 
 def test_the_help_of_the_root_names_every_command(run: CommandLine) -> None:
     outcome = run("--help")
 
     assert outcome.code == 0
-    for command in ("train", "evaluate", "predict", "data", "benchmark", "--version", "--debug"):
+    for command in ("train", "evaluate", "predict", "explain", "data", "benchmark"):
         assert command in outcome.out
+    for option in ("--version", "--debug"):
+        assert option in outcome.out
 
 
 def test_the_version_is_printed(run: CommandLine) -> None:
