@@ -207,3 +207,12 @@ def test_masks_are_asked_for_where_they_are_needed() -> None:
 def test_a_neck_of_other_levels_is_refused() -> None:
     with pytest.raises(ValueError, match="fusion must have the mapper's 3 levels, got 4"):
         ASFFNeck(ChannelMapper((8, 16), embed_dim=64, num_levels=3), ASFF(64, 4))
+
+
+def test_the_own_start_keeps_what_stands_on_masked_padding() -> None:
+    maps = random_maps((32,) * 3, halved_sizes(16, 16, 3))
+    masks = [torch.ones(2, *m.shape[2:], dtype=torch.bool) for m in maps]
+
+    outputs = ASFF(32, 3, mask_padding=True)(maps, masks)
+
+    assert all((a - b).abs().max() < 1e-6 for a, b in zip(outputs, maps, strict=True))
