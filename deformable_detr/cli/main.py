@@ -11,6 +11,7 @@ from rich.text import Text
 from deformable_detr.cli import benchmark, data
 from deformable_detr.cli.convert import convert
 from deformable_detr.cli.evaluate import evaluate
+from deformable_detr.cli.explain import explain
 from deformable_detr.cli.predict import predict
 from deformable_detr.cli.train import train
 from deformable_detr.version import __version__
@@ -34,6 +35,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(convert)
+app.command()(explain)
 app.add_typer(data.app, name="data")
 app.add_typer(benchmark.app, name="benchmark")
 

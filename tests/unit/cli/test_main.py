@@ -13,7 +13,8 @@ def test_help_needs_no_pytorch() -> None:
     program = (
         "import sys\n"
         "from deformable_detr.cli.main import app\n"
-        "for command in ('', 'train', 'evaluate', 'predict', 'convert', 'data', 'benchmark ops'):\n"
+        "commands = ('', 'train', 'evaluate', 'predict', 'convert', 'explain', 'data')\n"
+        "for command in (*commands, 'benchmark ops'):\n"
         "    app([*command.split(), '--help'], standalone_mode=False)\n"
         "heavy = {'torch', 'timm', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -22,16 +23,18 @@ def test_help_needs_no_pytorch() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Usage:") == 7
+    assert result.stdout.count("Usage:") == 8
 
 
 def test_the_help_of_the_root_names_every_command(run: CommandLine) -> None:
     outcome = run("--help")
 
     assert outcome.code == 0
-    commands = ("train", "evaluate", "predict", "convert", "data", "benchmark")
-    for command in (*commands, "--version", "--debug"):
+    commands = ("train", "evaluate", "predict", "convert", "explain", "data", "benchmark")
+    for command in commands:
         assert command in outcome.out
+    for option in ("--version", "--debug"):
+        assert option in outcome.out
 
 
 def test_the_version_is_printed(run: CommandLine) -> None:

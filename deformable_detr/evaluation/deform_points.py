@@ -1,0 +1,159 @@
+"""Where deformable convolutions sample: one layer's points, and those of a chain of layers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from deformable_detr.structures import Size
+
+
+@dataclass(frozen=True)
+class DeformConvCall:
+    """One call of a deformable convolution (v1 or v2).
+
+    Attributes:
+        module: name of the module that made it.
+        offsets: (N, G * K * 2, H_out, W_out) in cells of the input: for each of G groups and K
+            taps, row by row, (y, x), as torchvision orders them.
+        kernel_size: (height, width), whose product is K.
+        stride: (vertical, horizontal), as the next two.
+        padding: in cells.
+        dilation: in cells.
+        input_size: (height, width) of the layer's input.
+    """
+
+    module: str
+    offsets: Tensor
+    kernel_size: Size
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    input_size: Size
+
+    @property
+    def output_size(self) -> Size:
+        """(height, width) of the layer's output."""
+        return self.offsets.shape[2], self.offsets.shape[3]
+
+    def points(self, cell: tuple[int, int], *, image: int = 0, group: int = 0) -> Tensor:
+        """Where an output cell samples.
+
+        Args:
+            cell: (row, column) of the output.
+            image: which of the N.
+            group: which of the G offset groups.
+
+        Returns:
+            (K, 2) points (x, y) in cells of the input; the centre of the cell at row i and
+            column j is (j + 0.5, i + 0.5).
+
+        Raises:
+            ValueError: there is no such cell.
+        """
+        H, W = self.output_size
+        row, column = cell
+        if not (0 <= row < H and 0 <= column < W):
+            raise ValueError(f"cell must be within the map of {H} x {W} cells, got {row},{column}")
+        kh, kw = self.kernel_size
+        taps = self.offsets[image, :, row, column].unflatten(0, (-1, kh, kw, 2))[group]
+        tap_y = torch.arange(kh, device=taps.device)[:, None]
+        tap_x = torch.arange(kw, device=taps.device)[None]
+        y = row * self.stride[0] - self.padding[0] + tap_y * self.dilation[0] + taps[..., 0]
+        x = column * self.stride[1] - self.padding[1] + tap_x * self.dilation[1] + taps[..., 1]
+        return torch.stack((x, y), dim=-1).flatten(0, 1) + 0.5
+
+
+def chained_points(calls: Sequence[DeformConvCall], cell: tuple[int, int]) -> Tensor:
+    """Where a cell of the last layer samples in the input of the first (DCN paper, figure 6).
+
+    From each point, the next layer down is followed at the cell that the point lies in; points
+    outside its map end there. Layers between them should be pointwise.
+
+    Args:
+        calls: in the order they ran; the output of each is the input of the next in size.
+        cell: (row, column) in the output of the last.
+
+    Returns:
+        (number of points, 2) points (x, y) in cells of the first layer's input: K of one layer,
+        up to K^3 of three.
+
+    Raises:
+        ValueError: there is no such cell, no call, or sizes do not follow.
+    """
+    if not calls:
+        raise ValueError("calls must hold at least one deformable convolution, got none")
+    cells = [cell]
+    points = torch.zeros(0, 2)
+    for index, call in reversed(list(enumerate(calls))):
+        points = torch.cat([points[:0].to(call.offsets), *(call.points(c) for c in cells)])
+        if index == 0:
+            break
+        H, W = calls[index - 1].output_size
+        if call.input_size != (H, W):
+            raise ValueError(
+                "calls must follow each other, got an output of "
+                f"{(H, W)} cells of {calls[index - 1].module} before an input of "
+                f"{call.input_size} cells of {call.module}"
+            )
+        cells = [(int(y), int(x)) for x, y in points.floor().tolist() if 0 <= x < W and 0 <= y < H]
+    return points
+
+
+class _DeformConvMode(TorchDispatchMode):
+    """Sees every call of torchvision's operator on its way."""
+
+    def __init__(self, running: list[str], calls: list[DeformConvCall]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # of torch
+        self._running = running
+        self._calls = calls
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note the operator's arguments, and let it run."""
+        if func is torch.ops.torchvision.deform_conv2d.default:
+            features, weight, offsets = args[:3]
+            geometry = args[5:11]
+            self._calls.append(
+                DeformConvCall(
+                    module=self._running[-1] if self._running else "",
+                    offsets=offsets.detach(),
+                    kernel_size=(weight.shape[2], weight.shape[3]),
+                    stride=(geometry[0], geometry[1]),
+                    padding=(geometry[2], geometry[3]),
+                    dilation=(geometry[4], geometry[5]),
+                    input_size=(features.shape[2], features.shape[3]),
+                )
+            )
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def record_deform_convs(model: nn.Module) -> Iterator[list[DeformConvCall]]:
+    """Record every deformable convolution that runs through torchvision's operator.
+
+    Yields:
+        A list that grows with each call, in the order of the calls.
+    """
+    running: list[str] = []
+    calls: list[DeformConvCall] = []
+
+    def enter(name: str) -> Any:
+        return lambda module, inputs: running.append(name)
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        running.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name)))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        with _DeformConvMode(running, calls):
+            yield calls
+    finally:
+        for handle in handles:
+            handle.remove()

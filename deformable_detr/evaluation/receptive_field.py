@@ -1,0 +1,165 @@
+"""The effective receptive field: which pixels a cell of a layer depends on, and how much.
+
+Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks",
+2016; the Deformable Kernels paper compares networks by it.
+"""
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deformable_detr.structures import Size
+
+_MAX_SUGGESTIONS = 6
+_ROUNDING = 1e-9  # of the energy, by which sums of parts may miss the whole
+Box = tuple[float, float, float, float]  # xyxy in pixels
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """The effective receptive field of a cell.
+
+    Attributes:
+        layer: name of the module.
+        cell: (row, column) in the layer's map.
+        map_size: (height, width) of that map.
+        strength: (H, W) float64, by pixel of the input; 0 where the cell does not depend on it.
+    """
+
+    layer: str
+    cell: tuple[int, int]
+    map_size: Size
+    strength: Tensor
+
+    def energy_square(self, share: float) -> Box:
+        """The smallest square around the centre of gravity that holds a share of the strength.
+
+        Args:
+            share: in (0, 1].
+
+        Returns:
+            xyxy in pixels of the input; may go beyond its edges.
+
+        Raises:
+            ValueError: the share is outside its range, or the strength is zero everywhere.
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, got {share:g}")
+        total = self.strength.sum()
+        if total == 0:
+            raise ValueError(f"layer {self.layer} must depend on the input, got no gradient")
+        H, W = self.strength.shape
+        y = torch.arange(H, dtype=torch.float64)[:, None] + 0.5
+        x = torch.arange(W, dtype=torch.float64)[None] + 0.5
+        center_x = float((self.strength * x).sum() / total)
+        center_y = float((self.strength * y).sum() / total)
+        distance = torch.maximum((x - center_x).abs(), (y - center_y).abs()).flatten()
+        # The square reaches to the far edge of its last pixels.
+        order = distance.argsort()
+        held = self.strength.flatten()[order].cumsum(0)
+        last = int((held < (share - _ROUNDING) * total).sum())
+        half = float(distance[order[last]]) + 0.5
+        return center_x - half, center_y - half, center_x + half, center_y + half
+
+    def reach(self) -> Size:
+        """(height, width) of the smallest box that holds every pixel the cell depends on.
+
+        It is at most the theoretical receptive field, and equals it in a network without gates
+        and attention, away from the edges.
+        """
+        rows, columns = (self.strength > 0).nonzero(as_tuple=True)
+        if len(rows) == 0:
+            return 0, 0
+        return int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1
+
+
+def effective_receptive_field(
+    model: nn.Module, images: Tensor, layer: str, *, cell: tuple[int, int] | None = None
+) -> ReceptiveField:
+    """Gradient of the sum of a cell's channels with respect to the input.
+
+    Its magnitude is summed over the colours and averaged over the images. Where sampling points
+    or kernels are functions of the input, the gradient goes through them too.
+
+    Args:
+        model: called with `images`; in eval mode. Its parameters get no gradient.
+        images: (N, 3, H, W), normalised; photos, or normal noise.
+        layer: name of a module of the model that returns a map (N, C, H_l, W_l); where it runs
+            several times, the first time counts.
+        cell: (row, column) in that map; None for the one in the middle.
+
+    Raises:
+        ValueError: the model is training, there is no such layer or cell, or the layer returns
+            something else, or does not run.
+    """
+    if model.training:
+        raise ValueError("model must be in eval mode, got training mode; call model.eval()")
+    images = images.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        output = _output_of(model, images, layer)
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            raise ValueError(
+                f"layer {layer} must return a map (N, C, H, W), got {_describe(output)}"
+            )
+        H, W = output.shape[2:]
+        row, column = (H // 2, W // 2) if cell is None else cell
+        if not (0 <= row < H and 0 <= column < W):
+            raise ValueError(
+                f"cell must be within the map of {H} x {W} cells of layer {layer}, "
+                f"got {row},{column}"
+            )
+        (gradient,) = torch.autograd.grad(output[:, :, row, column].sum(), images)
+    strength = gradient.double().abs().sum(dim=1).mean(dim=0).cpu()
+    return ReceptiveField(layer, (row, column), (H, W), strength)
+
+
+class _LayerReached(Exception):  # noqa: N818  # nothing is wrong: the rest need not run
+    """Ends a forward pass at the layer of interest."""
+
+
+def _output_of(model: nn.Module, images: Tensor, layer: str) -> Any:
+    """What the layer returns."""
+    reached = []
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        reached.append(output)
+        raise _LayerReached
+
+    handle = find_layer(model, layer).register_forward_hook(hook)
+    try:
+        model(images)
+    except _LayerReached:
+        return reached[0]
+    finally:
+        handle.remove()
+    raise ValueError(f"layer {layer} must take part in the forward pass, but did not run")
+
+
+def find_layer(model: nn.Module, name: str) -> nn.Module:
+    """The module of a name.
+
+    Raises:
+        ValueError: there is none; the message has the nearest names, and those that go on from
+            the given one.
+    """
+    modules = dict(model.named_modules())
+    modules.pop("")
+    if name in modules:
+        return modules[name]
+    inside = [other for other in modules if other.startswith(name)] if name else []
+    near = difflib.get_close_matches(name, list(modules), n=_MAX_SUGGESTIONS, cutoff=0.4)
+    top = [other for other in modules if "." not in other]
+    suggestions = list(dict.fromkeys(near + inside[:_MAX_SUGGESTIONS]))[:_MAX_SUGGESTIONS] or top
+    raise ValueError(
+        f"layer must be a module of the model, got {name!r}; the nearest are "
+        + ", ".join(suggestions)
+    )
+
+
+def _describe(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    return type(output).__name__

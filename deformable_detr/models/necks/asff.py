@@ -1,0 +1,145 @@
+"""ASFF: adaptively spatial feature fusion, and the neck that ends with it."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from deformable_detr.models.necks.base import Neck
+from deformable_detr.models.necks.level_fusion import (
+    WEIGHT_CHANNELS,
+    Activation,
+    FusedLevel,
+    Init,
+    LevelFusion,
+    Norm,
+)
+from deformable_detr.structures import Pyramid, Size
+
+
+class ASFF(nn.Module):
+    """Adaptively spatial feature fusion of maps of one width: one `LevelFusion` a level.
+
+    Args:
+        channels: C, of every level; a multiple of 32 with norm "group".
+        num_levels: L, at least 2.
+        weight_channels: see `LevelFusion`, as for the further arguments.
+        rfb: halve `weight_channels`.
+        norm: "group", or "batch" for large batches.
+        activation: "leaky_relu", "silu", or, with init "uniform", "relu6".
+        init: "own" starts as the identity, "uniform" as the original.
+        mask_padding: set the padding to zero before the maps are resized, so that nothing of it
+            comes into other cells; the residual of init "own" keeps it.
+        logit_activation: only for weights of a published YOLOv5 variant.
+
+    Raises:
+        ValueError: arguments do not fit each other.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_levels: int,
+        *,
+        weight_channels: int = WEIGHT_CHANNELS,
+        rfb: bool = False,
+        norm: Norm = "group",
+        activation: Activation = "leaky_relu",
+        init: Init = "own",
+        mask_padding: bool = False,
+        logit_activation: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_levels < 2:
+            raise ValueError(
+                f"num_levels must be at least 2, got {num_levels}; one level has nothing to fuse"
+            )
+        self.num_levels = num_levels
+        self.mask_padding = mask_padding
+        self.levels = nn.ModuleList(
+            LevelFusion(
+                (channels,) * num_levels,
+                level,
+                weight_channels=weight_channels,
+                rfb=rfb,
+                norm=norm,
+                activation=activation,
+                init=init,
+                logit_activation=logit_activation,
+            )
+            for level in range(num_levels)
+        )
+
+    def forward(
+        self, maps: Sequence[Tensor], padding_masks: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Fuse.
+
+        Args:
+            maps: L tensors (N, C, H_l, W_l), finest first; a side is half of that of the level
+                before, rounded up or down.
+            padding_masks: L tensors (N, H_l, W_l) bool; needed with `mask_padding` only.
+
+        Returns:
+            L tensors of the same shapes.
+
+        Raises:
+            ValueError: another number of maps, their sizes do not halve, or there is no mask.
+        """
+        return tuple(level.output for level in self.inspect(maps, padding_masks))
+
+    def inspect(
+        self, maps: Sequence[Tensor], padding_masks: Sequence[Tensor] | None = None
+    ) -> tuple[FusedLevel, ...]:
+        """As `forward`, with the weights and the sums that lead to each output."""
+        self._check_sizes([(m.shape[2], m.shape[3]) for m in maps])
+        sources = maps
+        if self.mask_padding:
+            if padding_masks is None:
+                raise ValueError("padding_masks must be given with mask_padding, got None")
+            sources = [
+                features.masked_fill(mask[:, None], 0.0)
+                for features, mask in zip(maps, padding_masks, strict=True)
+            ]
+        return tuple(
+            fusion(sources, residual) for fusion, residual in zip(self.levels, maps, strict=True)
+        )
+
+    def _check_sizes(self, sizes: Sequence[Size]) -> None:
+        if len(sizes) != self.num_levels:
+            raise ValueError(f"maps must be {self.num_levels}, got {len(sizes)}")
+        for finer, coarser in itertools.pairwise(sizes):
+            for side, half in zip(finer, coarser, strict=True):
+                if half not in (side // 2, (side + 1) // 2):
+                    raise ValueError(
+                        f"maps must halve from level to level, got sizes {tuple(sizes)}; "
+                        "ask for out_strides that double"
+                    )
+
+
+class ASFFNeck(Neck):
+    """A neck whose pyramid goes through ASFF; masks and geometry stay as they are.
+
+    Args:
+        mapper: the neck before.
+        fusion: of as many levels.
+
+    Raises:
+        ValueError: the numbers of levels differ.
+    """
+
+    def __init__(self, mapper: Neck, fusion: ASFF) -> None:
+        super().__init__()
+        if mapper.num_levels != fusion.num_levels:
+            raise ValueError(
+                f"fusion must have the mapper's {mapper.num_levels} levels, got {fusion.num_levels}"
+            )
+        self.num_levels = mapper.num_levels
+        self.mapper = mapper
+        self.fusion = fusion
+
+    def forward(self, features: Sequence[Tensor], padding_mask: Tensor) -> Pyramid:
+        """See `Neck`."""
+        pyramid = self.mapper(features, padding_mask)
+        return replace(pyramid, maps=self.fusion(pyramid.maps, pyramid.padding_masks))

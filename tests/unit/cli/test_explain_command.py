@@ -1,0 +1,147 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.command_line import CommandLine
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
+
+from deformable_detr.detector_api import Detector
+from deformable_detr.models.necks.asff import ASFF, ASFFNeck
+
+
+class Deformable(nn.Module):
+    """A deformable convolution that keeps the map's size and begins by looking at one place."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.generator = nn.Conv2d(channels, 18, 3, padding=1)
+        self.conv = DeformConv2d(channels, channels, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.conv(features, self.generator(features))
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def rich(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Detector:
+    """What every checkpoint holds: a detector with ASFF and two deformable convolutions."""
+    detector = Detector.from_checkpoint(checkpoint, "cpu")
+    model = detector.model
+    block = model.backbone.body["layer4"]
+    model.backbone.body["layer4"] = nn.Sequential(block, Deformable(512), Deformable(512))
+    model.neck = ASFFNeck(model.neck, ASFF(64, 2))
+    model.eval()
+    monkeypatch.setattr(Detector, "from_checkpoint", lambda *arguments: detector)
+    return detector
+
+
+def _names(outcome_text: str) -> list[str]:
+    return [Path(line).name for line in outcome_text.splitlines()]
+
+
+def test_the_sampling_points_of_the_best_detections_are_drawn_by_default(
+    run: CommandLine, checkpoint: Path, photo: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "out"
+
+    outcome = run("explain", photo, "--checkpoint", checkpoint, "--out", out)
+
+    assert outcome.code == 0, outcome.err
+    assert _names(outcome.out) == ["query_1.png", "query_2.png", "query_3.png"]
+    assert sorted(file.name for file in out.iterdir()) == _names(outcome.out)
+    with Image.open(out / "query_1.png") as picture:
+        assert picture.width > 1000
+
+
+def test_the_receptive_field_of_a_layer_is_drawn(
+    run: CommandLine, checkpoint: Path, photo: Path, tmp_path: Path
+) -> None:
+    def erf(*options: str) -> bytes:
+        arguments = ("--checkpoint", checkpoint, "--out", tmp_path, "--queries", "0")
+        layer = ("--erf", "neck.projections.0")
+        outcome = run("explain", photo, *arguments, *layer, *options)
+        assert outcome.code == 0, outcome.err
+        assert _names(outcome.out) == ["erf_neck.projections.0.png"]
+        return (tmp_path / "erf_neck.projections.0.png").read_bytes()
+
+    assert len({erf(), erf("--cell", "0,1"), erf("--noise", "2")}) == 3
+
+
+def test_level_weights_and_deformable_points_are_drawn(
+    run: CommandLine, rich: Detector, photo: Path, tmp_path: Path
+) -> None:
+    options = ("--checkpoint", "c", "--out", tmp_path / "out", "--queries", "0", "--fusion")
+    layers = ("--deform", "backbone.body.layer4.1.conv", "--deform", "backbone.body.layer4.2.conv")
+
+    outcome = run("explain", photo, *options, *layers, "--cell", "1,0")
+
+    assert outcome.code == 0, outcome.err
+    assert _names(outcome.out) == ["deform_backbone.body.layer4.2.conv.png", "fusion.png"]
+
+
+def test_an_unknown_deformable_layer_is_answered_with_those_there_are(
+    run: CommandLine, rich: Detector, photo: Path, tmp_path: Path
+) -> None:
+    message = run.fails(
+        "explain", photo, "--checkpoint", "c", "--out", tmp_path / "out", "--deform", "stem"
+    )
+
+    assert message == (
+        "--deform must name deformable convolutions of the model, got stem; it has "
+        "backbone.body.layer4.1.conv, backbone.body.layer4.2.conv"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--erf", "neck.projection.0"), "layer must be a module of the model, got"),
+        (("--erf", "neck.norms.0", "--cell", "99,0"), "cell must be within the map of"),
+        (("--erf", "neck"), "layer neck must return a map (N, C, H, W), got Pyramid"),
+        (("--cell", "1"), "--cell must be ROW,COLUMN, two whole numbers, got '1'"),
+        (("--fusion",), "--fusion must be given for a model with an ASFF neck, got one without"),
+        (("--deform", "stem"), "--deform must name deformable convolutions of the model, got stem"),
+        (("--checkpoint", "none.pth"), "checkpoint none.pth does not exist"),
+    ],
+)
+def test_a_wrong_option_is_named_and_nothing_is_written(
+    run: CommandLine,
+    checkpoint: Path,
+    photo: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    expected: str,
+) -> None:
+    out = tmp_path / "out"
+
+    message = run.fails(
+        "explain", photo, "--checkpoint", checkpoint, "--out", out, "--queries", "1", *options
+    )
+
+    assert message.startswith(expected)
+    assert not out.exists()
+
+
+def test_an_unknown_layer_is_answered_with_the_nearest(
+    run: CommandLine, checkpoint: Path, photo: Path, tmp_path: Path
+) -> None:
+    options = ("--checkpoint", checkpoint, "--out", tmp_path, "--erf", "neck.projection.0")
+
+    assert "neck.projections.0" in run.fails("explain", photo, *options)
+
+
+def test_a_missing_photo_is_named(run: CommandLine, checkpoint: Path, tmp_path: Path) -> None:
+    options = ("--checkpoint", checkpoint, "--out", tmp_path)
+
+    message = run.fails("explain", tmp_path / "none.jpg", *options)
+
+    assert message == f"photo {tmp_path / 'none.jpg'} must exist, got no such file"

@@ -1,0 +1,218 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.fusion import halved_sizes, num_parameters, random_maps, randomize
+from helpers.models import small_detector
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from deformable_detr.models.necks.asff import ASFF, ASFFNeck
+from deformable_detr.models.necks.channel_mapper import ChannelMapper
+
+ODD_SIZES = ((100, 134), (50, 67), (25, 34), (13, 17))
+
+
+def test_the_detector_configuration_has_the_count_of_the_specification() -> None:
+    assert num_parameters(ASFF(256, 4)) == 6_366_736
+
+
+@given(
+    height=st.integers(16, 45),
+    width=st.integers(16, 45),
+    num_levels=st.integers(3, 5),
+    init=st.sampled_from(["own", "uniform"]),
+)
+def test_every_level_keeps_its_shape(height: int, width: int, num_levels: int, init: str) -> None:
+    maps = random_maps((32,) * num_levels, halved_sizes(height, width, num_levels))
+    fusion = ASFF(32, num_levels, init=init)
+
+    assert [m.shape for m in fusion(maps)] == [m.shape for m in maps]
+
+
+def test_every_level_keeps_its_shape_at_sizes_of_a_photo() -> None:
+    maps = random_maps((32,) * 4, ODD_SIZES)
+
+    assert [m.shape for m in ASFF(32, 4)(maps)] == [m.shape for m in maps]
+
+
+def test_sizes_may_be_rounded_down_as_patch_embeddings_do() -> None:
+    maps = random_maps((32,) * 4, ((103, 77), (51, 38), (25, 19), (13, 9)))
+
+    assert [m.shape for m in ASFF(32, 4)(maps)] == [m.shape for m in maps]
+
+
+def test_weights_sum_to_one_and_lie_between() -> None:
+    fusion = ASFF(32, 4, init="uniform").eval()
+    randomize(fusion)
+
+    for level in fusion.inspect(random_maps((32,) * 4, ODD_SIZES)):
+        assert (level.weights.sum(dim=1) - 1).abs().max() < 1e-6
+        assert level.weights.min() > 0
+        assert level.weights.max() < 1
+        assert level.weights.std(dim=(2, 3)).min() > 1e-3, "weights differ from cell to cell"
+
+
+def test_inspection_gives_outputs_weights_and_channel_sums() -> None:
+    maps = random_maps((32,) * 3, halved_sizes(21, 30, 3))
+    fusion = ASFF(32, 3, init="uniform")
+
+    for features, output, level in zip(maps, fusion(maps), fusion.inspect(maps), strict=True):
+        N, _, H, W = features.shape
+        assert torch.equal(level.output, output)
+        assert level.weights.shape == (N, 3, H, W)
+        assert level.channel_sum.shape == (N, H, W)
+        assert torch.allclose(level.channel_sum, level.fused.sum(dim=1))
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_the_own_start_is_the_identity_and_learns(activation: str, norm: str) -> None:
+    fusion = ASFF(32, 4, norm=norm, activation=activation)
+    maps = random_maps((32,) * 4, halved_sizes(33, 41, 4))
+
+    outputs = fusion(maps)
+
+    for features, output in zip(maps, outputs, strict=True):
+        assert (output - features).abs().max() < 1e-6
+    sum((output * torch.randn_like(output)).sum() for output in outputs).backward()
+    for level in fusion.levels:
+        assert level.expand.norm.weight.grad.abs().min() > 0
+
+
+def test_the_own_start_prefers_the_own_level() -> None:
+    level = ASFF(32, 4).inspect(random_maps((32,) * 4, halved_sizes(33, 41, 4)))[2]
+
+    expected = torch.tensor([0.0, 0.0, 3.0, 0.0]).softmax(dim=0)
+
+    assert expected[2] == pytest.approx(0.87, abs=0.005)
+    assert torch.allclose(level.weights, expected.view(1, 4, 1, 1).expand_as(level.weights))
+
+
+def test_rfb_changes_the_width_of_the_weights_only() -> None:
+    plain = ASFF(32, 3).state_dict()
+    narrow = ASFF(32, 3, rfb=True).state_dict()
+
+    changed = {name for name in plain if plain[name].shape != narrow[name].shape}
+
+    assert plain.keys() == narrow.keys()
+    assert {name.split(".")[2] for name in changed} == {"weight_blocks", "weight_logits"}
+    assert {plain[n].shape[0] for n in changed if n.endswith("blocks.0.conv.weight")} == {16}
+    assert {narrow[n].shape[0] for n in changed if n.endswith("blocks.0.conv.weight")} == {8}
+
+
+def test_masked_padding_does_not_reach_other_cells() -> None:
+    sizes = halved_sizes(32, 48, 3)
+    maps = random_maps((32,) * 3, sizes)
+    masks = [torch.zeros(2, *size, dtype=torch.bool) for size in sizes]
+    for mask in masks:
+        mask[:, :, mask.shape[2] // 2 :] = True
+    other = [m + 100 * mask[:, None] for m, mask in zip(maps, masks, strict=True)]
+
+    def fused(mask_padding: bool, sources: Sequence[Tensor]) -> list[Tensor]:
+        fusion = ASFF(32, 3, init="uniform", mask_padding=mask_padding)
+        randomize(fusion)
+        return [level.output for level in fusion.inspect(sources, masks)]
+
+    assert all(
+        torch.equal(a, b) for a, b in zip(fused(True, maps), fused(True, other), strict=True)
+    )
+    assert not torch.allclose(fused(False, maps)[0][..., :20], fused(False, other)[0][..., :20])
+
+
+def _with_asff(model: nn.Module, channels: int, **options: object) -> None:
+    model.neck = ASFFNeck(model.neck, ASFF(channels, model.neck.num_levels, **options))
+
+
+@pytest.mark.parametrize("mask_padding", [False, True])
+def test_the_own_start_leaves_the_detector_as_it_was(mask_padding: bool) -> None:
+    model = small_detector("multi_scale").eval()
+    randomize(model)
+    images = [torch.randn(3, 70, 90), torch.randn(3, 96, 64)]
+    with torch.no_grad():
+        before = model(images).last
+        _with_asff(model, 64, mask_padding=mask_padding)
+        after = model.eval()(images).last
+
+    assert (before.logits - after.logits).abs().max() < 1e-5
+    assert (before.boxes - after.boxes).abs().max() < 1e-5
+
+
+def test_the_neck_gives_the_fused_maps_and_the_masks_of_the_mapper() -> None:
+    mapper = ChannelMapper((8, 16), embed_dim=64, num_levels=3)
+    fusion = ASFF(64, 3, init="uniform", mask_padding=True)
+    features = random_maps((8, 16), ((12, 10), (6, 5)))
+    padding_mask = torch.zeros(2, 96, 80, dtype=torch.bool)
+    padding_mask[1, :, 40:] = True
+
+    pyramid = ASFFNeck(mapper, fusion)(features, padding_mask)
+
+    mapped = mapper(features, padding_mask)
+    expected = fusion(mapped.maps, mapped.padding_masks)
+    assert all(torch.equal(a, b) for a, b in zip(pyramid.maps, expected, strict=True))
+    masks = zip(pyramid.padding_masks, mapped.padding_masks, strict=True)
+    assert all(torch.equal(a, b) for a, b in masks)
+
+
+def test_weights_come_back_from_a_file(tmp_path: Path) -> None:
+    fusion = ASFF(64, 2)
+    randomize(fusion)
+    torch.save(fusion.state_dict(), tmp_path / "asff.pth")
+    other = ASFF(64, 2)
+    other.load_state_dict(torch.load(tmp_path / "asff.pth", weights_only=True))
+    maps = random_maps((64,) * 2, ((9, 7), (5, 4)))
+
+    assert all(torch.equal(a, b) for a, b in zip(fusion(maps), other(maps), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_levels": 1}, "num_levels must be at least 2, got 1; one level has nothing to fuse"),
+        ({"channels": 40}, "channels must be multiples of 32 with norm 'group', got 40"),
+        ({"activation": "relu6"}, "activation must be 'leaky_relu' or 'silu' with init 'own'"),
+        ({"activation": "gelu"}, "activation must be one of"),
+        ({"norm": "layer"}, "norm must be one of"),
+        ({"init": "zero"}, "init must be one of"),
+        ({"logit_activation": True}, "init must be 'uniform' with logit_activation, got 'own'"),
+        ({"weight_channels": 10}, "weight_channels must be a multiple of 4, got 10"),
+        ({"weight_channels": 12, "rfb": True}, "multiple of 4, got 6 with rfb"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ASFF(**{"channels": 32, "num_levels": 3, **options})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (((8, 8), (4, 4)), "maps must be 3, got 2"),
+        (((16, 16), (8, 8), (8, 8)), "maps must halve from level to level, got sizes"),
+        (((32, 32), (8, 8), (4, 4)), "ask for out_strides that double"),
+    ],
+)
+def test_maps_that_do_not_halve_are_refused(sizes: tuple[tuple[int, int]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ASFF(32, 3)(random_maps((32,) * len(sizes), sizes))
+
+
+def test_masks_are_asked_for_where_they_are_needed() -> None:
+    with pytest.raises(ValueError, match="padding_masks must be given with mask_padding"):
+        ASFF(32, 3, mask_padding=True)(random_maps((32,) * 3, halved_sizes(16, 16, 3)))
+
+
+def test_a_neck_of_other_levels_is_refused() -> None:
+    with pytest.raises(ValueError, match="fusion must have the mapper's 3 levels, got 4"):
+        ASFFNeck(ChannelMapper((8, 16), embed_dim=64, num_levels=3), ASFF(64, 4))
+
+
+def test_the_own_start_keeps_what_stands_on_masked_padding() -> None:
+    maps = random_maps((32,) * 3, halved_sizes(16, 16, 3))
+    masks = [torch.ones(2, *m.shape[2:], dtype=torch.bool) for m in maps]
+
+    outputs = ASFF(32, 3, mask_padding=True)(maps, masks)
+
+    assert all((a - b).abs().max() < 1e-6 for a, b in zip(outputs, maps, strict=True))
