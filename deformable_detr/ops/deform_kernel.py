@@ -115,10 +115,15 @@ def kernel_coordinates(
         base = tap_index.to(rotation.dtype) + start
         base = base.view(-1, *[1] * (rotation.ndim - 2))
         coordinate = offsets[:, :, :, axis] + base
-        if clip_to_scope:
-            coordinate = coordinate.clamp(0, scope_size[axis] - 1)
-        coordinates.append(coordinate)
+        coordinates.append(_clip(coordinate, scope_size[axis]) if clip_to_scope else coordinate)
     return coordinates[0], coordinates[1]
+
+
+def _clip(coordinates: Tensor, size: int) -> Tensor:
+    """Clamp to [0, size - 1]; a tap on the edge keeps its gradient, to find its way back."""
+    clipped = coordinates.detach().clamp(0, size - 1)
+    is_free = (coordinates == clipped) & (size > 1)
+    return torch.where(is_free, coordinates, clipped)
 
 
 def sample_scope(
@@ -149,7 +154,8 @@ def sample_scope(
 def tent(coordinates: Tensor, size: int) -> Tensor:
     """How much of each of `size` cells a bilinear sample takes: max(0, 1 - |coordinate - cell|).
 
-    The derivative at a kink is the one from above, so that cell and next cell change places.
+    The derivative on a cell's centre is the one from above, and on the last one from below, so
+    that a sample at the scope's edge is drawn inwards or not at all.
 
     Args:
         coordinates: (N, R, ...), the first cell's centre at 0.
@@ -158,14 +164,23 @@ def tent(coordinates: Tensor, size: int) -> Tensor:
     Returns:
         (N, R, size, ...).
     """
-    distance = _distances(coordinates, size)
-    # relu has slope 0 at 0 and clamp has slope 1, which makes the derivative that from above.
-    return torch.where(distance < 0, (1 + distance).clamp(min=0), (1 - distance).relu())
+    low = _low_cells(coordinates, size)
+    high_share = (coordinates - low).unsqueeze(2)
+    steps = _cells_of_axis(coordinates, size) - low.unsqueeze(2)
+    nothing = coordinates.new_zeros(())
+    return torch.where(steps == 0, 1 - high_share, torch.where(steps == 1, high_share, nothing))
 
 
-def _distances(coordinates: Tensor, size: int) -> Tensor:
+def _low_cells(coordinates: Tensor, size: int) -> Tensor:
+    """The lower of the two cells that a sample lies between, as a float."""
+    coordinates = coordinates.detach()
+    return torch.where(coordinates == size - 1, size - 2, coordinates.floor())
+
+
+def _cells_of_axis(coordinates: Tensor, size: int) -> Tensor:
+    """The cells' own coordinates, along the axis that `tent` adds."""
     cells = torch.arange(size, device=coordinates.device, dtype=coordinates.dtype)
-    return coordinates.unsqueeze(2) - cells.view(-1, *[1] * (coordinates.ndim - 2))
+    return cells.view(-1, *[1] * (coordinates.ndim - 2))
 
 
 def _scope_size(weight: Tensor) -> Pair:
@@ -239,16 +254,21 @@ class _Tent(torch.autograd.Function):
     def forward(ctx: Any, coordinates: Tensor, size: int) -> Tensor:
         ctx.size = size
         ctx.save_for_backward(coordinates)
-        return _distances(coordinates, size).abs_().neg_().add_(1).clamp_(min=0)
+        distances = coordinates.unsqueeze(2) - _cells_of_axis(coordinates, size)
+        return distances.abs_().neg_().add_(1).clamp_(min=0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_tents: Tensor) -> tuple[Tensor, None]:
         (coordinates,) = ctx.saved_tensors
-        # A sample between two cells moves from the lower one to the upper one.
-        low = _distances(coordinates, ctx.size).floor_()
-        slopes = (low == -1).to(low.dtype).sub_((low == 0).to(low.dtype))
-        return slopes.mul_(grad_tents).sum(2), None
+        low = _low_cells(coordinates, ctx.size).clamp_(-2, ctx.size).long()
+        return _grad_of_cell(grad_tents, low + 1) - _grad_of_cell(grad_tents, low), None
+
+
+def _grad_of_cell(grad_tents: Tensor, cells: Tensor) -> Tensor:
+    size = grad_tents.shape[2]
+    grad = grad_tents.gather(2, cells.clamp(0, size - 1).unsqueeze(2)).squeeze(2)
+    return grad * ((cells >= 0) & (cells < size))
 
 
 def _check(

@@ -157,8 +157,8 @@ class _FoldTaps:
         # A step to the next tap is a step back by the dilation: the cell stays where it is.
         strides = (
             channel,
-            row_tap - geometry.dilation[0] * row,
-            column_tap - geometry.dilation[1],
+            row_tap - geometry.dilation[0] * row if k_h > 1 else 0,
+            column_tap - geometry.dilation[1] if k_w > 1 else 0,
             1,
         )
         start = (geometry.padding[0] + reach_h) * row + geometry.padding[1] + reach_w
