@@ -6,11 +6,10 @@ The fast path and, beside it, the plain reference that it is tested against.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deformable_detr.ops.sum_of_taps import ConvGeometry, Pair, sum_of_taps
+from deformable_detr.ops.sum_of_taps import ConvGeometry, Pair, sampled_taps, sum_of_taps
 
 
 def deform_kernel_conv2d(
@@ -61,7 +60,7 @@ def deform_kernel_conv2d(
     if image_offsets is None:
         output: Tensor = sum_of_taps(features, values, *tents, geometry)
     else:
-        taps = _sampled_taps(features, image_offsets.to(compute_dtype), geometry)
+        taps = sampled_taps(features, image_offsets.to(compute_dtype), geometry)
         output = sum_of_taps(taps, values, *tents, None)
     return output.to(x.dtype)
 
@@ -223,28 +222,6 @@ def _cells(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     index = index[:, None].expand(N, C, -1, -1)
     cells = x.flatten(2).gather(2, index.flatten(2)).view(index.shape)
     return cells * is_inside[:, None]
-
-
-def _sampled_taps(x: Tensor, image_offsets: Tensor, geometry: ConvGeometry) -> Tensor:
-    """(N, C, k_h, k_w, H_out, W_out) features sampled bilinearly at the displaced taps."""
-    N, C, H, W = x.shape
-    k_h, k_w = geometry.kernel_size
-    height, width = geometry.output_size((H, W))
-    # Zeros up to powers of two: whole cells are then exact in the grid's units, so that zero
-    # offsets give the very features, with the derivative from above.
-    sides = [2 ** (side - 1).bit_length() for side in (H, W)]
-    x = F.pad(x, (0, sides[1] - W, 0, sides[0] - H))
-    offsets = image_offsets.view(N, k_h, k_w, 2, height, width)
-    grid = []
-    for axis, cells in ((1, width), (0, height)):  # grid_sample wants (x, y)
-        taps = torch.arange(geometry.kernel_size[axis], device=x.device) * geometry.dilation[axis]
-        starts = torch.arange(cells, device=x.device) * geometry.stride[axis]
-        starts = starts - geometry.padding[axis]
-        tap_shape, start_shape = ((-1, 1), (-1, 1)) if axis == 0 else ((1, -1), (1, -1))
-        base = taps.view(*tap_shape, 1, 1) + starts.view(start_shape)
-        grid.append((offsets[:, :, :, axis] + base + 0.5) * (2 / sides[axis]) - 1)
-    positions = torch.stack(grid, dim=-1).view(N, k_h * k_w * height, width, 2)
-    return F.grid_sample(x, positions, align_corners=False).view(N, C, k_h, k_w, height, width)
 
 
 class _Tent(torch.autograd.Function):

@@ -66,6 +66,38 @@ def sum_of_taps(
     return output
 
 
+def sampled_taps(x: Tensor, image_offsets: Tensor, geometry: ConvGeometry) -> Tensor:
+    """Features sampled bilinearly at the displaced taps, zero outside the map.
+
+    Args:
+        x: (N, C, H, W) features.
+        image_offsets: (N, k_h * k_w * 2, H_out, W_out) in cells of the map, (row, column)
+            innermost.
+        geometry: of the convolution.
+
+    Returns:
+        (N, C, k_h, k_w, H_out, W_out).
+    """
+    N, C, H, W = x.shape
+    k_h, k_w = geometry.kernel_size
+    height, width = geometry.output_size((H, W))
+    # Zeros up to powers of two: whole cells are then exact in the grid's units, so that zero
+    # offsets give the very features, with the derivative from above.
+    sides = [2 ** (side - 1).bit_length() for side in (H, W)]
+    x = F.pad(x, (0, sides[1] - W, 0, sides[0] - H))
+    offsets = image_offsets.view(N, k_h, k_w, 2, height, width)
+    grid = []
+    for axis, cells in ((1, width), (0, height)):  # grid_sample wants (x, y)
+        taps = torch.arange(geometry.kernel_size[axis], device=x.device) * geometry.dilation[axis]
+        starts = torch.arange(cells, device=x.device) * geometry.stride[axis]
+        starts = starts - geometry.padding[axis]
+        tap_shape, start_shape = ((-1, 1), (-1, 1)) if axis == 0 else ((1, -1), (1, -1))
+        base = taps.view(*tap_shape, 1, 1) + starts.view(start_shape)
+        grid.append((offsets[:, :, :, axis] + base + 0.5) * (2 / sides[axis]) - 1)
+    positions = torch.stack(grid, dim=-1).view(N, k_h * k_w * height, width, 2)
+    return F.grid_sample(x, positions, align_corners=False).view(N, C, k_h, k_w, height, width)
+
+
 class _SumOfTaps(torch.autograd.Function):
     """`sum_of_taps`, without ever holding all the products.
 
