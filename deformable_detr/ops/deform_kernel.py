@@ -190,16 +190,10 @@ def _features_of_tap(
     x: Tensor, tap: int, image_offsets: Tensor | None, geometry: ConvGeometry
 ) -> Tensor:
     """(N, C, H_out, W_out) features under one tap, zero outside the map."""
-    tap_index = divmod(tap, geometry.kernel_size[1])
+    row_tap, column_tap = divmod(tap, geometry.kernel_size[1])
     height, width = geometry.output_size((x.shape[2], x.shape[3]))
-    starts = [
-        index * dilation - padding
-        for index, dilation, padding in zip(
-            tap_index, geometry.dilation, geometry.padding, strict=True
-        )
-    ]
-    rows = torch.arange(height, device=x.device) * geometry.stride[0] + starts[0]
-    columns = torch.arange(width, device=x.device) * geometry.stride[1] + starts[1]
+    rows = geometry.tap_cells(0, height, x.device)[row_tap]
+    columns = geometry.tap_cells(1, width, x.device)[column_tap]
     if image_offsets is None:
         return _cells(x, rows[:, None].expand(height, width)[None], columns.expand(1, height, -1))
     row = rows[:, None] + image_offsets[:, 2 * tap]  # (N, H_out, W_out)

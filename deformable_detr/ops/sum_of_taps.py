@@ -41,6 +41,12 @@ class ConvGeometry(NamedTuple):
             )
         )
 
+    def tap_cells(self, axis: int, num_outputs: int, device: torch.device) -> Tensor:
+        """(k, num_outputs): the row (axis 0) or column (axis 1) under every tap of every output."""
+        taps = torch.arange(self.kernel_size[axis], device=device) * self.dilation[axis]
+        outputs = torch.arange(num_outputs, device=device) * self.stride[axis]
+        return taps[:, None] + (outputs - self.padding[axis])
+
 
 def sum_of_taps(
     x: Tensor,
@@ -86,14 +92,12 @@ def sampled_taps(x: Tensor, image_offsets: Tensor, geometry: ConvGeometry) -> Te
     sides = [2 ** (side - 1).bit_length() for side in (H, W)]
     x = F.pad(x, (0, sides[1] - W, 0, sides[0] - H))
     offsets = image_offsets.view(N, k_h, k_w, 2, height, width)
-    grid = []
-    for axis, cells in ((1, width), (0, height)):  # grid_sample wants (x, y)
-        taps = torch.arange(geometry.kernel_size[axis], device=x.device) * geometry.dilation[axis]
-        starts = torch.arange(cells, device=x.device) * geometry.stride[axis]
-        starts = starts - geometry.padding[axis]
-        tap_shape, start_shape = ((-1, 1), (-1, 1)) if axis == 0 else ((1, -1), (1, -1))
-        base = taps.view(*tap_shape, 1, 1) + starts.view(start_shape)
-        grid.append((offsets[:, :, :, axis] + base + 0.5) * (2 / sides[axis]) - 1)
+    rows = offsets[:, :, :, 0] + geometry.tap_cells(0, height, x.device)[:, None, :, None]
+    columns = offsets[:, :, :, 1] + geometry.tap_cells(1, width, x.device)[:, None]
+    # grid_sample wants (x, y) in [-1, 1], where -1 and 1 are the outer edges of the map.
+    grid = [
+        (cells + 0.5) * (2 / side) - 1 for cells, side in ((columns, sides[1]), (rows, sides[0]))
+    ]
     positions = torch.stack(grid, dim=-1).view(N, k_h * k_w * height, width, 2)
     return F.grid_sample(x, positions, align_corners=False).view(N, C, k_h, k_w, height, width)
 
