@@ -6,6 +6,7 @@ The fast path and, beside it, the plain reference that it is tested against.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -51,18 +52,35 @@ def deform_kernel_conv2d(
     _check(x, weight, rotation, image_offsets, geometry)
     compute_dtype = torch.promote_types(x.dtype, weight.dtype)
     compute_dtype = torch.promote_types(compute_dtype, torch.float32)
-    rows, columns = kernel_coordinates(
-        rotation.to(compute_dtype), _scope_size(weight), geometry, clip_to_scope=clip_to_scope
+    # An exported graph holds plain operators, to which the fast path's views do not translate.
+    is_plain = torch.compiler.is_exporting()
+    compute = deform_kernel_conv2d_core_pytorch if is_plain else _deform_kernel_conv2d
+    output = compute(
+        x.to(compute_dtype),
+        weight.to(compute_dtype),
+        rotation.to(compute_dtype),
+        None if image_offsets is None else image_offsets.to(compute_dtype),
+        geometry=geometry,
+        clip_to_scope=clip_to_scope,
     )
-    values = weight.to(compute_dtype).flatten(1)
-    tents = (_Tent.apply(rows, weight.shape[2]), _Tent.apply(columns, weight.shape[3]))
-    features = x.to(compute_dtype)
-    if image_offsets is None:
-        output: Tensor = sum_of_taps(features, values, *tents, geometry)
-    else:
-        taps = sampled_taps(features, image_offsets.to(compute_dtype), geometry)
-        output = sum_of_taps(taps, values, *tents, None)
     return output.to(x.dtype)
+
+
+def _deform_kernel_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    rotation: Tensor,
+    image_offsets: Tensor | None,
+    *,
+    geometry: ConvGeometry,
+    clip_to_scope: bool,
+) -> Tensor:
+    scope = _scope_size(weight)
+    rows, columns = kernel_coordinates(rotation, scope, geometry, clip_to_scope=clip_to_scope)
+    tents = (_Tent.apply(rows, scope[0]), _Tent.apply(columns, scope[1]))
+    if image_offsets is None:
+        return sum_of_taps(x, weight.flatten(1), *tents, geometry)
+    return sum_of_taps(sampled_taps(x, image_offsets, geometry), weight.flatten(1), *tents, None)
 
 
 def deform_kernel_conv2d_core_pytorch(
@@ -192,10 +210,15 @@ def _features_of_tap(
     """(N, C, H_out, W_out) features under one tap, zero outside the map."""
     row_tap, column_tap = divmod(tap, geometry.kernel_size[1])
     height, width = geometry.output_size((x.shape[2], x.shape[3]))
+    if image_offsets is None:
+        padding_h, padding_w = geometry.padding
+        padded = F.pad(x, (padding_w, padding_w, padding_h, padding_h))
+        from_tap = padded[
+            :, :, row_tap * geometry.dilation[0] :, column_tap * geometry.dilation[1] :
+        ]
+        return from_tap[:, :, :: geometry.stride[0], :: geometry.stride[1]][..., :height, :width]
     rows = geometry.tap_cells(0, height, x.device)[row_tap]
     columns = geometry.tap_cells(1, width, x.device)[column_tap]
-    if image_offsets is None:
-        return _cells(x, rows[:, None].expand(height, width)[None], columns.expand(1, height, -1))
     row = rows[:, None] + image_offsets[:, 2 * tap]  # (N, H_out, W_out)
     column = columns + image_offsets[:, 2 * tap + 1]
     low_row, low_column = row.detach().floor(), column.detach().floor()
@@ -209,7 +232,7 @@ def _features_of_tap(
 
 
 def _cells(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(N, C, h, w): the cells of x at (N or 1, h, w) integer positions, zero outside the map."""
+    """(N, C, h, w): the cells of x at (N, h, w) integer positions, zero outside the map."""
     N, C, H, W = x.shape
     is_inside = (rows >= 0) & (rows < H) & (columns >= 0) & (columns < W)
     index = rows.clamp(0, H - 1) * W + columns.clamp(0, W - 1)

@@ -201,6 +201,14 @@ def test_autocast_keeps_the_result_close(options):
     assert all(p.grad is not None for p in convolution.parameters())
 
 
+@pytest.mark.parametrize("options", [{}, {"mode": "global"}, {"image_offsets": True}])
+def test_an_exported_graph_gives_the_same(options):
+    convolution = randomize(block(4, padding=1, **options))
+    exported = torch.export.export(convolution, (torch.randn(2, 4, 7, 6),)).module()
+    x = torch.randn(2, 4, 7, 6)
+    torch.testing.assert_close(exported(x), convolution(x), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("scope_size", [3, 4, 5, 6, (5, 4)])
 def test_a_scope_is_found_that_reads_a_given_kernel(scope_size):
     kernel = torch.randn(4, 1, 3, 3)
