@@ -293,18 +293,13 @@ def _check(
             f"got {tuple(x.shape[2:])} with {geometry}"
         )
     per_group = k_h * k_w * 2
-    expected = (N, per_group, *size)
-    groups, remainder = divmod(rotation.shape[1], per_group) if rotation.ndim == 4 else (0, 1)
-    if (
-        remainder
-        or groups < 1
-        or C % groups
-        or (N, *rotation.shape[2:]) != (rotation.shape[0], *size)
-    ):
+    R = rotation.shape[1] // per_group if rotation.ndim == 4 else 0
+    if R < 1 or C % R or rotation.shape != (N, R * per_group, *size):
         raise ValueError(
             f"rotation must have shape ({N}, R * {per_group}, {size[0]}, {size[1]}) "
             f"with R a divisor of {C}, got {tuple(rotation.shape)}"
         )
+    expected = (N, per_group, *size)
     if image_offsets is not None and image_offsets.shape != expected:
         raise ValueError(
             f"image_offsets must have shape {expected}, got {tuple(image_offsets.shape)}"

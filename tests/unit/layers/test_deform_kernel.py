@@ -201,11 +201,11 @@ def test_autocast_keeps_the_result_close(options):
     assert all(p.grad is not None for p in convolution.parameters())
 
 
-@pytest.mark.parametrize("options", [{}, {"mode": "global"}, {"image_offsets": True}])
-def test_an_exported_graph_gives_the_same(options):
-    convolution = randomize(block(4, padding=1, **options))
-    exported = torch.export.export(convolution, (torch.randn(2, 4, 7, 6),)).module()
-    x = torch.randn(2, 4, 7, 6)
+@pytest.mark.parametrize("image_offsets", [False, True])
+def test_an_exported_graph_gives_the_same(image_offsets):
+    convolution = randomize(block((2, 3), kernel_size=(1, 2), image_offsets=image_offsets))
+    exported = torch.export.export(convolution, (torch.randn(2, 4, 4, 5),)).module()
+    x = torch.randn(2, 4, 4, 5)
     torch.testing.assert_close(exported(x), convolution(x), rtol=0, atol=1e-5)
 
 
