@@ -97,7 +97,7 @@ def deform_kernel_conv2d_core_pytorch(
     scope = _scope_size(weight)
     rows, columns = kernel_coordinates(rotation, scope, geometry, clip_to_scope=clip_to_scope)
     R, num_taps = rows.shape[1:3]
-    values = weight.view(C // R, R, *scope)  # channel c is [c // R, c % R]
+    values = weight.reshape(C // R, R, *scope)  # channel c is [c // R, c % R]
     output = x.new_zeros(())
     for tap in range(num_taps):
         row_tents = tent(rows[:, :, tap], scope[0])  # (N, R, S_h, H_out, W_out)
@@ -164,7 +164,7 @@ def sample_scope(
     )
     N, R, _ = rows.shape
     coefficients = tent(rows, scope[0])[:, :, :, None] * tent(columns, scope[1])[:, :, None]
-    kernels = torch.einsum("grij,nrijt->ngrt", weight.view(C // R, R, *scope), coefficients)
+    kernels = torch.einsum("grij,nrijt->ngrt", weight.reshape(C // R, R, *scope), coefficients)
     return kernels.reshape(N, C, *kernel_size)
 
 
@@ -289,7 +289,7 @@ def _check(
     size = geometry.output_size((x.shape[2], x.shape[3]))
     if min(size) < 1:
         raise ValueError(
-            f"the padded map must be at least as large as the dilated kernel, "
+            "the padded map must be at least as large as the dilated kernel, "
             f"got {tuple(x.shape[2:])} with {geometry}"
         )
     per_group = k_h * k_w * 2
