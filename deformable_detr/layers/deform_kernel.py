@@ -1,0 +1,298 @@
+"""DeformKernelConv2d: depthwise convolutions that choose their kernels by what they see."""
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deformable_detr.layers.precision import at_least_float32
+from deformable_detr.ops.deform_kernel import deform_kernel_conv2d, sample_scope, tent
+from deformable_detr.ops.sum_of_taps import ConvGeometry, Pair
+
+DeformKernelMode = Literal["local", "global"]
+
+_NORM_GROUPS = 32
+
+
+class DeformKernelConv2d(nn.Module):
+    """Depthwise convolution whose taps are read from a larger kernel (Deformable Kernels, 2020).
+
+    The taps stay where they are in the map; what moves is where each tap's value is read, by
+    bilinear interpolation, in a stored kernel, the scope. Those rotations are predicted from the
+    input: one set a position ("local", a convolution of the same geometry) or one an image
+    ("global", a linear layer on the mean). With `image_offsets` the taps move in the map too, as
+    in a deformable convolution. All generators start at zero: the taps are then read in the
+    middle of the scope, one cell apart.
+
+    Arguments up to `bias` are those of `nn.Conv2d`; pairs are (height, width). Parameters:
+    `weight` (C, 1, S_h, S_w), `bias` (C), and the generators of rotations, `rotation_conv` (local)
+    or `fc` (global), and of image offsets, `offset_conv`, with the original's names and layouts.
+
+    Args:
+        in_channels: C.
+        out_channels: C too.
+        kernel_size: number of taps.
+        stride: of the taps' grid.
+        padding: zeros around the map.
+        dilation: distance of the taps; image offsets are in units of it.
+        groups: C too.
+        bias: whether to add one.
+        scope_size: at least the kernel's; one larger, as in the paper, if None. Odd where the
+            kernel is odd makes zero offsets read whole cells.
+        mode: "local" or "global".
+        rotation_groups: R, a divisor of C; channel c has the rotations of group c % R.
+        clip_to_scope: keep every tap in the scope, as the paper has it.
+        kernel_offsets: whether to predict rotations; not without `image_offsets`.
+        image_offsets: whether to predict image offsets, one set for all channels; local only.
+
+    Raises:
+        ValueError: not depthwise, or an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        scope_size: int | Pair | None = None,
+        mode: DeformKernelMode = "local",
+        rotation_groups: int = 1,
+        clip_to_scope: bool = True,
+        kernel_offsets: bool = True,
+        image_offsets: bool = False,
+    ) -> None:
+        super().__init__()
+        self.geometry = ConvGeometry(
+            *(_pair(option) for option in (kernel_size, stride, padding, dilation))
+        )
+        k_h, k_w = self.geometry.kernel_size
+        self.scope_size = (k_h + 1, k_w + 1) if scope_size is None else _pair(scope_size)
+        _check_depthwise(in_channels, out_channels, groups)
+        _check_options(mode, clip_to_scope, kernel_offsets, image_offsets)
+        _check_scope(self.scope_size, self.geometry.kernel_size)
+        if rotation_groups < 1 or in_channels % rotation_groups:
+            raise ValueError(
+                f"rotation_groups must be a divisor of in_channels, "
+                f"got {rotation_groups} and {in_channels}"
+            )
+        self.in_channels = self.out_channels = self.groups = in_channels
+        self.mode = mode
+        self.rotation_groups = rotation_groups
+        self.clip_to_scope = clip_to_scope
+        self.weight = nn.Parameter(torch.empty(in_channels, 1, *self.scope_size))
+        self.bias = nn.Parameter(torch.empty(in_channels)) if bias else None
+        rotations = k_h * k_w * 2 * rotation_groups
+        self.rotation_conv = self.offset_conv = self.fc = None
+        if kernel_offsets and mode == "local":
+            self.rotation_conv = nn.Conv2d(in_channels, rotations, *self.geometry)
+        elif kernel_offsets:
+            self.fc = nn.Linear(in_channels, rotations)
+        if image_offsets:
+            self.offset_conv = nn.Conv2d(in_channels, k_h * k_w * 2, *self.geometry)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Kernel values as wide as those of the convolution that they make; generators zero."""
+        k_h, k_w = self.geometry.kernel_size
+        bound = (k_h * k_w) ** -0.5  # of the kernel, not of the scope, as the original
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+        for generator in (self.rotation_conv, self.offset_conv, self.fc):
+            if generator is not None:
+                assert generator.bias is not None
+                nn.init.zeros_(generator.weight)
+                nn.init.zeros_(generator.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H_out, W_out)."""
+        convolve = self._convolve_locally if self.mode == "local" else self._convolve_globally
+        output = convolve(features)
+        return output if self.bias is None else output + self.bias.to(output.dtype)[:, None, None]
+
+    def _convolve_locally(self, features: Tensor) -> Tensor:
+        offsets = None
+        if self.offset_conv is not None:
+            offsets = at_least_float32(self.offset_conv(features)).unflatten(1, (-1, 2))
+            dilation = [offsets.new_full((1,), step) for step in self.geometry.dilation]
+            offsets = (offsets * torch.cat(dilation)[:, None, None]).flatten(1, 2)
+        if self.rotation_conv is not None:
+            rotation = at_least_float32(self.rotation_conv(features))
+        else:
+            assert offsets is not None
+            rotation = torch.zeros_like(offsets)
+        return deform_kernel_conv2d(
+            features,
+            self.weight,
+            rotation,
+            offsets,
+            geometry=self.geometry,
+            clip_to_scope=self.clip_to_scope,
+        )
+
+    def _convolve_globally(self, features: Tensor) -> Tensor:
+        assert self.fc is not None
+        N, C, H, W = features.shape
+        rotation = at_least_float32(self.fc(features.mean((2, 3))))
+        kernels = sample_scope(
+            at_least_float32(self.weight),
+            rotation,
+            self.geometry.kernel_size,
+            clip_to_scope=self.clip_to_scope,
+        )
+        # Every channel of every image is a group of its own.
+        output = F.conv2d(
+            features.reshape(1, N * C, H, W),
+            kernels.to(features.dtype).flatten(0, 1)[:, None],
+            stride=self.geometry.stride,
+            padding=self.geometry.padding,
+            dilation=self.geometry.dilation,
+            groups=N * C,
+        )
+        return output.view(N, C, *output.shape[2:])
+
+    def extra_repr(self) -> str:
+        """The arguments that the children do not show."""
+        geometry = ", ".join(f"{name}={value}" for name, value in self.geometry._asdict().items())
+        return (
+            f"{self.in_channels}, {self.out_channels}, {geometry}, groups={self.groups}, "
+            f"bias={self.bias is not None}, scope_size={self.scope_size}, mode={self.mode!r}, "
+            f"rotation_groups={self.rotation_groups}, clip_to_scope={self.clip_to_scope}"
+        )
+
+
+class DeformKernelResidual(nn.Module):
+    """Adds to a map what a deformable kernel makes of it; the identity at first.
+
+    A depthwise `DeformKernelConv2d`, a 1x1 convolution and group norm, whose scale starts at zero,
+    so that it can be put into a trained model.
+
+    Args:
+        channels: C, a multiple of 32, at least 64.
+        kernel_size: odd number of taps in height and width.
+        scope_size: see `DeformKernelConv2d`.
+        mode: see `DeformKernelConv2d`.
+        rotation_groups: see `DeformKernelConv2d`.
+        clip_to_scope: see `DeformKernelConv2d`.
+        image_offsets: see `DeformKernelConv2d`.
+
+    Raises:
+        ValueError: an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 3,
+        scope_size: int | Pair = 4,
+        mode: DeformKernelMode = "local",
+        rotation_groups: int = 1,
+        clip_to_scope: bool = True,
+        image_offsets: bool = False,
+    ) -> None:
+        super().__init__()
+        if channels % _NORM_GROUPS or channels <= _NORM_GROUPS:
+            # A group of one channel of a map of one cell has nothing to normalise.
+            raise ValueError(
+                f"channels must be a multiple of {_NORM_GROUPS} and above it, got {channels}"
+            )
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd to keep the map's size, got {kernel_size}")
+        self.depthwise = DeformKernelConv2d(
+            channels,
+            channels,
+            kernel_size,
+            padding=kernel_size // 2,
+            groups=channels,
+            bias=False,
+            scope_size=scope_size,
+            mode=mode,
+            rotation_groups=rotation_groups,
+            clip_to_scope=clip_to_scope,
+            image_offsets=image_offsets,
+        )
+        self.pointwise = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+        self.norm = nn.GroupNorm(_NORM_GROUPS, channels)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return features + self.norm(self.pointwise(self.depthwise(features)))
+
+
+def centered_scope_weight(kernel: Tensor, scope_size: int | Pair) -> Tensor:
+    """The smallest scope from which zero rotations read a given kernel.
+
+    Where scope and kernel differ by an even number, that is the kernel within zeros. Otherwise
+    every tap is a mean of cells, and the least-squares solution, though exact, is large: some 2.8
+    times the norm of a random 3x3 kernel for scope 4, and sensitive to rotations.
+
+    Args:
+        kernel: (C, 1, k_h, k_w) depthwise kernels.
+        scope_size: at least the kernel's.
+
+    Returns:
+        (C, 1, S_h, S_w) in the dtype of kernel.
+
+    Raises:
+        ValueError: the kernel is not depthwise, or larger than the scope.
+    """
+    if kernel.ndim != 4 or kernel.shape[1] != 1:
+        raise ValueError(f"kernel must have shape (C, 1, k_h, k_w), got {tuple(kernel.shape)}")
+    scope = _pair(scope_size)
+    _check_scope(scope, (kernel.shape[2], kernel.shape[3]))
+    # Reading is a product of one matrix an axis, and so is its pseudo-inverse.
+    rows, columns = (
+        _reading_matrix(taps, cells).pinverse().to(kernel.device)
+        for taps, cells in zip(kernel.shape[2:], scope, strict=True)
+    )
+    return (rows @ kernel.double() @ columns.mT).to(kernel.dtype)
+
+
+def _reading_matrix(taps: int, cells: int) -> Tensor:
+    """(taps, cells) shares of the cells in what zero rotations read along one axis."""
+    coordinates = torch.arange(taps, dtype=torch.float64) + (cells - taps) / 2
+    return tent(coordinates[None, None], cells)[0, 0].mT
+
+
+def _pair(option: int | Pair) -> Pair:
+    return (option, option) if isinstance(option, int) else (option[0], option[1])
+
+
+def _check_depthwise(in_channels: int, out_channels: int, groups: int) -> None:
+    if not in_channels == out_channels == groups:
+        raise ValueError(
+            "in_channels, out_channels and groups must be equal (a depthwise convolution), "
+            f"got {in_channels}, {out_channels} and {groups}"
+        )
+
+
+def _check_scope(scope_size: Pair, kernel_size: Pair) -> None:
+    if scope_size[0] < kernel_size[0] or scope_size[1] < kernel_size[1]:
+        raise ValueError(
+            f"scope_size must be at least kernel_size, got {scope_size} and {kernel_size}"
+        )
+
+
+def _check_options(
+    mode: DeformKernelMode, clip_to_scope: bool, kernel_offsets: bool, image_offsets: bool
+) -> None:
+    if mode not in get_args(DeformKernelMode):
+        raise ValueError(f"mode must be one of {get_args(DeformKernelMode)}, got {mode!r}")
+    if not isinstance(clip_to_scope, bool):
+        raise ValueError(f"clip_to_scope must be True or False, got {clip_to_scope!r}")
+    if image_offsets and mode == "global":
+        raise ValueError("image_offsets must be False with mode 'global', got True; use 'local'")
+    if not (kernel_offsets or image_offsets):
+        raise ValueError(
+            "kernel_offsets must be True without image_offsets, got False; "
+            "use a depthwise nn.Conv2d"
+        )

@@ -1,0 +1,266 @@
+"""The sum over a convolution's taps of features times kernel values that differ by position."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Pair = tuple[int, int]
+
+# Products of kernel values and features that are held at once: they stay in the second level
+# cache on a CPU, and are few launches on a GPU.
+_CPU_CHUNK_ELEMENTS = 2**19
+_GPU_CHUNK_ELEMENTS = 2**26
+
+
+class ConvGeometry(NamedTuple):
+    """Where the taps of a convolution lie; every pair is (height, width)."""
+
+    kernel_size: Pair
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+
+    @property
+    def reach(self) -> Pair:
+        """Distance of the last tap from the first, in cells."""
+        return tuple(  # type: ignore[return-value]  # two, as the pairs
+            step * (size - 1) for step, size in zip(self.dilation, self.kernel_size, strict=True)
+        )
+
+    def output_size(self, size: Pair) -> Pair:
+        """Size of the output for an input of `size`; not positive where the kernel does not fit."""
+        return tuple(  # type: ignore[return-value]  # two, as the pairs
+            (cells + 2 * padding - reach - 1) // stride + 1
+            for cells, padding, reach, stride in zip(
+                size, self.padding, self.reach, self.stride, strict=True
+            )
+        )
+
+    def tap_cells(self, axis: int, num_outputs: int, device: torch.device) -> Tensor:
+        """(k, num_outputs): the row (axis 0) or column (axis 1) under every tap of every output."""
+        taps = torch.arange(self.kernel_size[axis], device=device) * self.dilation[axis]
+        outputs = torch.arange(num_outputs, device=device) * self.stride[axis]
+        return taps[:, None] + (outputs - self.padding[axis])
+
+
+def sum_of_taps(
+    x: Tensor,
+    weight: Tensor,
+    row_tents: Tensor,
+    column_tents: Tensor,
+    geometry: ConvGeometry | None,
+) -> Tensor:
+    """Sum over taps of features times bilinearly read kernel values, without a loop over taps.
+
+    Args:
+        x: (N, C, H, W) features, or (N, C, k_h, k_w, H_out, W_out) taps without a geometry.
+        weight: (C, S_h * S_w) kernel values of the scope.
+        row_tents: (N, R, S_h, k_h * k_w, H_out, W_out) share of every row of the scope in a tap's
+            kernel value, for channels c of c % R.
+        column_tents: (N, R, S_w, k_h * k_w, H_out, W_out), of every column.
+        geometry: of the convolution.
+
+    Returns:
+        (N, C, H_out, W_out).
+    """
+    output: Tensor = _SumOfTaps.apply(x, weight, row_tents, column_tents, geometry)
+    return output
+
+
+def sampled_taps(x: Tensor, image_offsets: Tensor, geometry: ConvGeometry) -> Tensor:
+    """Features sampled bilinearly at the displaced taps, zero outside the map.
+
+    Args:
+        x: (N, C, H, W) features.
+        image_offsets: (N, k_h * k_w * 2, H_out, W_out) in cells of the map, (row, column)
+            innermost.
+        geometry: of the convolution.
+
+    Returns:
+        (N, C, k_h, k_w, H_out, W_out).
+    """
+    N, C, H, W = x.shape
+    k_h, k_w = geometry.kernel_size
+    height, width = geometry.output_size((H, W))
+    # Zeros up to powers of two: whole cells are then exact in the grid's units, so that zero
+    # offsets give the very features, with the derivative from above.
+    sides = [2 ** (side - 1).bit_length() for side in (H, W)]
+    x = F.pad(x, (0, sides[1] - W, 0, sides[0] - H))
+    offsets = image_offsets.view(N, k_h, k_w, 2, height, width)
+    rows = offsets[:, :, :, 0] + geometry.tap_cells(0, height, x.device)[:, None, :, None]
+    columns = offsets[:, :, :, 1] + geometry.tap_cells(1, width, x.device)[:, None]
+    # grid_sample wants (x, y) in [-1, 1], where -1 and 1 are the outer edges of the map.
+    grid = [
+        (cells + 0.5) * (2 / side) - 1 for cells, side in ((columns, sides[1]), (rows, sides[0]))
+    ]
+    positions = torch.stack(grid, dim=-1).view(N, k_h * k_w * height, width, 2)
+    return F.grid_sample(x, positions, align_corners=False).view(N, C, k_h, k_w, height, width)
+
+
+class _SumOfTaps(torch.autograd.Function):
+    """`sum_of_taps`, without ever holding all the products.
+
+    With A[(i, j), (tap, position)] the product of the tents, the kernel values of a few channels
+    are one matrix product, weight @ A, and so are the gradients of weight and A from
+    Y = grad_output * features: Y @ A^T and weight^T @ Y. Saved are the inputs and no product.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        row_tents: Tensor,
+        column_tents: Tensor,
+        geometry: ConvGeometry | None,
+    ) -> Tensor:
+        ctx.geometry = geometry
+        ctx.save_for_backward(x, weight, row_tents, column_tents)
+        taps = x if geometry is None else _tap_view(x, geometry)
+        output = x.new_empty(*taps.shape[:2], *taps.shape[4:])
+        scratch = _scratch(taps)
+        with torch.autocast(x.device.type, enabled=False):
+            for n, r, R in _groups(row_tents):
+                coefficients = _coefficients(row_tents[n, r], column_tents[n, r])
+                for channels, products in _chunks(scratch, r, R, len(weight)):
+                    torch.mm(weight[channels], coefficients, out=products.flatten(1))
+                    products.mul_(taps[n, channels])
+                    output[n, channels] = products.flatten(1, 2).sum(1)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, row_tents, column_tents = ctx.saved_tensors
+        geometry = ctx.geometry
+        taps = x if geometry is None else _tap_view(x, geometry)
+        scratch = _scratch(taps)
+        grad_x = torch.empty_like(x)
+        fold = _CopyTaps(grad_x) if geometry is None else _FoldTaps(grad_x, scratch, geometry)
+        grad_weight = torch.zeros_like(weight)
+        grad_tents = (torch.empty_like(row_tents), torch.empty_like(column_tents))
+        with torch.autocast(x.device.type, enabled=False):
+            for n, r, R in _groups(row_tents):
+                coefficients = _coefficients(row_tents[n, r], column_tents[n, r])
+                grad_coefficients = torch.empty_like(coefficients)
+                for channels, products in _chunks(scratch, r, R, len(weight)):
+                    values, grad = weight[channels], grad_output[n, channels, None, None]
+                    matrix = products.flatten(1)
+                    torch.mul(taps[n, channels], grad, out=products)
+                    grad_weight[channels].addmm_(matrix, coefficients.mT)
+                    is_first = channels.start == r
+                    grad_coefficients.addmm_(values.mT, matrix, beta=0 if is_first else 1)
+                    torch.mm(values, coefficients, out=matrix)
+                    fold(n, channels, products, grad)
+                _split_gradient(grad_coefficients, n, r, (row_tents, column_tents), grad_tents)
+        return grad_x, grad_weight, *grad_tents, None
+
+
+class _CopyTaps:
+    """Gradient of features that are taps already."""
+
+    def __init__(self, grad_x: Tensor) -> None:
+        self.grad_x = grad_x
+
+    def __call__(self, n: int, channels: slice, values: Tensor, grad: Tensor) -> None:
+        self.grad_x[n, channels] = values.mul_(grad)
+
+
+class _FoldTaps:
+    """Gradient of features: every cell sums what all its taps receive.
+
+    The products are written into a field of zeros as large as the padded map and a reach beyond.
+    There, the products that meet in a cell are a regular lattice, which one strided view sums.
+    """
+
+    def __init__(self, grad_x: Tensor, scratch: Tensor, geometry: ConvGeometry) -> None:
+        (H, W), (height, width) = grad_x.shape[2:], scratch.shape[3:]
+        k_h, k_w = geometry.kernel_size
+        (reach_h, reach_w), (stride_h, stride_w) = geometry.reach, geometry.stride
+        field_h = H + 2 * geometry.padding[0] + reach_h
+        field_w = W + 2 * geometry.padding[1] + reach_w
+        field = scratch.new_zeros(len(scratch), k_h, k_w, field_h, field_w)
+        self.grad_x = grad_x
+        self.row = field_w
+        self.products = field[:, :, :, reach_h::stride_h, reach_w::stride_w]
+        self.products = self.products[:, :, :, :height, :width]
+        channel, row_tap, column_tap, row, _ = field.stride()
+        # A step to the next tap is a step back by the dilation: the cell stays where it is.
+        strides = (
+            channel,
+            row_tap - geometry.dilation[0] * row if k_h > 1 else 0,
+            column_tap - geometry.dilation[1] if k_w > 1 else 0,
+            1,
+        )
+        start = (geometry.padding[0] + reach_h) * row + geometry.padding[1] + reach_w
+        # One run through all rows, with the columns between them that are dropped afterwards.
+        self.lattice = field.as_strided((len(scratch), k_h, k_w, (H - 1) * row + W), strides, start)
+
+    def __call__(self, n: int, channels: slice, values: Tensor, grad: Tensor) -> None:
+        torch.mul(values, grad, out=self.products[: len(values)])
+        # Axis by axis, which is an order of magnitude faster than both axes at once.
+        sums = self.lattice[: len(values)].sum(2).sum(1)
+        (_, length), (H, W) = sums.shape, self.grad_x.shape[2:]
+        self.grad_x[n, channels] = sums.as_strided((len(values), H, W), (length, self.row, 1))
+
+
+def _tap_view(x: Tensor, geometry: ConvGeometry) -> Tensor:
+    """(N, C, k_h, k_w, H_out, W_out) overlapping view of the padded features."""
+    (padding_h, padding_w), (dilation_h, dilation_w) = geometry.padding, geometry.dilation
+    size = geometry.output_size((x.shape[2], x.shape[3]))
+    x = F.pad(x, (padding_w, padding_w, padding_h, padding_h)).contiguous()
+    image, channel, row, column = x.stride()
+    return x.as_strided(
+        (*x.shape[:2], *geometry.kernel_size, *size),
+        (
+            image,
+            channel,
+            dilation_h * row,
+            dilation_w * column,
+            geometry.stride[0] * row,
+            geometry.stride[1] * column,
+        ),
+    )
+
+
+def _scratch(taps: Tensor) -> Tensor:
+    """(channels of a chunk, k_h, k_w, H_out, W_out) uninitialised memory for products."""
+    elements = _CPU_CHUNK_ELEMENTS if taps.device.type == "cpu" else _GPU_CHUNK_ELEMENTS
+    channels = max(1, elements // max(1, math.prod(taps.shape[2:])))
+    return taps.new_empty(min(channels, taps.shape[1]), *taps.shape[2:])
+
+
+def _groups(row_tents: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Every image n and rotation group r, with the number R of groups."""
+    N, R = row_tents.shape[:2]
+    return ((n, r, R) for n in range(N) for r in range(R))
+
+
+def _chunks(scratch: Tensor, r: int, R: int, num_channels: int) -> Iterator[tuple[slice, Tensor]]:
+    """The channels c % R = r in parts, each with the piece of the scratch that it fills."""
+    for start in range(r, num_channels, R * len(scratch)):
+        channels = slice(start, min(start + R * len(scratch), num_channels), R)
+        yield channels, scratch[: len(range(num_channels)[channels])]
+
+
+def _coefficients(row_tents: Tensor, column_tents: Tensor) -> Tensor:
+    """(S_h, K, ...) and (S_w, K, ...) tents -> (S_h * S_w, K * positions) coefficients."""
+    return (row_tents[:, None] * column_tents).flatten(2).flatten(0, 1)
+
+
+def _split_gradient(
+    grad_coefficients: Tensor,
+    n: int,
+    r: int,
+    tents: tuple[Tensor, Tensor],
+    grad_tents: tuple[Tensor, Tensor],
+) -> None:
+    rows, columns = tents[0][n, r], tents[1][n, r]
+    grad = grad_coefficients.view(len(rows), *columns.shape)
+    grad_tents[0][n, r] = (grad * columns).sum(1)
+    grad_tents[1][n, r] = (grad * rows[:, None]).sum(0)
