@@ -31,39 +31,45 @@ def forms():
     return network, fuse_model(network)
 
 
-def test_exported_graphs_agree_with_each_other_and_with_pytorch(forms):
+@pytest.fixture(scope="module")
+def programs(forms):
+    return [torch.export.export(form, (images(),)) for form in forms]
+
+
+def images():
+    return torch.randn(1, 3, 21, 26)
+
+
+def test_graphs_of_torch_export_agree(forms, programs):
+    inputs = images()
+    wanted = forms[0](inputs)
+    for program in programs:
+        torch.testing.assert_close(program.module()(inputs), wanted, rtol=0, atol=1e-4)
+    called = Counter(
+        str(node.target) for node in programs[1].graph.nodes if node.op == "call_function"
+    )
+    assert called == {"aten.conv2d.default": BLOCKS, "aten.relu.default": BLOCKS - 1}
+
+
+def test_exported_graphs_agree_with_each_other_and_with_pytorch(forms, programs):
     pytest.importorskip("onnxscript", reason=EXTRA)
     onnxruntime = pytest.importorskip("onnxruntime", reason=EXTRA)
-    inputs = [torch.randn(1, 3, 21, 26) for _ in range(3)]
-    outputs = []
-    for form in forms:
-        program = torch.onnx.export(
-            form, (inputs[0],), dynamo=True, opset_version=20, verbose=False
-        )
-        operators = Counter(node.op_type for node in program.model.graph)
-        if form is forms[1]:
-            assert operators == {"Conv": BLOCKS, "Relu": BLOCKS - 1}
-        else:
-            assert operators["Conv"] > 2 * BLOCKS
-            assert operators["ScatterND"] == 0
+    inputs = [images() for _ in range(3)]
+    operators, outputs = [], []
+    for program in programs:
+        exported = torch.onnx.export(program, dynamo=True, opset_version=20, verbose=False)
+        operators.append(Counter(node.op_type for node in exported.model.graph))
         session = onnxruntime.InferenceSession(
-            program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
+            exported.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
         )
         name = session.get_inputs()[0].name
         outputs.append([torch.from_numpy(session.run(None, {name: x.numpy()})[0]) for x in inputs])
+    assert operators[0]["Conv"] > 2 * BLOCKS
+    assert operators[0]["ScatterND"] == 0
+    assert operators[1] == {"Conv": BLOCKS, "Relu": BLOCKS - 1}
     for features, trained, fused in zip(inputs, *outputs, strict=True):
         wanted = forms[0](features)
         assert 0.1 < wanted.std() < 10
         assert (trained - fused).abs().max() < 1e-4
         for result in (trained, fused, forms[1](features)):
             assert (result - wanted).abs().max() < 1e-4
-
-
-def test_graphs_of_torch_export_agree(forms):
-    features = torch.randn(1, 3, 21, 26)
-    trained, fused = (torch.export.export(form, (features,)) for form in forms)
-    torch.testing.assert_close(
-        trained.module()(features), fused.module()(features), rtol=0, atol=1e-4
-    )
-    called = Counter(str(node.target) for node in fused.graph.nodes if node.op == "call_function")
-    assert called == {"aten.conv2d.default": BLOCKS, "aten.relu.default": BLOCKS - 1}
