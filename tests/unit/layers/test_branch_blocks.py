@@ -65,14 +65,14 @@ def test_a_dilation_applies_to_all_branches(kind, kernel_size, dilation, stride,
 
 @torch.no_grad()
 def assert_fuses(block):
-    """In float64 nothing is lost; in float32 no more than by computing the branches."""
+    """Float32 differs in the last digits, in the order that the terms are added."""
     features = torch.randn(2, block.in_channels, 15, 16)
     exact = copy.deepcopy(block).double()
     truth = exact(features.double())
     assert (exact.fuse()(features.double()) - truth).abs().max() < 1e-12
-    branches, fused = block(features), block.fuse()(features)
-    assert (fused - branches).abs().max() < 1e-4
-    assert (fused - truth).abs().max() <= 2 * (branches - truth).abs().max()
+    difference = (block.fuse()(features) - block(features)).abs().max()
+    assert difference < 1e-4
+    assert difference < 1e-5 * truth.abs().max().clamp(min=1)
 
 
 @BOTH
