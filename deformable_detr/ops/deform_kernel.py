@@ -1,6 +1,6 @@
 """Deformable kernels: a convolution whose taps are read from a larger kernel, the scope.
 
-The fast path and, beside it, the plain reference that it is tested against.
+The fast paths and, beside them, the plain reference that they are tested against.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from deformable_detr.ops import native_deform_kernel as native
 from deformable_detr.ops.sum_of_taps import ConvGeometry, Pair, sampled_taps, sum_of_taps
 
 
@@ -52,29 +53,27 @@ def deform_kernel_conv2d(
     _check(x, weight, rotation, image_offsets, geometry)
     compute_dtype = torch.promote_types(x.dtype, weight.dtype)
     compute_dtype = torch.promote_types(compute_dtype, torch.float32)
-    # An exported graph holds plain operators, to which the fast path's views do not translate.
+    tensors = [tensor.to(compute_dtype) for tensor in (x, weight, rotation)]
+    offsets = None if image_offsets is None else image_offsets.to(compute_dtype)
+    # An exported graph holds plain operators, to which neither fast path translates.
     is_plain = torch.compiler.is_exporting()
-    compute = deform_kernel_conv2d_core_pytorch if is_plain else _deform_kernel_conv2d
-    output = compute(
-        x.to(compute_dtype),
-        weight.to(compute_dtype),
-        rotation.to(compute_dtype),
-        None if image_offsets is None else image_offsets.to(compute_dtype),
-        geometry=geometry,
-        clip_to_scope=clip_to_scope,
-    )
+    if not is_plain and offsets is None and native.can_serve(x.device, compute_dtype):
+        return native.deform_kernel_conv2d(*tensors, geometry, clip_to_scope).to(x.dtype)
+    compute = deform_kernel_conv2d_core_pytorch if is_plain else deform_kernel_conv2d_by_products
+    output = compute(*tensors, offsets, geometry=geometry, clip_to_scope=clip_to_scope)
     return output.to(x.dtype)
 
 
-def _deform_kernel_conv2d(
+def deform_kernel_conv2d_by_products(
     x: Tensor,
     weight: Tensor,
     rotation: Tensor,
-    image_offsets: Tensor | None,
+    image_offsets: Tensor | None = None,
     *,
     geometry: ConvGeometry,
-    clip_to_scope: bool,
+    clip_to_scope: bool = True,
 ) -> Tensor:
+    """See `deform_kernel_conv2d`; where there is no compiled operator, or with image offsets."""
     scope = _scope_size(weight)
     rows, columns = kernel_coordinates(rotation, scope, geometry, clip_to_scope=clip_to_scope)
     tents = (_Tent.apply(rows, scope[0]), _Tent.apply(columns, scope[1]))
