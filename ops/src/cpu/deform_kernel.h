@@ -43,7 +43,7 @@ void deform_kernel_forward_of(const DeformKernelCall& call, const DeformKernelUn
       for (F& sum : sums) sum = F(Scalar(0));
       for (int64_t tap = 0; tap < call.num_taps; ++tap) {
         const ScopeCorners<V> corners(work.taps, tap * work.taps.row + z, next_row);
-        const Scalar* features = window.features(y, z, tap);
+        const Scalar* features = work.rows + window.at(z, tap);
         for (int k = 0; k < kVectors; ++k) {
           const Scalar* scope = work.scope + k * V::kLanes;
           F value = V::load(scope + corners.at[0]) * corners.shares[0];
@@ -108,8 +108,8 @@ void deform_kernel_backward_of(const DeformKernelCall& call, const DeformKernelU
           const int64_t z = start + i;
           parts[i] = tap_gradients<V, kVectors>(
               ScopeCorners<V>(work.taps, tap * work.taps.row + z, next_row), work.scope,
-              window.features(y, z, tap), work.output_row + z * kWidth,
-              window.grad_features(y, z, tap), work.grad_scope);
+              work.rows + window.at(z, tap), work.output_row + z * kWidth,
+              work.grad_rows + window.at(z, tap), work.grad_scope);
         };
         const int64_t count = call.output_size[1] - start;
         if (count >= 4) {

@@ -141,6 +141,7 @@ struct Workspace {
   Scalar *rows, *grad_rows;  // of the padded map, as many as the kernel reaches over
   Scalar* output_row;        // or of the output's gradient
   Scalar *scope, *grad_scope;
+  int64_t* starts;  // of every tap of a row's first position
   TapRow<V> taps;
 
   Workspace(const DeformKernelCall& call, int64_t width, bool backward) : width(width) {
@@ -180,6 +181,7 @@ struct Workspace {
     take(output_row, call.output_size[1] * width);
     take(scope, cells * width);
     take(grad_scope, grad * cells * width);
+    take(starts, call.num_taps);
     take(taps.cells, plane);
     for (auto& part : taps.shares) take(part, plane);
     for (auto& part : taps.fractions) take(part, grad * plane);
@@ -212,22 +214,21 @@ class RowWindow {
 
   void slide_to(int64_t y) {
     enter_until(y * call_.stride[0] + count_);
-    first_ = y * call_.stride[0];
+    for (int64_t tap = 0; tap < call_.num_taps; ++tap) {
+      const int64_t row = y * call_.stride[0] + tap / call_.kernel[1] * call_.dilation[0];
+      const int64_t column = tap % call_.kernel[1] * call_.dilation[1];
+      work_.starts[tap] = row % count_ * row_size() + column * work_.width;
+    }
   }
   // Writes what is left of the gradient.
   void finish() { enter_until(call_.padded_size(0) + count_); }
 
-  const Scalar* features(int64_t, int64_t z, int64_t tap) const { return work_.rows + at(z, tap); }
-  Scalar* grad_features(int64_t, int64_t z, int64_t tap) const {
-    return work_.grad_rows + at(z, tap);
+  // Where the tap of position z lies among the rows, its gradient among theirs.
+  int64_t at(int64_t z, int64_t tap) const {
+    return work_.starts[tap] + z * call_.stride[1] * work_.width;
   }
 
  private:
-  int64_t at(int64_t z, int64_t tap) const {
-    const int64_t row = first_ + tap / call_.kernel[1] * call_.dilation[0];
-    const int64_t column = z * call_.stride[1] + tap % call_.kernel[1] * call_.dilation[1];
-    return row % count_ * row_size() + column * work_.width;
-  }
   int64_t row_size() const { return call_.padded_size(1) * work_.width; }
 
   void enter_until(int64_t end) {
@@ -259,5 +260,5 @@ class RowWindow {
   const DeformKernelUnit& unit_;
   const Workspace<V>& work_;
   int64_t count_;
-  int64_t first_ = 0, entered_ = 0;
+  int64_t entered_ = 0;
 };
