@@ -44,6 +44,7 @@ class Tent(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, coordinates: Tensor, size: int) -> Tensor:
+        """The shares."""
         ctx.size = size
         ctx.save_for_backward(coordinates)
         distances = coordinates.unsqueeze(2) - _cells_of_axis(coordinates, size)
@@ -52,6 +53,7 @@ class Tent(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_tents: Tensor) -> tuple[Tensor, None]:
+        """The gradient of the coordinates."""
         (coordinates,) = ctx.saved_tensors
         low = _low_cells(coordinates, ctx.size).clamp_(-2, ctx.size).long()
         return _grad_of_cell(grad_tents, low + 1) - _grad_of_cell(grad_tents, low), None
