@@ -69,7 +69,7 @@ def test_whole_backbones_run_in_onnxruntime_in_training_form_and_fused(kind):
     pytest.importorskip("onnxscript", reason=EXTRA)
     onnxruntime = pytest.importorskip("onnxruntime", reason=EXTRA)
     torch.manual_seed(0)
-    backbone = build_resnet(18)
+    backbone = build_resnet(18, out_strides=(8,))
     randomize_weights(backbone)
     replace_convs(backbone, {**BLOCKS, "dcn": modulated_deform_conv()}[kind])
     trained_like(backbone)
