@@ -71,7 +71,8 @@ def test_whole_backbones_run_in_onnxruntime_in_training_form_and_fused(kind):
     torch.manual_seed(0)
     backbone = build_resnet(18, out_strides=(8,))
     randomize_weights(backbone)
-    replace_convs(backbone, {**BLOCKS, "dcn": modulated_deform_conv()}[kind])
+    replacement = {**BLOCKS, "dcn": modulated_deform_conv()}[kind]
+    replace_convs(backbone, replacement, strides=(8,))
     trained_like(backbone)
     for name, tensor in backbone.state_dict().items():
         if ".conv_offset." in name:
