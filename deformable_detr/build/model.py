@@ -1,5 +1,6 @@
 """Config -> the detector."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -9,14 +10,19 @@ from torchvision.ops import FrozenBatchNorm2d
 from typing_extensions import assert_never
 
 from deformable_detr.config import (
+    ACBlockConfig,
     BackboneConfig,
     ChannelMapperConfig,
     DecoderConfig,
+    DeformConvConfig,
+    DeformKernelConfig,
+    DiverseBranchConfig,
     EncoderConfig,
     LearnedPositionConfig,
     LearnedQueriesConfig,
     MobileNetV2Config,
     ModelConfig,
+    ModulatedDeformConvConfig,
     PositionConfig,
     ResNetConfig,
     RunConfig,
@@ -24,8 +30,18 @@ from deformable_detr.config import (
     TimmConfig,
     TwoStageQueriesConfig,
 )
+from deformable_detr.layers.branch_base import Statistics
 from deformable_detr.layers.position import LearnedPositionEmbedding, SinePositionEmbedding
 from deformable_detr.models.backbones.base import Backbone
+from deformable_detr.models.backbones.surgery import (
+    Replacement,
+    ac_block,
+    deform_conv,
+    deform_kernel,
+    diverse_branch_block,
+    modulated_deform_conv,
+    replace_convs,
+)
 from deformable_detr.models.backbones.timm_adapter import TimmBackbone
 from deformable_detr.models.backbones.torchvision_adapter import build_mobilenet_v2, build_resnet
 from deformable_detr.models.decoder import (
@@ -43,6 +59,7 @@ from deformable_detr.models.necks.channel_mapper import ChannelMapper
 from deformable_detr.models.proposals import ProposalQueries
 from deformable_detr.models.queries import LearnedQueries
 
+_LOGGER = logging.getLogger(__name__)
 _Layer = TypeVar("_Layer", DeformableTransformerEncoderLayer, DeformableTransformerDecoderLayer)
 _WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 _COCO_CLASSES = {"none": 80, "official": 91}  # contiguous; raw category ids, which end at 90
@@ -119,7 +136,17 @@ def _build_layers(
 
 
 def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> Backbone:
-    """The backbone, with its pre-trained weights if wanted."""
+    """The backbone, with its pre-trained weights if wanted, then with other convolutions."""
+    backbone = _build_plain_backbone(config, load_weights=load_weights)
+    if config.conv.kind != "plain":
+        norm: Statistics = "frozen" if config.norm == "frozen_batch_norm" else "train"
+        replacement = build_replacement(config.conv, norm=norm)
+        replaced = replace_convs(backbone, replacement, strides=config.conv.strides)
+        _LOGGER.info("%d convolutions replaced: %s", len(replaced), ", ".join(replaced))
+    return backbone
+
+
+def _build_plain_backbone(config: BackboneConfig, *, load_weights: bool) -> Backbone:
     weights = _weights(config.weights) if load_weights else None
     freeze_norm = config.norm == "frozen_batch_norm"
     norm_layer = FrozenBatchNorm2d if freeze_norm else nn.BatchNorm2d
@@ -147,6 +174,42 @@ def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> Back
                 freeze_up_to_stride=config.freeze_up_to_stride,
                 freeze_norm=freeze_norm,
                 weights=weights,
+            )
+        case _:
+            assert_never(config)
+
+
+def build_replacement(
+    config: DeformConvConfig
+    | ModulatedDeformConvConfig
+    | ACBlockConfig
+    | DiverseBranchConfig
+    | DeformKernelConfig,
+    *,
+    norm: Statistics,
+) -> Replacement:
+    """What stands in for convolutions of the backbone.
+
+    Args:
+        config: of the convolutions.
+        norm: whether norms within a block have the statistics that they start with, or learn.
+    """
+    match config:
+        case DeformConvConfig():
+            return deform_conv(offset_groups=config.offset_groups)
+        case ModulatedDeformConvConfig():
+            return modulated_deform_conv(
+                offset_groups=config.offset_groups, mask_scale=config.mask_scale
+            )
+        case ACBlockConfig():
+            return ac_block(norm=norm)
+        case DiverseBranchConfig():
+            return diverse_branch_block(norm=norm)
+        case DeformKernelConfig():
+            return deform_kernel(
+                scope_size=config.scope_size,
+                rotation_groups=config.rotation_groups,
+                image_offsets=config.image_offsets,
             )
         case _:
             assert_never(config)

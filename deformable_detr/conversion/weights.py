@@ -20,6 +20,7 @@ from deformable_detr.conversion.sources import SOURCES, layout_of, recognize
 from deformable_detr.conversion.structure import structure_of_model
 from deformable_detr.conversion.translate import Translation, clean, to_ours, to_theirs
 from deformable_detr.labels import LabelSpace
+from deformable_detr.layers.reparam import with_official_norms
 from deformable_detr.models.detector import DeformableDETR
 
 _COUNTER = "num_batches_tracked"
@@ -175,7 +176,9 @@ def export_weights(
     """The detector's weights under another implementation's names, in its order.
 
     Args:
-        model: where they are from; the tensors share its memory as those of `state_dict` do.
+        model: where they are from; the tensors share its memory as those of `state_dict` do. One
+            with re-parameterised blocks must have gone through `fuse_model`, whose convolutions
+            get frozen norms that add their biases.
         to: "native", "official", "transformers", "detrex" or "mmdet".
         label_space: what the model's classes are. The official layout counts rows by category
             id; without a label space, 80 classes are taken for COCO's and get its 91 rows.
@@ -183,10 +186,10 @@ def export_weights(
     Raises:
         ValueError: an unknown target, or a model that cannot be expressed there.
     """
-    state = _weights_of(model)
     if to == "native":
-        return state
+        return _weights_of(model)
     layout, structure = layout_of(to), structure_of_model(model)
+    state = _weights_of(with_official_norms(model))
     if to == "official":
         rows, count = official_rows(number_of_rows(state), label_space)
         if count != len(rows):
