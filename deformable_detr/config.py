@@ -84,6 +84,34 @@ class ChannelMapperConfig(FrozenModel):
     num_levels: int = Field(4, ge=1, le=8)
 
 
+class ASFFNeckConfig(FrozenModel):
+    """The channel mapper, and adaptively spatial feature fusion of its levels after it.
+
+    Starts as the channel mapper alone. With `mask_padding` nothing of the padding comes into other
+    cells when levels are resized.
+    """
+
+    kind: Literal["asff"] = "asff"
+    num_levels: int = Field(4, ge=2, le=8)
+    mask_padding: bool = False
+
+
+class DeformKernelNeckConfig(FrozenModel):
+    """The channel mapper, and a residual of depthwise deformable kernels on each level after it.
+
+    Starts as the channel mapper alone.
+    """
+
+    kind: Literal["deform_kernel"] = "deform_kernel"
+    num_levels: int = Field(4, ge=1, le=8)
+    scope_size: int = Field(4, ge=3)
+
+
+NeckConfig = Annotated[
+    ChannelMapperConfig | ASFFNeckConfig | DeformKernelNeckConfig, Field(discriminator="kind")
+]
+
+
 class SinePositionConfig(FrozenModel):
     """Fixed sines of the place within the image."""
 
@@ -154,7 +182,7 @@ class ModelConfig(FrozenModel):
 
     embed_dim: int = Field(256, ge=64, multiple_of=32)
     backbone: BackboneConfig = ResNetConfig()
-    neck: ChannelMapperConfig = ChannelMapperConfig()
+    neck: NeckConfig = ChannelMapperConfig()
     position: PositionConfig = SinePositionConfig()
     attention: AttentionConfig = AttentionConfig()
     encoder: EncoderConfig = EncoderConfig()

@@ -9,14 +9,17 @@ from torchvision.ops import FrozenBatchNorm2d
 from typing_extensions import assert_never
 
 from deformable_detr.config import (
+    ASFFNeckConfig,
     BackboneConfig,
     ChannelMapperConfig,
     DecoderConfig,
+    DeformKernelNeckConfig,
     EncoderConfig,
     LearnedPositionConfig,
     LearnedQueriesConfig,
     MobileNetV2Config,
     ModelConfig,
+    NeckConfig,
     PositionConfig,
     ResNetConfig,
     RunConfig,
@@ -38,8 +41,10 @@ from deformable_detr.models.encoder import (
     DeformableTransformerEncoderLayer,
 )
 from deformable_detr.models.memory import MemoryBuilder
+from deformable_detr.models.necks.asff import ASFF, ASFFNeck
 from deformable_detr.models.necks.base import Neck
 from deformable_detr.models.necks.channel_mapper import ChannelMapper
+from deformable_detr.models.necks.deform_kernel import DeformKernelNeck
 from deformable_detr.models.proposals import ProposalQueries
 from deformable_detr.models.queries import LearnedQueries
 
@@ -159,9 +164,23 @@ def _weights(value: str) -> str | Path | None:
     return Path(value) if value.endswith(_WEIGHT_FILES) or "/" in value else value
 
 
-def build_neck(config: ChannelMapperConfig, *, channels: Sequence[int], embed_dim: int) -> Neck:
+def build_neck(config: NeckConfig, *, channels: Sequence[int], embed_dim: int) -> Neck:
     """The neck for a backbone of the given channels."""
-    return ChannelMapper(channels, embed_dim=embed_dim, num_levels=config.num_levels)
+    match config:
+        case ChannelMapperConfig():
+            return ChannelMapper(channels, embed_dim=embed_dim, num_levels=config.num_levels)
+        case ASFFNeckConfig():
+            fusion = ASFF(embed_dim, config.num_levels, mask_padding=config.mask_padding)
+            return ASFFNeck(channels, embed_dim=embed_dim, fusion=fusion)
+        case DeformKernelNeckConfig():
+            return DeformKernelNeck(
+                channels,
+                embed_dim=embed_dim,
+                num_levels=config.num_levels,
+                scope_size=config.scope_size,
+            )
+        case _:
+            assert_never(config)
 
 
 def build_position(config: PositionConfig, *, embed_dim: int) -> nn.Module:
