@@ -16,7 +16,8 @@ from deformable_detr.models.queries import LearnedQueries
 
 _BACKBONE = "backbone."
 _BATCH_COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
-_LEAST_SHARE = 0.5  # of the tensors outside the backbone that must fit
+_EXCHANGED = (_BACKBONE, "neck.")  # parts of which there are alternatives
+_LEAST_SHARE = 0.5  # of the tensors of all other parts that a file must fit
 _MAX_LAYERS = 8  # in one line of a report
 
 
@@ -78,7 +79,7 @@ def transfer_weights(
         what: what the weights are, for errors, as in "checkpoint runs/a/best.pth".
 
     Raises:
-        ValueError: less than half of the file or of the model fits the other, or its classes cannot be matched;
+        ValueError: the file fits less than half of the model, or its classes cannot be matched;
             the model is unchanged.
     """
     own = model.state_dict()
@@ -88,7 +89,7 @@ def transfer_weights(
     for name, rows in by_rows.items():
         if rows.pairs:
             merged[name] = _with_rows(own[name], state_dict[name], rows.pairs)
-    _require_enough(own, state_dict, merged, what)
+    _require_enough(own, merged, what)
     model.load_state_dict({**own, **merged})
     return TransferReport(
         kept=tuple(name for name in own if name in merged),
@@ -191,24 +192,15 @@ def _without_counters(tensors: Mapping[str, Tensor]) -> list[str]:
     return [name for name in tensors if not name.endswith(_BATCH_COUNTER)]
 
 
-def _require_enough(
-    own: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
-    kept: Mapping[str, Tensor],
-    what: str,
-) -> None:
-    """Refuse a file that has next to nothing to do with the model.
-
-    Either may have parts that the other lacks; what counts is half of the smaller one.
-    """
-    wanted = [name for name in own if not name.startswith(_BACKBONE)]
-    offered = [name for name in _without_counters(given) if not name.startswith(_BACKBONE)]
+def _require_enough(own: Mapping[str, Tensor], kept: Mapping[str, Tensor], what: str) -> None:
+    """Refuse a file that has next to nothing to do with the model."""
+    wanted = [name for name in own if not name.startswith(_EXCHANGED)]
     fitting = [name for name in wanted if name in kept]
-    if len(fitting) < _LEAST_SHARE * min(len(wanted), len(offered)) or not fitting:
+    if len(fitting) < _LEAST_SHARE * len(wanted):
         first = next(name for name in wanted if name not in kept)
         raise ValueError(
             f"{what} must fit at least half of the model's {len(wanted)} tensors outside the "
-            f"backbone, got {len(fitting)}, first that does not: {first}; use the model settings "
+            f"backbone and the neck, got {len(fitting)}, first that does not: {first}; use the model settings "
             "it was trained with, or, for a backbone alone, model.backbone.weights=FILE"
         )
 
