@@ -200,8 +200,9 @@ def _require_enough(own: Mapping[str, Tensor], kept: Mapping[str, Tensor], what:
         first = next(name for name in wanted if name not in kept)
         raise ValueError(
             f"{what} must fit at least half of the model's {len(wanted)} tensors outside the "
-            f"backbone and the neck, got {len(fitting)}, first that does not: {first}; use the model settings "
-            "it was trained with, or, for a backbone alone, model.backbone.weights=FILE"
+            f"backbone and the neck, got {len(fitting)}, first that does not: {first}; use the "
+            "model settings it was trained with, or, for a backbone alone, "
+            "model.backbone.weights=FILE"
         )
 
 
