@@ -177,6 +177,13 @@ class TwoStageQueriesConfig(FrozenModel):
 QueriesConfig = Annotated[LearnedQueriesConfig | TwoStageQueriesConfig, Field(discriminator="kind")]
 
 
+class MimickingConfig(FrozenModel):
+    """Feature mimicking: an auxiliary loss on crops of at most `max_regions` objects an image."""
+
+    max_regions: Positive = 32
+    crop_size_px: Positive = 224
+
+
 class ModelConfig(FrozenModel):
     """The detector. The number of classes is not here: it comes from the data's categories."""
 
@@ -188,6 +195,7 @@ class ModelConfig(FrozenModel):
     encoder: EncoderConfig = EncoderConfig()
     queries: QueriesConfig = LearnedQueriesConfig()
     decoder: DecoderConfig = DecoderConfig()
+    mimicking: MimickingConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
@@ -203,6 +211,11 @@ class ModelConfig(FrozenModel):
             )
         if self.queries.kind == "two_stage" and not self.decoder.box_refinement:
             raise ValueError("decoder.box_refinement must be true for two_stage queries, got false")
+        if self.mimicking is not None and self.backbone.norm != "frozen_batch_norm":
+            raise ValueError(
+                "backbone.norm must be frozen_batch_norm with mimicking, whose crops would enter "
+                f"the statistics, got {self.backbone.norm}"
+            )
         return self
 
 

@@ -41,6 +41,7 @@ from deformable_detr.models.encoder import (
     DeformableTransformerEncoderLayer,
 )
 from deformable_detr.models.memory import MemoryBuilder
+from deformable_detr.models.mimicking import FeatureMimicking
 from deformable_detr.models.necks.asff import ASFF, ASFFNeck
 from deformable_detr.models.necks.base import Neck
 from deformable_detr.models.necks.channel_mapper import ChannelMapper
@@ -98,6 +99,21 @@ def _build_detector(
             box_refinement=config.decoder.box_refinement,
             two_stage=config.queries.kind == "two_stage",
         ),
+        mimicking=_build_mimicking(config, backbone.channels[-1], num_classes=num_classes),
+    )
+
+
+def _build_mimicking(
+    config: ModelConfig, backbone_channels: int, *, num_classes: int
+) -> FeatureMimicking | None:
+    if config.mimicking is None:
+        return None
+    return FeatureMimicking(
+        backbone_channels=backbone_channels,
+        embed_dim=config.embed_dim,
+        num_classes=num_classes,
+        max_regions=config.mimicking.max_regions,
+        crop_size_px=config.mimicking.crop_size_px,
     )
 
 
