@@ -148,6 +148,34 @@ class ChannelMapperConfig(FrozenModel):
     num_levels: int = Field(4, ge=1, le=8)
 
 
+class ASFFNeckConfig(FrozenModel):
+    """The channel mapper, and adaptively spatial feature fusion of its levels after it.
+
+    Starts as the channel mapper alone. With `mask_padding` nothing of the padding comes into other
+    cells when levels are resized.
+    """
+
+    kind: Literal["asff"] = "asff"
+    num_levels: int = Field(4, ge=2, le=8)
+    mask_padding: bool = False
+
+
+class DeformKernelNeckConfig(FrozenModel):
+    """The channel mapper, and a residual of depthwise deformable kernels on each level after it.
+
+    Starts as the channel mapper alone.
+    """
+
+    kind: Literal["deform_kernel"] = "deform_kernel"
+    num_levels: int = Field(4, ge=1, le=8)
+    scope_size: int = Field(4, ge=3)
+
+
+NeckConfig = Annotated[
+    ChannelMapperConfig | ASFFNeckConfig | DeformKernelNeckConfig, Field(discriminator="kind")
+]
+
+
 class SinePositionConfig(FrozenModel):
     """Fixed sines of the place within the image."""
 
@@ -213,17 +241,25 @@ class TwoStageQueriesConfig(FrozenModel):
 QueriesConfig = Annotated[LearnedQueriesConfig | TwoStageQueriesConfig, Field(discriminator="kind")]
 
 
+class MimickingConfig(FrozenModel):
+    """Feature mimicking: an auxiliary loss on crops of at most `max_regions` objects an image."""
+
+    max_regions: Positive = 32
+    crop_size_px: Positive = 224
+
+
 class ModelConfig(FrozenModel):
     """The detector. The number of classes is not here: it comes from the data's categories."""
 
     embed_dim: int = Field(256, ge=64, multiple_of=32)
     backbone: BackboneConfig = ResNetConfig()
-    neck: ChannelMapperConfig = ChannelMapperConfig()
+    neck: NeckConfig = ChannelMapperConfig()
     position: PositionConfig = SinePositionConfig()
     attention: AttentionConfig = AttentionConfig()
     encoder: EncoderConfig = EncoderConfig()
     queries: QueriesConfig = LearnedQueriesConfig()
     decoder: DecoderConfig = DecoderConfig()
+    mimicking: MimickingConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
@@ -239,6 +275,11 @@ class ModelConfig(FrozenModel):
             )
         if self.queries.kind == "two_stage" and not self.decoder.box_refinement:
             raise ValueError("decoder.box_refinement must be true for two_stage queries, got false")
+        if self.mimicking is not None and self.backbone.norm != "frozen_batch_norm":
+            raise ValueError(
+                "backbone.norm must be frozen_batch_norm with mimicking, whose crops would enter "
+                f"the statistics, got {self.backbone.norm}"
+            )
         return self
 
 

@@ -11,11 +11,13 @@ from typing_extensions import assert_never
 
 from deformable_detr.config import (
     ACBlockConfig,
+    ASFFNeckConfig,
     BackboneConfig,
     ChannelMapperConfig,
     DecoderConfig,
     DeformConvConfig,
     DeformKernelConfig,
+    DeformKernelNeckConfig,
     DiverseBranchConfig,
     EncoderConfig,
     LearnedPositionConfig,
@@ -23,6 +25,7 @@ from deformable_detr.config import (
     MobileNetV2Config,
     ModelConfig,
     ModulatedDeformConvConfig,
+    NeckConfig,
     PositionConfig,
     ResNetConfig,
     RunConfig,
@@ -54,8 +57,11 @@ from deformable_detr.models.encoder import (
     DeformableTransformerEncoderLayer,
 )
 from deformable_detr.models.memory import MemoryBuilder
+from deformable_detr.models.mimicking import FeatureMimicking
+from deformable_detr.models.necks.asff import ASFF, ASFFNeck
 from deformable_detr.models.necks.base import Neck
 from deformable_detr.models.necks.channel_mapper import ChannelMapper
+from deformable_detr.models.necks.deform_kernel import DeformKernelNeck
 from deformable_detr.models.proposals import ProposalQueries
 from deformable_detr.models.queries import LearnedQueries
 
@@ -110,6 +116,21 @@ def _build_detector(
             box_refinement=config.decoder.box_refinement,
             two_stage=config.queries.kind == "two_stage",
         ),
+        mimicking=_build_mimicking(config, backbone.channels[-1], num_classes=num_classes),
+    )
+
+
+def _build_mimicking(
+    config: ModelConfig, backbone_channels: int, *, num_classes: int
+) -> FeatureMimicking | None:
+    if config.mimicking is None:
+        return None
+    return FeatureMimicking(
+        backbone_channels=backbone_channels,
+        embed_dim=config.embed_dim,
+        num_classes=num_classes,
+        max_regions=config.mimicking.max_regions,
+        crop_size_px=config.mimicking.crop_size_px,
     )
 
 
@@ -222,9 +243,23 @@ def _weights(value: str) -> str | Path | None:
     return Path(value) if value.endswith(_WEIGHT_FILES) or "/" in value else value
 
 
-def build_neck(config: ChannelMapperConfig, *, channels: Sequence[int], embed_dim: int) -> Neck:
+def build_neck(config: NeckConfig, *, channels: Sequence[int], embed_dim: int) -> Neck:
     """The neck for a backbone of the given channels."""
-    return ChannelMapper(channels, embed_dim=embed_dim, num_levels=config.num_levels)
+    match config:
+        case ChannelMapperConfig():
+            return ChannelMapper(channels, embed_dim=embed_dim, num_levels=config.num_levels)
+        case ASFFNeckConfig():
+            fusion = ASFF(embed_dim, config.num_levels, mask_padding=config.mask_padding)
+            return ASFFNeck(channels, embed_dim=embed_dim, fusion=fusion)
+        case DeformKernelNeckConfig():
+            return DeformKernelNeck(
+                channels,
+                embed_dim=embed_dim,
+                num_levels=config.num_levels,
+                scope_size=config.scope_size,
+            )
+        case _:
+            assert_never(config)
 
 
 def build_position(config: PositionConfig, *, embed_dim: int) -> nn.Module:

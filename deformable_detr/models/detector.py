@@ -11,6 +11,7 @@ from deformable_detr.models.backbones.base import Backbone
 from deformable_detr.models.decoder import DeformableTransformerDecoder
 from deformable_detr.models.encoder import DeformableTransformerEncoder
 from deformable_detr.models.memory import MemoryBuilder
+from deformable_detr.models.mimicking import FeatureMimicking
 from deformable_detr.models.necks.base import Neck
 from deformable_detr.models.proposals import ProposalQueries
 from deformable_detr.models.queries import LearnedQueries
@@ -27,6 +28,7 @@ class DeformableDETR(nn.Module):
         encoder: memory -> memory.
         queries: memory -> queries; learned, or chosen from the memory (two-stage).
         decoder: queries and memory -> predictions of every layer.
+        mimicking: what training adds to the loss, or None; no part of the forward pass.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class DeformableDETR(nn.Module):
         encoder: DeformableTransformerEncoder,
         queries: LearnedQueries | ProposalQueries,
         decoder: DeformableTransformerDecoder,
+        mimicking: FeatureMimicking | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -46,6 +49,7 @@ class DeformableDETR(nn.Module):
         self.encoder = encoder
         self.queries = queries
         self.decoder = decoder
+        self.mimicking = mimicking
 
     def forward(self, images: ImageBatch | Sequence[Tensor]) -> ModelOutput:
         """Detect.
