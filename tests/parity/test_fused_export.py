@@ -65,7 +65,7 @@ def test_a_fused_detector_in_the_official_layout_is_the_plain_model(kind):
 
 @pytest.mark.parametrize("kind", [*BLOCKS, "dcn"])
 @torch.no_grad()
-def test_whole_backbones_run_in_onnxruntime_in_training_form_and_fused(kind):
+def test_a_backbone_up_to_stride_8_runs_in_onnxruntime_in_training_form_and_fused(kind):
     pytest.importorskip("onnxscript", reason=EXTRA)
     onnxruntime = pytest.importorskip("onnxruntime", reason=EXTRA)
     torch.manual_seed(0)
