@@ -36,17 +36,81 @@ def _require_increasing(name: str, pair: tuple[float, float]) -> None:
         raise ValueError(f"{name} must be (low, high), got {list(pair)}")
 
 
+class PlainConvConfig(FrozenModel):
+    """The backbone's own convolutions."""
+
+    kind: Literal["plain"] = "plain"
+
+
+class ReplacedConvConfig(FrozenModel):
+    """Which convolutions are replaced: those of odd size above 1 in trained blocks of `strides`."""
+
+    strides: Strides = (8, 16, 32)
+
+
+class DeformConvConfig(ReplacedConvConfig):
+    """Deformable convolutions, version 1."""
+
+    kind: Literal["deform"] = "deform"
+    offset_groups: Positive = 1
+
+
+class ModulatedDeformConvConfig(ReplacedConvConfig):
+    """Deformable convolutions, version 2; with `mask_scale` 2 they start as plain ones."""
+
+    kind: Literal["modulated_deform"] = "modulated_deform"
+    offset_groups: Positive = 1
+    mask_scale: float = 2.0
+
+
+class ACBlockConfig(ReplacedConvConfig):
+    """Asymmetric convolution blocks; the statistics of their norms are fixed as `norm` says."""
+
+    kind: Literal["ac_block"] = "ac_block"
+
+
+class DiverseBranchConfig(ReplacedConvConfig):
+    """Diverse branch blocks; norms as in `ACBlockConfig`."""
+
+    kind: Literal["diverse_branch"] = "diverse_branch"
+
+
+class DeformKernelConfig(ReplacedConvConfig):
+    """Deformable kernels, for depthwise convolutions.
+
+    An even `scope_size` starts as the plain kernel too, but is sensitive to the first rotations.
+    """
+
+    kind: Literal["deform_kernel"] = "deform_kernel"
+    scope_size: Positive = 5
+    rotation_groups: Positive = 1
+    image_offsets: bool = False
+
+
+ConvConfig = Annotated[
+    PlainConvConfig
+    | DeformConvConfig
+    | ModulatedDeformConvConfig
+    | ACBlockConfig
+    | DiverseBranchConfig
+    | DeformKernelConfig,
+    Field(discriminator="kind"),
+]
+
+
 class BackboneBase(FrozenModel):
     """What every backbone has.
 
     `weights` is "none", a .pth or .safetensors file, or the name of weights that the library
-    publishes. Blocks of at most `freeze_up_to_stride` are not trained; 0 trains all.
+    publishes. Blocks of at most `freeze_up_to_stride` are not trained; 0 trains all. `conv` is
+    what stands in for the convolutions of others.
     """
 
     out_strides: Strides = (8, 16, 32)
     freeze_up_to_stride: int = Field(4, ge=0)
     norm: Literal["frozen_batch_norm", "batch_norm"] = "frozen_batch_norm"
     weights: str = "none"
+    conv: ConvConfig = PlainConvConfig()
 
 
 class ResNetConfig(BackboneBase):
@@ -82,6 +146,34 @@ class ChannelMapperConfig(FrozenModel):
 
     kind: Literal["channel_mapper"] = "channel_mapper"
     num_levels: int = Field(4, ge=1, le=8)
+
+
+class ASFFNeckConfig(FrozenModel):
+    """The channel mapper, and adaptively spatial feature fusion of its levels after it.
+
+    Starts as the channel mapper alone. With `mask_padding` nothing of the padding comes into other
+    cells when levels are resized.
+    """
+
+    kind: Literal["asff"] = "asff"
+    num_levels: int = Field(4, ge=2, le=8)
+    mask_padding: bool = False
+
+
+class DeformKernelNeckConfig(FrozenModel):
+    """The channel mapper, and a residual of depthwise deformable kernels on each level after it.
+
+    Starts as the channel mapper alone.
+    """
+
+    kind: Literal["deform_kernel"] = "deform_kernel"
+    num_levels: int = Field(4, ge=1, le=8)
+    scope_size: int = Field(4, ge=3)
+
+
+NeckConfig = Annotated[
+    ChannelMapperConfig | ASFFNeckConfig | DeformKernelNeckConfig, Field(discriminator="kind")
+]
 
 
 class SinePositionConfig(FrozenModel):
@@ -149,17 +241,25 @@ class TwoStageQueriesConfig(FrozenModel):
 QueriesConfig = Annotated[LearnedQueriesConfig | TwoStageQueriesConfig, Field(discriminator="kind")]
 
 
+class MimickingConfig(FrozenModel):
+    """Feature mimicking: an auxiliary loss on crops of at most `max_regions` objects an image."""
+
+    max_regions: Positive = 32
+    crop_size_px: Positive = 224
+
+
 class ModelConfig(FrozenModel):
     """The detector. The number of classes is not here: it comes from the data's categories."""
 
     embed_dim: int = Field(256, ge=64, multiple_of=32)
     backbone: BackboneConfig = ResNetConfig()
-    neck: ChannelMapperConfig = ChannelMapperConfig()
+    neck: NeckConfig = ChannelMapperConfig()
     position: PositionConfig = SinePositionConfig()
     attention: AttentionConfig = AttentionConfig()
     encoder: EncoderConfig = EncoderConfig()
     queries: QueriesConfig = LearnedQueriesConfig()
     decoder: DecoderConfig = DecoderConfig()
+    mimicking: MimickingConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
@@ -175,6 +275,11 @@ class ModelConfig(FrozenModel):
             )
         if self.queries.kind == "two_stage" and not self.decoder.box_refinement:
             raise ValueError("decoder.box_refinement must be true for two_stage queries, got false")
+        if self.mimicking is not None and self.backbone.norm != "frozen_batch_norm":
+            raise ValueError(
+                "backbone.norm must be frozen_batch_norm with mimicking, whose crops would enter "
+                f"the statistics, got {self.backbone.norm}"
+            )
         return self
 
 

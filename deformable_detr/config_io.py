@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).parent
 # In a wheel the files are inside the package, in a checkout beside it.
 _CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
-_MAX_BASES = 2
+_MAX_BASES = 3
 
 
 class _Yaml12Loader(yaml.SafeLoader):

@@ -25,6 +25,7 @@ from deformable_detr.conversion.weights import Weights
 from deformable_detr.data.transforms import Transform, to_model_input
 from deformable_detr.distributed import choose_device
 from deformable_detr.engine.checkpoint import load_weights
+from deformable_detr.evaluation.explain import QueryLook, looks_of_best, record_attention
 from deformable_detr.evaluation.postprocess import select_detections
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.detector import DeformableDETR
@@ -179,7 +180,7 @@ class Detector:
         waiting: dict[Size, list[tuple[int, Tensor, Size]]] = {}
         for position, image in enumerate(images):
             photo = as_photo(image)
-            tensor = self._preprocess(photo)
+            tensor = self.preprocess(photo)
             batch = waiting.setdefault((tensor.shape[1], tensor.shape[2]), [])
             batch.append((position, tensor, (photo.height, photo.width)))
             if len(batch) == batch_size:
@@ -202,7 +203,24 @@ class Detector:
             [label for label in labels if classes is None or names[label] in classes]
         )
 
-    def _preprocess(self, photo: Image.Image) -> Tensor:
+    def explain(self, image: ImageLike, *, queries: int = 3) -> list[QueryLook]:
+        """Where the queries of the best detections looked, in the decoder's last layer.
+
+        Args:
+            image: as for `predict`.
+            queries: of how many detections, best first.
+
+        Returns:
+            Their boxes, sampling points and attention weights; places are relative to the upright
+            photo. `deformable_detr.evaluation.explain_pictures.draw_query` draws one.
+        """
+        images = ImageBatch.from_images([self.preprocess(as_photo(image))]).to(self.device)
+        decoder = self.model.get_submodule("decoder")
+        with torch.inference_mode(), record_attention(decoder) as calls:
+            last = self.model(images).last
+        return looks_of_best(last, calls[-1], queries)
+
+    def preprocess(self, photo: Image.Image) -> Tensor:
         """(3, h, w) normalised image, resized as the model wants it."""
         sample = Sample(
             image=photo,

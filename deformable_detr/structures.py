@@ -277,10 +277,12 @@ class Predictions:
     Attributes:
         logits: (N, Q, K); the sigmoid of each is a class's score, there is no "no object".
         boxes: (N, Q, 4) cxcywh relative to the image without padding, in (0, 1).
+        hidden: (N, Q, C) what the heads of a decoder layer have read; None for other predictions.
     """
 
     logits: Tensor
     boxes: Tensor
+    hidden: Tensor | None = None
 
     def __post_init__(self) -> None:
         _require(

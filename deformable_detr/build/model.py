@@ -1,5 +1,6 @@
 """Config -> the detector."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -9,14 +10,22 @@ from torchvision.ops import FrozenBatchNorm2d
 from typing_extensions import assert_never
 
 from deformable_detr.config import (
+    ACBlockConfig,
+    ASFFNeckConfig,
     BackboneConfig,
     ChannelMapperConfig,
     DecoderConfig,
+    DeformConvConfig,
+    DeformKernelConfig,
+    DeformKernelNeckConfig,
+    DiverseBranchConfig,
     EncoderConfig,
     LearnedPositionConfig,
     LearnedQueriesConfig,
     MobileNetV2Config,
     ModelConfig,
+    ModulatedDeformConvConfig,
+    NeckConfig,
     PositionConfig,
     ResNetConfig,
     RunConfig,
@@ -24,8 +33,18 @@ from deformable_detr.config import (
     TimmConfig,
     TwoStageQueriesConfig,
 )
+from deformable_detr.layers.branch_base import Statistics
 from deformable_detr.layers.position import LearnedPositionEmbedding, SinePositionEmbedding
 from deformable_detr.models.backbones.base import Backbone
+from deformable_detr.models.backbones.surgery import (
+    Replacement,
+    ac_block,
+    deform_conv,
+    deform_kernel,
+    diverse_branch_block,
+    modulated_deform_conv,
+    replace_convs,
+)
 from deformable_detr.models.backbones.timm_adapter import TimmBackbone
 from deformable_detr.models.backbones.torchvision_adapter import build_mobilenet_v2, build_resnet
 from deformable_detr.models.decoder import (
@@ -38,11 +57,15 @@ from deformable_detr.models.encoder import (
     DeformableTransformerEncoderLayer,
 )
 from deformable_detr.models.memory import MemoryBuilder
+from deformable_detr.models.mimicking import FeatureMimicking
+from deformable_detr.models.necks.asff import ASFF, ASFFNeck
 from deformable_detr.models.necks.base import Neck
 from deformable_detr.models.necks.channel_mapper import ChannelMapper
+from deformable_detr.models.necks.deform_kernel import DeformKernelNeck
 from deformable_detr.models.proposals import ProposalQueries
 from deformable_detr.models.queries import LearnedQueries
 
+_LOGGER = logging.getLogger(__name__)
 _Layer = TypeVar("_Layer", DeformableTransformerEncoderLayer, DeformableTransformerDecoderLayer)
 _WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 _COCO_CLASSES = {"none": 80, "official": 91}  # contiguous; raw category ids, which end at 90
@@ -93,6 +116,21 @@ def _build_detector(
             box_refinement=config.decoder.box_refinement,
             two_stage=config.queries.kind == "two_stage",
         ),
+        mimicking=_build_mimicking(config, backbone.channels[-1], num_classes=num_classes),
+    )
+
+
+def _build_mimicking(
+    config: ModelConfig, backbone_channels: int, *, num_classes: int
+) -> FeatureMimicking | None:
+    if config.mimicking is None:
+        return None
+    return FeatureMimicking(
+        backbone_channels=backbone_channels,
+        embed_dim=config.embed_dim,
+        num_classes=num_classes,
+        max_regions=config.mimicking.max_regions,
+        crop_size_px=config.mimicking.crop_size_px,
     )
 
 
@@ -119,7 +157,17 @@ def _build_layers(
 
 
 def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> Backbone:
-    """The backbone, with its pre-trained weights if wanted."""
+    """The backbone, with its pre-trained weights if wanted, then with other convolutions."""
+    backbone = _build_plain_backbone(config, load_weights=load_weights)
+    if config.conv.kind != "plain":
+        norm: Statistics = "frozen" if config.norm == "frozen_batch_norm" else "train"
+        replacement = build_replacement(config.conv, norm=norm)
+        replaced = replace_convs(backbone, replacement, strides=config.conv.strides)
+        _LOGGER.info("%d convolutions replaced: %s", len(replaced), ", ".join(replaced))
+    return backbone
+
+
+def _build_plain_backbone(config: BackboneConfig, *, load_weights: bool) -> Backbone:
     weights = _weights(config.weights) if load_weights else None
     freeze_norm = config.norm == "frozen_batch_norm"
     norm_layer = FrozenBatchNorm2d if freeze_norm else nn.BatchNorm2d
@@ -152,6 +200,42 @@ def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> Back
             assert_never(config)
 
 
+def build_replacement(
+    config: DeformConvConfig
+    | ModulatedDeformConvConfig
+    | ACBlockConfig
+    | DiverseBranchConfig
+    | DeformKernelConfig,
+    *,
+    norm: Statistics,
+) -> Replacement:
+    """What stands in for convolutions of the backbone.
+
+    Args:
+        config: of the convolutions.
+        norm: whether norms within a block have the statistics that they start with, or learn.
+    """
+    match config:
+        case DeformConvConfig():
+            return deform_conv(offset_groups=config.offset_groups)
+        case ModulatedDeformConvConfig():
+            return modulated_deform_conv(
+                offset_groups=config.offset_groups, mask_scale=config.mask_scale
+            )
+        case ACBlockConfig():
+            return ac_block(norm=norm)
+        case DiverseBranchConfig():
+            return diverse_branch_block(norm=norm)
+        case DeformKernelConfig():
+            return deform_kernel(
+                scope_size=config.scope_size,
+                rotation_groups=config.rotation_groups,
+                image_offsets=config.image_offsets,
+            )
+        case _:
+            assert_never(config)
+
+
 def _weights(value: str) -> str | Path | None:
     """None, a file, or a published name."""
     if value == "none":
@@ -159,9 +243,23 @@ def _weights(value: str) -> str | Path | None:
     return Path(value) if value.endswith(_WEIGHT_FILES) or "/" in value else value
 
 
-def build_neck(config: ChannelMapperConfig, *, channels: Sequence[int], embed_dim: int) -> Neck:
+def build_neck(config: NeckConfig, *, channels: Sequence[int], embed_dim: int) -> Neck:
     """The neck for a backbone of the given channels."""
-    return ChannelMapper(channels, embed_dim=embed_dim, num_levels=config.num_levels)
+    match config:
+        case ChannelMapperConfig():
+            return ChannelMapper(channels, embed_dim=embed_dim, num_levels=config.num_levels)
+        case ASFFNeckConfig():
+            fusion = ASFF(embed_dim, config.num_levels, mask_padding=config.mask_padding)
+            return ASFFNeck(channels, embed_dim=embed_dim, fusion=fusion)
+        case DeformKernelNeckConfig():
+            return DeformKernelNeck(
+                channels,
+                embed_dim=embed_dim,
+                num_levels=config.num_levels,
+                scope_size=config.scope_size,
+            )
+        case _:
+            assert_never(config)
 
 
 def build_position(config: PositionConfig, *, embed_dim: int) -> nn.Module:

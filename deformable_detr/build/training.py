@@ -19,6 +19,7 @@ from deformable_detr.losses.matcher import HungarianMatcher
 
 OFFICIAL_COST_ALPHA = 0.25  # official matcher, fixed there
 OFFICIAL_COST_GAMMA = 2.0
+OFFSET_RATE = 0.1  # of offset generators in a backbone to its rate (Dai et al., ICCV 2017)
 
 
 def build_criterion(config: RunConfig) -> SetCriterion:
@@ -75,7 +76,11 @@ def build_optimizer(config: OptimizerConfig, model: HasParameterRoles) -> Optimi
     groups = parameter_groups(
         model,
         lr=config.lr,
-        lr_by_role={"backbone": config.lr_backbone, "sampling": config.lr_sampling},
+        lr_by_role={
+            "backbone": config.lr_backbone,
+            "sampling": config.lr_sampling,
+            "backbone_sampling": OFFSET_RATE * config.lr_backbone,
+        },
         weight_decay=config.weight_decay,
     )
     match config:

@@ -72,9 +72,9 @@ def explain(
 
     image = read_photo(photo)
     detector = Detector.from_checkpoint(checkpoint, device)
-    batch = ImageBatch.from_images([detector._preprocess(image)]).to(detector.device)
+    batch = ImageBatch.from_images([detector.preprocess(image)]).to(detector.device)
     # All are drawn before the first is written: an error leaves no half of an answer.
-    pictures = dict(_query_pictures(detector, image, batch, queries)) if queries else {}
+    pictures = dict(_query_pictures(detector, image, queries)) if queries else {}
     if erf is not None:
         pictures[f"erf_{erf}.png"] = _receptive_field(detector, image, batch, erf, place, noise)
     if deform:
@@ -96,18 +96,12 @@ def _parse_cell(text: str) -> Cell:
 
 
 def _query_pictures(
-    detector: "Detector", image: "Image.Image", batch: "ImageBatch", count: int
+    detector: "Detector", image: "Image.Image", count: int
 ) -> "Iterator[tuple[str, Image.Image]]":
     """Names and pictures of the best detections, by the last layer of the decoder."""
-    import torch
-
-    from deformable_detr.evaluation.explain import looks_of_best, record_attention
     from deformable_detr.evaluation.explain_pictures import draw_query
 
-    decoder = detector.model.get_submodule("decoder")
-    with torch.inference_mode(), record_attention(decoder) as calls:
-        last = detector.model(batch).last
-    for rank, look in enumerate(looks_of_best(last, calls[-1], count), start=1):
+    for rank, look in enumerate(detector.explain(image, queries=count), start=1):
         yield f"query_{rank}.png", draw_query(image, look, detector.label_space.names)
 
 

@@ -20,9 +20,11 @@ from deformable_detr.conversion.sources import SOURCES, layout_of, recognize
 from deformable_detr.conversion.structure import structure_of_model
 from deformable_detr.conversion.translate import Translation, clean, to_ours, to_theirs
 from deformable_detr.labels import LabelSpace
+from deformable_detr.layers.reparam import with_official_norms
 from deformable_detr.models.detector import DeformableDETR
 
 _COUNTER = "num_batches_tracked"
+_MIMICKING = "mimicking."
 _A_CLASS_HEAD = "decoder.class_heads.0.bias"
 
 
@@ -97,7 +99,7 @@ def import_weights(
     source = choose_source(source, state, what)
     translation = _translate(model, state, source)
     ours, rows_text = translation.state_dict, ""
-    own = _weights_of(model)
+    own = _weights_of(model, of_training=source == "native")
     if not translation.problems and _A_CLASS_HEAD in ours:
         ours, rows_text = _fit_rows(ours, number_of_rows(own), source, content)
     _require_fit(own, ours, translation, what)
@@ -105,9 +107,12 @@ def import_weights(
     return ImportReport(source, len(state), ignored, rows_text)
 
 
-def _weights_of(model: DeformableDETR) -> dict[str, Tensor]:
-    """The model's state_dict without the counters of batch norm."""
-    return {name: t for name, t in model.state_dict().items() if not name.endswith(_COUNTER)}
+def _weights_of(model: DeformableDETR, *, of_training: bool = True) -> dict[str, Tensor]:
+    """The model's state_dict without counters of batch norm, and without what only trains it."""
+    state = {name: t for name, t in model.state_dict().items() if not name.endswith(_COUNTER)}
+    if of_training:
+        return state
+    return {name: tensor for name, tensor in state.items() if not name.startswith(_MIMICKING)}
 
 
 def _translate(model: DeformableDETR, state: dict[str, Tensor], source: str) -> Translation:
@@ -175,7 +180,9 @@ def export_weights(
     """The detector's weights under another implementation's names, in its order.
 
     Args:
-        model: where they are from; the tensors share its memory as those of `state_dict` do.
+        model: where they are from; the tensors share its memory as those of `state_dict` do. One
+            with re-parameterised blocks must have gone through `fuse_model`, whose convolutions
+            get frozen norms that add their biases.
         to: "native", "official", "transformers", "detrex" or "mmdet".
         label_space: what the model's classes are. The official layout counts rows by category
             id; without a label space, 80 classes are taken for COCO's and get its 91 rows.
@@ -183,10 +190,10 @@ def export_weights(
     Raises:
         ValueError: an unknown target, or a model that cannot be expressed there.
     """
-    state = _weights_of(model)
     if to == "native":
-        return state
+        return _weights_of(model)
     layout, structure = layout_of(to), structure_of_model(model)
+    state = _weights_of(with_official_norms(model), of_training=False)
     if to == "official":
         rows, count = official_rows(number_of_rows(state), label_space)
         if count != len(rows):

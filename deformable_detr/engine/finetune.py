@@ -16,7 +16,8 @@ from deformable_detr.models.queries import LearnedQueries
 
 _BACKBONE = "backbone."
 _BATCH_COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
-_LEAST_SHARE = 0.5  # of the tensors outside the backbone that a file must fit
+_EXCHANGED = (_BACKBONE, "neck.")  # parts of which there are alternatives
+_LEAST_SHARE = 0.5  # of the tensors of all other parts that a file must fit
 _MAX_LAYERS = 8  # in one line of a report
 
 
@@ -193,14 +194,15 @@ def _without_counters(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def _require_enough(own: Mapping[str, Tensor], kept: Mapping[str, Tensor], what: str) -> None:
     """Refuse a file that has next to nothing to do with the model."""
-    wanted = [name for name in own if not name.startswith(_BACKBONE)]
+    wanted = [name for name in own if not name.startswith(_EXCHANGED)]
     fitting = [name for name in wanted if name in kept]
     if len(fitting) < _LEAST_SHARE * len(wanted):
         first = next(name for name in wanted if name not in kept)
         raise ValueError(
             f"{what} must fit at least half of the model's {len(wanted)} tensors outside the "
-            f"backbone, got {len(fitting)}, first that does not: {first}; use the model settings "
-            "it was trained with, or, for a backbone alone, model.backbone.weights=FILE"
+            f"backbone and the neck, got {len(fitting)}, first that does not: {first}; use the "
+            "model settings it was trained with, or, for a backbone alone, "
+            "model.backbone.weights=FILE"
         )
 
 

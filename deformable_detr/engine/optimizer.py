@@ -7,7 +7,11 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 LR = 2e-4  # official recipe, for a total batch of 32
-LR_BY_ROLE = {"backbone": 2e-5, "sampling": 2e-5}  # official recipe
+LR_BY_ROLE = {
+    "backbone": 2e-5,  # official recipe
+    "sampling": 2e-5,  # official recipe
+    "backbone_sampling": 2e-6,  # a tenth of what is around it, as the sampling has
+}
 WEIGHT_DECAY = 1e-4  # official recipe, on norms and biases too
 MOMENTUM = 0.9  # official recipe with --sgd
 DEFAULT_ROLE = "default"

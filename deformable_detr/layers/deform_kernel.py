@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deformable_detr.layers.deform_conv import OffsetGenerator
 from deformable_detr.layers.precision import at_least_float32
 from deformable_detr.ops.deform_kernel import deform_kernel_conv2d, sample_scope
 from deformable_detr.ops.sum_of_taps import ConvGeometry, Pair
@@ -92,11 +93,11 @@ class DeformKernelConv2d(nn.Module):
         rotations = k_h * k_w * 2 * rotation_groups
         self.rotation_conv = self.offset_conv = self.fc = None
         if kernel_offsets and mode == "local":
-            self.rotation_conv = nn.Conv2d(in_channels, rotations, *self.geometry)
+            self.rotation_conv = OffsetGenerator(in_channels, rotations, *self.geometry)
         elif kernel_offsets:
             self.fc = nn.Linear(in_channels, rotations)
         if image_offsets:
-            self.offset_conv = nn.Conv2d(in_channels, k_h * k_w * 2, *self.geometry)
+            self.offset_conv = OffsetGenerator(in_channels, k_h * k_w * 2, *self.geometry)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -106,11 +107,12 @@ class DeformKernelConv2d(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
-        for generator in (self.rotation_conv, self.offset_conv, self.fc):
+        for generator in (self.rotation_conv, self.offset_conv):
             if generator is not None:
-                assert generator.bias is not None
-                nn.init.zeros_(generator.weight)
-                nn.init.zeros_(generator.bias)
+                generator.reset_parameters()
+        if self.fc is not None:
+            nn.init.zeros_(self.fc.weight)
+            nn.init.zeros_(self.fc.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H_out, W_out)."""
@@ -121,11 +123,11 @@ class DeformKernelConv2d(nn.Module):
     def _convolve_locally(self, features: Tensor) -> Tensor:
         offsets = None
         if self.offset_conv is not None:
-            offsets = at_least_float32(self.offset_conv(features)).unflatten(1, (-1, 2))
+            offsets = self.offset_conv(features).unflatten(1, (-1, 2))
             dilation = [offsets.new_full((1,), step) for step in self.geometry.dilation]
             offsets = (offsets * torch.cat(dilation)[:, None, None]).flatten(1, 2)
         if self.rotation_conv is not None:
-            rotation = at_least_float32(self.rotation_conv(features))
+            rotation = self.rotation_conv(features)
         else:
             assert offsets is not None
             rotation = torch.zeros_like(offsets)

@@ -5,9 +5,11 @@ from typing import TypeGuard
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from deformable_detr.layers.norm import scale_and_shift
+
 
 class FoldingSequential(nn.Sequential):
-    """A sequence in which a convolution and the frozen batch norm after it run as one.
+    """A sequence in which a plain convolution and the frozen batch norm after it run as one.
 
     The convolution's weights are scaled anew in every forward pass, so that parameters, their
     gradients and their names are those of the plain sequence; only the passes over the features
@@ -17,11 +19,15 @@ class FoldingSequential(nn.Sequential):
     def forward(self, features: Tensor) -> Tensor:
         """The plain sequence's output, up to rounding."""
         modules = list(self)
+        is_folded = False  # whether the last module has taken this one in
         for module, following in zip(modules, [*modules[1:], None], strict=True):
-            if _folds(module, following):
+            if is_folded:
+                is_folded = False
+            elif _folds(module, following):
                 assert isinstance(following, FrozenBatchNorm2d)
                 features = _convolve_and_normalize(module, following, features)
-            elif not isinstance(module, FrozenBatchNorm2d):
+                is_folded = True
+            else:
                 features = module(features)
         return features
 
@@ -45,7 +51,7 @@ def fold_frozen_norms(module: nn.Module) -> nn.Module:
 
 def _folds(module: nn.Module, following: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     return (
-        isinstance(module, nn.Conv2d)
+        type(module) is nn.Conv2d
         and module.bias is None
         and isinstance(following, FrozenBatchNorm2d)
     )
@@ -54,8 +60,7 @@ def _folds(module: nn.Module, following: nn.Module | None) -> TypeGuard[nn.Conv2
 def _convolve_and_normalize(
     convolution: nn.Conv2d, norm: FrozenBatchNorm2d, features: Tensor
 ) -> Tensor:
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    shift = norm.bias - norm.running_mean * scale
+    scale, shift = scale_and_shift(norm)
     return nn.functional.conv2d(
         features,
         convolution.weight * scale[:, None, None, None],

@@ -7,12 +7,13 @@ differentiable and work in the dtype of what they are given.
 import copy
 import itertools
 from collections import Counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import FrozenBatchNorm2d
 
 from deformable_detr.layers.folding import FoldingSequential
 from deformable_detr.layers.norm import (
@@ -22,6 +23,7 @@ from deformable_detr.layers.norm import (
     uses_batch_statistics,
 )
 
+_Model = TypeVar("_Model", bound=nn.Module)
 OFFICIAL_NORM_EPS = 1e-5  # of the frozen batch norm of the official Deformable DETR
 
 
@@ -183,6 +185,26 @@ def as_official_conv_norm(weight: Tensor, bias: Tensor) -> tuple[Tensor, dict[st
     return weight, norm
 
 
+def with_official_norms(model: _Model) -> _Model:
+    """A copy of a fused model in which each convolution has a frozen batch norm behind it again.
+
+    The layout of the official Deformable DETR: what `fuse_model` made a bias is now the norm's.
+    `model` itself does not change; all other tensors of the copy are its own.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    unfused = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    for parent in list(unfused.modules()):
+        for conv_name, norm_name in conv_norm_pairs(parent):
+            conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
+            if type(conv) is nn.Conv2d and conv.bias is not None and type(norm) is nn.Identity:
+                _, state = as_official_conv_norm(conv.weight.detach(), conv.bias.detach())
+                official = FrozenBatchNorm2d(conv.out_channels, eps=OFFICIAL_NORM_EPS)
+                official.to(conv.bias).load_state_dict(state)
+                conv.bias = None
+                setattr(parent, norm_name, official)
+    return unfused
+
+
 def fuse_model(model: nn.Module) -> nn.Module:
     """A copy of `model` with each block fused, and each norm taken into its convolution.
 
@@ -198,7 +220,7 @@ def fuse_model(model: nn.Module) -> nn.Module:
     parents = list(fused.modules())
     places = Counter(id(child) for parent in parents for _, child in _children(parent))
     for parent in parents:
-        for conv_name, norm_name in _pairs_in(parent):
+        for conv_name, norm_name in conv_norm_pairs(parent):
             conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
             if type(conv) is nn.Conv2d and is_affine_norm(norm) and places[id(conv)] == 1:
                 _require_fixed(norm, f"{type(parent).__name__}.{norm_name}")
@@ -226,7 +248,7 @@ def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, child) for name, child in everywhere if name and "." not in name]
 
 
-def _pairs_in(parent: nn.Module) -> list[tuple[str, str]]:
+def conv_norm_pairs(parent: nn.Module) -> list[tuple[str, str]]:
     """Names of children of which the second gets what the first returns, and nothing else does.
 
     Told by the forward method, which a subclass may have replaced.

@@ -143,7 +143,7 @@ class DeformableTransformerDecoder(nn.Module):
             query = layer(query, queries.query_pos, reference_points, memory)
             head = index if self.box_refinement else 0
             boxes = boxes_from_offsets(self.box_heads[head](query), reference_points)
-            predictions.append(Predictions(self.class_heads[head](query), boxes))
+            predictions.append(Predictions(self.class_heads[head](query), boxes, query))
             if self.box_refinement:
                 reference_points = boxes.detach()
         return predictions

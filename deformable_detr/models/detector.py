@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from deformable_detr.layers.attention import MSDeformAttn
+from deformable_detr.layers.deform_conv import OffsetGenerator
+from deformable_detr.layers.deform_kernel import DeformKernelConv2d
 from deformable_detr.models.backbones.base import Backbone
 from deformable_detr.models.decoder import DeformableTransformerDecoder
 from deformable_detr.models.encoder import DeformableTransformerEncoder
 from deformable_detr.models.memory import MemoryBuilder
+from deformable_detr.models.mimicking import FeatureMimicking
 from deformable_detr.models.necks.base import Neck
 from deformable_detr.models.proposals import ProposalQueries
 from deformable_detr.models.queries import LearnedQueries
@@ -25,6 +28,7 @@ class DeformableDETR(nn.Module):
         encoder: memory -> memory.
         queries: memory -> queries; learned, or chosen from the memory (two-stage).
         decoder: queries and memory -> predictions of every layer.
+        mimicking: what training adds to the loss, or None; no part of the forward pass.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class DeformableDETR(nn.Module):
         encoder: DeformableTransformerEncoder,
         queries: LearnedQueries | ProposalQueries,
         decoder: DeformableTransformerDecoder,
+        mimicking: FeatureMimicking | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -44,6 +49,7 @@ class DeformableDETR(nn.Module):
         self.encoder = encoder
         self.queries = queries
         self.decoder = decoder
+        self.mimicking = mimicking
 
     def forward(self, images: ImageBatch | Sequence[Tensor]) -> ModelOutput:
         """Detect.
@@ -67,7 +73,8 @@ class DeformableDETR(nn.Module):
     def parameter_roles(self) -> dict[str, str]:
         """The role of every parameter, by name, from which its learning rate follows.
 
-        "backbone"; "sampling" for what places sampling and reference points; else "default".
+        "backbone"; "sampling" for what places sampling and reference points, or in the backbone
+        "backbone_sampling"; else "default".
         """
         roles = dict.fromkeys((name for name, _ in self.named_parameters()), "default")
         for module_name, module in self.named_modules():
@@ -78,8 +85,15 @@ class DeformableDETR(nn.Module):
                     part, role = "reference_points.", "sampling"
                 case Backbone():
                     part, role = "", "backbone"
+                case OffsetGenerator():
+                    part, role = "", "sampling"
+                case DeformKernelConv2d():
+                    part, role = "fc.", "sampling"
                 case _:
                     continue
             prefix = f"{module_name}.{part}"
-            roles.update({name: role for name in roles if name.startswith(prefix)})
+            for name in roles:
+                if name.startswith(prefix):
+                    # Modules come after those that they are in.
+                    roles[name] = f"backbone_{role}" if roles[name] == "backbone" else role
         return roles

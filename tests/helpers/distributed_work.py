@@ -37,7 +37,8 @@ from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import NonFiniteLossError, Validation, fit, train_step
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-VARIANTS = ("multi_scale", "two_stage")
+VARIANTS = ("multi_scale", "two_stage", "mimicking")
+MIMICKING = "model.mimicking={max_regions: 32, crop_size_px: 32}"
 COUNTS = (3, 0, 1, 2)  # objects in the four images of a step
 COUNTS_OF_EMPTY_RANK = (3, 1, 0, 0)  # the second of two processes gets the last two
 IMAGE_SIZE = 64
@@ -55,7 +56,10 @@ MAX_STEPS = 6
 
 def step_gradients(variant: str, dtype: str, counts: Sequence[int]) -> Tensor:
     """All gradients, in a row, of one step on four images, shared by the processes there are."""
-    model = small_detector(variant, *NO_DROPOUT, *SMALLER, num_classes=NUM_CLASSES)
+    overrides = [*NO_DROPOUT, *SMALLER]
+    if variant == "mimicking":
+        variant, overrides = "multi_scale", [*overrides, MIMICKING]
+    model = small_detector(variant, *overrides, num_classes=NUM_CLASSES)
     model = model.to(DTYPES[dtype])
     _perturb(model)
     state = TrainState(

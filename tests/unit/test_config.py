@@ -120,13 +120,13 @@ def test_kind_is_inherited_and_another_kind_drops_inherited_keys(tmp_path):
     assert other.model.backbone.freeze_up_to_stride == 4
 
 
-def test_bases_nest_two_deep_and_no_deeper(tmp_path):
-    for index in range(4):
+def test_bases_nest_three_deep_and_no_deeper(tmp_path):
+    for index in range(5):
         text = f"base: {index - 1}.yaml\n" if index else ""
         (tmp_path / f"{index}.yaml").write_text(text + f"train: {{seed: {index}}}")
-    assert load_config(tmp_path / "2.yaml").train.seed == 2
-    with pytest.raises(ConfigError, match=r"3\.yaml\.base: must nest at most 2 deep"):
-        load_config(tmp_path / "3.yaml")
+    assert load_config(tmp_path / "3.yaml").train.seed == 3
+    with pytest.raises(ConfigError, match=r"4\.yaml\.base: must nest at most 3 deep"):
+        load_config(tmp_path / "4.yaml")
 
 
 def test_an_unknown_name_lists_the_names_there_are():

@@ -19,6 +19,10 @@ class Backbone(nn.Module):
     channels: tuple[int, ...]
 
     @abstractmethod
+    def blocks(self) -> list[tuple[int, nn.Module]]:
+        """The parts in the order they run, each with the stride of the map behind it."""
+
+    @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W) normalised images -> one (N, channels, H_l, W_l) map a stride."""
 

@@ -76,13 +76,20 @@ class TimmBackbone(Backbone):
         self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_shift", shift.view(1, 3, 1, 1), persistent=False)
         self._channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
-        frozen_maps = [
-            info["module"]
-            for info in whole.feature_info.info
-            if info["reduction"] <= freeze_up_to_stride
-        ]
+        last_map = last_of_stride[out_strides[-1]]
+        self._maps = tuple((info["module"], info["reduction"]) for info in whole.feature_info.info)
+        self._maps = self._maps[: last_map + 1]
+        frozen_maps = [module for module, stride in self._maps if stride <= freeze_up_to_stride]
         if frozen_maps:
             freeze(_modules_up_to(self.body, frozen_maps[-1]))
+
+    def blocks(self) -> list[tuple[int, nn.Module]]:
+        """See `Backbone`."""
+        found: dict[nn.Module, int] = {}
+        for last, stride in self._maps:
+            for module in _modules_up_to(self.body, last):
+                found.setdefault(module, stride)
+        return [(stride, module) for module, stride in found.items()]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone`."""

@@ -50,7 +50,12 @@ class StagedBackbone(Backbone):
         self.strides = tuple(out_strides)
         self.channels = tuple(blocks[last_of_stride[stride]][3] for stride in out_strides)
         self.body = nn.ModuleDict({name: fold_frozen_norms(block) for name, block, _, _ in kept})
+        self._block_strides = tuple(stride for _, _, stride, _ in kept)
         freeze(block for _, block, stride, _ in kept if stride <= freeze_up_to_stride)
+
+    def blocks(self) -> list[tuple[int, nn.Module]]:
+        """See `Backbone`."""
+        return list(zip(self._block_strides, self.body.values(), strict=True))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone`."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from deformable_detr.models.necks.base import Neck
+from deformable_detr.models.necks.channel_mapper import ChannelMapper
 from deformable_detr.models.necks.level_fusion import (
     WEIGHT_CHANNELS,
     Activation,
@@ -118,28 +118,25 @@ class ASFF(nn.Module):
                     )
 
 
-class ASFFNeck(Neck):
-    """A neck whose pyramid goes through ASFF; masks and geometry stay as they are.
+class ASFFNeck(ChannelMapper):
+    """The paper's neck, whose maps then go through ASFF; masks and geometry stay as they are.
+
+    The mapper's parameters have the names that they have without the fusion.
 
     Args:
-        mapper: the neck before.
-        fusion: of as many levels.
+        channels: channels of the backbone's maps, finest first.
+        embed_dim: C, the fusion's channels.
+        fusion: of as many levels as the pyramid shall have.
 
     Raises:
-        ValueError: the numbers of levels differ.
+        ValueError: see `ChannelMapper`.
     """
 
-    def __init__(self, mapper: Neck, fusion: ASFF) -> None:
-        super().__init__()
-        if mapper.num_levels != fusion.num_levels:
-            raise ValueError(
-                f"fusion must have the mapper's {mapper.num_levels} levels, got {fusion.num_levels}"
-            )
-        self.num_levels = mapper.num_levels
-        self.mapper = mapper
+    def __init__(self, channels: Sequence[int], *, embed_dim: int, fusion: ASFF) -> None:
+        super().__init__(channels, embed_dim=embed_dim, num_levels=fusion.num_levels)
         self.fusion = fusion
 
     def forward(self, features: Sequence[Tensor], padding_mask: Tensor) -> Pyramid:
         """See `Neck`."""
-        pyramid = self.mapper(features, padding_mask)
+        pyramid = super().forward(features, padding_mask)
         return replace(pyramid, maps=self.fusion(pyramid.maps, pyramid.padding_masks))

@@ -38,7 +38,8 @@ def rich(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Detector:
     model = detector.model
     block = model.backbone.body["layer4"]
     model.backbone.body["layer4"] = nn.Sequential(block, Deformable(512), Deformable(512))
-    model.neck = ASFFNeck(model.neck, ASFF(64, 2))
+    channels = [projection.in_channels for projection in model.neck.projections]
+    model.neck = ASFFNeck(channels, embed_dim=64, fusion=ASFF(64, 2))
     model.eval()
     monkeypatch.setattr(Detector, "from_checkpoint", lambda *arguments: detector)
     return detector

@@ -8,12 +8,14 @@ import pytest
 import torch
 from helpers.coco_files import write_coco_set
 from helpers.command_line import CommandLine
+from helpers.foreign_files import small_config, write_foreign
 from helpers.small_run import SMALL_RUN, data_settings
 from helpers.tiny_checkpoint import CONFIG, LABEL_SPACE, write_checkpoint
 
 from deformable_detr.cli import training_run
 from deformable_detr.cli.finetuning import FinetuneSource
 from deformable_detr.config_io import load_config, to_yaml, validate_config
+from deformable_detr.conversion.coco_categories import COCO
 from deformable_detr.engine.checkpoint import load_checkpoint, save_checkpoint
 
 NEW_CATEGORIES = {2: "Tree", 5: "cat", 6: "house"}  # the old ones: cat, dog, tree
@@ -74,6 +76,30 @@ def test_a_run_starts_with_the_weights_of_the_file_and_says_so(
     assert "classes 2 kept: Tree, cat" in lines
     assert "classes 1 started anew: house" in lines
     assert "classes 1 of the file dropped: dog" in lines
+
+
+def test_a_run_starts_from_a_file_of_the_official_code(
+    run: CommandLine, data: list[str], tmp_path: Path
+) -> None:
+    """COCO's 80 classes of its 91 rows; of the new ones, the cat is the only one among them."""
+    source = write_foreign(tmp_path, "official", "two_stage")
+    config, folder = tmp_path / "official.yaml", tmp_path / "run"
+    config.write_text(to_yaml(small_config("two_stage")))
+    rates = "train.optimizer={lr: 1e-30, lr_backbone: 1e-30, lr_sampling: 1e-30, weight_decay: 0}"
+
+    code, err = train(run, config, folder, "--finetune-from", source, *data, rates)
+
+    assert code == 0, err
+    official = torch.load(source, weights_only=True)["model"]
+    new = load_checkpoint(folder / "last.pth")
+    assert new.origin == f"fine-tuned from {source} (official)"
+    cat = new.label_space.names.index("cat")
+    own = new.model["decoder.class_heads.0.weight"]
+    assert own[cat].equal(
+        official["class_embed.0.weight"][COCO.category_ids[COCO.names.index("cat")]]
+    )
+    objectness = new.model["queries.class_head.weight"]
+    assert objectness[0].equal(official["class_embed.3.weight"][0])
 
 
 def test_a_fine_tuned_run_resumes_without_any_other_file(

@@ -33,6 +33,7 @@ OFFICIAL = {
     "model.backbone.norm": "frozen_batch_norm",
     "model.backbone.freeze_up_to_stride": 4,  # conv1 and layer1
     "model.backbone.weights": "imagenet1k_v1",
+    "model.backbone.conv.kind": "plain",
     "model.backbone.out_strides": (8, 16, 32),
     "model.position.kind": "sine",  # position_embedding
     "model.neck.kind": "channel_mapper",

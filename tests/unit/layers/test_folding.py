@@ -42,3 +42,26 @@ def test_all_but_frozen_norms_behind_plain_convolutions_stay():
     before = nn.Sequential(FrozenBatchNorm2d(3), nn.Conv2d(3, 4, 1))
     for module in (trained, biased, before):
         assert fold_frozen_norms(module) is module
+
+
+class Doubling(nn.Conv2d):
+    """What only looks like a convolution."""
+
+    def forward(self, features):
+        return 2 * super().forward(features)
+
+
+def test_a_norm_is_left_out_only_where_a_plain_convolution_has_taken_it_in():
+    modules = (
+        Doubling(3, 4, 3, bias=False),
+        FrozenBatchNorm2d(4),
+        nn.ReLU(),
+        FrozenBatchNorm2d(4),
+        FrozenBatchNorm2d(4),
+        nn.Conv2d(4, 5, 1, bias=False),
+        FrozenBatchNorm2d(5),
+    )
+    plain = randomized(nn.Sequential(*modules))
+    features = torch.randn(1, 3, 6, 7, dtype=torch.float64)
+    torch.testing.assert_close(FoldingSequential(*modules)(features), plain(features))
+    assert fold_frozen_norms(plain) is plain

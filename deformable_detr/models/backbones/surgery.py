@@ -1,0 +1,202 @@
+"""Other convolutions in the place of a backbone's own, which keeps its pre-trained weights."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from deformable_detr.layers.branch_base import Statistics
+from deformable_detr.layers.branch_blocks import ACBlock, DiverseBranchBlock
+from deformable_detr.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
+from deformable_detr.layers.deform_kernel import DeformKernelConv2d, centered_scope_weight
+from deformable_detr.layers.norm import is_affine_norm
+from deformable_detr.layers.reparam import ReparameterizedBlock, conv_norm_pairs
+from deformable_detr.models.backbones.base import Backbone
+
+_Block = TypeVar("_Block", DeformConv2d, ModulatedDeformConv2d, DeformKernelConv2d)
+_REPLACEMENTS = (DeformConv2d, ModulatedDeformConv2d, DeformKernelConv2d, ReparameterizedBlock)
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What stands in for a convolution, and which ones it can stand in for.
+
+    Attributes:
+        make: from a convolution, and the norm behind it or None, a module that starts as them.
+        takes_norm: whether it takes in the norm, where one is known to follow; if not, `make`
+            gets None.
+        depthwise_only: whether it stands in for depthwise convolutions alone.
+    """
+
+    make: Callable[[nn.Conv2d, nn.Module | None], nn.Module]
+    takes_norm: bool = False
+    depthwise_only: bool = False
+
+
+def deform_conv(*, offset_groups: int = 1) -> Replacement:
+    """Deformable convolutions, version 1; they start as what they replace."""
+
+    def make(conv: nn.Conv2d, _: nn.Module | None) -> nn.Module:
+        block = DeformConv2d(*_geometry(conv), offset_groups=offset_groups)
+        return _with_parameters(block, conv.weight, conv.bias)
+
+    return Replacement(make)
+
+
+def modulated_deform_conv(*, offset_groups: int = 1, mask_scale: float = 2.0) -> Replacement:
+    """Deformable convolutions, version 2; with `mask_scale` 2 they start as what they replace."""
+
+    def make(conv: nn.Conv2d, _: nn.Module | None) -> nn.Module:
+        block = ModulatedDeformConv2d(
+            *_geometry(conv), offset_groups=offset_groups, mask_scale=mask_scale
+        )
+        return _with_parameters(block, conv.weight, conv.bias)
+
+    return Replacement(make)
+
+
+def ac_block(*, norm: Statistics = "frozen") -> Replacement:
+    """Asymmetric convolution blocks; they start as the convolution and its norm."""
+    return Replacement(functools.partial(ACBlock.from_conv_norm, norm=norm), takes_norm=True)
+
+
+def diverse_branch_block(*, norm: Statistics = "frozen") -> Replacement:
+    """Diverse branch blocks; they start as the convolution and its norm."""
+    make = functools.partial(DiverseBranchBlock.from_conv_norm, norm=norm)
+    return Replacement(make, takes_norm=True)
+
+
+def deform_kernel(
+    *, scope_size: int = 5, rotation_groups: int = 1, image_offsets: bool = False
+) -> Replacement:
+    """Deformable kernels for depthwise convolutions; they start as what they replace.
+
+    A scope that is larger by an even number holds the kernel as it is; see
+    `centered_scope_weight` for others.
+    """
+
+    def make(conv: nn.Conv2d, _: nn.Module | None) -> nn.Module:
+        block = DeformKernelConv2d(
+            *_geometry(conv),
+            scope_size=scope_size,
+            rotation_groups=rotation_groups,
+            image_offsets=image_offsets,
+        )
+        return _with_parameters(block, centered_scope_weight(conv.weight, scope_size), conv.bias)
+
+    return Replacement(make, depthwise_only=True)
+
+
+def replace_convs(
+    backbone: Backbone, replacement: Replacement, *, strides: Sequence[int] = (8, 16, 32)
+) -> list[str]:
+    """Replace the convolutions of odd size above 1 in the blocks of some strides, in place.
+
+    Those that are not trained stay, and with them frozen blocks.
+
+    Args:
+        backbone: already with its pre-trained weights.
+        replacement: what stands in.
+        strides: of the maps behind the blocks.
+
+    Returns:
+        The names of what was replaced.
+
+    Raises:
+        ValueError: the backbone has no such convolution or stride, one of them has been replaced
+            before, or cannot be; the backbone is unchanged.
+    """
+    blocks = backbone.blocks()
+    offered = sorted({stride for stride, _ in blocks})
+    if not strides or not set(strides) <= set(offered):
+        raise ValueError(
+            f"strides of replaced convolutions must be among {offered}, got {list(strides)}"
+        )
+    members = {
+        module for stride, block in blocks if stride in strides for module in block.modules()
+    }
+    inside = {name: module for name, module in backbone.named_modules() if module in members}
+    _require_first(inside)
+    convs = {
+        name: module
+        for name, module in inside.items()
+        if type(module) is nn.Conv2d and _is_replaceable(module, replacement)
+    }
+    if not convs:
+        kind = "depthwise convolution" if replacement.depthwise_only else "convolution"
+        raise ValueError(
+            f"backbone must have a trained {kind} of odd size above 1 at the strides "
+            f"{list(strides)}, got none; choose another backbone or a lower freeze_up_to_stride"
+        )
+    norms = _norms_behind(backbone) if replacement.takes_norm else {}
+    made = {name: _make(replacement, name, conv, norms) for name, conv in convs.items()}
+    for name, block in made.items():
+        backbone.set_submodule(name, block)
+        if convs[name] in norms:
+            backbone.set_submodule(norms[convs[name]][0], nn.Identity())
+    return list(made)
+
+
+def _require_first(modules: Mapping[str, nn.Module]) -> None:
+    """Refuse to replace twice: an offset has no meaning for the branches of a block."""
+    for name, module in modules.items():
+        if isinstance(module, _REPLACEMENTS):
+            raise ValueError(
+                f"each convolution must be replaced at most once, got {type(module).__name__} "
+                f"at {name}; choose one kind, or other strides"
+            )
+
+
+def _is_replaceable(conv: nn.Conv2d, replacement: Replacement) -> bool:
+    is_depthwise = conv.in_channels == conv.out_channels == conv.groups
+    is_odd = all(size > 1 and size % 2 for size in conv.kernel_size)
+    is_trained = conv.weight.requires_grad
+    return is_odd and is_trained and (is_depthwise or not replacement.depthwise_only)
+
+
+def _norms_behind(backbone: Backbone) -> dict[nn.Module, tuple[str, nn.Module]]:
+    """Of each convolution that a norm is known to follow, the norm and its name."""
+    found: dict[nn.Module, tuple[str, nn.Module]] = {}
+    for parent_name, parent in backbone.named_modules():
+        for conv_name, norm_name in conv_norm_pairs(parent):
+            norm = getattr(parent, norm_name)
+            if is_affine_norm(norm):
+                found[getattr(parent, conv_name)] = (f"{parent_name}.{norm_name}", norm)
+    return found
+
+
+def _make(
+    replacement: Replacement,
+    name: str,
+    conv: nn.Conv2d,
+    norms: Mapping[nn.Module, tuple[str, nn.Module]],
+) -> nn.Module:
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        raise ValueError(
+            f"padding of {name} must be a number of zeros to be replaced, got "
+            f"{conv.padding!r} of {conv.padding_mode}"
+        )
+    _, norm = norms.get(conv, ("", None))
+    try:
+        block = replacement.make(conv, norm)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be replaced: {error}") from error
+    return block.to(conv.weight.device, conv.weight.dtype).train(conv.training)
+
+
+@torch.no_grad()
+def _with_parameters(block: _Block, weight: Tensor, bias: Tensor | None) -> _Block:
+    block.weight.copy_(weight)
+    if block.bias is not None and bias is not None:
+        block.bias.copy_(bias)
+    return block
+
+
+def _geometry(conv: nn.Conv2d) -> tuple[Any, ...]:
+    """The arguments of `nn.Conv2d` that the replacements have too."""
+    shape = (conv.in_channels, conv.out_channels, conv.kernel_size)
+    window = (conv.stride, conv.padding, conv.dilation)
+    return (*shape, *window, conv.groups, conv.bias is not None)

@@ -1,0 +1,40 @@
+"""A neck whose levels go through depthwise deformable kernels."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from deformable_detr.layers.deform_kernel import DeformKernelResidual
+from deformable_detr.models.necks.channel_mapper import ChannelMapper
+from deformable_detr.structures import Pyramid
+
+
+class DeformKernelNeck(ChannelMapper):
+    """The paper's neck, and a `DeformKernelResidual` on each of its maps; starts as the former.
+
+    The mapper's parameters have the names that they have without the residuals.
+
+    Args:
+        channels: channels of the backbone's maps, finest first.
+        embed_dim: C.
+        num_levels: L, at least the number of maps.
+        scope_size: of the deformable kernels, whose 3x3 taps read from it.
+
+    Raises:
+        ValueError: see `ChannelMapper`; or the scope is smaller than the kernel.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], *, embed_dim: int, num_levels: int, scope_size: int = 4
+    ) -> None:
+        super().__init__(channels, embed_dim=embed_dim, num_levels=num_levels)
+        self.residuals = nn.ModuleList(
+            DeformKernelResidual(embed_dim, scope_size=scope_size) for _ in range(num_levels)
+        )
+
+    def forward(self, features: Sequence[Tensor], padding_mask: Tensor) -> Pyramid:
+        """See `Neck`."""
+        pyramid = super().forward(features, padding_mask)
+        maps = zip(self.residuals, pyramid.maps, strict=True)
+        return replace(pyramid, maps=tuple(residual(features) for residual, features in maps))

@@ -1,0 +1,92 @@
+"""Fused backbones in the official layout, in transformers' model and in onnxruntime."""
+
+import pytest
+import torch
+from helpers.branch_blocks import randomize
+from helpers.models import randomize_weights
+from torch import nn
+
+from deformable_detr.build import build_model
+from deformable_detr.config_io import load_config
+from deformable_detr.conversion.weights import export_weights, import_weights
+from deformable_detr.layers.reparam import ReparameterizedBlock, fuse_model
+from deformable_detr.models.backbones.surgery import (
+    ac_block,
+    diverse_branch_block,
+    modulated_deform_conv,
+    replace_convs,
+)
+from deformable_detr.models.backbones.torchvision_adapter import build_resnet
+
+BASE_PARAMETERS = 40_069_665  # official repository, 91 classes
+EXTRA = "install the extra 'export'"
+BLOCKS = {"acb": ac_block(), "dbb": diverse_branch_block()}
+
+
+@torch.no_grad()
+def trained_like(network: nn.Module) -> nn.Module:
+    """Every branch of every block contributes, and features stay of a sane size."""
+    for block in network.modules():
+        if isinstance(block, ReparameterizedBlock):
+            randomize(block)
+    for name, tensor in network.state_dict().items():
+        if name.endswith("bn3.weight"):
+            tensor.mul_(0.3)
+    return network.eval()
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+@torch.no_grad()
+def test_a_fused_detector_in_the_official_layout_is_the_plain_model(kind):
+    config = load_config("deformable_detr_r50", ["model.backbone.weights=none"])
+    torch.manual_seed(0)
+    plain = build_model(config, num_classes=91).eval()
+    model = build_model(config, num_classes=91)
+    randomize_weights(model)
+    replace_convs(model.backbone, BLOCKS[kind])
+    trained_like(model)
+    with pytest.raises(ValueError, match="must have parts that official has too, got backbone"):
+        export_weights(model, to="official")
+    fused = fuse_model(model)
+    before = list(fused.state_dict())
+    exported = export_weights(fused, to="official")
+    assert list(fused.state_dict()) == before
+    assert list(exported) == list(export_weights(plain, to="official"))
+    import_weights(plain, exported, source="official")
+    assert sum(parameter.numel() for parameter in plain.parameters()) == BASE_PARAMETERS
+    images = [torch.randn(3, 64, 96)]
+    wanted = model(images).last
+    assert wanted.logits.std() > 0.01
+    for network in (fused, plain):
+        result = network(images).last
+        assert (result.boxes - wanted.boxes).abs().max() < 1e-4
+        assert (result.logits - wanted.logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", [*BLOCKS, "dcn"])
+@torch.no_grad()
+def test_a_backbone_up_to_stride_8_runs_in_onnxruntime_in_training_form_and_fused(kind):
+    pytest.importorskip("onnxscript", reason=EXTRA)
+    onnxruntime = pytest.importorskip("onnxruntime", reason=EXTRA)
+    torch.manual_seed(0)
+    backbone = build_resnet(18, out_strides=(8,))
+    randomize_weights(backbone)
+    replacement = {**BLOCKS, "dcn": modulated_deform_conv()}[kind]
+    replace_convs(backbone, replacement, strides=(8,))
+    trained_like(backbone)
+    for name, tensor in backbone.state_dict().items():
+        if ".conv_offset." in name:
+            tensor.normal_(std=0.02)
+    images = [torch.randn(1, 3, 64, 64) for _ in range(3)]
+    for form in (backbone, fuse_model(backbone)):
+        exported = torch.onnx.export(
+            form, (images[0],), dynamo=True, opset_version=20, verbose=False
+        )
+        session = onnxruntime.InferenceSession(
+            exported.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        name = session.get_inputs()[0].name
+        for image in images:
+            results = session.run(None, {name: image.numpy()})
+            for result, wanted in zip(results, backbone(image), strict=True):
+                assert (torch.from_numpy(result) - wanted).abs().max() < 1e-4 * wanted.abs().max()
