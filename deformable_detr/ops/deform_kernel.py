@@ -51,14 +51,16 @@ def deform_kernel_conv2d(
     _check(x, weight, rotation, image_offsets, geometry)
     compute_dtype = torch.promote_types(x.dtype, weight.dtype)
     compute_dtype = torch.promote_types(compute_dtype, torch.float32)
-    tensors = [tensor.to(compute_dtype) for tensor in (x, weight, rotation)]
+    values, scope, turns = (tensor.to(compute_dtype) for tensor in (x, weight, rotation))
     offsets = None if image_offsets is None else image_offsets.to(compute_dtype)
     # An exported graph holds plain operators, to which neither fast path translates.
     is_plain = torch.compiler.is_exporting()
     if not is_plain and offsets is None and native.can_serve(x.device, compute_dtype):
-        return native.deform_kernel_conv2d(*tensors, geometry, clip_to_scope).to(x.dtype)
+        return native.deform_kernel_conv2d(values, scope, turns, geometry, clip_to_scope).to(
+            x.dtype
+        )
     compute = deform_kernel_conv2d_core_pytorch if is_plain else deform_kernel_conv2d_by_products
-    output = compute(*tensors, offsets, geometry=geometry, clip_to_scope=clip_to_scope)
+    output = compute(values, scope, turns, offsets, geometry=geometry, clip_to_scope=clip_to_scope)
     return output.to(x.dtype)
 
 
