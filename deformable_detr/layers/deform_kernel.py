@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from deformable_detr.layers.deform_conv import OffsetGenerator
 from deformable_detr.layers.precision import at_least_float32
-from deformable_detr.ops.deform_kernel import deform_kernel_conv2d, sample_scope, tent
+from deformable_detr.ops.deform_kernel import deform_kernel_conv2d, sample_scope
 from deformable_detr.ops.sum_of_taps import ConvGeometry, Pair
+from deformable_detr.ops.tents import tent
 
 DeformKernelMode = Literal["local", "global"]
 

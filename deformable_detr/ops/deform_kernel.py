@@ -1,16 +1,15 @@
 """Deformable kernels: a convolution whose taps are read from a larger kernel, the scope.
 
-The fast path and, beside it, the plain reference that it is tested against.
+The fast paths and, beside them, the plain reference that they are tested against.
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from deformable_detr.ops import native_deform_kernel as native
 from deformable_detr.ops.sum_of_taps import ConvGeometry, Pair, sampled_taps, sum_of_taps
+from deformable_detr.ops.tents import Tent, tent
 
 
 def deform_kernel_conv2d(
@@ -52,32 +51,32 @@ def deform_kernel_conv2d(
     _check(x, weight, rotation, image_offsets, geometry)
     compute_dtype = torch.promote_types(x.dtype, weight.dtype)
     compute_dtype = torch.promote_types(compute_dtype, torch.float32)
-    # An exported graph holds plain operators, to which the fast path's views do not translate.
+    values, scope, turns = (tensor.to(compute_dtype) for tensor in (x, weight, rotation))
+    offsets = None if image_offsets is None else image_offsets.to(compute_dtype)
+    # An exported graph holds plain operators, to which neither fast path translates.
     is_plain = torch.compiler.is_exporting()
-    compute = deform_kernel_conv2d_core_pytorch if is_plain else _deform_kernel_conv2d
-    output = compute(
-        x.to(compute_dtype),
-        weight.to(compute_dtype),
-        rotation.to(compute_dtype),
-        None if image_offsets is None else image_offsets.to(compute_dtype),
-        geometry=geometry,
-        clip_to_scope=clip_to_scope,
-    )
+    if not is_plain and offsets is None and native.can_serve(x.device, compute_dtype):
+        return native.deform_kernel_conv2d(values, scope, turns, geometry, clip_to_scope).to(
+            x.dtype
+        )
+    compute = deform_kernel_conv2d_core_pytorch if is_plain else deform_kernel_conv2d_by_products
+    output = compute(values, scope, turns, offsets, geometry=geometry, clip_to_scope=clip_to_scope)
     return output.to(x.dtype)
 
 
-def _deform_kernel_conv2d(
+def deform_kernel_conv2d_by_products(
     x: Tensor,
     weight: Tensor,
     rotation: Tensor,
-    image_offsets: Tensor | None,
+    image_offsets: Tensor | None = None,
     *,
     geometry: ConvGeometry,
-    clip_to_scope: bool,
+    clip_to_scope: bool = True,
 ) -> Tensor:
+    """See `deform_kernel_conv2d`; where there is no compiled operator, or with image offsets."""
     scope = _scope_size(weight)
     rows, columns = kernel_coordinates(rotation, scope, geometry, clip_to_scope=clip_to_scope)
-    tents = (_Tent.apply(rows, scope[0]), _Tent.apply(columns, scope[1]))
+    tents = (Tent.apply(rows, scope[0]), Tent.apply(columns, scope[1]))
     if image_offsets is None:
         return sum_of_taps(x, weight.flatten(1), *tents, geometry)
     return sum_of_taps(sampled_taps(x, image_offsets, geometry), weight.flatten(1), *tents, None)
@@ -168,38 +167,6 @@ def sample_scope(
     return kernels.reshape(N, C, *kernel_size)
 
 
-def tent(coordinates: Tensor, size: int) -> Tensor:
-    """How much of each of `size` cells a bilinear sample takes: max(0, 1 - |coordinate - cell|).
-
-    The derivative on a cell's centre is the one from above, and on the last one from below, so
-    that a sample at the scope's edge is drawn inwards or not at all.
-
-    Args:
-        coordinates: (N, R, ...), the first cell's centre at 0.
-        size: number of cells.
-
-    Returns:
-        (N, R, size, ...).
-    """
-    low = _low_cells(coordinates, size)
-    high_share = (coordinates - low).unsqueeze(2)
-    steps = _cells_of_axis(coordinates, size) - low.unsqueeze(2)
-    nothing = coordinates.new_zeros(())
-    return torch.where(steps == 0, 1 - high_share, torch.where(steps == 1, high_share, nothing))
-
-
-def _low_cells(coordinates: Tensor, size: int) -> Tensor:
-    """The lower of the two cells that a sample lies between, as a float."""
-    coordinates = coordinates.detach()
-    return torch.where(coordinates == size - 1, size - 2, coordinates.floor())
-
-
-def _cells_of_axis(coordinates: Tensor, size: int) -> Tensor:
-    """The cells' own coordinates, along the axis that `tent` adds."""
-    cells = torch.arange(size, device=coordinates.device, dtype=coordinates.dtype)
-    return cells.view(-1, *[1] * (coordinates.ndim - 2))
-
-
 def _scope_size(weight: Tensor) -> Pair:
     return weight.shape[2], weight.shape[3]
 
@@ -239,30 +206,6 @@ def _cells(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     index = index[:, None].expand(N, C, -1, -1)
     cells = x.flatten(2).gather(2, index.flatten(2)).view(index.shape)
     return cells * is_inside[:, None]
-
-
-class _Tent(torch.autograd.Function):
-    """`tent` in few passes over memory."""
-
-    @staticmethod
-    def forward(ctx: Any, coordinates: Tensor, size: int) -> Tensor:
-        ctx.size = size
-        ctx.save_for_backward(coordinates)
-        distances = coordinates.unsqueeze(2) - _cells_of_axis(coordinates, size)
-        return distances.abs_().neg_().add_(1).clamp_(min=0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_tents: Tensor) -> tuple[Tensor, None]:
-        (coordinates,) = ctx.saved_tensors
-        low = _low_cells(coordinates, ctx.size).clamp_(-2, ctx.size).long()
-        return _grad_of_cell(grad_tents, low + 1) - _grad_of_cell(grad_tents, low), None
-
-
-def _grad_of_cell(grad_tents: Tensor, cells: Tensor) -> Tensor:
-    size = grad_tents.shape[2]
-    grad = grad_tents.gather(2, cells.clamp(0, size - 1).unsqueeze(2)).squeeze(2)
-    return grad * ((cells >= 0) & (cells < size))
 
 
 def _check(

@@ -18,6 +18,13 @@ STABLE_TORCH_LIBRARY(deformable_detr, m) {
       "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] level_shapes, "
       "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
       "bool needs_reference_grad, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
+  // geometry: (height, width) of kernel, stride, padding and dilation, eight numbers.
+  m.def(
+      "deform_kernel_conv2d(Tensor x, Tensor weight, Tensor rotation, int[] geometry, "
+      "bool clip_to_scope) -> Tensor");
+  m.def(
+      "deform_kernel_conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor rotation, "
+      "int[] geometry, bool clip_to_scope) -> (Tensor, Tensor, Tensor)");
   m.def("cpu_capability(int index) -> str");
 }
 

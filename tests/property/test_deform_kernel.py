@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from deformable_detr.ops.deform_kernel import (
     deform_kernel_conv2d,
+    deform_kernel_conv2d_by_products,
     deform_kernel_conv2d_core_pytorch,
 )
 from deformable_detr.ops.sum_of_taps import ConvGeometry
@@ -40,11 +41,12 @@ def calls(draw):
 
 
 @given(calls())
-def test_the_fast_path_is_the_reference_with_all_its_gradients(call):
+def test_the_fast_paths_are_the_reference_with_all_its_gradients(call):
     tensors, geometry, clip_to_scope = call
     options = {"geometry": geometry, "clip_to_scope": clip_to_scope}
     expected, expected_gradients = gradients(deform_kernel_conv2d_core_pytorch, tensors, **options)
-    actual, actual_gradients = gradients(deform_kernel_conv2d, tensors, **options)
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
-    for one, other in zip(actual_gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+    for function in (deform_kernel_conv2d, deform_kernel_conv2d_by_products):
+        actual, actual_gradients = gradients(function, tensors, **options)
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+        for one, other in zip(actual_gradients, expected_gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)

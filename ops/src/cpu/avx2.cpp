@@ -26,6 +26,7 @@ namespace {
 using deformable_detr::BFloat16;
 using deformable_detr::Half;
 
+#include "deform_kernel.h"
 #include "unit.h"
 
 struct Avx2 {
@@ -228,7 +229,8 @@ const Kernels kAvx2Kernels = {
     "AVX2",
     Avx2::kLanes,
     {forward<Avx2, float>, forward<Avx2, Half>, forward<Avx2, BFloat16, BFloat16Rows>},
-    {backward<Avx2, float>, backward<Avx2, Half>, backward<Avx2, BFloat16>}};
+    {backward<Avx2, float>, backward<Avx2, Half>, backward<Avx2, BFloat16>},
+    {kDeformKernels<Avx2>}};
 
 }  // namespace deformable_detr
 

@@ -28,6 +28,7 @@ namespace {
 using deformable_detr::BFloat16;
 using deformable_detr::Half;
 
+#include "deform_kernel.h"
 #include "unit.h"
 
 struct Avx512 {
@@ -198,7 +199,8 @@ const Kernels kAvx512Kernels = {
     "AVX-512",
     Avx512::kLanes,
     {forward<Avx512, float>, forward<Avx512, Half>, forward<Avx512, BFloat16, BFloat16Rows>},
-    {backward<Avx512, float>, backward<Avx512, Half>, backward<Avx512, BFloat16>}};
+    {backward<Avx512, float>, backward<Avx512, Half>, backward<Avx512, BFloat16>},
+    {kDeformKernels<Avx512>}};
 
 }  // namespace deformable_detr
 

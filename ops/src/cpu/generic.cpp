@@ -16,6 +16,7 @@ namespace {
 using deformable_detr::BFloat16;
 using deformable_detr::Half;
 
+#include "deform_kernel.h"
 #include "unit.h"
 
 inline float to_float(float number) { return number; }
@@ -207,6 +208,7 @@ const Kernels kGenericKernels = {"generic",
                                  {forward<Floats, float>, forward<Floats, Half>,
                                   forward<Floats, BFloat16>, forward<Doubles, double>},
                                  {backward<Floats, float>, backward<Floats, Half>,
-                                  backward<Floats, BFloat16>, backward<Doubles, double>}};
+                                  backward<Floats, BFloat16>, backward<Doubles, double>},
+                                 {kDeformKernels<Floats>, kDeformKernels<Doubles>}};
 
 }  // namespace deformable_detr

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../dims.h"
+#include "deform_kernel_call.h"
 
 namespace deformable_detr {
 
@@ -56,6 +57,7 @@ struct Kernels {
   const char* name;
   int64_t lanes;  // of a vector
   Function forward[4], backward[4];
+  DeformKernels deform_kernels[2];  // of float and double
 };
 
 // The kernels for any processor, and the only ones for kFloat64.
@@ -65,6 +67,9 @@ extern const Kernels kGenericKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 #endif
+
+// Those in use.
+const Kernels& kernels_for(ValueType type);
 
 // Whether a packed copy of value would cost more than the few samples gain from it. Rows that are
 // no whole vectors are only read from the packed copy, where they are filled up; and the backward

@@ -105,10 +105,6 @@ ValueType value_type(const Tensor& value) {
   }
 }
 
-const Kernels& kernels_for(ValueType type) {
-  return type == kFloat64 ? kGenericKernels : *chosen_kernels().load();
-}
-
 Call make_call(const Arguments& arguments) {
   // Cells are counted in 32 bits; the packed copy's border adds at most as many again.
   STD_TORCH_CHECK(arguments.dims.S < (int64_t{1} << 29),
@@ -254,6 +250,10 @@ std::string cpu_capability(int64_t index) {
 }
 
 }  // namespace
+
+const Kernels& kernels_for(ValueType type) {
+  return type == kFloat64 ? kGenericKernels : *chosen_kernels().load();
+}
 
 std::byte* thread_scratch(int64_t bytes) {
   thread_local Scratch scratch;

@@ -5,13 +5,18 @@ from helpers.deform_kernel_oracle import deform_kernel_by_loops, gradients, rand
 from deformable_detr.ops import sum_of_taps
 from deformable_detr.ops.deform_kernel import (
     deform_kernel_conv2d,
+    deform_kernel_conv2d_by_products,
     deform_kernel_conv2d_core_pytorch,
     kernel_coordinates,
     sample_scope,
 )
 from deformable_detr.ops.sum_of_taps import ConvGeometry
 
-BOTH = [deform_kernel_conv2d, deform_kernel_conv2d_core_pytorch]
+PATHS = [
+    deform_kernel_conv2d,
+    deform_kernel_conv2d_by_products,
+    deform_kernel_conv2d_core_pytorch,
+]
 SAME = ConvGeometry((3, 3), padding=(1, 1))
 UNEVEN = ConvGeometry((3, 2), stride=(2, 1), padding=(2, 1), dilation=(1, 2))
 
@@ -73,7 +78,7 @@ def test_clipping_keeps_every_coordinate_in_the_scope_of_its_axis():
 @pytest.mark.parametrize("clip_to_scope", [False, True])
 @pytest.mark.parametrize("image_offsets", [False, True])
 @pytest.mark.parametrize("geometry", [SAME, UNEVEN])
-@pytest.mark.parametrize("function", BOTH)
+@pytest.mark.parametrize("function", PATHS)
 def test_agrees_with_loops(function, geometry, image_offsets, clip_to_scope):
     # Offsets reach far out of scope and map; two groups of four channels show c % R.
     tensors = random_call(
@@ -86,7 +91,7 @@ def test_agrees_with_loops(function, geometry, image_offsets, clip_to_scope):
     assert_same(function(*[tensor.float() for tensor in given], **options).double(), expected, 1e-5)
 
 
-@pytest.mark.parametrize("function", BOTH)
+@pytest.mark.parametrize("function", PATHS)
 def test_channel_c_has_the_rotations_of_group_c_modulo_the_groups(function):
     x, weight, rotation = random_call(SAME, channels=6, groups=3)
     together = function(x, weight, rotation, geometry=SAME)
@@ -98,7 +103,7 @@ def test_channel_c_has_the_rotations_of_group_c_modulo_the_groups(function):
 
 
 @pytest.mark.parametrize("image_offsets", [False, True])
-@pytest.mark.parametrize("function", BOTH)
+@pytest.mark.parametrize("function", PATHS)
 def test_gradients_agree_with_finite_differences(function, image_offsets):
     geometry = ConvGeometry((2, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2))
     tensors = random_call(
@@ -135,7 +140,7 @@ def test_both_paths_have_the_same_gradients_at_zero_offsets(scope, image_offsets
 
 
 @pytest.mark.parametrize("clip_to_scope", [False, True])
-@pytest.mark.parametrize("function", BOTH)
+@pytest.mark.parametrize("function", PATHS)
 @pytest.mark.parametrize(
     ("column", "slope"), [(0.0, 9.0), (1.0, 90.0), (2.0, 90.0), (-0.5, 1.0), (2.5, -100.0)]
 )
@@ -155,9 +160,11 @@ def test_the_derivative_on_a_cell_is_from_above_and_on_the_last_from_below(
 @pytest.mark.parametrize("image_offsets", [False, True])
 def test_channels_taken_in_parts_give_the_same(image_offsets, monkeypatch):
     tensors = random_call(SAME, channels=10, groups=2, image_offsets=image_offsets)
-    expected, expected_gradients = gradients(deform_kernel_conv2d, tensors, geometry=SAME)
+    expected, expected_gradients = gradients(
+        deform_kernel_conv2d_by_products, tensors, geometry=SAME
+    )
     monkeypatch.setattr(sum_of_taps, "_CPU_CHUNK_ELEMENTS", 3 * 9 * 6 * 7)  # three, then two
-    actual, actual_gradients = gradients(deform_kernel_conv2d, tensors, geometry=SAME)
+    actual, actual_gradients = gradients(deform_kernel_conv2d_by_products, tensors, geometry=SAME)
     assert_same(actual, expected, 1e-12)
     for one, other in zip(actual_gradients, expected_gradients, strict=True):
         assert_same(one, other, 1e-12)

@@ -1,0 +1,65 @@
+"""The shares that a linear sample takes of cells in a row."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def tent(coordinates: Tensor, size: int) -> Tensor:
+    """How much of each of `size` cells a bilinear sample takes: max(0, 1 - |coordinate - cell|).
+
+    The derivative on a cell's centre is the one from above, and on the last one from below, so
+    that a sample at the scope's edge is drawn inwards or not at all.
+
+    Args:
+        coordinates: (N, R, ...), the first cell's centre at 0.
+        size: number of cells.
+
+    Returns:
+        (N, R, size, ...).
+    """
+    low = _low_cells(coordinates, size)
+    high_share = (coordinates - low).unsqueeze(2)
+    steps = _cells_of_axis(coordinates, size) - low.unsqueeze(2)
+    nothing = coordinates.new_zeros(())
+    return torch.where(steps == 0, 1 - high_share, torch.where(steps == 1, high_share, nothing))
+
+
+def _low_cells(coordinates: Tensor, size: int) -> Tensor:
+    """The lower of the two cells that a sample lies between, as a float."""
+    coordinates = coordinates.detach()
+    return torch.where(coordinates == size - 1, size - 2, coordinates.floor())
+
+
+def _cells_of_axis(coordinates: Tensor, size: int) -> Tensor:
+    """The cells' own coordinates, along the axis that `tent` adds."""
+    cells = torch.arange(size, device=coordinates.device, dtype=coordinates.dtype)
+    return cells.view(-1, *[1] * (coordinates.ndim - 2))
+
+
+class Tent(torch.autograd.Function):
+    """`tent` in few passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, coordinates: Tensor, size: int) -> Tensor:
+        """The shares."""
+        ctx.size = size
+        ctx.save_for_backward(coordinates)
+        distances = coordinates.unsqueeze(2) - _cells_of_axis(coordinates, size)
+        return distances.abs_().neg_().add_(1).clamp_(min=0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_tents: Tensor) -> tuple[Tensor, None]:
+        """The gradient of the coordinates."""
+        (coordinates,) = ctx.saved_tensors
+        low = _low_cells(coordinates, ctx.size).clamp_(-2, ctx.size).long()
+        return _grad_of_cell(grad_tents, low + 1) - _grad_of_cell(grad_tents, low), None
+
+
+def _grad_of_cell(grad_tents: Tensor, cells: Tensor) -> Tensor:
+    size = grad_tents.shape[2]
+    grad = grad_tents.gather(2, cells.clamp(0, size - 1).unsqueeze(2)).squeeze(2)
+    return grad * ((cells >= 0) & (cells < size))
