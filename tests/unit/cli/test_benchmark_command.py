@@ -121,3 +121,12 @@ def test_an_unknown_shape_is_wrong_usage(run: CommandLine) -> None:
 
     assert outcome.code == 2
     assert "encoder" in outcome.err
+
+
+def test_deformable_kernels_are_timed_beside_their_reference(run: CommandLine) -> None:
+    outcome = run("benchmark", "deform-kernel", "--rounds", "2")
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert "MFLOP" in lines[0]
+    assert [line.split()[0] for line in lines[1:]] == ["wall"] * 3 + ["processor"] * 3
+    assert float(lines[-1].split()[1]) > 0
