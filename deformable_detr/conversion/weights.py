@@ -20,7 +20,7 @@ from deformable_detr.conversion.sources import SOURCES, layout_of, recognize
 from deformable_detr.conversion.structure import structure_of_model
 from deformable_detr.conversion.translate import Translation, clean, to_ours, to_theirs
 from deformable_detr.labels import LabelSpace
-from deformable_detr.layers.reparam import with_official_norms
+from deformable_detr.layers.reparam import ReparameterizedBlock, with_official_norms
 from deformable_detr.models.detector import DeformableDETR
 
 _COUNTER = "num_batches_tracked"
@@ -192,6 +192,12 @@ def export_weights(
     """
     if to == "native":
         return _weights_of(model)
+    blocks = sum(isinstance(module, ReparameterizedBlock) for module in model.modules())
+    if blocks:
+        raise ValueError(
+            f"model must be fused for the layout of {to}, got {blocks} re-parameterised blocks; "
+            "give fuse_model(model)"
+        )
     layout, structure = layout_of(to), structure_of_model(model)
     state = _weights_of(with_official_norms(model), of_training=False)
     if to == "official":

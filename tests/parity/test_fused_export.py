@@ -4,6 +4,13 @@ import pytest
 import torch
 from helpers.branch_blocks import randomize
 from helpers.models import randomize_weights
+from helpers.transformers_oracle import (
+    NUM_CLASSES,
+    NUM_LAYERS,
+    NUM_QUERIES,
+    build_oracle,
+    oracle_output,
+)
 from torch import nn
 
 from deformable_detr.build import build_model
@@ -17,6 +24,7 @@ from deformable_detr.models.backbones.surgery import (
     replace_convs,
 )
 from deformable_detr.models.backbones.torchvision_adapter import build_resnet
+from deformable_detr.structures import ImageBatch
 
 BASE_PARAMETERS = 40_069_665  # official repository, 91 classes
 EXTRA = "install the extra 'export'"
@@ -45,7 +53,7 @@ def test_a_fused_detector_in_the_official_layout_is_the_plain_model(kind):
     randomize_weights(model)
     replace_convs(model.backbone, BLOCKS[kind])
     trained_like(model)
-    with pytest.raises(ValueError, match="must have parts that official has too, got backbone"):
+    with pytest.raises(ValueError, match="must be fused for the layout of official, got 13"):
         export_weights(model, to="official")
     fused = fuse_model(model)
     before = list(fused.state_dict())
@@ -61,6 +69,28 @@ def test_a_fused_detector_in_the_official_layout_is_the_plain_model(kind):
         result = network(images).last
         assert (result.boxes - wanted.boxes).abs().max() < 1e-4
         assert (result.logits - wanted.logits).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_a_fused_detector_runs_in_the_model_of_transformers():
+    overrides = [
+        "model.backbone.weights=none",
+        f"model.encoder.num_layers={NUM_LAYERS}",
+        f"model.decoder.num_layers={NUM_LAYERS}",
+        f"model.queries.num_queries={NUM_QUERIES}",
+    ]
+    model = build_model(load_config("deformable_detr_r50", overrides), num_classes=NUM_CLASSES)
+    randomize_weights(model)
+    replace_convs(model.backbone, BLOCKS["dbb"])
+    trained_like(model)
+    oracle = build_oracle()
+    oracle.load_state_dict(export_weights(fuse_model(model), to="transformers"), strict=True)
+    images = [torch.randn(3, 64, 96), torch.randn(3, 80, 70)]
+    found = oracle_output(oracle, ImageBatch.from_images(images)).last
+    wanted = model(images).last
+    assert wanted.logits.std() > 0.01
+    assert (found.logits - wanted.logits).abs().max() < 1e-4
+    assert (found.boxes - wanted.boxes).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", [*BLOCKS, "dcn"])
