@@ -51,6 +51,7 @@ OFFICIAL = {
     "model.decoder.box_refinement": False,  # with_box_refine
     "model.queries.kind": "learned",  # two_stage is off
     "model.queries.num_queries": 300,  # num_queries
+    "model.mimicking": None,  # no such part
     "loss.class_cost": 2.0,  # set_cost_class
     "loss.l1_cost": 5.0,  # set_cost_bbox
     "loss.giou_cost": 2.0,  # set_cost_giou
