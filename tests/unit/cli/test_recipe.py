@@ -219,6 +219,7 @@ def test_every_setting_of_the_recipe_is_changed_in_this_test():
         "model.backbone.dilation",
         "model.backbone.out_strides",
         "model.decoder.box_refinement",
+        "model.mimicking",  # a part of several settings, as kinds have; see below
     }
     assert CHANGED.keys() == OFFICIAL.keys() - kinds - of_the_variant - FREE_SETTINGS
 
@@ -251,3 +252,14 @@ def test_another_kind_is_named_with_its_own_settings():
 
 def test_the_baseline_is_what_a_run_without_a_file_would_be():
     assert nearest_recipe(RunConfig()) == ("deformable_detr_r50", [])
+
+
+def test_a_part_that_the_recipe_does_not_have_is_named():
+    config = load_config("deformable_detr_r50", ["model.mimicking={max_regions: 8}"])
+    assert nearest_recipe(config) == (
+        "deformable_detr_r50",
+        [
+            "model.mimicking.max_regions is 8, the recipe has no such setting",
+            "model.mimicking.crop_size_px is 224, the recipe has no such setting",
+        ],
+    )
