@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_OUTSIDE = -2.0  # from every cell by more than one
+
 
 def tent(coordinates: Tensor, size: int) -> Tensor:
     """How much of each of `size` cells a bilinear sample takes: max(0, 1 - |coordinate - cell|).
@@ -44,7 +46,8 @@ class Tent(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, coordinates: Tensor, size: int) -> Tensor:
-        """The shares."""
+        """The shares; NaN takes nothing, like a place far outside."""
+        coordinates = coordinates.nan_to_num(nan=_OUTSIDE)
         ctx.size = size
         ctx.save_for_backward(coordinates)
         distances = coordinates.unsqueeze(2) - _cells_of_axis(coordinates, size)

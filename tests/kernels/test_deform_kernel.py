@@ -7,6 +7,7 @@ from helpers.operator_calls import requires_native
 
 from deformable_detr.ops.deform_kernel import (
     deform_kernel_conv2d,
+    deform_kernel_conv2d_by_products,
     deform_kernel_conv2d_core_pytorch,
 )
 from deformable_detr.ops.sum_of_taps import ConvGeometry
@@ -75,16 +76,23 @@ def test_nothing_gives_nothing(batch, channels):
         assert torch.equal(grad, torch.zeros_like(tensor))
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("clip_to_scope", [False, True])
-def test_a_tap_at_nan_reads_nothing(clip_to_scope):
+@pytest.mark.parametrize("path", [deform_kernel_conv2d, deform_kernel_conv2d_by_products])
+def test_a_tap_that_is_not_finite_reads_the_same_on_every_path(path, clip_to_scope, bad):
     x, weight, rotation = random_call(SAME)
-    rotation.data[0, 3, 2, 1] = torch.nan
+    rotation.data[0, 3, 2, 1] = bad
     options = {"geometry": SAME, "clip_to_scope": clip_to_scope}
-    outputs = [
-        function(x, weight, rotation, **options).isfinite().all()
-        for function in (deform_kernel_conv2d, deform_kernel_conv2d_core_pytorch)
-    ]
-    assert outputs[0] or not outputs[1]
+    tensors = (x, weight, rotation)
+    expected = gradients(deform_kernel_conv2d_core_pytorch, tensors, **options)
+    assert all(tensor.isfinite().all() for tensor in (expected[0], *expected[1]))
+    torch.testing.assert_close(gradients(path, tensors, **options), expected)
+    if bad != bad:  # the tap is nowhere, clipped or not: what its features are does not matter
+        far = rotation.detach().clone()
+        far[0, 3, 2, 1] = 1e6
+        outside = path(x, weight, far, geometry=SAME, clip_to_scope=False)
+        if not clip_to_scope:
+            torch.testing.assert_close(path(*tensors, **options), outside)
 
 
 def test_a_compiled_graph_holds_the_operator_at_any_size():
