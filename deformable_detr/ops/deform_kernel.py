@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deformable_detr.ops import native_deform_kernel as native
-from deformable_detr.ops.sum_of_taps import ConvGeometry, Pair, sampled_taps, sum_of_taps
+from deformable_detr.ops.sum_of_taps import (
+    ConvGeometry,
+    Pair,
+    finite_offsets,
+    sampled_taps,
+    sum_of_taps,
+)
 from deformable_detr.ops.tents import Tent, tent
 
 
@@ -39,6 +45,7 @@ def deform_kernel_conv2d(
             innermost, then taps row by row; R divides C, and channel c belongs to group c % R.
         image_offsets: (N, k_h * k_w * 2, H_out, W_out) offsets in cells of the map, (row, column)
             innermost, for all channels: features are sampled there, bilinearly. None is zero.
+            A tap whose rotation or offset is NaN reads nothing, as one far outside.
         geometry: of the convolution.
         clip_to_scope: keep u in [0, S_h - 1] and v in [0, S_w - 1].
 
@@ -184,6 +191,7 @@ def _features_of_tap(
             :, :, row_tap * geometry.dilation[0] :, column_tap * geometry.dilation[1] :
         ]
         return from_tap[:, :, :: geometry.stride[0], :: geometry.stride[1]][..., :height, :width]
+    image_offsets = finite_offsets(image_offsets)
     rows = geometry.tap_cells(0, height, x.device)[row_tap]
     columns = geometry.tap_cells(1, width, x.device)[column_tap]
     row = rows[:, None] + image_offsets[:, 2 * tap]  # (N, H_out, W_out)

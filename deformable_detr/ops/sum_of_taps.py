@@ -15,6 +15,7 @@ Pair = tuple[int, int]
 # cache on a CPU, and are few launches on a GPU.
 _CPU_CHUNK_ELEMENTS = 2**19
 _GPU_CHUNK_ELEMENTS = 2**26
+_FAR = 1e6  # cells; exact, and no map is as large
 
 
 class ConvGeometry(NamedTuple):
@@ -72,6 +73,11 @@ def sum_of_taps(
     return output
 
 
+def finite_offsets(image_offsets: Tensor) -> Tensor:
+    """Offsets whose infinite and NaN ones lead far outside of every map, without a gradient."""
+    return image_offsets.nan_to_num(nan=_FAR, posinf=_FAR, neginf=-_FAR)
+
+
 def sampled_taps(x: Tensor, image_offsets: Tensor, geometry: ConvGeometry) -> Tensor:
     """Features sampled bilinearly at the displaced taps, zero outside the map.
 
@@ -91,7 +97,7 @@ def sampled_taps(x: Tensor, image_offsets: Tensor, geometry: ConvGeometry) -> Te
     # offsets give the very features, with the derivative from above.
     sides = [2 ** (side - 1).bit_length() for side in (H, W)]
     x = F.pad(x, (0, sides[1] - W, 0, sides[0] - H))
-    offsets = image_offsets.view(N, k_h, k_w, 2, height, width)
+    offsets = finite_offsets(image_offsets).view(N, k_h, k_w, 2, height, width)
     rows = offsets[:, :, :, 0] + geometry.tap_cells(0, height, x.device)[:, None, :, None]
     columns = offsets[:, :, :, 1] + geometry.tap_cells(1, width, x.device)[:, None]
     # grid_sample wants (x, y) in [-1, 1], where -1 and 1 are the outer edges of the map.

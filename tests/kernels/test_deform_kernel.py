@@ -87,12 +87,20 @@ def test_a_tap_that_is_not_finite_reads_the_same_on_every_path(path, clip_to_sco
     expected = gradients(deform_kernel_conv2d_core_pytorch, tensors, **options)
     assert all(tensor.isfinite().all() for tensor in (expected[0], *expected[1]))
     torch.testing.assert_close(gradients(path, tensors, **options), expected)
-    if bad != bad:  # the tap is nowhere, clipped or not: what its features are does not matter
-        far = rotation.detach().clone()
-        far[0, 3, 2, 1] = 1e6
-        outside = path(x, weight, far, geometry=SAME, clip_to_scope=False)
-        if not clip_to_scope:
-            torch.testing.assert_close(path(*tensors, **options), outside)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("path", [deform_kernel_conv2d, deform_kernel_conv2d_core_pytorch])
+def test_an_offset_that_is_not_finite_reads_nothing_and_has_no_gradient(path, bad):
+    tensors = random_call(SAME)
+    offsets = 0.3 * torch.randn(tensors[0].shape[0], 18, *tensors[0].shape[2:]).double()
+    results = []
+    for value in (bad, 1e5):
+        given = offsets.clone()
+        given[0, 3, 2, 1] = value
+        results.append(gradients(path, (*tensors, given.requires_grad_()), geometry=SAME))
+    torch.testing.assert_close(results[0], results[1])
+    assert results[0][1][3][0, 3, 2, 1] == 0
 
 
 def test_a_compiled_graph_holds_the_operator_at_any_size():
