@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from abc import abstractmethod
 from typing import Any, Literal, get_args
 
 import torch
@@ -126,11 +127,13 @@ class BranchBlock(ReparameterizedBlock):
         if conv_norm.bias is not None:
             own_norm.bias.copy_(conv_norm.bias)
 
+    @abstractmethod
     def _own_branch(self) -> tuple[nn.Conv2d, Norm]:
-        raise NotImplementedError
+        """The KxK convolution and its norm."""
 
+    @abstractmethod
     def _branches_kernel(self) -> Kernel:
-        raise NotImplementedError
+        """The kernel of all branches, without the block's own bias."""
 
     def _add_bias(self, output: Tensor) -> Tensor:
         return output if self.bias is None else output + self.bias[:, None, None]

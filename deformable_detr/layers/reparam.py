@@ -6,6 +6,7 @@ differentiable and work in the dtype of what they are given.
 
 import copy
 import itertools
+from abc import abstractmethod
 from collections import Counter
 from typing import NamedTuple, TypeVar
 
@@ -42,17 +43,17 @@ class Kernel(NamedTuple):
 class ReparameterizedBlock(nn.Module):
     """Branches that together are one convolution."""
 
+    @abstractmethod
     def equivalent_kernel(self) -> Kernel:
         """The kernel on the stored statistics; differentiable in every parameter."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fuse(self) -> nn.Conv2d:
         """A new convolution that computes what the block computes in eval mode.
 
         Raises:
             ValueError: the block would now use the statistics of the batch.
         """
-        raise NotImplementedError
 
 
 def without_bias(weight: Tensor) -> Kernel:

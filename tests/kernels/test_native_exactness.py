@@ -23,22 +23,6 @@ FEW, MANY = {"Q": 7, "N": 8}, {"Q": 40, "N": 2}
 QUERIES = pytest.mark.parametrize("queries", [FEW, MANY], ids=["few", "many"])
 
 
-INSTRUCTION_SETS = ("generic", "AVX2", "AVX-512")
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request):
-    """Each that this processor has; the best one is back in use afterwards."""
-    cpu_capability = torch.ops.deformable_detr.cpu_capability
-    best = INSTRUCTION_SETS.index(cpu_capability(-1))
-    index = INSTRUCTION_SETS.index(request.param)
-    if index > best:
-        pytest.skip(f"this processor lacks {request.param}")
-    assert cpu_capability(index) == request.param
-    yield request.param
-    cpu_capability(best)
-
-
 @pytest.fixture(params=FORMS.values(), ids=FORMS.keys())
 def references(request):
     return request.param
