@@ -19,7 +19,7 @@ from deformable_detr.losses.matcher import HungarianMatcher
 
 OFFICIAL_COST_ALPHA = 0.25  # official matcher, fixed there
 OFFICIAL_COST_GAMMA = 2.0
-OFFSET_RATE = 0.1  # of offset generators in a backbone to its rate (Dai et al., ICCV 2017)
+OFFSET_RATE = 0.1  # of offset generators in a backbone to its rate (Zhu et al., CVPR 2019)
 
 
 def build_criterion(config: RunConfig) -> SetCriterion:

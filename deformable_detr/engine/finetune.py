@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deformable_detr.engine.class_rows import ClassRows, match_rows
+from deformable_detr.engine.row_matching import MatchedRows, match_rows
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.detector import DeformableDETR
 from deformable_detr.models.heads import ClassHead
@@ -121,10 +121,10 @@ def _rows_to_keep(
     old_classes: LabelSpace | None,
     new_classes: LabelSpace,
     what: str,
-) -> dict[str, ClassRows]:
+) -> dict[str, MatchedRows]:
     """The rows to take over, of every tensor that is taken over by rows and has the width."""
     proposal_heads = [m.class_head for m in model.modules() if isinstance(m, ProposalQueries)]
-    plan: dict[str, ClassRows] = {}
+    plan: dict[str, MatchedRows] = {}
     for module_name, module in model.named_modules():
         match module:
             case LearnedQueries():
@@ -138,7 +138,7 @@ def _rows_to_keep(
         num_new, num_old = len(own[names[0]]), len(given[names[0]])
         if isinstance(module, LearnedQueries) or module in proposal_heads:
             first = tuple((row, row) for row in range(min(num_new, num_old)))
-            rows = ClassRows(first, notes=())
+            rows = MatchedRows(first, notes=())
         else:
             rows = match_rows(old_classes, new_classes, num_old=num_old, num_new=num_new, what=what)
         plan |= dict.fromkeys(names, rows)
@@ -210,7 +210,7 @@ def _reinitialised(
     own: Mapping[str, Tensor],
     given: Mapping[str, Tensor],
     kept: Mapping[str, Tensor],
-    by_rows: Mapping[str, ClassRows],
+    by_rows: Mapping[str, MatchedRows],
 ) -> dict[str, str]:
     """The tensors that are not, or not wholly, from the file, and why."""
     reasons = {}

@@ -12,9 +12,10 @@ def test_importing_the_package_and_reading_a_config_need_no_pytorch():
     code = (
         "import sys, deformable_detr\n"
         "deformable_detr.load_config('deformable_detr_r50', ['compat=official'])\n"
-        "assert 'torch' not in sys.modules\n"
+        "print('torch' in sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.stdout, result.returncode) == ("False\n", 0), result.stderr
 
 
 def test_every_public_name_can_be_had():

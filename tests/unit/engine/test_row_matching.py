@@ -1,6 +1,6 @@
 import pytest
 
-from deformable_detr.engine.class_rows import match_rows
+from deformable_detr.engine.row_matching import match_rows
 from deformable_detr.labels import LabelSpace
 
 

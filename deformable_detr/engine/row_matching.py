@@ -9,7 +9,7 @@ _MAX_NAMES = 12  # in one line
 
 
 @dataclass(frozen=True)
-class ClassRows:
+class MatchedRows:
     """Rows of a new class head that have a counterpart in an old one.
 
     Attributes:
@@ -28,7 +28,7 @@ def match_rows(
     num_old: int,
     num_new: int,
     what: str,
-) -> ClassRows:
+) -> MatchedRows:
     """Match the rows of two class heads by the names of their classes.
 
     Case and spacing of names do not count. Where the old classes are not known, rows are matched
@@ -49,7 +49,7 @@ def match_rows(
         same = num_old == num_new
         fate = "rows keep their order" if same else f"all {num_new} start anew"
         note = f"the file does not name its {num_old} classes; {fate}"
-        return ClassRows(tuple((row, row) for row in range(num_new if same else 0)), (note,))
+        return MatchedRows(tuple((row, row) for row in range(num_new if same else 0)), (note,))
     for classes, num_rows, where in (
         (old_classes, num_old, what),
         (new_classes, num_new, "the model"),
@@ -61,7 +61,7 @@ def match_rows(
             )
     old, new = _row_names(old_classes), _row_names(new_classes)
     pairs = _match(old, new)
-    return ClassRows(pairs, tuple(_notes(old, new, dict(pairs))))
+    return MatchedRows(pairs, tuple(_notes(old, new, dict(pairs))))
 
 
 def _row_names(classes: LabelSpace) -> list[str | None]:
