@@ -34,7 +34,7 @@ from deformable_detr.engine.metrics import RunningMean
 from deformable_detr.engine.optimizer import adamw, parameter_groups
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.state import TrainState
-from deformable_detr.engine.train import NonFiniteLossError, Validation, fit, train_step
+from deformable_detr.engine.train import NonFiniteError, Validation, fit, train_step
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 VARIANTS = ("multi_scale", "two_stage", "mimicking")
@@ -169,7 +169,7 @@ def _failure(batch: Batch, *, value: float) -> str:
     state = tiny_state()
     try:
         train_step(state, [batch, tiny_batch([3, 4], [1, 1])], tiny_criterion(), seed=0)
-    except NonFiniteLossError as error:
+    except NonFiniteError as error:
         return f"{state.step}: {error}"
     return "no error"
 
