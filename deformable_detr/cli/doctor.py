@@ -63,7 +63,8 @@ def bundle(
     )
     console = Console(highlight=False)
     console.print(_circumstances(found, examination))
-    console.print(_gradients(found, examination))
+    if found.examination["gradient_norms"] or examination.gradient_norms:
+        console.print(_gradients(found, examination))
     if examination.is_finite:
         console.print("[bold yellow]not reproduced:[/] on this CPU the step is finite")
         raise typer.Exit(EXIT_NOT_REPRODUCED)
@@ -125,8 +126,6 @@ def _gradients(found: "FailureBundle", examination: "Examination") -> "Table":
         table.add_row(
             name, *(f"{norms[name]:.4g}" if name in norms else "-" for norms in (then, here))
         )
-    if not names:
-        table.add_row("none, as there was no loss", "", "")
     return table
 
 

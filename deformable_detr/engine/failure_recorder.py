@@ -45,7 +45,8 @@ class FailureRecorder:
 
     def note(self, state: TrainState) -> None:
         """Remember how large the weights are now, which later tells whether they have exploded."""
-        self._norms.append(WeightNorm(state.step, weight_norm(state.model)))
+        if not self._norms or self._norms[-1].step != state.step:
+            self._norms.append(WeightNorm(state.step, weight_norm(state.model)))
 
     def write(self, state: TrainState, batches: Sequence[Batch], message: str) -> str:
         """Find out why a step failed; every process must call it, as in each it has failed.

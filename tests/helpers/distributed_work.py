@@ -91,6 +91,7 @@ def work_in_process(folder: Path) -> dict[str, Any]:
     train_tiny(parts, max_steps=3)
     result["resumed"] = train_tiny(parts, max_steps=MAX_STEPS, resume=True)
     result["gradients"] = all_step_gradients()
+    result["failed"] = failing_run(RunFolder(folder / "failed"))
     return result | _talk()
 
 
@@ -119,6 +120,28 @@ def train_tiny(folder: RunFolder, *, max_steps: int, resume: bool = False) -> Ma
         log_every_steps=2,
     )
     return state.model.state_dict()
+
+
+def failing_run(folder: RunFolder) -> str:
+    """The error of a run in which the second process has a number that spoils gradients alone."""
+    folder.claim()
+    own = distributed.rank()
+    batch = tiny_batch([1 + 2 * own, 2 + 2 * own], [1, 1])
+    if own == 1:
+        batch.images.images[0, 0, 0, 0] = math.inf  # which tanh forgives
+    try:
+        fit(
+            tiny_state(),
+            tiny_criterion(),
+            [batch],
+            tiny_sampler(num_samples=4, total_batch=4),
+            folder=folder,
+            validation=Validation([], folder.path),
+            seed=0,
+        )
+    except NonFiniteError as error:
+        return str(error)
+    return "no error"
 
 
 def validation_total(checkpoint: Checkpoint) -> float:
