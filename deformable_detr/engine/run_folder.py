@@ -1,15 +1,16 @@
 """The folder of a run: which files are in it, and who may write there."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from deformable_detr import distributed
 from deformable_detr.engine.metrics import append_record, forget_records_after
+from deformable_detr.engine.tracking import Tracking
 
-_FAILED_STEP = "failed_step_"
+_FAILURE = "failure_step_"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class RunFolder:
         return self.path / "curves.png"
 
     @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files, of a run that writes them."""
+        return self.path / "tensorboard"
+
+    @property
     def config(self) -> Path:
         """The resolved configuration."""
         return self.path / "config.yaml"
@@ -51,6 +57,10 @@ class RunFolder:
     def results(self) -> Path:
         """What an evaluation on its own has detected, as COCO results."""
         return self.path / "results.json"
+
+    def failure(self, step: int, rank: int) -> Path:
+        """What a process leaves whose share of a step was not finite."""
+        return self.path / f"{_FAILURE}{step}_rank_{rank}.pth"
 
     @property
     def best_or_last(self) -> Path:
@@ -97,9 +107,10 @@ class RunFolder:
         if distributed.is_main():
             self.path.mkdir(parents=True, exist_ok=True)
             if overwrite:
-                failures = self.path.glob(f"{_FAILED_STEP}*.json")
+                failures = self.path.glob(f"{_FAILURE}*.pth")
                 own = (self.last, self.best, self.metrics, self.curves, self.config)
-                for file in (*own, self.results, *failures):
+                events = self.tensorboard.glob("events.out.tfevents.*")
+                for file in (*own, self.results, *failures, *events):
                     file.unlink(missing_ok=True)
         distributed.barrier()
 
@@ -107,19 +118,22 @@ class RunFolder:
         """Whether there is anything but what an evaluation before the run has left."""
         return self.path.exists() and any(file != self.results for file in self.path.iterdir())
 
+    @cached_property
+    def tracking(self) -> Tracking:
+        """Where records go: the metrics file, and what is added to it."""
+        tracking = Tracking()
+        tracking.add(
+            str(self.metrics),
+            lambda kind, values: append_record(self.metrics, {"kind": kind, **values}),
+        )
+        return tracking
+
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Append a record to the metrics file, in the main process only."""
+        """Write a record down, in the main process only; that cannot fail."""
         if distributed.is_main():
-            append_record(self.metrics, {"kind": kind, **values})
+            self.tracking.record(kind, values)
 
     def rewind(self, step: int) -> None:
         """Drop what was recorded after `step`, in the main process only."""
         if distributed.is_main() and self.metrics.exists():
             forget_records_after(self.metrics, step)
-
-    def write_failed_step(self, step: int, image_ids: Sequence[int]) -> Path:
-        """Write down which images this process had in a step that went wrong."""
-        path = self.path / f"{_FAILED_STEP}{step}_rank_{distributed.rank()}.json"
-        content = {"step": step, "image_ids": list(image_ids)}
-        path.write_text(json.dumps(content) + "\n", encoding="ascii")
-        return path

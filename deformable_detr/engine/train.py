@@ -13,29 +13,28 @@ from torch import Tensor, nn
 
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
-from deformable_detr.data.samplers import StepSampler, derive_seed
+from deformable_detr.data.samplers import StepSampler
 from deformable_detr.engine.checkpoint import save_checkpoint
 from deformable_detr.engine.curves import draw_curves
 from deformable_detr.engine.evaluate import evaluate, validation_loss
+from deformable_detr.engine.failure_recorder import FailureRecorder
 from deformable_detr.engine.metrics import RunningMean, detection_metrics
 from deformable_detr.engine.optimizer import scale_learning_rates
 from deformable_detr.engine.progress import TrainingProgress
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.step_losses import count_boxes, dropout_seed, with_mimicking
 from deformable_detr.evaluation.coco_eval import CocoEvaluator
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
-from deformable_detr.losses.criterion import CriterionResult, SetCriterion, mean_num_boxes
-from deformable_detr.losses.mimicking import MIMIC_WEIGHT, mimicking_losses
-from deformable_detr.models.detector import DeformableDETR
-from deformable_detr.structures import ModelOutput
+from deformable_detr.losses.criterion import SetCriterion
 
 logger = logging.getLogger(__name__)
 MAX_GRAD_NORM = 0.1  # official recipe
 EPOCHS = 50  # official recipe
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss of a step was infinite or not a number in some process."""
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient of a step was infinite or not a number in some process."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,8 @@ def fit(
     if state.step >= end:
         logger.info("nothing is left to train: step %d of %d", state.step, end)
         return
+    recorder = FailureRecorder(folder, criterion, seed=seed)
+    recorder.note(state)
     with TrainingProgress(first_step=state.step, last_step=end) as progress:
         while state.step < end:
             state.epoch, done = divmod(state.step, steps_per_epoch)
@@ -113,6 +114,7 @@ def fit(
                 end=end,
                 folder=folder,
                 progress=progress,
+                recorder=recorder,
                 seed=seed,
                 max_grad_norm=max_grad_norm,
                 log_every_steps=log_every_steps,
@@ -139,6 +141,7 @@ def train_one_epoch(
     end: int,
     folder: RunFolder,
     progress: TrainingProgress,
+    recorder: FailureRecorder,
     seed: int,
     max_grad_norm: float,
     log_every_steps: int,
@@ -149,10 +152,9 @@ def train_one_epoch(
     for batches in _in_groups(loader, micro_batches):
         try:
             values = train_step(state, batches, criterion, seed=seed, max_grad_norm=max_grad_norm)
-        except NonFiniteLossError as error:
-            image_ids = [target.image_id for batch in batches for target in batch.targets]
-            path = folder.write_failed_step(state.step, image_ids)
-            raise NonFiniteLossError(f"{error}; the images of the step are in {path}") from error
+        except NonFiniteError as error:
+            causes = recorder.write(state, batches, str(error))
+            raise NonFiniteError(f"{error}; {causes}") from error
         means.update(values)
         progress.advance(state.step)
         if state.step % log_every_steps == 0 or state.step == end:
@@ -162,6 +164,7 @@ def train_one_epoch(
                 "lr": state.optimizer.param_groups[0]["lr"],
                 **means.read(),
             }
+            recorder.note(state)
             folder.record("train", record)
             progress.report(state.step, record)
         if state.step == end:
@@ -192,9 +195,9 @@ def train_step(
         the device, to be averaged over processes.
 
     Raises:
-        NonFiniteLossError: in every process if in one; no weight has been changed.
+        NonFiniteError: in every process if in one; no weight has been changed.
     """
-    num_boxes = mean_num_boxes(sum(len(target) for batch in batches for target in batch.targets))
+    num_boxes = count_boxes(batches)
     scale_learning_rates(state.optimizer, state.schedule(state.step))
     state.optimizer.zero_grad()
     values: dict[str, Tensor] = {}
@@ -202,8 +205,7 @@ def train_step(
     for index, batch in enumerate(batches):
         batch = batch.to(state.device, non_blocking=True)
         is_last = index == len(batches) - 1
-        micro_batch = distributed.rank() + distributed.world_size() * index
-        torch.manual_seed(derive_seed(seed, state.step, micro_batch))  # of dropout
+        torch.manual_seed(dropout_seed(seed, state.step, index))
         with distributed.gradient_sync(state.replica, enabled=is_last):
             output = state.replica(batch.images)
             try:
@@ -211,7 +213,7 @@ def train_step(
             except ValueError as error:  # the matcher refuses predictions that are not finite
                 failure = error
             else:
-                losses = _with_mimicking(state, batch, output, result, num_boxes)
+                losses = with_mimicking(state.model, batch, output, result, num_boxes)
                 metrics = detection_metrics(output.last, batch.targets, result.last_match)
                 shares = {name: value / len(batches) for name, value in metrics.items()}
                 values = _add(values, losses | shares)
@@ -220,31 +222,13 @@ def train_step(
             if failure is None:
                 losses["total"].backward()
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or math.inf)
+    if not grad_norm.isfinite():  # in every process, as all have summed the same gradients
+        raise NonFiniteError(f"the gradient of step {state.step} must be finite, got {grad_norm}")
     state.optimizer.step()
     if state.ema is not None:
         state.ema.update(state.model, step=state.step)
     state.step += 1
     return values | {"grad_norm": grad_norm}
-
-
-def _with_mimicking(
-    state: TrainState,
-    batch: Batch,
-    output: ModelOutput,
-    result: CriterionResult,
-    num_boxes: Tensor | float,
-) -> dict[str, Tensor]:
-    """The losses of a micro-batch, those of feature mimicking included if the model has it."""
-    model, hidden = state.model, output.last.hidden
-    if not isinstance(model, DeformableDETR) or model.mimicking is None:
-        return result.losses
-    assert hidden is not None  # of a decoder layer
-    features = model.mimicking(
-        model.backbone, batch.images, hidden, batch.targets, result.last_match
-    )
-    terms = mimicking_losses(features, num_boxes)
-    total = result.losses["total"] + MIMIC_WEIGHT * sum(terms.values())
-    return result.losses | terms | {"total": total}
 
 
 def _in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -272,9 +256,7 @@ def _require_finite(
     own = str(failure) if failure else ", ".join(terms)
     reports = distributed.all_gather_objects(own)
     found = "; ".join(f"process {rank}: {text}" for rank, text in enumerate(reports) if text)
-    raise NonFiniteLossError(
-        f"the loss of step {state.step} must be finite, got {found}"
-    ) from failure
+    raise NonFiniteError(f"the loss of step {state.step} must be finite, got {found}") from failure
 
 
 def _validate(
