@@ -19,6 +19,7 @@ from deformable_detr.build import (
 )
 from deformable_detr.cli.finetuning import FinetuneSource
 from deformable_detr.cli.recipe import nearest_recipe
+from deformable_detr.cli.run_report import describe_environment, report_after_training
 from deformable_detr.config import RunConfig
 from deformable_detr.config_io import to_yaml
 from deformable_detr.data.coco import CocoDataset
@@ -89,6 +90,8 @@ def run_training(
                 "TensorBoard", TensorBoard(files.tensorboard, first_step=state.step + 1)
             )
     _log_header(config, data, state, report, folder=folder)
+    environment = describe_environment(config, device)
+    files.record("start", {"step": state.step, "environment": environment})
     pin_memory = device.type == "cuda"
     fit(
         state,
@@ -109,6 +112,7 @@ def run_training(
         log_every_steps=config.train.log_every,
     )
     files.tracking.close()
+    report_after_training(config, files, data.val)
     logger.info("finished; the run is in %s", folder)
 
 

@@ -1,6 +1,7 @@
 """The folder of a run: which files are in it, and who may write there."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,9 @@ from typing import Any
 from deformable_detr import distributed
 from deformable_detr.engine.metrics import append_record, forget_records_after
 from deformable_detr.engine.tracking import Tracking
+from deformable_detr.evaluation.detection_table import DetectionTable
 
+logger = logging.getLogger(__name__)
 _FAILED_STEP = "failed_step_"
 
 
@@ -60,6 +63,16 @@ class RunFolder:
         return self.path / "results.json"
 
     @property
+    def detections(self) -> Path:
+        """What the best checkpoint has detected on the validation set."""
+        return self.path / "best_detections.npz"
+
+    @property
+    def report(self) -> Path:
+        """The run on one page."""
+        return self.path / "report.html"
+
+    @property
     def best_or_last(self) -> Path:
         """The checkpoint of the highest AP, or the newest of a run without an evaluation yet.
 
@@ -107,7 +120,8 @@ class RunFolder:
                 failures = self.path.glob(f"{_FAILED_STEP}*.json")
                 own = (self.last, self.best, self.metrics, self.curves, self.config)
                 events = self.tensorboard.glob("events.out.tfevents.*")
-                for file in (*own, self.results, *failures, *events):
+                pages = (self.results, self.detections, self.report)
+                for file in (*own, *pages, *failures, *events):
                     file.unlink(missing_ok=True)
         distributed.barrier()
 
@@ -129,6 +143,19 @@ class RunFolder:
         """Write a record down, in the main process only; that cannot fail."""
         if distributed.is_main():
             self.tracking.record(kind, values)
+
+    def keep_detections(self, table: DetectionTable, step: int) -> None:
+        """Keep what the best checkpoint detects, for the report; that cannot fail.
+
+        Args:
+            table: the detections, in the main process.
+            step: of the checkpoint.
+        """
+        if distributed.is_main():
+            try:
+                table.write(self.detections, step=step)
+            except OSError as error:
+                logger.warning("detections %s could not be written (%s)", self.detections, error)
 
     def rewind(self, step: int) -> None:
         """Drop what was recorded after `step`, in the main process only."""

@@ -260,10 +260,11 @@ def _validate(
 ) -> str:
     """Evaluate, record the result, keep the weights if they are the best; a line for people."""
     model = state.model if state.ema is None else state.ema.model
+    evaluator = CocoEvaluator(validation.annotations, state.label_space)
     metrics = evaluate(
         model,
         validation.loader,
-        CocoEvaluator(validation.annotations, state.label_space),
+        evaluator,
         device=state.device,
         max_detections=validation.max_detections,
     )
@@ -274,6 +275,7 @@ def _validate(
     folder.record("evaluation", record)
     if state.best_ap is None or record["AP"] > state.best_ap:
         state.best_ap = record["AP"]
+        folder.keep_detections(evaluator.table, state.step)
         _save(state, folder.best)
         _save(state, folder.last)
     return f"step {state.step}: AP {record['AP']:.3f}, AP50 {record['AP50']:.3f}"
