@@ -146,8 +146,8 @@ class DetectionTable:
             ValueError: the file is damaged, or another.
         """
         try:
-            with np.load(path) as file:
-                return cls(*(file[field.name] for field in fields(cls))), int(file["step"])
+            with path.open("rb") as file, np.load(file) as columns:
+                return cls(*(columns[field.name] for field in fields(cls))), int(columns["step"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"detections {path} must be a file that training has written, got: {error}; "

@@ -44,6 +44,7 @@ def test_the_best_checkpoint_is_evaluated_or_else_the_last(tmp_path: Path) -> No
 
 def test_overwriting_deletes_the_files_of_the_run_and_no_others(tmp_path: Path) -> None:
     own = ("last.pth", "best.pth", "metrics.jsonl", "curves.png", "config.yaml", "results.json")
+    own += ("best_detections.npz", "report.html")
     for name in (*own, "failed_step_7_rank_0.json", "notes"):
         (tmp_path / name).touch()
     RunFolder(tmp_path).claim(overwrite=True)
