@@ -35,6 +35,7 @@ class TrainState:
         step: number of steps taken.
         best_ap: highest AP so far, or None before the first evaluation.
         origin: the weights that training started from, for people; "" for those of the config.
+        evaluated: the step of the newest evaluation, or None before the first.
         replica: the detector as the loop calls it: with its gradients averaged over processes.
     """
 
@@ -48,6 +49,7 @@ class TrainState:
     step: int = 0
     best_ap: float | None = None
     origin: str = ""
+    evaluated: int | None = None
     replica: nn.Module = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -71,6 +73,7 @@ class TrainState:
             config=self.config,
             versions=current_versions(),
             origin=self.origin,
+            evaluated=self.evaluated,
         )
 
     def restore(self, checkpoint: Checkpoint, what: str) -> None:
@@ -95,3 +98,4 @@ class TrainState:
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.best_ap = checkpoint.best_ap
         self.origin = checkpoint.origin
+        self.evaluated = checkpoint.evaluated
