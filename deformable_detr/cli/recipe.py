@@ -30,6 +30,7 @@ FREE_SETTINGS = frozenset(
         "train.micro_batch",  # gradients accumulate to the total batch
         "train.sample_order",
         "train.seed",
+        "train.tensorboard",
         "train.validation_loss",
     }
 )

@@ -69,6 +69,7 @@ class TrainConfig(FrozenModel):
     Every step sees `total_batch` images, whatever the number of processes, in forward passes of
     `micro_batch` images. Training ends after `epochs`, or after `max_steps` if that is sooner.
     `clip_norm` 0 does not clip. `ema_decay` 0 keeps no moving average.
+    `tensorboard` writes what goes to `metrics.jsonl` as TensorBoard's events too.
     """
 
     epochs: Positive = 50
@@ -84,6 +85,7 @@ class TrainConfig(FrozenModel):
     log_every: Positive = 10
     eval_every_epochs: Positive = 1
     validation_loss: bool = False
+    tensorboard: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

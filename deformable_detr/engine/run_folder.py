@@ -3,12 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from deformable_detr import distributed
 from deformable_detr.engine.checkpoint_file import partial_file
 from deformable_detr.engine.metrics import append_record, forget_records_after
+from deformable_detr.engine.tracking import Tracking
 
 Resume = bool | Literal["auto"]  # the run of a folder: whether, or where there is one
 _FAILED_STEP = "failed_step_"
@@ -63,6 +65,11 @@ class RunFolder:
     def lock(self) -> Path:
         """An empty file, locked by the process that writes to the folder."""
         return self.path / ".lock"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files, of a run that writes them."""
+        return self.path / "tensorboard"
 
     @property
     def config(self) -> Path:
@@ -129,7 +136,8 @@ class RunFolder:
             if overwrite:
                 failures = self.path.glob(f"{_FAILED_STEP}*.json")
                 own = (self.metrics, self.curves, self.config, self.state, self.results)
-                for file in (*checkpoints, *own, *failures):
+                events = self.tensorboard.glob("events.out.tfevents.*")
+                for file in (*checkpoints, *own, *failures, *events):
                     file.unlink(missing_ok=True)
         distributed.barrier()
 
@@ -138,10 +146,20 @@ class RunFolder:
         ours = (self.results, self.lock)
         return self.path.exists() and any(file not in ours for file in self.path.iterdir())
 
+    @cached_property
+    def tracking(self) -> Tracking:
+        """Where records go: the metrics file, and what is added to it."""
+        tracking = Tracking()
+        tracking.add(
+            str(self.metrics),
+            lambda kind, values: append_record(self.metrics, {"kind": kind, **values}),
+        )
+        return tracking
+
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Append a record to the metrics file, in the main process only."""
+        """Write a record down, in the main process only; that cannot fail."""
         if distributed.is_main():
-            append_record(self.metrics, {"kind": kind, **values})
+            self.tracking.record(kind, values)
 
     def rewind(self, step: int, *, is_evaluated: bool = True) -> None:
         """Drop what was recorded after `step`, in the main process only.
