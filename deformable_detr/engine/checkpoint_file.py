@@ -4,6 +4,7 @@ The file is what `torch.save` writes, a zip archive, and `torch.load` reads it. 
 comment, its last bytes, is the SHA-256 of all bytes before it.
 """
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -44,7 +45,8 @@ def write_file(path: Path, content: object, *, previous: Path | None = None) -> 
             _keep(path, previous)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        _discard(temporary)
+        with contextlib.suppress(OSError):  # where even that is refused it stays
+            temporary.unlink(missing_ok=True)
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise RuntimeError(
             f"checkpoint {path} could not be written ({reason}); what was there before is "
@@ -138,11 +140,3 @@ def _keep(path: Path, previous: Path) -> None:
         os.link(path, previous)
     except OSError:  # a file system without hard links: for a moment nothing is at `path`
         path.replace(previous)
-
-
-def _discard(temporary: Path) -> None:
-    """Delete what was written so far; on a file system that refuses even that it stays."""
-    try:
-        temporary.unlink(missing_ok=True)
-    except OSError:
-        pass

@@ -22,6 +22,7 @@ class CheckpointWriter:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+        self._newest: tuple[Path, int, int | None] | None = None
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -40,6 +41,8 @@ class CheckpointWriter:
     def write(self, path: Path, checkpoint: Checkpoint, *, previous: Path | None = None) -> None:
         """Start to write, after the file before is done; the state may change once this returns.
 
+        What was written last is not written again.
+
         Args:
             path: as for `save_checkpoint`.
             checkpoint: is copied.
@@ -49,6 +52,10 @@ class CheckpointWriter:
             RuntimeError: the file before could not be written.
         """
         self.wait()
+        newest = (path, checkpoint.step, checkpoint.evaluated)
+        if newest == self._newest:
+            return
+        self._newest = newest
         copy = snapshot(checkpoint)
         self._writing = self._thread.submit(save_checkpoint, path, copy, previous=previous)
 
