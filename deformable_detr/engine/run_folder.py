@@ -1,7 +1,6 @@
 """The folder of a run: which files are in it, and who may write there."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from deformable_detr.engine.metrics import append_record, forget_records_after
 from deformable_detr.engine.tracking import Tracking
 
 Resume = bool | Literal["auto"]  # the run of a folder: whether, or where there is one
-_FAILED_STEP = "failed_step_"
+_FAILURE = "failure_step_"
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,10 @@ class RunFolder:
         """What an evaluation on its own has detected, as COCO results."""
         return self.path / "results.json"
 
+    def failure(self, step: int, rank: int) -> Path:
+        """What a process leaves whose share of a step was not finite."""
+        return self.path / f"{_FAILURE}{step}_rank_{rank}.pth"
+
     @property
     def best_or_last(self) -> Path:
         """The checkpoint of the highest AP, or the newest of a run without an evaluation yet.
@@ -134,7 +137,7 @@ class RunFolder:
             for file in checkpoints:
                 partial_file(file).unlink(missing_ok=True)  # of a process that was killed
             if overwrite:
-                failures = self.path.glob(f"{_FAILED_STEP}*.json")
+                failures = self.path.glob(f"{_FAILURE}*.pth")
                 own = (self.metrics, self.curves, self.config, self.state, self.results)
                 events = self.tensorboard.glob("events.out.tfevents.*")
                 for file in (*checkpoints, *own, *failures, *events):
@@ -170,10 +173,3 @@ class RunFolder:
         """
         if distributed.is_main() and self.metrics.exists():
             forget_records_after(self.metrics, step, is_evaluated=is_evaluated)
-
-    def write_failed_step(self, step: int, image_ids: Sequence[int]) -> Path:
-        """Write down which images this process had in a step that went wrong."""
-        path = self.path / f"{_FAILED_STEP}{step}_rank_{distributed.rank()}.json"
-        content = {"step": step, "image_ids": list(image_ids)}
-        path.write_text(json.dumps(content) + "\n", encoding="ascii")
-        return path
