@@ -19,6 +19,7 @@ from deformable_detr.engine.curves import draw_curves
 from deformable_detr.engine.evaluate import evaluate, validation_loss
 from deformable_detr.engine.metrics import RunningMean, detection_metrics
 from deformable_detr.engine.optimizer import scale_learning_rates
+from deformable_detr.engine.precision import autocast, step_unless_overflown
 from deformable_detr.engine.progress import TrainingProgress
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.state import TrainState
@@ -193,10 +194,32 @@ def train_step(
 
     Raises:
         NonFiniteLossError: in every process if in one; no weight has been changed.
+        GradientOverflowError: float16 is too narrow for the gradients, whatever the loss scale.
     """
     num_boxes = mean_num_boxes(sum(len(target) for batch in batches for target in batch.targets))
     scale_learning_rates(state.optimizer, state.schedule(state.step))
-    state.optimizer.zero_grad()
+    is_taken = False
+    while not is_taken:  # once, but for float16, whose gradients overflow while the scale settles
+        state.optimizer.zero_grad()
+        values = _accumulate_gradients(state, batches, criterion, num_boxes, seed=seed)
+        state.scaler.unscale_(state.optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or math.inf)
+        is_taken = step_unless_overflown(state.optimizer, state.scaler)
+    if state.ema is not None:
+        state.ema.update(state.model, step=state.step)
+    state.step += 1
+    return values | {"grad_norm": grad_norm}
+
+
+def _accumulate_gradients(
+    state: TrainState,
+    batches: Sequence[Batch],
+    criterion: SetCriterion,
+    num_boxes: float,
+    *,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Add the gradients of all micro-batches up, times the loss scale; their losses, metrics."""
     values: dict[str, Tensor] = {}
     failure: ValueError | None = None
     for index, batch in enumerate(batches):
@@ -205,7 +228,8 @@ def train_step(
         micro_batch = distributed.rank() + distributed.world_size() * index
         torch.manual_seed(derive_seed(seed, state.step, micro_batch))  # of dropout
         with distributed.gradient_sync(state.replica, enabled=is_last):
-            output = state.replica(batch.images)
+            with autocast(state.precision, state.device):
+                output = state.replica(batch.images)
             try:
                 result = criterion(output, batch.targets, num_boxes)
             except ValueError as error:  # the matcher refuses predictions that are not finite
@@ -218,13 +242,8 @@ def train_step(
             if is_last:
                 _require_finite(values, failure, state)
             if failure is None:
-                losses["total"].backward()
-    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or math.inf)
-    state.optimizer.step()
-    if state.ema is not None:
-        state.ema.update(state.model, step=state.step)
-    state.step += 1
-    return values | {"grad_norm": grad_norm}
+                state.scaler.scale(losses["total"]).backward()
+    return values
 
 
 def _with_mimicking(
@@ -239,9 +258,10 @@ def _with_mimicking(
     if not isinstance(model, DeformableDETR) or model.mimicking is None:
         return result.losses
     assert hidden is not None  # of a decoder layer
-    features = model.mimicking(
-        model.backbone, batch.images, hidden, batch.targets, result.last_match
-    )
+    with autocast(state.precision, state.device):
+        features = model.mimicking(
+            model.backbone, batch.images, hidden, batch.targets, result.last_match
+        )
     terms = mimicking_losses(features, num_boxes)
     total = result.losses["total"] + MIMIC_WEIGHT * sum(terms.values())
     return result.losses | terms | {"total": total}
