@@ -36,6 +36,7 @@ from deformable_detr.engine.run_header import (
     describe_parameters,
 )
 from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.tracking import TensorBoard, require_tensorboard
 from deformable_detr.engine.train import Validation, fit, total_steps
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.detector import DeformableDETR
@@ -70,6 +71,8 @@ def run_training(
         logging.getLogger("deformable_detr").setLevel(logging.WARNING)
     files = RunFolder(folder)
     files.check(resume=resume, overwrite=overwrite)
+    if config.train.tensorboard:
+        require_tensorboard()
     data = _Data.open(config)
     source = None if finetune_from is None else FinetuneSource.read(finetune_from)
     model, report = _build_model(config, data.train.label_space, source, resume=resume)
@@ -81,6 +84,10 @@ def run_training(
     files.claim(resume=resume, overwrite=overwrite)
     if distributed.is_main():
         files.config.write_text(to_yaml(config), encoding="utf-8")
+        if config.train.tensorboard:
+            files.tracking.add(
+                "TensorBoard", TensorBoard(files.tensorboard, first_step=state.step + 1)
+            )
     _log_header(config, data, state, report, folder=folder)
     pin_memory = device.type == "cuda"
     fit(
@@ -101,6 +108,7 @@ def run_training(
         max_grad_norm=config.train.clip_norm,
         log_every_steps=config.train.log_every,
     )
+    files.tracking.close()
     logger.info("finished; the run is in %s", folder)
 
 

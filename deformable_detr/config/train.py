@@ -72,6 +72,7 @@ class TrainConfig(FrozenModel):
     forward pass; boxes, losses and evaluation are in float32. `gradient_checkpointing` keeps the
     inputs of encoder and decoder layers only and computes the rest again for the gradient: the
     same numbers, less memory, more time.
+    `tensorboard` writes what goes to `metrics.jsonl` as TensorBoard's events too.
     """
 
     epochs: Positive = 50
@@ -89,6 +90,7 @@ class TrainConfig(FrozenModel):
     log_every: Positive = 10
     eval_every_epochs: Positive = 1
     validation_loss: bool = False
+    tensorboard: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

@@ -1,6 +1,8 @@
 """What a run measures: metrics of a batch, their averages, and the file that they go to."""
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,9 +120,19 @@ class RunningMean:
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line of JSON to a metrics file, which holds one record a line."""
-    with path.open("a", encoding="ascii") as file:
-        file.write(json.dumps(record) + "\n")
+    """Add one line of JSON to a metrics file, which holds one record a line.
+
+    Raises:
+        OSError: the file could not be written, as on a full disk; no part of the line is in it.
+    """
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="ascii") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from deformable_detr import distributed
 from deformable_detr.engine.metrics import append_record, forget_records_after
+from deformable_detr.engine.tracking import Tracking
 
 _FAILED_STEP = "failed_step_"
 
@@ -41,6 +43,11 @@ class RunFolder:
     def curves(self) -> Path:
         """Loss and AP as a picture."""
         return self.path / "curves.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files, of a run that writes them."""
+        return self.path / "tensorboard"
 
     @property
     def config(self) -> Path:
@@ -99,7 +106,8 @@ class RunFolder:
             if overwrite:
                 failures = self.path.glob(f"{_FAILED_STEP}*.json")
                 own = (self.last, self.best, self.metrics, self.curves, self.config)
-                for file in (*own, self.results, *failures):
+                events = self.tensorboard.glob("events.out.tfevents.*")
+                for file in (*own, self.results, *failures, *events):
                     file.unlink(missing_ok=True)
         distributed.barrier()
 
@@ -107,10 +115,20 @@ class RunFolder:
         """Whether there is anything but what an evaluation before the run has left."""
         return self.path.exists() and any(file != self.results for file in self.path.iterdir())
 
+    @cached_property
+    def tracking(self) -> Tracking:
+        """Where records go: the metrics file, and what is added to it."""
+        tracking = Tracking()
+        tracking.add(
+            str(self.metrics),
+            lambda kind, values: append_record(self.metrics, {"kind": kind, **values}),
+        )
+        return tracking
+
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Append a record to the metrics file, in the main process only."""
+        """Write a record down, in the main process only; that cannot fail."""
         if distributed.is_main():
-            append_record(self.metrics, {"kind": kind, **values})
+            self.tracking.record(kind, values)
 
     def rewind(self, step: int) -> None:
         """Drop what was recorded after `step`, in the main process only."""

@@ -23,12 +23,10 @@ from deformable_detr.engine.precision import autocast, step_unless_overflown
 from deformable_detr.engine.progress import TrainingProgress
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.step_losses import with_mimicking
 from deformable_detr.evaluation.coco_eval import CocoEvaluator
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
-from deformable_detr.losses.criterion import CriterionResult, SetCriterion, mean_num_boxes
-from deformable_detr.losses.mimicking import MIMIC_WEIGHT, mimicking_losses
-from deformable_detr.models.detector import DeformableDETR
-from deformable_detr.structures import ModelOutput
+from deformable_detr.losses.criterion import SetCriterion, mean_num_boxes
 
 logger = logging.getLogger(__name__)
 MAX_GRAD_NORM = 0.1  # official recipe
@@ -235,7 +233,8 @@ def _accumulate_gradients(
             except ValueError as error:  # the matcher refuses predictions that are not finite
                 failure = error
             else:
-                losses = _with_mimicking(state, batch, output, result, num_boxes)
+                with autocast(state.precision, state.device):
+                    losses = with_mimicking(state.model, batch, output, result, num_boxes)
                 metrics = detection_metrics(output.last, batch.targets, result.last_match)
                 shares = {name: value / len(batches) for name, value in metrics.items()}
                 values = _add(values, losses | shares)
@@ -244,27 +243,6 @@ def _accumulate_gradients(
             if failure is None:
                 state.scaler.scale(losses["total"]).backward()
     return values
-
-
-def _with_mimicking(
-    state: TrainState,
-    batch: Batch,
-    output: ModelOutput,
-    result: CriterionResult,
-    num_boxes: Tensor | float,
-) -> dict[str, Tensor]:
-    """The losses of a micro-batch, those of feature mimicking included if the model has it."""
-    model, hidden = state.model, output.last.hidden
-    if not isinstance(model, DeformableDETR) or model.mimicking is None:
-        return result.losses
-    assert hidden is not None  # of a decoder layer
-    with autocast(state.precision, state.device):
-        features = model.mimicking(
-            model.backbone, batch.images, hidden, batch.targets, result.last_match
-        )
-    terms = mimicking_losses(features, num_boxes)
-    total = result.losses["total"] + MIMIC_WEIGHT * sum(terms.values())
-    return result.losses | terms | {"total": total}
 
 
 def _in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

@@ -186,7 +186,8 @@ def _failure(batch: Batch, *, value: float) -> str:
 def _overflow_once() -> dict[str, Any]:
     """A step in float16 in which one gradient of the second process overflows, once."""
     state = tiny_state(precision="float16")
-    scale = state.scaler.get_scale()
+    scale = 64.0
+    state.scaler.load_state_dict({**state.scaler.state_dict(), "scale": scale})
     attempts: list[int] = []
 
     def overflow(gradient: Tensor) -> Tensor:
