@@ -11,23 +11,23 @@ from typing import Literal
 
 import torch
 from torch.amp import GradScaler
-from torch.optim import Optimizer
 
 logger = logging.getLogger(__name__)
 Precision = Literal["float32", "bfloat16", "float16"]
 # A gradient that overflows even when it is not scaled up is not a matter of the scale.
 MIN_LOSS_SCALE = 1.0
 
-_AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class GradientOverflowError(RuntimeError):
-    """A gradient is not finite in float16 at any loss scale; every process raises it."""
+def low_precision(precision: str) -> torch.dtype | None:
+    """The dtype of autocast, or None for none."""
+    return _DTYPES[precision]
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """The context of a forward pass; of no effect for "float32"."""
-    dtype = _AUTOCAST_DTYPES.get(precision)
+    dtype = low_precision(precision)
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
@@ -36,35 +36,21 @@ def build_scaler(precision: Precision, device: torch.device) -> GradScaler:
     return GradScaler(device.type, enabled=precision == "float16")
 
 
-def step_unless_overflown(optimizer: Optimizer, scaler: GradScaler) -> bool:
-    """Take a step of the optimiser, or none where a gradient has overflowed, and halve the scale.
+def lower_loss_scale(scaler: GradScaler) -> bool:
+    """Halve the loss scale after an overflow, so that the step can be computed again.
 
     Processes agree, as their gradients have been averaged and so are the same.
 
-    Args:
-        optimizer: its gradients have been unscaled.
-        scaler: of the run.
-
     Returns:
-        Whether the step was taken; if not, the same micro-batches are to be computed again.
-
-    Raises:
-        GradientOverflowError: the scale cannot be made smaller; no weight has been changed.
+        False where the scale is not to blame: there is none, or it is as low as it may be.
     """
     scale = scaler.get_scale()
-    scaler.step(optimizer)
-    scaler.update()
-    new_scale = scaler.get_scale()
-    if new_scale >= scale:
-        return True
-    if new_scale < MIN_LOSS_SCALE:
-        raise GradientOverflowError(
-            f"gradients must be finite in float16, got overflow at a loss scale of {scale:g}; "
-            "lower the learning rate, or train with train.precision=bfloat16"
-        )
+    if not scaler.is_enabled() or scale <= MIN_LOSS_SCALE:
+        return False
+    scaler.update(scale * scaler.get_backoff_factor())
     logger.info(
         "gradients overflowed in float16 at a loss scale of %g; the step is computed again at %g",
         scale,
-        new_scale,
+        scaler.get_scale(),
     )
-    return False
+    return True

@@ -1,7 +1,6 @@
 """The folder of a run: which files are in it, and who may write there."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from deformable_detr import distributed
 from deformable_detr.engine.metrics import append_record, forget_records_after
 from deformable_detr.engine.tracking import Tracking
 
-_FAILED_STEP = "failed_step_"
+_FAILURE = "failure_step_"
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,10 @@ class RunFolder:
         """What an evaluation on its own has detected, as COCO results."""
         return self.path / "results.json"
 
+    def failure(self, step: int, rank: int) -> Path:
+        """What a process leaves whose share of a step was not finite."""
+        return self.path / f"{_FAILURE}{step}_rank_{rank}.pth"
+
     @property
     def best_or_last(self) -> Path:
         """The checkpoint of the highest AP, or the newest of a run without an evaluation yet.
@@ -104,7 +107,7 @@ class RunFolder:
         if distributed.is_main():
             self.path.mkdir(parents=True, exist_ok=True)
             if overwrite:
-                failures = self.path.glob(f"{_FAILED_STEP}*.json")
+                failures = self.path.glob(f"{_FAILURE}*.pth")
                 own = (self.last, self.best, self.metrics, self.curves, self.config)
                 events = self.tensorboard.glob("events.out.tfevents.*")
                 for file in (*own, self.results, *failures, *events):
@@ -134,10 +137,3 @@ class RunFolder:
         """Drop what was recorded after `step`, in the main process only."""
         if distributed.is_main() and self.metrics.exists():
             forget_records_after(self.metrics, step)
-
-    def write_failed_step(self, step: int, image_ids: Sequence[int]) -> Path:
-        """Write down which images this process had in a step that went wrong."""
-        path = self.path / f"{_FAILED_STEP}{step}_rank_{distributed.rank()}.json"
-        content = {"step": step, "image_ids": list(image_ids)}
-        path.write_text(json.dumps(content) + "\n", encoding="ascii")
-        return path

@@ -13,28 +13,29 @@ from torch import Tensor, nn
 
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
-from deformable_detr.data.samplers import StepSampler, derive_seed
+from deformable_detr.data.samplers import StepSampler
 from deformable_detr.engine.checkpoint import save_checkpoint
 from deformable_detr.engine.curves import draw_curves
 from deformable_detr.engine.evaluate import evaluate, validation_loss
+from deformable_detr.engine.failure_recorder import FailureRecorder
 from deformable_detr.engine.metrics import RunningMean, detection_metrics
 from deformable_detr.engine.optimizer import scale_learning_rates
-from deformable_detr.engine.precision import autocast, step_unless_overflown
+from deformable_detr.engine.precision import autocast, lower_loss_scale
 from deformable_detr.engine.progress import TrainingProgress
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.state import TrainState
-from deformable_detr.engine.step_losses import with_mimicking
+from deformable_detr.engine.step_losses import count_boxes, dropout_seed, with_mimicking
 from deformable_detr.evaluation.coco_eval import CocoEvaluator
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
-from deformable_detr.losses.criterion import SetCriterion, mean_num_boxes
+from deformable_detr.losses.criterion import SetCriterion
 
 logger = logging.getLogger(__name__)
 MAX_GRAD_NORM = 0.1  # official recipe
 EPOCHS = 50  # official recipe
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss of a step was infinite or not a number in some process."""
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient of a step was infinite or not a number in some process."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def fit(
     if state.step >= end:
         logger.info("nothing is left to train: step %d of %d", state.step, end)
         return
+    recorder = FailureRecorder(folder, criterion, seed=seed)
+    recorder.note(state)
     with TrainingProgress(first_step=state.step, last_step=end) as progress:
         while state.step < end:
             state.epoch, done = divmod(state.step, steps_per_epoch)
@@ -112,6 +115,7 @@ def fit(
                 end=end,
                 folder=folder,
                 progress=progress,
+                recorder=recorder,
                 seed=seed,
                 max_grad_norm=max_grad_norm,
                 log_every_steps=log_every_steps,
@@ -138,6 +142,7 @@ def train_one_epoch(
     end: int,
     folder: RunFolder,
     progress: TrainingProgress,
+    recorder: FailureRecorder,
     seed: int,
     max_grad_norm: float,
     log_every_steps: int,
@@ -148,10 +153,9 @@ def train_one_epoch(
     for batches in _in_groups(loader, micro_batches):
         try:
             values = train_step(state, batches, criterion, seed=seed, max_grad_norm=max_grad_norm)
-        except NonFiniteLossError as error:
-            image_ids = [target.image_id for batch in batches for target in batch.targets]
-            path = folder.write_failed_step(state.step, image_ids)
-            raise NonFiniteLossError(f"{error}; the images of the step are in {path}") from error
+        except NonFiniteError as error:
+            causes = recorder.write(state, batches, str(error))
+            raise NonFiniteError(f"{error}; {causes}") from error
         means.update(values)
         progress.advance(state.step)
         if state.step % log_every_steps == 0 or state.step == end:
@@ -161,6 +165,7 @@ def train_one_epoch(
                 "lr": state.optimizer.param_groups[0]["lr"],
                 **means.read(),
             }
+            recorder.note(state)
             folder.record("train", record)
             progress.report(state.step, record)
         if state.step == end:
@@ -191,18 +196,23 @@ def train_step(
         the device, to be averaged over processes.
 
     Raises:
-        NonFiniteLossError: in every process if in one; no weight has been changed.
-        GradientOverflowError: float16 is too narrow for the gradients, whatever the loss scale.
+        NonFiniteError: in every process if in one; no weight has been changed.
     """
-    num_boxes = mean_num_boxes(sum(len(target) for batch in batches for target in batch.targets))
+    num_boxes = count_boxes(batches)
     scale_learning_rates(state.optimizer, state.schedule(state.step))
-    is_taken = False
-    while not is_taken:  # once, but for float16, whose gradients overflow while the scale settles
+    while True:  # once, but for float16, whose gradients overflow until the loss scale has settled
         state.optimizer.zero_grad()
         values = _accumulate_gradients(state, batches, criterion, num_boxes, seed=seed)
         state.scaler.unscale_(state.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or math.inf)
-        is_taken = step_unless_overflown(state.optimizer, state.scaler)
+        if grad_norm.isfinite():  # in every process, as all have summed the same gradients
+            break
+        if not lower_loss_scale(state.scaler):
+            raise NonFiniteError(
+                f"the gradient of step {state.step} must be finite, got {grad_norm}"
+            )
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
     if state.ema is not None:
         state.ema.update(state.model, step=state.step)
     state.step += 1
@@ -223,8 +233,7 @@ def _accumulate_gradients(
     for index, batch in enumerate(batches):
         batch = batch.to(state.device, non_blocking=True)
         is_last = index == len(batches) - 1
-        micro_batch = distributed.rank() + distributed.world_size() * index
-        torch.manual_seed(derive_seed(seed, state.step, micro_batch))  # of dropout
+        torch.manual_seed(dropout_seed(seed, state.step, index))
         with distributed.gradient_sync(state.replica, enabled=is_last):
             with autocast(state.precision, state.device):
                 output = state.replica(batch.images)
@@ -270,9 +279,7 @@ def _require_finite(
     own = str(failure) if failure else ", ".join(terms)
     reports = distributed.all_gather_objects(own)
     found = "; ".join(f"process {rank}: {text}" for rank, text in enumerate(reports) if text)
-    raise NonFiniteLossError(
-        f"the loss of step {state.step} must be finite, got {found}"
-    ) from failure
+    raise NonFiniteError(f"the loss of step {state.step} must be finite, got {found}") from failure
 
 
 def _validate(

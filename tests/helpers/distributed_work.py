@@ -34,7 +34,7 @@ from deformable_detr.engine.metrics import RunningMean
 from deformable_detr.engine.optimizer import adamw, parameter_groups
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.state import TrainState
-from deformable_detr.engine.train import NonFiniteLossError, Validation, fit, train_step
+from deformable_detr.engine.train import NonFiniteError, Validation, fit, train_step
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 VARIANTS = ("multi_scale", "two_stage", "mimicking", "checkpointing")
@@ -99,6 +99,7 @@ def work_in_process(folder: Path) -> dict[str, Any]:
     train_tiny(parts, max_steps=3)
     result["resumed"] = train_tiny(parts, max_steps=MAX_STEPS, resume=True)
     result["gradients"] = all_step_gradients()
+    result["failed"] = failing_run(RunFolder(folder / "failed"))
     return result | _talk()
 
 
@@ -127,6 +128,28 @@ def train_tiny(folder: RunFolder, *, max_steps: int, resume: bool = False) -> Ma
         log_every_steps=2,
     )
     return state.model.state_dict()
+
+
+def failing_run(folder: RunFolder) -> str:
+    """The error of a run in which the second process has a number that spoils gradients alone."""
+    folder.claim()
+    own = distributed.rank()
+    batch = tiny_batch([1 + 2 * own, 2 + 2 * own], [1, 1])
+    if own == 1:
+        batch.images.images[0, 0, 0, 0] = math.inf  # which tanh forgives
+    try:
+        fit(
+            tiny_state(),
+            tiny_criterion(),
+            [batch],
+            tiny_sampler(num_samples=4, total_batch=4),
+            folder=folder,
+            validation=Validation([], folder.path),
+            seed=0,
+        )
+    except NonFiniteError as error:
+        return str(error)
+    return "no error"
 
 
 def validation_total(checkpoint: Checkpoint) -> float:
@@ -178,7 +201,7 @@ def _failure(batch: Batch, *, value: float) -> str:
     state = tiny_state()
     try:
         train_step(state, [batch, tiny_batch([3, 4], [1, 1])], tiny_criterion(), seed=0)
-    except NonFiniteLossError as error:
+    except NonFiniteError as error:
         return f"{state.step}: {error}"
     return "no error"
 

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,7 @@ def test_the_best_checkpoint_is_evaluated_or_else_the_last(tmp_path: Path) -> No
 
 def test_overwriting_deletes_the_files_of_the_run_and_no_others(tmp_path: Path) -> None:
     own = ("last.pth", "best.pth", "metrics.jsonl", "curves.png", "config.yaml", "results.json")
-    for name in (*own, "failed_step_7_rank_0.json", "notes"):
+    for name in (*own, "failure_step_7_rank_0.pth", "notes"):
         (tmp_path / name).touch()
     RunFolder(tmp_path).claim(overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
@@ -73,8 +72,3 @@ def test_a_record_says_its_kind_and_can_be_taken_back(tmp_path: Path) -> None:
     folder.record("evaluation", {"step": 2})
     folder.rewind(1)
     assert read_records(folder.metrics) == [{"kind": "train", "step": 1}]
-
-
-def test_a_failed_step_lists_its_images(tmp_path: Path) -> None:
-    path = RunFolder(tmp_path).write_failed_step(3, [7, 9])
-    assert json.loads(path.read_text()) == {"step": 3, "image_ids": [7, 9]}

@@ -1,4 +1,3 @@
-import json
 import logging
 import math
 from dataclasses import replace
@@ -18,12 +17,13 @@ from helpers.tiny_training import (
 from torch import Tensor
 
 from deformable_detr.engine.checkpoint import load_checkpoint
+from deformable_detr.engine.failure_bundle import FailureBundle
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.schedule import StepSchedule
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import (
-    NonFiniteLossError,
+    NonFiniteError,
     Validation,
     fit,
     total_steps,
@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_names_its_terms_and_changes_nothing() -> None
     batch = tiny_batch([1, 2], [0, 0])
     batch.images.images[0, 0, 0, 0] = math.nan
     with pytest.raises(
-        NonFiniteLossError,
+        NonFiniteError,
         match=r"the loss of step 0 must be finite, got process 0: loss_class nan.*total nan",
     ):
         train_step(state, [batch], tiny_criterion(), seed=0)
@@ -156,30 +156,53 @@ def test_a_loss_that_is_not_finite_names_its_terms_and_changes_nothing() -> None
 def test_predictions_that_cannot_be_matched_stop_the_run_with_the_matchers_words() -> None:
     batch = tiny_batch([1, 2], [1, 1])
     batch.images.images[1] = math.inf
-    with pytest.raises(NonFiniteLossError, match="process 0: predictions must be finite"):
+    with pytest.raises(NonFiniteError, match="process 0: predictions must be finite"):
         train_step(tiny_state(), [batch], tiny_criterion(), seed=0)
 
 
-def test_the_images_of_a_failed_step_are_written_down(
+def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_nothing() -> None:
+    state = tiny_state()
+    before = weights(state)
+    batch = tiny_batch([1, 2], [1, 1])
+    state.model.box_head.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NonFiniteError, match="gradient of step 0 must be finite, got nan"):
+        train_step(state, [batch], tiny_criterion(), seed=0)
+    assert state.step == 0
+    assert all(a.equal(b) for a, b in zip(before, weights(state), strict=True))
+
+
+def test_a_step_that_fails_leaves_a_bundle_of_its_failing_micro_batch(
     tmp_path: Path, validation: Validation
 ) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.claim()
-    sampler = tiny_sampler()
-    batch = tiny_batch([41, 42], [1, 1])
-    batch.images.images[1] = math.inf
-    with pytest.raises(NonFiniteLossError, match=r"images of the step are in .*rank_0\.json"):
+    bad = tiny_batch([43, 44], [1, 1])
+    bad.images.images[1, 0, 0, :3] = math.nan
+    good = [tiny_batch([n, n + 1], [1, 1]) for n in (39, 41)]
+    state = tiny_state(dropout=0.5)
+    with pytest.raises(
+        NonFiniteError,
+        match=r"process 0: predictions must be finite.*; likely cause in process 0: image 44 holds "
+        r"3 of 192 numbers.*doctor bundle .*failure_step_1_rank_0\.pth",
+    ):
         fit(
-            tiny_state(),
+            state,
             tiny_criterion(),
-            [tiny_batch([40], [1]), batch],
-            sampler,
+            [*good, bad, good[0]],
+            tiny_sampler(total_batch=4),
             folder=folder,
             validation=validation,
             seed=0,
         )
-    written = json.loads((folder.path / "failed_step_1_rank_0.json").read_text())
-    assert written == {"step": 1, "image_ids": [41, 42]}
+    bundle = FailureBundle.load(folder.failure(1, 0))
+    assert (bundle.step, bundle.image_ids) == (1, [43, 44])
+    torch.testing.assert_close(
+        bundle.batch.images.images, bad.images.images, rtol=0, atol=0, equal_nan=True
+    )
+    assert bundle.batch.targets[0].boxes.equal(bad.targets[0].boxes)
+    assert bundle.examination["forward"] == "the input of the model (TinyDetector)"
+    for name, value in state.model.state_dict().items():
+        assert bundle.model[name].equal(value), name
 
 
 @pytest.mark.parametrize("stop_after", [3, 4])
