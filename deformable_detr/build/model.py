@@ -169,12 +169,18 @@ def _build_layers(
 def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> Backbone:
     """The backbone, with its pre-trained weights if wanted, then with other convolutions."""
     backbone = _build_plain_backbone(config, load_weights=load_weights)
-    if config.conv.kind != "plain":
-        norm: Statistics = "frozen" if config.norm == "frozen_batch_norm" else "train"
-        replacement = build_replacement(config.conv, norm=norm)
-        replaced = replace_convs(backbone, replacement, strides=config.conv.strides)
+    if replaced := replace_backbone_convs(backbone, config):
         _LOGGER.info("%d convolutions replaced: %s", len(replaced), ", ".join(replaced))
     return backbone
+
+
+def replace_backbone_convs(backbone: Backbone, config: BackboneConfig) -> list[str]:
+    """Replace convolutions of a plain backbone, in place, as its config says; their names."""
+    if config.conv.kind == "plain":
+        return []
+    norm: Statistics = "frozen" if config.norm == "frozen_batch_norm" else "train"
+    replacement = build_replacement(config.conv, norm=norm)
+    return replace_convs(backbone, replacement, strides=config.conv.strides)
 
 
 def _build_plain_backbone(config: BackboneConfig, *, load_weights: bool) -> Backbone:

@@ -178,7 +178,7 @@ def _build_model(
             )
 
     if source is not None:
-        return source.build_model(build, label_space)
+        return source.build_model(build, label_space, config.model.backbone)
     return build(not resume), None
 
 
