@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Checkpoint:
         config: the resolved configuration, plain JSON.
         versions: of the packages that wrote it, for people.
         origin: the weights that training started from, for people; "" for those of the config.
+        scaler: the state_dict of the loss scale in float16; empty for other precisions.
         evaluated: the step of the newest evaluation, or None before the first.
     """
 
@@ -49,6 +50,7 @@ class Checkpoint:
     config: dict[str, Any]
     versions: dict[str, str]
     origin: str = ""
+    scaler: dict[str, Any] = field(default_factory=dict)
     evaluated: int | None = None
 
 
@@ -97,9 +99,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {path} must have format version {FORMAT_VERSION}, "
             f"got {content.get('format_version')!r}; install a matching deformable-detr"
         )
+    # What files of earlier releases do not hold:
+    content = {"origin": "", "scaler": {}, "evaluated": None, **content}
     names = [field.name for field in fields(Checkpoint)]
-    newer = {field.name: field.default for field in fields(Checkpoint)}  # than files of old
-    content = {name: value for name, value in newer.items() if value is not MISSING} | content
     absent = [name for name in names if name not in content]
     if absent:
         raise ValueError(f"checkpoint {path} lacks {', '.join(absent)}")
@@ -133,6 +135,7 @@ def _check_types(path: Path, values: Mapping[str, Any]) -> None:
         "config": dict,
         "versions": dict,
         "origin": str,
+        "scaler": dict,
         "evaluated": int | None,
     }
     for name, kind in expected.items():
