@@ -26,10 +26,12 @@ FREE_SETTINGS = frozenset(
         "data.val.images",
         "model.attention.backend",
         "train.eval_every_epochs",
+        "train.gradient_checkpointing",
         "train.log_every",
         "train.micro_batch",  # gradients accumulate to the total batch
         "train.sample_order",
         "train.seed",
+        "train.tensorboard",
         "train.validation_loss",
     }
 )

@@ -1,6 +1,8 @@
 """What a run measures: metrics of a batch, their averages, and the file that they go to."""
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,9 +120,19 @@ class RunningMean:
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line of JSON to a metrics file, which holds one record a line."""
-    with path.open("a", encoding="ascii") as file:
-        file.write(json.dumps(record) + "\n")
+    """Add one line of JSON to a metrics file, which holds one record a line.
+
+    Raises:
+        OSError: the file could not be written, as on a full disk; no part of the line is in it.
+    """
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="ascii") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -139,9 +151,23 @@ def _read_record(path: Path, number: int, line: str) -> dict[str, Any]:
     return record
 
 
-def forget_records_after(path: Path, step: int) -> None:
-    """Drop the records of later steps, which a resumed run takes again."""
-    kept = [record for record in read_records(path) if record["step"] <= step]
+def forget_records_after(path: Path, step: int, *, is_evaluated: bool = True) -> None:
+    """Drop the records of what a resumed run does again, and a last line that was cut off.
+
+    Args:
+        path: the metrics file.
+        step: the run goes on after it.
+        is_evaluated: whether it was evaluated at that step before it was saved.
+    """
+    text = path.read_text(encoding="ascii")
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    records = [_read_record(path, number, line) for number, line in enumerate(whole, start=1)]
+    kept = [
+        record
+        for record in records
+        if record["step"] < step
+        or (record["step"] == step and (is_evaluated or record["kind"] != "evaluation"))
+    ]
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="ascii")
     temporary.replace(path)
