@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from deformable_detr.cli import benchmark, data
+from deformable_detr.cli import benchmark, data, doctor
 from deformable_detr.cli.convert import convert
 from deformable_detr.cli.evaluate import evaluate
 from deformable_detr.cli.explain import explain
@@ -39,6 +39,7 @@ app.command()(predict)
 app.command()(convert)
 app.command()(explain)
 app.add_typer(data.app, name="data")
+app.add_typer(doctor.app, name="doctor")
 app.add_typer(benchmark.app, name="benchmark")
 
 

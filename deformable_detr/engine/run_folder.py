@@ -1,20 +1,21 @@
 """The folder of a run: which files are in it, and who may write there."""
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deformable_detr import distributed
+from deformable_detr.engine.checkpoint_file import partial_file
 from deformable_detr.engine.metrics import append_record, forget_records_after
 from deformable_detr.engine.tracking import Tracking
 from deformable_detr.evaluation.detection_table import DetectionTable
 
 logger = logging.getLogger(__name__)
-_FAILED_STEP = "failed_step_"
+Resume = bool | Literal["auto"]  # the run of a folder: whether, or where there is one
+_FAILURE = "failure_step_"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,16 @@ class RunFolder:
         return self.path / "last.pth"
 
     @property
+    def previous(self) -> Path:
+        """The checkpoint before the newest."""
+        return self.path / "previous.pth"
+
+    @property
+    def damaged(self) -> Path:
+        """A newest checkpoint that was not whole when the run was resumed from the one before."""
+        return self.path / "damaged.pth"
+
+    @property
     def best(self) -> Path:
         """The checkpoint of the highest AP."""
         return self.path / "best.pth"
@@ -48,6 +59,16 @@ class RunFolder:
         return self.path / "curves.png"
 
     @property
+    def state(self) -> Path:
+        """Whether the run is running, preempted, finished or failed."""
+        return self.path / "state.json"
+
+    @property
+    def lock(self) -> Path:
+        """An empty file, locked by the process that writes to the folder."""
+        return self.path / ".lock"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard's event files, of a run that writes them."""
         return self.path / "tensorboard"
@@ -61,6 +82,10 @@ class RunFolder:
     def results(self) -> Path:
         """What an evaluation on its own has detected, as COCO results."""
         return self.path / "results.json"
+
+    def failure(self, step: int, rank: int) -> Path:
+        """What a process leaves whose share of a step was not finite."""
+        return self.path / f"{_FAILURE}{step}_rank_{rank}.pth"
 
     @property
     def detections(self) -> Path:
@@ -87,11 +112,11 @@ class RunFolder:
             "give the --run-dir of a run, or a file with --finetune-from"
         )
 
-    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+    def check(self, *, resume: Resume = False, overwrite: bool = False) -> None:
         """Refuse a folder that `claim` would, before anything expensive is done.
 
         Args:
-            resume: continue the run that is there.
+            resume: continue the run that is there; "auto" if there is one.
             overwrite: delete the files of the run that is there.
 
         Raises:
@@ -100,9 +125,14 @@ class RunFolder:
         """
         if resume and overwrite:
             raise ValueError("resume and overwrite must not both be given, got both")
+        if resume == "auto":
+            return
         if resume and not self.last.is_file():
+            remedy = "start without --resume"
+            if self.previous.is_file():
+                remedy = f"--resume auto goes on from {self.previous}"
             raise FileNotFoundError(
-                f"run folder {self.path} has no last.pth to resume from; start without --resume"
+                f"run folder {self.path} has no last.pth to resume from; {remedy}"
             )
         if not resume and not overwrite and self._is_in_use():
             raise ValueError(
@@ -110,24 +140,28 @@ class RunFolder:
                 "choose another --run-dir, or give --resume or --overwrite"
             )
 
-    def claim(self, *, resume: bool = False, overwrite: bool = False) -> None:
+    def claim(self, *, resume: Resume = False, overwrite: bool = False) -> None:
         """Make the folder ready for a run, after `check`; every process must call it."""
         self.check(resume=resume, overwrite=overwrite)
         distributed.barrier()
         if distributed.is_main():
             self.path.mkdir(parents=True, exist_ok=True)
+            checkpoints = (self.last, self.previous, self.damaged, self.best)
+            for file in checkpoints:
+                partial_file(file).unlink(missing_ok=True)  # of a process that was killed
             if overwrite:
-                failures = self.path.glob(f"{_FAILED_STEP}*.json")
-                own = (self.last, self.best, self.metrics, self.curves, self.config)
+                failures = self.path.glob(f"{_FAILURE}*.pth")
+                own = (self.metrics, self.curves, self.config, self.state, self.results)
                 events = self.tensorboard.glob("events.out.tfevents.*")
-                pages = (self.results, self.detections, self.report)
-                for file in (*own, *pages, *failures, *events):
+                pages = (self.detections, self.report)
+                for file in (*checkpoints, *own, *pages, *failures, *events):
                     file.unlink(missing_ok=True)
         distributed.barrier()
 
     def _is_in_use(self) -> bool:
         """Whether there is anything but what an evaluation before the run has left."""
-        return self.path.exists() and any(file != self.results for file in self.path.iterdir())
+        ours = (self.results, self.lock)
+        return self.path.exists() and any(file not in ours for file in self.path.iterdir())
 
     @cached_property
     def tracking(self) -> Tracking:
@@ -157,14 +191,12 @@ class RunFolder:
             except OSError as error:
                 logger.warning("detections %s could not be written (%s)", self.detections, error)
 
-    def rewind(self, step: int) -> None:
-        """Drop what was recorded after `step`, in the main process only."""
-        if distributed.is_main() and self.metrics.exists():
-            forget_records_after(self.metrics, step)
+    def rewind(self, step: int, *, is_evaluated: bool = True) -> None:
+        """Drop what was recorded after `step`, in the main process only.
 
-    def write_failed_step(self, step: int, image_ids: Sequence[int]) -> Path:
-        """Write down which images this process had in a step that went wrong."""
-        path = self.path / f"{_FAILED_STEP}{step}_rank_{distributed.rank()}.json"
-        content = {"step": step, "image_ids": list(image_ids)}
-        path.write_text(json.dumps(content) + "\n", encoding="ascii")
-        return path
+        Args:
+            step: where the run goes on.
+            is_evaluated: whether the evaluation of that step, if there is one, is kept.
+        """
+        if distributed.is_main() and self.metrics.exists():
+            forget_records_after(self.metrics, step, is_evaluated=is_evaluated)

@@ -1,12 +1,26 @@
-"""What a step's loss has beside the criterion's: feature mimicking, where the model has it."""
+"""What a step and its examination have in common: seeds, counts, and the whole loss."""
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
-from deformable_detr.losses.criterion import CriterionResult
+from deformable_detr.data.samplers import derive_seed
+from deformable_detr.losses.criterion import CriterionResult, mean_num_boxes
 from deformable_detr.losses.mimicking import MIMIC_WEIGHT, mimicking_losses
 from deformable_detr.models.detector import DeformableDETR
 from deformable_detr.structures import ModelOutput
+
+
+def dropout_seed(seed: int, step: int, index: int) -> int:
+    """Of the `index`-th micro-batch of this process, whichever process that is."""
+    return derive_seed(seed, step, distributed.rank() + distributed.world_size() * index)
+
+
+def count_boxes(batches: Sequence[Batch]) -> float:
+    """Objects of a step, of which these are this process's micro-batches; every process calls."""
+    return mean_num_boxes(sum(len(target) for batch in batches for target in batch.targets))
 
 
 def with_mimicking(

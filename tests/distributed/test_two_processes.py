@@ -19,6 +19,7 @@ from helpers.tiny_training import LABEL_SPACE
 from torch import Tensor
 
 from deformable_detr.engine.checkpoint import load_checkpoint
+from deformable_detr.engine.failure_bundle import FailureBundle
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run_folder import RunFolder
 
@@ -105,6 +106,30 @@ def test_a_match_that_fails_in_one_process_stops_all_in_the_same_step(
     assert "process 1: predictions must be finite to be matched" in messages.pop()
 
 
+def test_processes_agree_that_a_step_which_overflowed_in_one_is_computed_again(
+    together: list[dict[str, Any]],
+) -> None:
+    first, second = (one["overflown"] for one in together)
+    for one in (first, second):
+        assert (one["attempts"], one["scale"], one["steps"]) == (2, 0.5, 1)
+    for name, value in first["weights"].items():
+        assert value.isfinite().all()
+        assert value.equal(second["weights"][name]), name
+
+
+def test_a_gradient_that_is_not_finite_in_one_process_stops_all_and_that_one_leaves_a_bundle(
+    folder: Path, together: list[dict[str, Any]]
+) -> None:
+    messages = {one["failed"] for one in together}
+    assert len(messages) == 1
+    message = messages.pop()
+    assert message.startswith("the gradient of step 0 must be finite, got nan")
+    assert "likely cause in process 1: image 3 holds 1 of 192 numbers" in message
+    assert "process 0" not in message
+    assert [path.name for path in (folder / "failed").iterdir()] == ["failure_step_0_rank_1.pth"]
+    assert FailureBundle.load(folder / "failed" / "failure_step_0_rank_1.pth").image_ids == [3, 4]
+
+
 def test_two_processes_train_to_the_weights_of_one(
     folder: Path, together: list[dict[str, Any]]
 ) -> None:
@@ -133,6 +158,7 @@ def test_only_the_main_process_writes_and_it_writes_once(
         "curves.png",
         "last.pth",
         "metrics.jsonl",
+        "previous.pth",
     ]
     records = read_records(run.metrics)
     kinds = [(record["kind"], record["step"]) for record in records]

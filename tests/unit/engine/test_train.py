@@ -1,8 +1,11 @@
-import json
 import logging
 import math
+import os
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,18 +20,17 @@ from helpers.tiny_training import (
 )
 from torch import Tensor
 
-from deformable_detr.engine.checkpoint import load_checkpoint
+from deformable_detr.data.collate import Batch
+from deformable_detr.engine.checkpoint import Checkpoint, load_checkpoint
+from deformable_detr.engine.checkpoint_writer import CheckpointWriter
+from deformable_detr.engine.failure_bundle import FailureBundle
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.schedule import StepSchedule
 from deformable_detr.engine.state import TrainState
-from deformable_detr.engine.train import (
-    NonFiniteLossError,
-    Validation,
-    fit,
-    total_steps,
-    train_step,
-)
+from deformable_detr.engine.stopping import PreemptedError, StopRequest
+from deformable_detr.engine.train import NonFiniteError, fit, total_steps, train_step
+from deformable_detr.engine.validation import Validation
 from deformable_detr.labels import LabelSpace
 
 CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
@@ -51,18 +53,35 @@ def gradients(state: TrainState) -> Tensor:
     return torch.cat([grad.flatten() for grad in grads if grad is not None])
 
 
-def run(state: TrainState, folder: Path, validation: Validation, max_steps: int) -> None:
+class _SignalAt:
+    """The tiny batches; asks the run to stop while those of step `step` are read."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self.sampler = tiny_sampler()
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, batch in enumerate(TinyLoader(self.sampler), start=1):
+            if number == self._step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+
+def run(
+    state: TrainState, folder: Path, validation: Validation, max_steps: int, **options: Any
+) -> None:
     sampler = tiny_sampler()
     fit(
         state,
         tiny_criterion(),
-        TinyLoader(sampler),
+        options.pop("loader", None) or TinyLoader(sampler),
         sampler,
         folder=RunFolder(folder),
         validation=validation,
         seed=11,
         max_steps=max_steps,
         log_every_steps=2,
+        **options,
     )
 
 
@@ -145,7 +164,7 @@ def test_a_loss_that_is_not_finite_names_its_terms_and_changes_nothing() -> None
     batch = tiny_batch([1, 2], [0, 0])
     batch.images.images[0, 0, 0, 0] = math.nan
     with pytest.raises(
-        NonFiniteLossError,
+        NonFiniteError,
         match=r"the loss of step 0 must be finite, got process 0: loss_class nan.*total nan",
     ):
         train_step(state, [batch], tiny_criterion(), seed=0)
@@ -156,30 +175,53 @@ def test_a_loss_that_is_not_finite_names_its_terms_and_changes_nothing() -> None
 def test_predictions_that_cannot_be_matched_stop_the_run_with_the_matchers_words() -> None:
     batch = tiny_batch([1, 2], [1, 1])
     batch.images.images[1] = math.inf
-    with pytest.raises(NonFiniteLossError, match="process 0: predictions must be finite"):
+    with pytest.raises(NonFiniteError, match="process 0: predictions must be finite"):
         train_step(tiny_state(), [batch], tiny_criterion(), seed=0)
 
 
-def test_the_images_of_a_failed_step_are_written_down(
+def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_nothing() -> None:
+    state = tiny_state()
+    before = weights(state)
+    batch = tiny_batch([1, 2], [1, 1])
+    state.model.box_head.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NonFiniteError, match="gradient of step 0 must be finite, got nan"):
+        train_step(state, [batch], tiny_criterion(), seed=0)
+    assert state.step == 0
+    assert all(a.equal(b) for a, b in zip(before, weights(state), strict=True))
+
+
+def test_a_step_that_fails_leaves_a_bundle_of_its_failing_micro_batch(
     tmp_path: Path, validation: Validation
 ) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.claim()
-    sampler = tiny_sampler()
-    batch = tiny_batch([41, 42], [1, 1])
-    batch.images.images[1] = math.inf
-    with pytest.raises(NonFiniteLossError, match=r"images of the step are in .*rank_0\.json"):
+    bad = tiny_batch([43, 44], [1, 1])
+    bad.images.images[1, 0, 0, :3] = math.nan
+    good = [tiny_batch([n, n + 1], [1, 1]) for n in (39, 41)]
+    state = tiny_state(dropout=0.5)
+    with pytest.raises(
+        NonFiniteError,
+        match=r"process 0: predictions must be finite.*; likely cause in process 0: image 44 holds "
+        r"3 of 192 numbers.*doctor bundle .*failure_step_1_rank_0\.pth",
+    ):
         fit(
-            tiny_state(),
+            state,
             tiny_criterion(),
-            [tiny_batch([40], [1]), batch],
-            sampler,
+            [*good, bad, good[0]],
+            tiny_sampler(total_batch=4),
             folder=folder,
             validation=validation,
             seed=0,
         )
-    written = json.loads((folder.path / "failed_step_1_rank_0.json").read_text())
-    assert written == {"step": 1, "image_ids": [41, 42]}
+    bundle = FailureBundle.load(folder.failure(1, 0))
+    assert (bundle.step, bundle.image_ids) == (1, [43, 44])
+    torch.testing.assert_close(
+        bundle.batch.images.images, bad.images.images, rtol=0, atol=0, equal_nan=True
+    )
+    assert bundle.batch.targets[0].boxes.equal(bad.targets[0].boxes)
+    assert bundle.examination["forward"] == "the input of the model (TinyDetector)"
+    for name, value in state.model.state_dict().items():
+        assert bundle.model[name].equal(value), name
 
 
 @pytest.mark.parametrize("stop_after", [3, 4])
@@ -212,6 +254,80 @@ def test_a_run_that_stopped_and_resumed_equals_one_that_did_not(
     for number, moments in expected.optimizer["state"].items():
         for name, value in moments.items():
             assert resumed.optimizer["state"][number][name].equal(value)
+
+
+def test_a_run_that_ended_before_its_evaluation_makes_up_for_it(
+    tmp_path: Path, validation: Validation
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    state = tiny_state()
+    state.step = 6
+    run(state, folder.path, validation, max_steps=6)
+    assert [record["kind"] for record in read_records(folder.metrics)] == ["evaluation"]
+    assert (load_checkpoint(folder.last).evaluated, load_checkpoint(folder.best).step) == (6, 6)
+
+
+def test_checkpoints_are_written_within_an_epoch_too(
+    tmp_path: Path, validation: Validation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    saved = []
+
+    def write(self: object, path: Path, checkpoint: Checkpoint, **_: object) -> None:
+        saved.append((path.name, checkpoint.step))
+
+    monkeypatch.setattr(CheckpointWriter, "write", write)
+    run(tiny_state(), folder.path, validation, max_steps=8, checkpoint_every_steps=3)
+    last = [step for name, step in saved if name == "last.pth"]
+    assert last == [3, 4, 6, 8, 8]  # epochs end at 4 and 8, where the evaluation is saved too
+    assert ("best.pth", 8) in saved
+
+
+@pytest.mark.parametrize("stop_at", [3, 4])
+def test_a_run_that_is_asked_to_stop_ends_after_the_step_and_equals_one_that_is_not(
+    tmp_path: Path, validation: Validation, stop_at: int
+) -> None:
+    parts, whole = RunFolder(tmp_path / "parts"), RunFolder(tmp_path / "whole")
+    for folder in (parts, whole):
+        folder.claim()
+    expected = tiny_state(dropout=0.2)
+    run(expected, whole.path, validation, max_steps=6)
+
+    state = tiny_state(dropout=0.2)
+    with StopRequest() as stop, pytest.raises(PreemptedError, match="by SIGTERM"):
+        run(state, parts.path, validation, max_steps=6, stop=stop, loader=_SignalAt(stop_at))
+    saved = load_checkpoint(parts.last)
+    assert (saved.step, saved.epoch) == (stop_at, stop_at // 4)
+    resumed = tiny_state(dropout=0.2)
+    resumed.restore(saved, "checkpoint")
+    run(resumed, parts.path, validation, max_steps=6)
+    assert all(a.equal(b) for a, b in zip(weights(resumed), weights(expected), strict=True))
+
+
+def test_a_run_that_is_asked_to_stop_during_an_evaluation_does_that_again(
+    tmp_path: Path, validation: Validation
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    state = tiny_state()
+
+    def signal_while_evaluating() -> Iterator[Batch]:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        yield from validation.loader
+
+    interrupted = replace(validation, loader=signal_while_evaluating())
+    with StopRequest() as stop, pytest.raises(PreemptedError, match="by SIGUSR1"):
+        run(state, folder.path, interrupted, max_steps=2, stop=stop)
+    saved = load_checkpoint(folder.last)
+    assert (saved.step, saved.evaluated) == (2, None)
+    state.restore(saved, "checkpoint")
+    run(state, folder.path, validation, max_steps=2)
+    assert [(r["kind"], r["step"]) for r in read_records(folder.metrics)] == [
+        ("train", 2),
+        ("evaluation", 2),
+    ]
 
 
 def test_a_run_leaves_metrics_checkpoints_and_curves(
@@ -254,7 +370,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     tmp_path: Path, validation: Validation, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = tiny_state()
-    state.step = 6
+    state.step = state.evaluated = 6
     before = weights(state)
     with caplog.at_level(logging.INFO):
         run(state, tmp_path, validation, max_steps=6)

@@ -1,0 +1,133 @@
+"""`deformable-detr doctor`: finds out what went wrong."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+# What needs PyTorch is imported when the command runs, so that help is there at once.
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from deformable_detr.engine.examination import Examination
+    from deformable_detr.engine.failure_bundle import FailureBundle
+
+EXIT_NOT_REPRODUCED = 1
+SHOWN_GRADIENTS = 10
+
+app = typer.Typer(help="Find out what went wrong.", no_args_is_help=True)
+
+
+@app.callback()
+def _root() -> None:
+    """Find out what went wrong."""
+
+
+@app.command()
+def bundle(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="failure_step_N_rank_R.pth of a run folder.", show_default=False
+        ),
+    ],
+) -> None:
+    """Run the step that failed again, on the CPU, and say why it did.
+
+    Exit code 1 if it does not fail here.
+    """
+    from rich.console import Console
+
+    from deformable_detr.build import build_criterion, build_model
+    from deformable_detr.config_io import validate_config
+    from deformable_detr.engine.checkpoint import load_weights
+    from deformable_detr.engine.examination import examine
+    from deformable_detr.engine.failure_bundle import FailureBundle
+
+    found = FailureBundle.load(path)
+    what = f"bundle {path}"
+    config = validate_config(found.config, source=what, ignore_unknown=True)
+    model = build_model(
+        config, num_classes=len(found.label_space), load_backbone_weights=False
+    ).train()
+    load_weights(model, found.model, what)
+    examination = examine(
+        model,
+        build_criterion(config),
+        found.batch,
+        num_boxes=found.num_boxes,
+        dropout_seed=found.dropout_seed,
+        low_precision=found.low_precision,
+        loss_scale=found.loss_scale,
+    )
+    console = Console(highlight=False)
+    console.print(_circumstances(found, examination))
+    if found.examination["gradient_norms"] or examination.gradient_norms:
+        console.print(_gradients(found, examination))
+    if examination.is_finite:
+        console.print("[bold yellow]not reproduced:[/] on this CPU the step is finite")
+        raise typer.Exit(EXIT_NOT_REPRODUCED)
+    console.print("[bold green]reproduced:[/] on this CPU the step fails as well")
+
+
+def _circumstances(found: "FailureBundle", examination: "Examination") -> "Table":
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in _lines(found, examination):
+        table.add_row(name, value)
+    return table
+
+
+def _lines(found: "FailureBundle", examination: "Examination") -> Iterator[tuple[str, str]]:
+    from rich.markup import escape
+
+    _, _, height, width = found.images.shape
+    yield "step", f"{found.step}, process {found.rank}, {found.precision}"
+    for target in found.targets:
+        yield "image", f"id {target['image_id']}, {len(target['labels'])} objects"
+    yield "padded size", f"{height} x {width}"
+    yield "error", escape(found.message)
+    yield "likely cause", f"[bold red]{escape(found.cause)}[/]"
+    rates = found.learning_rates.items()
+    yield "learning rates", ", ".join(f"{role} {rate:g}" for role, rate in rates)
+    norms = found.weight_norms
+    yield "norm of weights", ", ".join(f"{norm:.4g} at step {step}" for step, norm in norms[-3:])
+    if found.scaler:
+        yield "loss scale", f"{found.loss_scale:g}"
+    yield "first then", _first(found.examination["forward"], found.examination["backward"])
+    yield "first here", _first(examination.forward, examination.backward)
+    if examination.refusal:
+        yield "loss here", escape(examination.refusal)
+    else:
+        yield "loss here", f"{examination.loss:.6g}"
+
+
+def _first(forward: str, backward: str) -> str:
+    """Where the first number that is not finite was."""
+    return (forward and f"forward: {forward}") or (backward and f"backward: {backward}") or "none"
+
+
+def _gradients(found: "FailureBundle", examination: "Examination") -> "Table":
+    """The largest gradients, those that are not finite first."""
+    from rich.table import Table
+
+    then = found.examination["gradient_norms"]
+    here = examination.gradient_norms
+    names = sorted(then | here, key=lambda name: _size(here.get(name, then.get(name, 0.0))))
+    table = Table(title=f"largest gradients, {min(SHOWN_GRADIENTS, len(names))} of {len(names)}")
+    table.add_column("parameter", overflow="fold")
+    table.add_column("2-norm then", justify="right")
+    table.add_column("2-norm here", justify="right")
+    for name in names[: -SHOWN_GRADIENTS - 1 : -1]:
+        table.add_row(
+            name, *(f"{norms[name]:.4g}" if name in norms else "-" for norms in (then, here))
+        )
+    return table
+
+
+def _size(norm: float) -> float:
+    return norm if norm == norm else float("inf")

@@ -1,0 +1,116 @@
+"""Faults planted in a run: the bundle names each, and replaying it shows it again."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from helpers.coco_files import write_coco_set
+from helpers.command_line import CommandLine
+from helpers.small_run import SMALL_RUN, data_settings
+from torch import Tensor
+
+from deformable_detr.cli import training_run
+from deformable_detr.cli.doctor import EXIT_NOT_REPRODUCED
+from deformable_detr.cli.main import EXIT_ERROR
+from deformable_detr.data import transformed
+from deformable_detr.data.transforms import to_model_input
+from deformable_detr.engine.failure_bundle import FailureBundle
+from deformable_detr.engine.failure_recorder import FailureRecorder
+from deformable_detr.engine.train import NonFiniteError, fit
+from deformable_detr.structures import Sample, Target
+
+BAD_IMAGE = 3
+BAD_WEIGHT = "encoder.layers.0.linear1.weight"
+
+
+@pytest.fixture
+def train(tmp_path: Path, run: CommandLine) -> Callable[..., str]:
+    files = write_coco_set(tmp_path / "data", num_images=4, empty=[2])
+
+    def fails(*settings: str) -> str:
+        options = ["--config", "deformable_detr_r50", "--device", "cpu"]
+        options += ["--run-dir", str(tmp_path / "run")]
+        data = data_settings(files, files)
+        outcome = run("train", *options, *SMALL_RUN, *data, *settings)
+        assert outcome.code == EXIT_ERROR
+        return outcome.err
+
+    return fails
+
+
+def replay(run: CommandLine, tmp_path: Path, step: int) -> str:
+    """What the doctor says of the run's only bundle, which it must reproduce."""
+    path = tmp_path / "run" / f"failure_step_{step}_rank_0.pth"
+    assert list((tmp_path / "run").glob("failure*")) == [path]
+    outcome = run("doctor", "bundle", path)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.rstrip().endswith("reproduced: on this CPU the step fails as well")
+    return re.sub(r"\s+", " ", outcome.out)
+
+
+def test_a_nan_in_an_image_names_the_image(
+    tmp_path: Path, run: CommandLine, train: Callable[..., str]
+) -> None:
+    def spoilt(sample: Sample) -> tuple[Tensor, Target]:
+        image, target = to_model_input(sample)
+        if target.image_id == BAD_IMAGE:
+            image[0, 5, 5] = math.nan
+        return image, target
+
+    with mock.patch.object(transformed, "to_model_input", spoilt):
+        error = train()
+    assert f"likely cause in process 0: image {BAD_IMAGE} holds 1 of" in error
+    said = replay(run, tmp_path, step=0)
+    assert f"likely cause image {BAD_IMAGE} holds 1 of" in said
+    assert "first here forward: the input of the model (DeformableDETR)" in said
+
+
+def test_a_nan_in_a_weight_names_the_weight(
+    tmp_path: Path, run: CommandLine, train: Callable[..., str]
+) -> None:
+    def spoilt(state: Any, *arguments: Any, **options: Any) -> None:
+        with torch.no_grad():
+            state.model.get_parameter(BAD_WEIGHT)[3, 1] = math.nan
+        fit(state, *arguments, **options)
+
+    with mock.patch.object(training_run, "fit", spoilt):
+        error = train()
+    assert f"weights were not finite before the step: {BAD_WEIGHT};" in error
+    said = replay(run, tmp_path, step=0)
+    assert f"weights were not finite before the step: {BAD_WEIGHT};" in said
+    assert "first here forward: the output of encoder.layers.0.linear1 (Linear)" in said
+
+
+def test_a_learning_rate_far_too_high_is_named_with_the_growth_of_the_weights(
+    tmp_path: Path, run: CommandLine, train: Callable[..., str]
+) -> None:
+    error = train("train.optimizer.lr=1e6")
+    assert "the learning rate is too high: with up to 1e+06 the 2-norm of all weights grew" in error
+    said = replay(run, tmp_path, step=1)
+    assert "the learning rate is too high: with up to 1e+06" in said
+    bundle = FailureBundle.load(tmp_path / "run" / "failure_step_1_rank_0.pth")
+    norms = dict(bundle.weight_norms)
+    assert norms[1] > 1e8 > 1e3 > norms[0]
+
+
+def test_what_does_not_happen_here_is_said_not_to(
+    tmp_path: Path, run: CommandLine, train: Callable[..., str]
+) -> None:
+    def alarm(state: Any, criterion: Any, loader: Any, *_: Any, folder: Any, **__: Any) -> None:
+        state.model.train()
+        recorder = FailureRecorder(folder, criterion, seed=0)
+        raise NonFiniteError(recorder.write(state, [next(iter(loader))], "a false alarm"))
+
+    with mock.patch.object(training_run, "fit", alarm):
+        assert "likely cause in process 0: not found" in train()
+    outcome = run("doctor", "bundle", tmp_path / "run" / "failure_step_0_rank_0.pth")
+    assert outcome.code == EXIT_NOT_REPRODUCED
+    assert "not reproduced: on this CPU the step is finite" in outcome.out
+    rows = re.findall(r"│ +([\d.e+-]+) +│ +([\d.e+-]+) +│", outcome.out)
+    assert len(rows) == 10
+    assert all(then == here for then, here in rows)

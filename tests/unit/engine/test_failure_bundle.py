@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_training import tiny_batch, tiny_criterion, tiny_state
+
+from deformable_detr.engine.failure_bundle import FailureBundle
+from deformable_detr.engine.failure_recorder import FailureRecorder
+from deformable_detr.engine.run_folder import RunFolder
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    folder = RunFolder(tmp_path)
+    batch = tiny_batch([1, 2], [1, 1])
+    recorder = FailureRecorder(folder, tiny_criterion(), seed=3)
+    recorder.write(tiny_state(), [batch], "of a test")
+    return folder.failure(0, 0)
+
+
+def test_a_step_that_does_not_fail_again_is_written_down_all_the_same(path: Path) -> None:
+    bundle = FailureBundle.load(path)
+    assert bundle.cause.startswith("not found")
+    assert bundle.message == "of a test"
+    assert (bundle.precision, bundle.low_precision, bundle.loss_scale) == ("float32", None, 1.0)
+    assert bundle.learning_rates == {"default": 1e-2, "backbone": 2e-5, "sampling": 2e-5}
+    assert [step for step, _ in bundle.weight_norms] == [0]
+
+
+def test_a_bundle_is_tensors_and_plain_values(path: Path) -> None:
+    def assert_plain(value: object) -> None:
+        if isinstance(value, dict):
+            assert_plain([*value.keys(), *value.values()])
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                assert_plain(item)
+        else:
+            assert isinstance(value, (str, int, float, torch.Tensor, type(None))), type(value)
+
+    assert_plain(torch.load(path, weights_only=True))
+
+
+def test_a_missing_bundle_says_what_one_is_called(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"failure_step_N_rank_R\.pth"):
+        FailureBundle.load(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("kind", ["text", "cut off", "checkpoint", "code"])
+def test_another_file_is_refused_with_a_reason(path: Path, kind: str) -> None:
+    match kind:
+        case "text":
+            path.write_text("hello")
+        case "cut off":
+            path.write_bytes(path.read_bytes()[:-1000])
+        case "checkpoint":
+            torch.save({"format": "deformable_detr", "model": {}}, path)
+        case "code":
+            torch.save({"format": "x", "run": pytest.raises}, path)
+    with pytest.raises(ValueError, match=rf"^bundle {path} must be .*, got"):
+        FailureBundle.load(path)
