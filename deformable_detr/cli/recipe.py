@@ -25,6 +25,8 @@ FREE_SETTINGS = frozenset(
         "data.val.annotations",
         "data.val.images",
         "model.attention.backend",
+        "train.channels_last",
+        "train.deterministic",
         "train.eval_every_epochs",
         "train.gradient_checkpointing",
         "train.log_every",

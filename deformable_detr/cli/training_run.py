@@ -16,6 +16,7 @@ from deformable_detr.build import (
     build_sampler,
     build_schedule,
     build_train_transform,
+    largest_size,
 )
 from deformable_detr.cli.finetuning import FinetuneSource
 from deformable_detr.cli.recipe import nearest_recipe
@@ -26,6 +27,7 @@ from deformable_detr.data.loader import build_loader
 from deformable_detr.data.samplers import EvaluationSampler, StepSampler
 from deformable_detr.data.transformed import TransformedDataset
 from deformable_detr.engine.checkpoint import config_changes, load_checkpoint
+from deformable_detr.engine.determinism import deterministic_algorithms
 from deformable_detr.engine.ema import ExponentialMovingAverage
 from deformable_detr.engine.finetune import TransferReport
 from deformable_detr.engine.run_folder import RunFolder
@@ -33,11 +35,13 @@ from deformable_detr.engine.run_header import (
     describe_batch,
     describe_dataset,
     describe_device,
+    describe_learning_rates,
     describe_parameters,
 )
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.tracking import TensorBoard, require_tensorboard
 from deformable_detr.engine.train import Validation, fit, total_steps
+from deformable_detr.engine.warm_up import warm_up
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.detector import DeformableDETR
 
@@ -76,6 +80,8 @@ def run_training(
     data = _Data.open(config)
     source = None if finetune_from is None else FinetuneSource.read(finetune_from)
     model, report = _build_model(config, data.train.label_space, source, resume=resume)
+    if config.train.channels_last:  # convolutions follow their weights; images need no change
+        model.to(memory_format=torch.channels_last)
     state = _build_state(config, data, model.to(device))
     if source is not None:
         state.origin = source.describe()
@@ -89,25 +95,8 @@ def run_training(
                 "TensorBoard", TensorBoard(files.tensorboard, first_step=state.step + 1)
             )
     _log_header(config, data, state, report, folder=folder)
-    pin_memory = device.type == "cuda"
-    fit(
-        state,
-        build_criterion(config),
-        build_loader(
-            data.train_samples,
-            data.sampler,
-            num_workers=config.data.num_workers,
-            pin_memory=pin_memory,
-        ),
-        data.sampler,
-        folder=files,
-        validation=_build_validation(config, data, pin_memory=pin_memory),
-        seed=config.train.seed,
-        epochs=config.train.epochs,
-        max_steps=config.train.max_steps,
-        max_grad_norm=config.train.clip_norm,
-        log_every_steps=config.train.log_every,
-    )
+    with deterministic_algorithms(config.train.deterministic):
+        _fit(config, data, state, files)
     files.tracking.close()
     logger.info("finished; the run is in %s", folder)
 
@@ -141,6 +130,7 @@ class _Data:
         sampler = build_sampler(
             config,
             num_samples=len(samples),
+            aspect_ratios=[height / width for height, width in train.sizes],
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
@@ -212,6 +202,33 @@ def _resume(state: TrainState, files: RunFolder) -> None:
         logger.info("  the config has changed: %s", change)
 
 
+def _fit(config: RunConfig, data: _Data, state: TrainState, files: RunFolder) -> None:
+    criterion = build_criterion(config)
+    is_on_gpu = state.device.type == "cuda"
+    if is_on_gpu:  # whose memory ends suddenly, and breaks into pieces
+        size, count = largest_size(config), config.train.micro_batch
+        warm_up(state, criterion, num_images=count, size=size)
+    fit(
+        state,
+        criterion,
+        build_loader(
+            data.train_samples,
+            data.sampler,
+            num_workers=config.data.num_workers,
+            pin_memory=is_on_gpu,
+            max_padded_pixels=config.data.max_padded_pixels,
+        ),
+        data.sampler,
+        folder=files,
+        validation=_build_validation(config, data, pin_memory=is_on_gpu),
+        seed=config.train.seed,
+        epochs=config.train.epochs,
+        max_steps=config.train.max_steps,
+        max_grad_norm=config.train.clip_norm,
+        log_every_steps=config.train.log_every,
+    )
+
+
 def _build_validation(config: RunConfig, data: _Data, *, pin_memory: bool) -> Validation:
     assert config.data.val.annotations is not None  # else the data set could not be opened
     sampler = EvaluationSampler(
@@ -240,7 +257,6 @@ def _log_header(
     folder: Path,
 ) -> None:
     """What is about to happen, in numbers, and how it differs from the nearest recipe."""
-    optimizer = config.train.optimizer
     end = total_steps(
         data.sampler.steps_per_epoch,
         epochs=config.train.epochs,
@@ -260,10 +276,7 @@ def _log_header(
             accumulation=data.sampler.micro_batches_per_step,
         ),
         "length": f"{end} steps, {data.sampler.steps_per_epoch} an epoch",
-        "learning rate": (
-            f"{optimizer.lr:g}, backbone {optimizer.lr_backbone:g}, "
-            f"sampling {optimizer.lr_sampling:g}"
-        ),
+        "learning rates": describe_learning_rates(state.optimizer),
         "compat": config.compat,
         "recipe": recipe,
     }

@@ -18,6 +18,7 @@ from deformable_detr.engine.checkpoint import save_checkpoint
 from deformable_detr.engine.curves import draw_curves
 from deformable_detr.engine.evaluate import evaluate, validation_loss
 from deformable_detr.engine.failure_recorder import FailureRecorder
+from deformable_detr.engine.memory import record_peak_memory
 from deformable_detr.engine.metrics import RunningMean, detection_metrics
 from deformable_detr.engine.optimizer import scale_learning_rates
 from deformable_detr.engine.precision import autocast, lower_loss_scale
@@ -126,6 +127,7 @@ def fit(
                     f"the sampler does, got {state.step} steps after epoch {state.epoch}"
                 )
             state.epoch = state.step // steps_per_epoch
+            progress.say(record_peak_memory(state, folder))
             _save(state, folder.last)
             if state.step == end or state.epoch % validation.every_epochs == 0:
                 progress.say(_validate(state, criterion, validation, folder))
