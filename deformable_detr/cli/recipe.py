@@ -26,6 +26,7 @@ FREE_SETTINGS = frozenset(
         "data.val.images",
         "model.attention.backend",
         "train.channels_last",
+        "train.checkpoint_every",
         "train.deterministic",
         "train.eval_every_epochs",
         "train.gradient_checkpointing",

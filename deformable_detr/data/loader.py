@@ -1,5 +1,6 @@
 """Builds the loader that both training and evaluation read from."""
 
+import signal
 from functools import partial
 from typing import Literal
 
@@ -38,5 +39,15 @@ def build_loader(
         collate_fn=partial(collate, max_padded_pixels=max_padded_pixels),
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_ignore_signals,
         multiprocessing_context=start_method if num_workers > 0 else None,
     )
+
+
+def _ignore_signals(worker: int) -> None:
+    """Let a worker live on when its whole process group is asked to stop, as launchers do.
+
+    The training process then finishes its step, and ends its workers itself.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
