@@ -167,10 +167,11 @@ class RunFolder:
     def tracking(self) -> Tracking:
         """Where records go: the metrics file, and what is added to it."""
         tracking = Tracking()
-        tracking.add(
-            str(self.metrics),
-            lambda kind, values: append_record(self.metrics, {"kind": kind, **values}),
-        )
+
+        def append(kind: str, values: Mapping[str, Any]) -> None:
+            append_record(self.metrics, {"kind": kind, **values})
+
+        tracking.open(str(self.metrics), lambda: append)
         return tracking
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from deformable_detr.data.samplers import StepSampler
 from deformable_detr.engine.checkpoint_writer import CheckpointWriter
 from deformable_detr.engine.curves import draw_curves
 from deformable_detr.engine.failure_recorder import FailureRecorder
+from deformable_detr.engine.memory import record_peak_memory
 from deformable_detr.engine.metrics import RunningMean, detection_metrics
 from deformable_detr.engine.optimizer import scale_learning_rates
 from deformable_detr.engine.precision import autocast, lower_loss_scale
@@ -129,6 +130,7 @@ def fit(
                         f"as the sampler does, got {state.step} steps after epoch {state.epoch}"
                     )
                 state.epoch = state.step // steps_per_epoch
+                progress.say(record_peak_memory(state, folder))
                 _save(state, folder, writer)
         except PreemptedError:
             state.epoch = state.step // steps_per_epoch
