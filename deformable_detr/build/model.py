@@ -84,12 +84,21 @@ def build_model(
     if num_classes is None:
         num_classes = _COCO_CLASSES[config.compat]
     return _build_detector(
-        config.model, num_classes=num_classes, load_backbone_weights=load_backbone_weights
+        config.model,
+        num_classes=num_classes,
+        load_backbone_weights=load_backbone_weights,
+        gradient_checkpointing=config.train.gradient_checkpointing,
+        frozen_roles=config.train.freeze,
     )
 
 
 def _build_detector(
-    config: ModelConfig, *, num_classes: int, load_backbone_weights: bool
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    load_backbone_weights: bool,
+    gradient_checkpointing: bool,
+    frozen_roles: Sequence[str],
 ) -> DeformableDETR:
     backbone = build_backbone(config.backbone, load_weights=load_backbone_weights)
     neck = build_neck(config.neck, channels=backbone.channels, embed_dim=config.embed_dim)
@@ -107,7 +116,9 @@ def _build_detector(
             embed_dim=config.embed_dim,
             num_levels=neck.num_levels,
         ),
-        encoder=DeformableTransformerEncoder(encoder_layers),
+        encoder=DeformableTransformerEncoder(
+            encoder_layers, gradient_checkpointing=gradient_checkpointing
+        ),
         queries=build_queries(config, num_classes=num_classes),
         decoder=DeformableTransformerDecoder(
             decoder_layers,
@@ -115,8 +126,10 @@ def _build_detector(
             embed_dim=config.embed_dim,
             box_refinement=config.decoder.box_refinement,
             two_stage=config.queries.kind == "two_stage",
+            gradient_checkpointing=gradient_checkpointing,
         ),
         mimicking=_build_mimicking(config, backbone.channels[-1], num_classes=num_classes),
+        frozen_roles=frozen_roles,
     )
 
 

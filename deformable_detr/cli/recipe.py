@@ -25,7 +25,11 @@ FREE_SETTINGS = frozenset(
         "data.val.annotations",
         "data.val.images",
         "model.attention.backend",
+        "train.channels_last",
+        "train.checkpoint_every",
+        "train.deterministic",
         "train.eval_every_epochs",
+        "train.gradient_checkpointing",
         "train.log_every",
         "train.micro_batch",  # gradients accumulate to the total batch
         "train.sample_order",

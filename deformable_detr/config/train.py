@@ -68,7 +68,14 @@ class TrainConfig(FrozenModel):
 
     Every step sees `total_batch` images, whatever the number of processes, in forward passes of
     `micro_batch` images. Training ends after `epochs`, or after `max_steps` if that is sooner.
-    `clip_norm` 0 does not clip. `ema_decay` 0 keeps no moving average.
+    The run is saved after every `checkpoint_every` steps, and after each epoch.
+    `clip_norm` 0 does not clip. `ema_decay` 0 keeps no moving average. `precision` is that of the
+    forward pass; boxes, losses and evaluation are in float32. `gradient_checkpointing` keeps the
+    inputs of encoder and decoder layers only and computes the rest again for the gradient: the
+    same numbers, less memory, more time. `channels_last` is the layout of images in memory.
+    `deterministic` allows no operator whose result depends on chance, on a GPU either; on CPUs
+    none does. Parameters of the roles in `freeze` stay as they are. With `sample_order: buckets`
+    images of like shape share a micro-batch, for less padding; steps have the same samples.
     `tensorboard` writes what goes to `metrics.jsonl` as TensorBoard's events too.
     """
 
@@ -80,9 +87,15 @@ class TrainConfig(FrozenModel):
     schedule: ScheduleConfig = StepScheduleConfig()
     clip_norm: float = Field(0.1, ge=0)
     ema_decay: Probability = 0.0
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    gradient_checkpointing: bool = False
+    channels_last: bool = False
+    deterministic: bool = False
+    freeze: tuple[Literal["backbone", "backbone_sampling", "sampling", "default"], ...] = ()
     seed: int = Field(42, ge=0)
-    sample_order: Literal["global_batches", "official"] = "global_batches"
+    sample_order: Literal["global_batches", "buckets", "official"] = "global_batches"
     log_every: Positive = 10
+    checkpoint_every: Positive = 500
     eval_every_epochs: Positive = 1
     validation_loss: bool = False
     tensorboard: bool = False

@@ -3,10 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,46 +11,29 @@ from torch import Tensor, nn
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
 from deformable_detr.data.samplers import StepSampler
-from deformable_detr.engine.checkpoint import save_checkpoint
+from deformable_detr.engine.checkpoint_writer import CheckpointWriter
 from deformable_detr.engine.curves import draw_curves
-from deformable_detr.engine.evaluate import evaluate, validation_loss
 from deformable_detr.engine.failure_recorder import FailureRecorder
+from deformable_detr.engine.memory import record_peak_memory
 from deformable_detr.engine.metrics import RunningMean, detection_metrics
 from deformable_detr.engine.optimizer import scale_learning_rates
+from deformable_detr.engine.precision import autocast, lower_loss_scale
 from deformable_detr.engine.progress import TrainingProgress
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step_losses import count_boxes, dropout_seed, with_mimicking
-from deformable_detr.evaluation.coco_eval import CocoEvaluator
-from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
+from deformable_detr.engine.stopping import PreemptedError, StopRequest
+from deformable_detr.engine.validation import Validation
 from deformable_detr.losses.criterion import SetCriterion
 
 logger = logging.getLogger(__name__)
 MAX_GRAD_NORM = 0.1  # official recipe
 EPOCHS = 50  # official recipe
+CHECKPOINT_EVERY = 500  # steps
 
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient of a step was infinite or not a number in some process."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What a run is evaluated on, and when.
-
-    Attributes:
-        loader: this process's part of the validation images.
-        annotations: their COCO annotation file.
-        every_epochs: epochs from one evaluation to the next; there always is one at the end.
-        max_detections: how many detections an image may have.
-        with_loss: whether to compute the loss too, in a pass of its own.
-    """
-
-    loader: Iterable[Batch]
-    annotations: Path
-    every_epochs: int = 1
-    max_detections: int = MAX_DETECTIONS
-    with_loss: bool = False
 
 
 def total_steps(steps_per_epoch: int, *, epochs: int, max_steps: int | None) -> int:
@@ -78,8 +58,13 @@ def fit(
     max_steps: int | None = None,
     max_grad_norm: float = MAX_GRAD_NORM,
     log_every_steps: int = 10,
+    checkpoint_every_steps: int = CHECKPOINT_EVERY,
+    stop: StopRequest | None = None,
 ) -> None:
     """Train from where `state` is to the end; checkpoints, metrics and curves go to `folder`.
+
+    A process that is killed loses the steps since the newest checkpoint: at most
+    `checkpoint_every_steps`, and those taken while that one was being written.
 
     Args:
         state: is trained.
@@ -93,41 +78,64 @@ def fit(
         max_steps: steps after which training ends even within an epoch, or None.
         max_grad_norm: 2-norm that gradients are clipped to; 0 for no clipping.
         log_every_steps: steps from one record in the metrics file to the next.
+        checkpoint_every_steps: steps from one checkpoint within an epoch to the next.
+        stop: may ask for an end before the last step; None is never asked.
+
+    Raises:
+        PreemptedError: it was asked to stop, in every process; the state is saved.
+        RuntimeError: a checkpoint could not be written.
     """
     steps_per_epoch = sampler.steps_per_epoch
     end = total_steps(steps_per_epoch, epochs=epochs, max_steps=max_steps)
-    if state.step >= end:
+    stop = stop or StopRequest()
+    if state.step >= end and not validation.is_due(state, steps_per_epoch, end):
         logger.info("nothing is left to train: step %d of %d", state.step, end)
         return
     recorder = FailureRecorder(folder, criterion, seed=seed)
     recorder.note(state)
-    with TrainingProgress(first_step=state.step, last_step=end) as progress:
-        while state.step < end:
-            state.epoch, done = divmod(state.step, steps_per_epoch)
-            sampler.set_epoch(state.epoch)
-            sampler.start_at(done)
-            train_one_epoch(
-                state,
-                criterion,
-                loader,
-                micro_batches=sampler.micro_batches_per_step,
-                end=end,
-                folder=folder,
-                progress=progress,
-                recorder=recorder,
-                seed=seed,
-                max_grad_norm=max_grad_norm,
-                log_every_steps=log_every_steps,
-            )
-            if state.step != min(end, (state.epoch + 1) * steps_per_epoch):
-                raise ValueError(
-                    f"loader must yield the micro-batches of {steps_per_epoch} steps an epoch as "
-                    f"the sampler does, got {state.step} steps after epoch {state.epoch}"
+    with (
+        CheckpointWriter() as writer,
+        TrainingProgress(first_step=state.step, last_step=end) as progress,
+    ):
+        try:
+            stop.check()
+            while True:
+                if validation.is_due(state, steps_per_epoch, end):
+                    progress.say(_validate(state, criterion, validation, folder, writer, stop))
+                    _save(state, folder, writer)
+                if state.step >= end:
+                    break
+                state.epoch, done = divmod(state.step, steps_per_epoch)
+                sampler.set_epoch(state.epoch)
+                sampler.start_at(done)
+                train_one_epoch(
+                    state,
+                    criterion,
+                    loader,
+                    micro_batches=sampler.micro_batches_per_step,
+                    end=end,
+                    folder=folder,
+                    progress=progress,
+                    recorder=recorder,
+                    writer=writer,
+                    stop=stop,
+                    seed=seed,
+                    max_grad_norm=max_grad_norm,
+                    log_every_steps=log_every_steps,
+                    checkpoint_every_steps=checkpoint_every_steps,
                 )
+                if state.step != min(end, (state.epoch + 1) * steps_per_epoch):
+                    raise ValueError(
+                        f"loader must yield the micro-batches of {steps_per_epoch} steps an epoch "
+                        f"as the sampler does, got {state.step} steps after epoch {state.epoch}"
+                    )
+                state.epoch = state.step // steps_per_epoch
+                progress.say(record_peak_memory(state, folder))
+                _save(state, folder, writer)
+        except PreemptedError:
             state.epoch = state.step // steps_per_epoch
-            _save(state, folder.last)
-            if state.step == end or state.epoch % validation.every_epochs == 0:
-                progress.say(_validate(state, criterion, validation, folder))
+            _save(state, folder, writer)
+            raise
     if distributed.is_main():
         draw_curves(folder.metrics, folder.curves)
 
@@ -142,9 +150,12 @@ def train_one_epoch(
     folder: RunFolder,
     progress: TrainingProgress,
     recorder: FailureRecorder,
+    writer: CheckpointWriter,
+    stop: StopRequest,
     seed: int,
     max_grad_norm: float,
     log_every_steps: int,
+    checkpoint_every_steps: int,
 ) -> None:
     """Take the steps that `loader` has micro-batches for, `micro_batches` each, until `end`."""
     state.model.train()
@@ -169,6 +180,10 @@ def train_one_epoch(
             progress.report(state.step, record)
         if state.step == end:
             return
+        stop.check()
+        if state.step % checkpoint_every_steps == 0:
+            _save(state, folder, writer)
+        writer.check()
 
 
 def train_step(
@@ -199,7 +214,34 @@ def train_step(
     """
     num_boxes = count_boxes(batches)
     scale_learning_rates(state.optimizer, state.schedule(state.step))
-    state.optimizer.zero_grad()
+    while True:  # once, but for float16, whose gradients overflow until the loss scale has settled
+        state.optimizer.zero_grad()
+        values = _accumulate_gradients(state, batches, criterion, num_boxes, seed=seed)
+        state.scaler.unscale_(state.optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or math.inf)
+        if grad_norm.isfinite():  # in every process, as all have summed the same gradients
+            break
+        if not lower_loss_scale(state.scaler):
+            raise NonFiniteError(
+                f"the gradient of step {state.step} must be finite, got {grad_norm}"
+            )
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.ema is not None:
+        state.ema.update(state.model, step=state.step)
+    state.step += 1
+    return values | {"grad_norm": grad_norm}
+
+
+def _accumulate_gradients(
+    state: TrainState,
+    batches: Sequence[Batch],
+    criterion: SetCriterion,
+    num_boxes: float,
+    *,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Add the gradients of all micro-batches up, times the loss scale; their losses, metrics."""
     values: dict[str, Tensor] = {}
     failure: ValueError | None = None
     for index, batch in enumerate(batches):
@@ -207,28 +249,23 @@ def train_step(
         is_last = index == len(batches) - 1
         torch.manual_seed(dropout_seed(seed, state.step, index))
         with distributed.gradient_sync(state.replica, enabled=is_last):
-            output = state.replica(batch.images)
+            with autocast(state.precision, state.device):
+                output = state.replica(batch.images)
             try:
                 result = criterion(output, batch.targets, num_boxes)
             except ValueError as error:  # the matcher refuses predictions that are not finite
                 failure = error
             else:
-                losses = with_mimicking(state.model, batch, output, result, num_boxes)
+                with autocast(state.precision, state.device):
+                    losses = with_mimicking(state.model, batch, output, result, num_boxes)
                 metrics = detection_metrics(output.last, batch.targets, result.last_match)
                 shares = {name: value / len(batches) for name, value in metrics.items()}
                 values = _add(values, losses | shares)
             if is_last:
                 _require_finite(values, failure, state)
             if failure is None:
-                losses["total"].backward()
-    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or math.inf)
-    if not grad_norm.isfinite():  # in every process, as all have summed the same gradients
-        raise NonFiniteError(f"the gradient of step {state.step} must be finite, got {grad_norm}")
-    state.optimizer.step()
-    if state.ema is not None:
-        state.ema.update(state.model, step=state.step)
-    state.step += 1
-    return values | {"grad_norm": grad_norm}
+                state.scaler.scale(losses["total"]).backward()
+    return values
 
 
 def _in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -260,29 +297,25 @@ def _require_finite(
 
 
 def _validate(
-    state: TrainState, criterion: SetCriterion, validation: Validation, folder: RunFolder
+    state: TrainState,
+    criterion: SetCriterion,
+    validation: Validation,
+    folder: RunFolder,
+    writer: CheckpointWriter,
+    stop: StopRequest,
 ) -> str:
     """Evaluate, record the result, keep the weights if they are the best; a line for people."""
-    model = state.model if state.ema is None else state.ema.model
-    metrics = evaluate(
-        model,
-        validation.loader,
-        CocoEvaluator(validation.annotations, state.label_space),
-        device=state.device,
-        max_detections=validation.max_detections,
-    )
-    record: dict[str, Any] = {"step": state.step, "epoch": state.epoch, **metrics.as_dict()}
-    if validation.with_loss:
-        losses = validation_loss(model, validation.loader, criterion, device=state.device)
-        record |= {f"validation/{name}": value for name, value in losses.items()}
+    record, detections = validation.measure(state, criterion, stop)
     folder.record("evaluation", record)
+    state.evaluated = state.step
     if state.best_ap is None or record["AP"] > state.best_ap:
         state.best_ap = record["AP"]
-        _save(state, folder.best)
-        _save(state, folder.last)
+        folder.keep_detections(detections, state.step)
+        if distributed.is_main():
+            writer.write(folder.best, state.to_checkpoint())
     return f"step {state.step}: AP {record['AP']:.3f}, AP50 {record['AP50']:.3f}"
 
 
-def _save(state: TrainState, path: Path) -> None:
+def _save(state: TrainState, folder: RunFolder, writer: CheckpointWriter) -> None:
     if distributed.is_main():
-        save_checkpoint(path, state.to_checkpoint())
+        writer.write(folder.last, state.to_checkpoint(), previous=folder.previous)

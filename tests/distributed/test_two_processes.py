@@ -106,6 +106,17 @@ def test_a_match_that_fails_in_one_process_stops_all_in_the_same_step(
     assert "process 1: predictions must be finite to be matched" in messages.pop()
 
 
+def test_processes_agree_that_a_step_which_overflowed_in_one_is_computed_again(
+    together: list[dict[str, Any]],
+) -> None:
+    first, second = (one["overflown"] for one in together)
+    for one in (first, second):
+        assert (one["attempts"], one["scale"], one["steps"]) == (2, 0.5, 1)
+    for name, value in first["weights"].items():
+        assert value.isfinite().all()
+        assert value.equal(second["weights"][name]), name
+
+
 def test_a_gradient_that_is_not_finite_in_one_process_stops_all_and_that_one_leaves_a_bundle(
     folder: Path, together: list[dict[str, Any]]
 ) -> None:
@@ -143,13 +154,16 @@ def test_only_the_main_process_writes_and_it_writes_once(
     run = RunFolder(folder / "whole")
     assert sorted(path.name for path in run.path.iterdir()) == [
         "best.pth",
+        "best_detections.npz",
         "curves.png",
         "last.pth",
         "metrics.jsonl",
+        "previous.pth",
     ]
     records = read_records(run.metrics)
     kinds = [(record["kind"], record["step"]) for record in records]
-    assert kinds == [("train", 2), ("train", 4), ("train", 6), ("evaluation", 6)]
+    of_epochs = [("memory", 4), ("train", 6), ("memory", 6)]  # of four steps
+    assert kinds == [("train", 2), ("train", 4), *of_epochs, ("evaluation", 6)]
     assert load_checkpoint(run.last).step == MAX_STEPS
 
 
