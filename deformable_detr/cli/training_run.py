@@ -1,6 +1,7 @@
 """One training run, from its config to its end, in each of its processes."""
 
 import logging
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from deformable_detr.build import (
 )
 from deformable_detr.cli.finetuning import FinetuneSource
 from deformable_detr.cli.recipe import nearest_recipe
+from deformable_detr.cli.run_report import describe_environment, report_after_training
 from deformable_detr.config import RunConfig
 from deformable_detr.config_io import to_yaml
 from deformable_detr.data.coco import CocoDataset
@@ -99,13 +101,19 @@ def run_training(
         if distributed.is_main():
             files.config.write_text(to_yaml(config), encoding="utf-8")
             if config.train.tensorboard:
-                files.tracking.add(
-                    "TensorBoard", TensorBoard(files.tensorboard, first_step=state.step + 1)
+                files.tracking.open(
+                    "TensorBoard", lambda: TensorBoard(files.tensorboard, first_step=state.step + 1)
                 )
         _log_header(config, data, state, report, folder=folder)
-        with recorded_state(files, state), deterministic_algorithms(config.train.deterministic):
+        environment = describe_environment(config, device)
+        files.record("start", {"step": state.step, "environment": environment})
+        with (
+            closing(files.tracking),
+            recorded_state(files, state),
+            deterministic_algorithms(config.train.deterministic),
+        ):
             _fit(config, data, state, files, stop)
-    files.tracking.close()
+        report_after_training(config, files, data.val)
     logger.info("finished; the run is in %s", folder)
 
 

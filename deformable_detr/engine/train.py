@@ -305,11 +305,12 @@ def _validate(
     stop: StopRequest,
 ) -> str:
     """Evaluate, record the result, keep the weights if they are the best; a line for people."""
-    record = validation.measure(state, criterion, stop)
+    record, detections = validation.measure(state, criterion, stop)
     folder.record("evaluation", record)
     state.evaluated = state.step
     if state.best_ap is None or record["AP"] > state.best_ap:
         state.best_ap = record["AP"]
+        folder.keep_detections(detections, state.step)
         if distributed.is_main():
             writer.write(folder.best, state.to_checkpoint())
     return f"step {state.step}: AP {record['AP']:.3f}, AP50 {record['AP50']:.3f}"

@@ -154,6 +154,7 @@ def test_only_the_main_process_writes_and_it_writes_once(
     run = RunFolder(folder / "whole")
     assert sorted(path.name for path in run.path.iterdir()) == [
         "best.pth",
+        "best_detections.npz",
         "curves.png",
         "last.pth",
         "metrics.jsonl",
