@@ -4,9 +4,9 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -159,7 +159,9 @@ def _spread(values: list[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def measure_settings(*, size: int, images: int, rounds: int) -> Iterator[str]:
+def measure_settings(
+    *, size: int, images: int, rounds: int, overrides: Sequence[str] = ()
+) -> Iterator[str]:
     """Time and memory of a forward and backward pass with each of `SETTINGS`.
 
     Each has a process of its own, of one thread; they take turns.
@@ -168,11 +170,12 @@ def measure_settings(*, size: int, images: int, rounds: int) -> Iterator[str]:
         size: height and width of the images in pixels.
         images: in a batch.
         rounds: turns of each, at least 2, after one that does not count.
+        overrides: KEY=VALUE settings of another model than the paper's.
 
     Yields:
         Lines to print: processor time, and the peak of memory above weights and gradients.
     """
-    setups = [_Setup(overrides, size, images) for overrides in SETTINGS.values()]
+    setups = [_Setup((*overrides, *own), size, images) for own in SETTINGS.values()]
     with _processes(setups) as connections:
         memory = [_ask([connection], "memory")[0] for connection in connections]
         times: list[list[float]] = [[] for _ in connections]
@@ -188,13 +191,16 @@ def measure_settings(*, size: int, images: int, rounds: int) -> Iterator[str]:
         yield line
 
 
-def measure_processes(*, size: int, images: int, rounds: int) -> Iterator[str]:
+def measure_processes(
+    *, size: int, images: int, rounds: int, overrides: Sequence[str] = ()
+) -> Iterator[str]:
     """Images a second of one process, and of two that train together, each of one thread.
 
     Args:
         size: height and width of the images in pixels.
         images: in the batch of a process.
         rounds: turns of each, at least 2, after one that does not count.
+        overrides: KEY=VALUE settings of another model than the paper's.
 
     Yields:
         Lines to print, by the wall clock.
@@ -202,9 +208,10 @@ def measure_processes(*, size: int, images: int, rounds: int) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    pair = [_Setup((), size, images, rank=rank, world_size=2, port=port) for rank in range(2)]
+    single = _Setup(tuple(overrides), size, images)
+    pair = [replace(single, rank=rank, world_size=2, port=port) for rank in range(2)]
     alone_rates, pair_rates = [], []
-    with _processes([_Setup((), size, images), *pair]) as (alone, *together):
+    with _processes([single, *pair]) as (alone, *together):
         for _ in range(WARM_UP_STEPS + rounds):
             alone_rates.append(images / _ask([alone], "step")[0])
             pair_rates.append(2 * images / max(_ask(together, "step")))

@@ -38,13 +38,26 @@ def deform_kernel(
         typer.echo(line)
 
 
+_OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings that replace the config's, such as model.backbone.depth=18.",
+        show_default=False,
+    ),
+]
 _SizeOption = Annotated[int, typer.Option(min=64, help="Height and width of the images.")]
 _ImagesOption = Annotated[int, typer.Option(min=1, help="Images in a batch of one process.")]
 _RoundsOption = Annotated[int, typer.Option(min=2, help="Turns of each.")]
 
 
 @app.command()
-def training(size: _SizeOption = 256, images: _ImagesOption = 2, rounds: _RoundsOption = 9) -> None:
+def training(
+    overrides: _OverridesArgument = None,
+    size: _SizeOption = 256,
+    images: _ImagesOption = 2,
+    rounds: _RoundsOption = 9,
+) -> None:
     """Time and memory of a training step: plain, checkpointing, channels last, bfloat16.
 
     `deformable_detr_r50` on the CPU, forward and backward, each setting in a process of one
@@ -52,13 +65,17 @@ def training(size: _SizeOption = 256, images: _ImagesOption = 2, rounds: _Rounds
     """
     from deformable_detr.benchmark.training import measure_settings
 
-    for line in measure_settings(size=size, images=images, rounds=rounds):
+    options = {"size": size, "images": images, "rounds": rounds}
+    for line in measure_settings(overrides=overrides or (), **options):
         typer.echo(line)
 
 
 @app.command()
 def processes(
-    size: _SizeOption = 256, images: _ImagesOption = 2, rounds: _RoundsOption = 9
+    overrides: _OverridesArgument = None,
+    size: _SizeOption = 256,
+    images: _ImagesOption = 2,
+    rounds: _RoundsOption = 9,
 ) -> None:
     """Images a second that two training processes reach, and one, each of one thread.
 
@@ -66,7 +83,8 @@ def processes(
     """
     from deformable_detr.benchmark.training import measure_processes
 
-    for line in measure_processes(size=size, images=images, rounds=rounds):
+    options = {"size": size, "images": images, "rounds": rounds}
+    for line in measure_processes(overrides=overrides or (), **options):
         typer.echo(line)
 
 
