@@ -2,11 +2,10 @@
 
 from typing import Literal
 
-from torch.utils.data import DataLoader
-
-from deformable_detr.data.collate import Batch, collate
+from deformable_detr.data.collate import collate
 from deformable_detr.data.samplers import EvaluationSampler, StepSampler
 from deformable_detr.data.transformed import TransformedDataset
+from deformable_detr.data.watched import WatchedLoader, WatchedSamples
 
 
 def build_loader(
@@ -16,7 +15,8 @@ def build_loader(
     num_workers: int,
     pin_memory: bool,
     start_method: Literal["fork", "spawn", "forkserver"] | None = None,
-) -> "DataLoader[Batch]":
+    timeout_s: float = 0,
+) -> WatchedLoader:
     """Batches in the sampler's order, the same for any number of workers.
 
     Workers stay alive between epochs: the epoch travels in the sampler's keys.
@@ -27,13 +27,18 @@ def build_loader(
         num_workers: processes that read and transform; 0 does it in this one.
         pin_memory: copy batches into page-locked memory, for a CUDA device.
         start_method: how workers are started; None is the platform's way.
+        timeout_s: how long a worker may take for a batch; 0 for any time.
+
+    Returns:
+        The loader; where a worker raises, dies or takes too long, it raises `SampleError`.
     """
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # yields samples; collate makes the batches
+    return WatchedLoader(
+        WatchedSamples(dataset, num_workers),  # type: ignore[arg-type]  # collate makes batches
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         multiprocessing_context=start_method if num_workers > 0 else None,
+        timeout=timeout_s if num_workers > 0 else 0,
     )
