@@ -84,12 +84,19 @@ def build_model(
     if num_classes is None:
         num_classes = _COCO_CLASSES[config.compat]
     return _build_detector(
-        config.model, num_classes=num_classes, load_backbone_weights=load_backbone_weights
+        config.model,
+        num_classes=num_classes,
+        load_backbone_weights=load_backbone_weights,
+        gradient_checkpointing=config.train.gradient_checkpointing,
     )
 
 
 def _build_detector(
-    config: ModelConfig, *, num_classes: int, load_backbone_weights: bool
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    load_backbone_weights: bool,
+    gradient_checkpointing: bool,
 ) -> DeformableDETR:
     backbone = build_backbone(config.backbone, load_weights=load_backbone_weights)
     neck = build_neck(config.neck, channels=backbone.channels, embed_dim=config.embed_dim)
@@ -107,7 +114,9 @@ def _build_detector(
             embed_dim=config.embed_dim,
             num_levels=neck.num_levels,
         ),
-        encoder=DeformableTransformerEncoder(encoder_layers),
+        encoder=DeformableTransformerEncoder(
+            encoder_layers, gradient_checkpointing=gradient_checkpointing
+        ),
         queries=build_queries(config, num_classes=num_classes),
         decoder=DeformableTransformerDecoder(
             decoder_layers,
@@ -115,6 +124,7 @@ def _build_detector(
             embed_dim=config.embed_dim,
             box_refinement=config.decoder.box_refinement,
             two_stage=config.queries.kind == "two_stage",
+            gradient_checkpointing=gradient_checkpointing,
         ),
         mimicking=_build_mimicking(config, backbone.channels[-1], num_classes=num_classes),
     )
@@ -159,12 +169,18 @@ def _build_layers(
 def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> Backbone:
     """The backbone, with its pre-trained weights if wanted, then with other convolutions."""
     backbone = _build_plain_backbone(config, load_weights=load_weights)
-    if config.conv.kind != "plain":
-        norm: Statistics = "frozen" if config.norm == "frozen_batch_norm" else "train"
-        replacement = build_replacement(config.conv, norm=norm)
-        replaced = replace_convs(backbone, replacement, strides=config.conv.strides)
+    if replaced := replace_backbone_convs(backbone, config):
         _LOGGER.info("%d convolutions replaced: %s", len(replaced), ", ".join(replaced))
     return backbone
+
+
+def replace_backbone_convs(backbone: Backbone, config: BackboneConfig) -> list[str]:
+    """Replace convolutions of a plain backbone, in place, as its config says; their names."""
+    if config.conv.kind == "plain":
+        return []
+    norm: Statistics = "frozen" if config.norm == "frozen_batch_norm" else "train"
+    replacement = build_replacement(config.conv, norm=norm)
+    return replace_convs(backbone, replacement, strides=config.conv.strides)
 
 
 def _build_plain_backbone(config: BackboneConfig, *, load_weights: bool) -> Backbone:

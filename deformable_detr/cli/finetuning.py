@@ -7,8 +7,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from deformable_detr.build.plain_weights import with_replaced_convs
+from deformable_detr.config import BackboneConfig
 from deformable_detr.conversion.files import read_weights
-from deformable_detr.engine.finetune import TransferReport, holds_backbone, transfer_weights
+from deformable_detr.engine.finetune import (
+    BACKBONE,
+    TransferReport,
+    holds_backbone,
+    transfer_weights,
+)
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.detector import DeformableDETR
 
@@ -49,24 +56,39 @@ class FinetuneSource:
         return f"fine-tuned from {self.path} ({self.source})"
 
     def build_model(
-        self, build: Callable[[bool], DeformableDETR], label_space: LabelSpace
+        self,
+        build: Callable[[bool], DeformableDETR],
+        label_space: LabelSpace,
+        backbone: BackboneConfig,
     ) -> tuple[DeformableDETR, TransferReport]:
         """A model with these weights, and what became of them.
+
+        Convolutions that are replaced in the model and plain in the file start as the file's.
 
         Args:
             build: a new model, with pre-trained weights of its backbone or without; they are
                 asked for only if the file does not hold the backbone.
             label_space: the classes of the model.
+            backbone: the config of its backbone.
         """
-        model = build(False)
-        if not holds_backbone(model.state_dict(), self.state_dict):
-            model = build(True)
+        model, weights = build(False), self.state_dict
+        new: set[str] = set()
+        if not holds_backbone(model.state_dict(), weights):
+            converted = with_replaced_convs(backbone, weights)
+            if converted is None:
+                model = build(True)
+            else:
+                weights = converted
+                names = {name for name in model.state_dict() if name.startswith(BACKBONE)}
+                new = names - weights.keys()
+                logger.info("replaced convolutions start as the plain ones of %s", self.path)
         report = transfer_weights(
             model,
-            self.state_dict,
+            weights,
             old_classes=self.label_space,
             new_classes=label_space,
             what=str(self.path),
+            new_in_backbone=new,
         )
         for name, reason in report.reinitialised.items():
             logger.debug("re-initialised: %s (%s)", name, reason)

@@ -26,6 +26,7 @@ FREE_SETTINGS = frozenset(
         "data.val.images",
         "model.attention.backend",
         "train.eval_every_epochs",
+        "train.gradient_checkpointing",
         "train.log_every",
         "train.micro_batch",  # gradients accumulate to the total batch
         "train.sample_order",

@@ -178,7 +178,7 @@ def _build_model(
             )
 
     if source is not None:
-        return source.build_model(build, label_space)
+        return source.build_model(build, label_space, config.model.backbone)
     return build(not resume), None
 
 
@@ -199,6 +199,7 @@ def _build_state(config: RunConfig, data: _Data, model: DeformableDETR) -> Train
         label_space=data.train.label_space,
         config=config.model_dump(mode="json"),
         ema=ExponentialMovingAverage(model, decay=decay) if decay else None,
+        precision=config.train.precision,
     )
 
 

@@ -68,7 +68,10 @@ class TrainConfig(FrozenModel):
 
     Every step sees `total_batch` images, whatever the number of processes, in forward passes of
     `micro_batch` images. Training ends after `epochs`, or after `max_steps` if that is sooner.
-    `clip_norm` 0 does not clip. `ema_decay` 0 keeps no moving average.
+    `clip_norm` 0 does not clip. `ema_decay` 0 keeps no moving average. `precision` is that of the
+    forward pass; boxes, losses and evaluation are in float32. `gradient_checkpointing` keeps the
+    inputs of encoder and decoder layers only and computes the rest again for the gradient: the
+    same numbers, less memory, more time.
     `tensorboard` writes what goes to `metrics.jsonl` as TensorBoard's events too.
     """
 
@@ -80,6 +83,8 @@ class TrainConfig(FrozenModel):
     schedule: ScheduleConfig = StepScheduleConfig()
     clip_norm: float = Field(0.1, ge=0)
     ema_decay: Probability = 0.0
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    gradient_checkpointing: bool = False
     seed: int = Field(42, ge=0)
     sample_order: Literal["global_batches", "official"] = "global_batches"
     log_every: Positive = 10

@@ -5,7 +5,7 @@ import pickle
 import platform
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Checkpoint:
         config: the resolved configuration, plain JSON.
         versions: of the packages that wrote it, for people.
         origin: the weights that training started from, for people; "" for those of the config.
+        scaler: the state_dict of the loss scale in float16; empty for other precisions.
     """
 
     model: dict[str, Tensor]
@@ -48,6 +49,7 @@ class Checkpoint:
     config: dict[str, Any]
     versions: dict[str, str]
     origin: str = ""
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def current_versions() -> dict[str, str]:
@@ -96,7 +98,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {path} must have format version {FORMAT_VERSION}, "
             f"got {content.get('format_version')!r}; install a matching deformable-detr"
         )
-    content = {"origin": "", **content}  # which files of earlier releases do not hold
+    content = {"origin": "", "scaler": {}, **content}  # which files of earlier releases do not hold
     names = [field.name for field in fields(Checkpoint)]
     absent = [name for name in names if name not in content]
     if absent:
@@ -157,6 +159,7 @@ def _check_types(path: Path, values: Mapping[str, Any]) -> None:
         "config": dict,
         "versions": dict,
         "origin": str,
+        "scaler": dict,
     }
     for name, kind in expected.items():
         value = values[name]

@@ -71,13 +71,17 @@ def examine(
     torch.manual_seed(dropout_seed)
     device = batch.images.images.device
     with _watching(model) as watch:
-        with torch.autocast(device.type, dtype=low_precision, enabled=low_precision is not None):
+        autocast = torch.autocast(
+            device.type, dtype=low_precision, enabled=low_precision is not None
+        )
+        with autocast:
             output = model(batch.images)
         try:
             result = criterion(output, batch.targets, num_boxes)
         except ValueError as error:  # predictions that are not finite are not matched
             return Examination(math.nan, str(error), watch.forward, "", watch.largest_input, {})
-        total = with_mimicking(model, batch, output, result, num_boxes)["total"]
+        with autocast:
+            total = with_mimicking(model, batch, output, result, num_boxes)["total"]
         (loss_scale * total).backward()
     norms = {
         name: parameter.grad.cpu().double().norm().item() / loss_scale

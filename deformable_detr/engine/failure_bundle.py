@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deformable_detr.data.collate import Batch
+from deformable_detr.engine.precision import low_precision
 from deformable_detr.structures import ImageBatch, Target
 
 FORMAT = "deformable_detr failure"
@@ -119,12 +120,6 @@ class FailureBundle:
                 "a checkpoint is measured with `deformable-detr evaluate`"
             )
         return cls(**{name: content[name] for name in names})
-
-
-def low_precision(name: str) -> torch.dtype | None:
-    """The dtype of autocast by its name, or None for float32."""
-    dtypes = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    return dtypes[name]
 
 
 def batch_to_plain(batch: Batch) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from deformable_detr.engine.examination import Examination, examine
 from deformable_detr.engine.failure_bundle import (
     FailureBundle,
     batch_to_plain,
-    low_precision,
     state_on_cpu,
 )
 from deformable_detr.engine.forensics import (
@@ -20,12 +19,11 @@ from deformable_detr.engine.forensics import (
     non_finite_weights,
     weight_norm,
 )
+from deformable_detr.engine.precision import low_precision
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step_losses import count_boxes, dropout_seed
 from deformable_detr.losses.criterion import SetCriterion
-
-PRECISION = "float32"
 
 
 class FailureRecorder:
@@ -73,18 +71,18 @@ class FailureRecorder:
                 num_boxes=num_boxes,
                 dropout_seed=dropout_seed(self._seed, state.step, index),
                 low_precision=low_precision(precision),
-                loss_scale=1.0,
+                loss_scale=state.scaler.get_scale(),
             )
 
         for index in range(len(batches)):  # the last one if none fails again
-            examination = run_again(index, PRECISION)
+            examination = run_again(index, state.precision)
             if not examination.is_finite:
                 break
         is_own = bad_weights != [] or not examination.is_finite
         has_any = any(distributed.all_gather_objects(is_own))
         report = ""
         if is_own or not has_any:
-            in_float32 = None if PRECISION == "float32" else run_again(index, "float32")
+            in_float32 = None if state.precision == "float32" else run_again(index, "float32")
             rates = {group["role"]: group["lr"] for group in state.optimizer.param_groups}
             cause = likely_cause(
                 batches[index],
@@ -103,8 +101,8 @@ class FailureRecorder:
                 **batch_to_plain(batches[index]),
                 num_boxes=num_boxes,
                 dropout_seed=dropout_seed(self._seed, state.step, index),
-                precision=PRECISION,
-                scaler={},
+                precision=state.precision,
+                scaler=state.scaler.state_dict(),
                 learning_rates=rates,
                 weight_norms=[astuple(norm) for norm in self._norms],
                 bad_weights=bad_weights,

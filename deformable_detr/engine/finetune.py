@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,9 +14,9 @@ from deformable_detr.models.heads import ClassHead
 from deformable_detr.models.proposals import ProposalQueries
 from deformable_detr.models.queries import LearnedQueries
 
-_BACKBONE = "backbone."
+BACKBONE = "backbone."
 _BATCH_COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
-_EXCHANGED = (_BACKBONE, "neck.")  # parts of which there are alternatives
+_EXCHANGED = (BACKBONE, "neck.")  # parts of which there are alternatives
 _LEAST_SHARE = 0.5  # of the tensors of all other parts that a file must fit
 _MAX_LAYERS = 8  # in one line of a report
 
@@ -60,6 +60,7 @@ def transfer_weights(
     old_classes: LabelSpace | None,
     new_classes: LabelSpace,
     what: str,
+    new_in_backbone: Collection[str] = (),
 ) -> TransferReport:
     """Copy another detector's weights into a new model wherever they mean the same there.
 
@@ -68,7 +69,7 @@ def transfer_weights(
     - The class head of two-stage proposals keeps its rows in their places: row 0 means "an object
       of any class" and ranks the proposals, whatever the classes are, and the others nothing.
     - Of learned queries the first are kept, as many as there are in both.
-    - The backbone is kept as a whole or not at all.
+    - The backbone is kept as a whole or not at all, but for what is new in it.
     - Of everything else, a layer is kept if all its tensors are there in the model's shapes.
 
     Args:
@@ -77,6 +78,8 @@ def transfer_weights(
         old_classes: what the rows of its class heads mean; None if that is not known.
         new_classes: what those of the model mean.
         what: what the weights are, for errors, as in "checkpoint runs/a/best.pth".
+        new_in_backbone: names of the model's tensors that adapt to the others, as those of replaced
+            convolutions do: that the weights lack them does not make the backbone another one.
 
     Raises:
         ValueError: the file fits less than half of the model, or its classes cannot be matched;
@@ -84,7 +87,7 @@ def transfer_weights(
     """
     own = model.state_dict()
     by_rows = _rows_to_keep(model, own, state_dict, old_classes, new_classes, what)
-    whole = _whole_tensors(own, state_dict) - by_rows.keys()
+    whole = _whole_tensors(own, state_dict, new_in_backbone) - by_rows.keys()
     merged = {name: state_dict[name] for name in own if name in whole}
     for name, rows in by_rows.items():
         if rows.pairs:
@@ -158,11 +161,13 @@ def _with_rows(value: Tensor, other: Tensor, pairs: Sequence[tuple[int, int]]) -
     return merged
 
 
-def _whole_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> set[str]:
+def _whole_tensors(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], new_in_backbone: Collection[str]
+) -> set[str]:
     """Names of the tensors that can be taken over as they are."""
     layers: dict[str, list[str]] = {}
     for name in own:
-        if not name.startswith(_BACKBONE):
+        if not name.startswith(BACKBONE):
             layers.setdefault(name.rpartition(".")[0], []).append(name)
     whole = {
         name
@@ -170,8 +175,9 @@ def _whole_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> se
         if all(name in given and given[name].shape == own[name].shape for name in names)
         for name in names
     }
-    if holds_backbone(own, given):
-        whole |= {name for name in own if name.startswith(_BACKBONE) and name in given}
+    wanted = {name: value for name, value in own.items() if name not in new_in_backbone}
+    if holds_backbone(wanted, given):
+        whole |= {name for name in own if name.startswith(BACKBONE) and name in given}
     return whole
 
 
@@ -179,7 +185,7 @@ def _backbone_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]
     return {
         name: tuple(tensors[name].shape)
         for name in _without_counters(tensors)
-        if name.startswith(_BACKBONE)
+        if name.startswith(BACKBONE)
     }
 
 
@@ -245,6 +251,6 @@ def _summarize(names: Iterable[str], remarks: Mapping[str, str]) -> str:
 
 def _layer(name: str) -> str:
     """`decoder.layers.*.linear1` of `decoder.layers.0.linear1.weight`."""
-    if name.startswith(_BACKBONE):
+    if name.startswith(BACKBONE):
         return "backbone"
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", re.sub(r"\.(weight|bias)$", "", name))

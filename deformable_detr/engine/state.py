@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from deformable_detr import distributed
@@ -16,6 +17,7 @@ from deformable_detr.engine.checkpoint import (
 )
 from deformable_detr.engine.ema import ExponentialMovingAverage
 from deformable_detr.engine.optimizer import restore_optimizer
+from deformable_detr.engine.precision import Precision, build_scaler
 from deformable_detr.engine.schedule import Schedule
 from deformable_detr.labels import LabelSpace
 
@@ -31,10 +33,12 @@ class TrainState:
         label_space: the classes that the detector tells apart.
         config: the resolved configuration, plain JSON.
         ema: moving average of the detector, or None for a run without.
+        precision: of the detector's forward pass in training.
         epoch: number of finished epochs.
         step: number of steps taken.
         best_ap: highest AP so far, or None before the first evaluation.
         origin: the weights that training started from, for people; "" for those of the config.
+        scaler: of the loss, for float16; for other precisions it does nothing.
         replica: the detector as the loop calls it: with its gradients averaged over processes.
     """
 
@@ -44,13 +48,16 @@ class TrainState:
     label_space: LabelSpace
     config: dict[str, Any]
     ema: ExponentialMovingAverage | None = None
+    precision: Precision = "float32"
     epoch: int = 0
     step: int = 0
     best_ap: float | None = None
     origin: str = ""
+    scaler: GradScaler = field(init=False, repr=False)
     replica: nn.Module = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.scaler = build_scaler(self.precision, self.device)
         self.replica = distributed.wrap_ddp(self.model)
 
     @property
@@ -64,6 +71,7 @@ class TrainState:
             model=self.model.state_dict(),
             ema=None if self.ema is None else self.ema.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
             epoch=self.epoch,
             step=self.step,
             best_ap=self.best_ap,
@@ -92,6 +100,8 @@ class TrainState:
         if self.ema is not None:
             load_weights(self.ema.model, weights_for_inference(checkpoint), what)
         restore_optimizer(self.optimizer, checkpoint.optimizer)
+        if checkpoint.scaler:  # else the run was not in float16
+            self.scaler.load_state_dict(checkpoint.scaler)
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.best_ap = checkpoint.best_ap
         self.origin = checkpoint.origin

@@ -20,6 +20,7 @@ from deformable_detr.engine.evaluate import evaluate, validation_loss
 from deformable_detr.engine.failure_recorder import FailureRecorder
 from deformable_detr.engine.metrics import RunningMean, detection_metrics
 from deformable_detr.engine.optimizer import scale_learning_rates
+from deformable_detr.engine.precision import autocast, lower_loss_scale
 from deformable_detr.engine.progress import TrainingProgress
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.state import TrainState
@@ -199,7 +200,34 @@ def train_step(
     """
     num_boxes = count_boxes(batches)
     scale_learning_rates(state.optimizer, state.schedule(state.step))
-    state.optimizer.zero_grad()
+    while True:  # once, but for float16, whose gradients overflow until the loss scale has settled
+        state.optimizer.zero_grad()
+        values = _accumulate_gradients(state, batches, criterion, num_boxes, seed=seed)
+        state.scaler.unscale_(state.optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or math.inf)
+        if grad_norm.isfinite():  # in every process, as all have summed the same gradients
+            break
+        if not lower_loss_scale(state.scaler):
+            raise NonFiniteError(
+                f"the gradient of step {state.step} must be finite, got {grad_norm}"
+            )
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.ema is not None:
+        state.ema.update(state.model, step=state.step)
+    state.step += 1
+    return values | {"grad_norm": grad_norm}
+
+
+def _accumulate_gradients(
+    state: TrainState,
+    batches: Sequence[Batch],
+    criterion: SetCriterion,
+    num_boxes: float,
+    *,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Add the gradients of all micro-batches up, times the loss scale; their losses, metrics."""
     values: dict[str, Tensor] = {}
     failure: ValueError | None = None
     for index, batch in enumerate(batches):
@@ -207,28 +235,23 @@ def train_step(
         is_last = index == len(batches) - 1
         torch.manual_seed(dropout_seed(seed, state.step, index))
         with distributed.gradient_sync(state.replica, enabled=is_last):
-            output = state.replica(batch.images)
+            with autocast(state.precision, state.device):
+                output = state.replica(batch.images)
             try:
                 result = criterion(output, batch.targets, num_boxes)
             except ValueError as error:  # the matcher refuses predictions that are not finite
                 failure = error
             else:
-                losses = with_mimicking(state.model, batch, output, result, num_boxes)
+                with autocast(state.precision, state.device):
+                    losses = with_mimicking(state.model, batch, output, result, num_boxes)
                 metrics = detection_metrics(output.last, batch.targets, result.last_match)
                 shares = {name: value / len(batches) for name, value in metrics.items()}
                 values = _add(values, losses | shares)
             if is_last:
                 _require_finite(values, failure, state)
             if failure is None:
-                losses["total"].backward()
-    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or math.inf)
-    if not grad_norm.isfinite():  # in every process, as all have summed the same gradients
-        raise NonFiniteError(f"the gradient of step {state.step} must be finite, got {grad_norm}")
-    state.optimizer.step()
-    if state.ema is not None:
-        state.ema.update(state.model, step=state.step)
-    state.step += 1
-    return values | {"grad_norm": grad_norm}
+                state.scaler.scale(losses["total"]).backward()
+    return values
 
 
 def _in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

@@ -3,12 +3,11 @@
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from deformable_detr.layers.precision import at_least_float32
+from deformable_detr.layers.precision import at_least_float32, without_autocast
 from deformable_detr.ops.deform_conv import IntPair, deform_conv2d, pair
 
 _OLD_SUFFIX = "_offset"
@@ -30,7 +29,7 @@ class OffsetGenerator(nn.Conv2d):
         """(N, C, H, W) -> (N, out_channels, H_out, W_out)."""
         input = at_least_float32(input)
         assert self.bias is not None
-        with _without_autocast(input):
+        with without_autocast(input.device):
             return self._conv_forward(input, self.weight.to(input), self.bias.to(input))
 
 
@@ -260,11 +259,3 @@ def rename_old_offset_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor
         is_old = name != module and f"{name}.weight" in state_dict and new_key not in state_dict
         renamed[new_key if is_old else key] = value
     return renamed
-
-
-def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Full precision; without autocast nothing, so that exported graphs stay plain."""
-    device_type = tensor.device.type
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()

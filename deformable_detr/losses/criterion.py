@@ -9,6 +9,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from deformable_detr import distributed
 from deformable_detr.boxes import cxcywh_to_xyxy, giou_xyxy
+from deformable_detr.layers.precision import at_least_float32
 from deformable_detr.losses.matcher import HungarianMatcher, Match
 from deformable_detr.structures import ModelOutput, Predictions, Target
 
@@ -47,7 +48,8 @@ class SetCriterion(nn.Module):
     """Focal class loss, L1 and generalised IoU loss of the matched boxes (DETR, section 3.1).
 
     Every decoder layer is matched and supervised on its own, as are the proposals of a
-    two-stage model, for which all objects are of class 0.
+    two-stage model, for which all objects are of class 0. Losses are in float32 or wider, whatever
+    the predictions are.
 
     Args:
         matcher: assigns queries to objects.
@@ -141,7 +143,7 @@ class SetCriterion(nn.Module):
         pairs = list(zip(targets, matches, strict=True))
         labels = torch.cat([target.labels[match.target_index] for target, match in pairs])
         wanted = torch.cat([target.boxes[match.target_index] for target, match in pairs])
-        boxes = predictions.boxes[image_index, query_index]
+        boxes = at_least_float32(predictions.boxes[image_index, query_index])
         wanted = wanted.to(boxes.dtype)
 
         logits = predictions.logits.to(boxes.dtype)

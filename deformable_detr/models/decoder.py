@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.layers.attention import MSDeformAttn
+from deformable_detr.layers.recompute import call_and_forget
 from deformable_detr.models.heads import (
     BoxHead,
     ClassHead,
@@ -104,6 +105,7 @@ class DeformableTransformerDecoder(nn.Module):
         embed_dim: C.
         box_refinement: see above.
         two_stage: whether the queries' references are boxes already.
+        gradient_checkpointing: keep the inputs of layers only, for less memory and more time.
 
     Raises:
         ValueError: two-stage queries without box refinement.
@@ -117,6 +119,7 @@ class DeformableTransformerDecoder(nn.Module):
         embed_dim: int,
         box_refinement: bool,
         two_stage: bool,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if two_stage and not box_refinement:
@@ -126,6 +129,7 @@ class DeformableTransformerDecoder(nn.Module):
             )
         self.layers = nn.ModuleList(layers)
         self.box_refinement = box_refinement
+        self.gradient_checkpointing = gradient_checkpointing
         class_head, box_head = ClassHead(embed_dim, num_classes), BoxHead(embed_dim)
         num_heads = len(layers) if box_refinement else 1
         self.class_heads = nn.ModuleList(copy.deepcopy(class_head) for _ in range(num_heads))
@@ -140,7 +144,11 @@ class DeformableTransformerDecoder(nn.Module):
         query, reference_points = queries.query, queries.reference_points
         predictions = []
         for index, layer in enumerate(self.layers):
-            query = layer(query, queries.query_pos, reference_points, memory)
+            inputs = (query, queries.query_pos, reference_points, memory)
+            if self.gradient_checkpointing:
+                query = call_and_forget(layer, *inputs)
+            else:
+                query = layer(*inputs)
             head = index if self.box_refinement else 0
             boxes = boxes_from_offsets(self.box_heads[head](query), reference_points)
             predictions.append(Predictions(self.class_heads[head](query), boxes, query))

@@ -5,6 +5,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from deformable_detr.layers.attention import MSDeformAttn
+from deformable_detr.layers.recompute import call_and_forget
 from deformable_detr.models.memory import encoder_reference_points
 from deformable_detr.ops import Backend
 from deformable_detr.structures import Memory
@@ -78,16 +79,26 @@ class DeformableTransformerEncoder(nn.Module):
 
     Args:
         layers: the layers, first to last; there may be none.
+        gradient_checkpointing: keep the inputs of layers only, for less memory and more time.
     """
 
-    def __init__(self, layers: list[DeformableTransformerEncoderLayer]) -> None:
+    def __init__(
+        self,
+        layers: list[DeformableTransformerEncoderLayer],
+        *,
+        gradient_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self.gradient_checkpointing = gradient_checkpointing
 
     def forward(self, memory: Memory) -> Memory:
         """The memory with new tokens."""
         reference_points = encoder_reference_points(memory)
         tokens = memory.tokens
         for layer in self.layers:
-            tokens = layer(tokens, reference_points, memory)
+            if self.gradient_checkpointing:
+                tokens = call_and_forget(layer, tokens, reference_points, memory)
+            else:
+                tokens = layer(tokens, reference_points, memory)
         return replace(memory, tokens=tokens)

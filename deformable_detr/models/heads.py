@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from deformable_detr.boxes import inverse_sigmoid
 from deformable_detr.layers.mlp import MLP
-from deformable_detr.layers.precision import at_least_float32
+from deformable_detr.layers.precision import at_least_float32, without_autocast
 
 PRIOR_PROB = 0.01  # focal loss paper, section 3.3
 _INITIAL_SIZE_LOGIT = -2.0  # official code: boxes start 0.12 of the image wide and high
@@ -37,8 +37,9 @@ class BoxHead(nn.Module):
         return last
 
     def forward(self, features: Tensor) -> Tensor:
-        """Offsets in float32 or wider: boxes are never of low precision."""
-        return at_least_float32(self.mlp(features))
+        """Computed in float32 or wider: boxes are never of low precision."""
+        with without_autocast(features.device):
+            return self.mlp(at_least_float32(features))
 
 
 def initial_size_logits(num_heads: int, *, two_stage: bool) -> list[float]:

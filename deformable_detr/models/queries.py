@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from deformable_detr.layers.precision import at_least_float32
+from deformable_detr.layers.precision import at_least_float32, without_autocast
 from deformable_detr.structures import Memory, Predictions, Queries
 
 
@@ -28,5 +28,6 @@ class LearnedQueries(nn.Module):
         """Queries for every image of the memory; there are no proposals."""
         embed = self.embed.expand(len(memory.tokens), -1, -1)
         query_pos, query = embed.chunk(2, dim=-1)
-        reference_points = at_least_float32(self.reference_points(query_pos)).sigmoid()
+        with without_autocast(query_pos.device):
+            reference_points = self.reference_points(at_least_float32(query_pos)).sigmoid()
         return Queries(query, query_pos, reference_points), None

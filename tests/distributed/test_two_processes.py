@@ -106,6 +106,17 @@ def test_a_match_that_fails_in_one_process_stops_all_in_the_same_step(
     assert "process 1: predictions must be finite to be matched" in messages.pop()
 
 
+def test_processes_agree_that_a_step_which_overflowed_in_one_is_computed_again(
+    together: list[dict[str, Any]],
+) -> None:
+    first, second = (one["overflown"] for one in together)
+    for one in (first, second):
+        assert (one["attempts"], one["scale"], one["steps"]) == (2, 0.5, 1)
+    for name, value in first["weights"].items():
+        assert value.isfinite().all()
+        assert value.equal(second["weights"][name]), name
+
+
 def test_a_gradient_that_is_not_finite_in_one_process_stops_all_and_that_one_leaves_a_bundle(
     folder: Path, together: list[dict[str, Any]]
 ) -> None:

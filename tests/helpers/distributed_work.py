@@ -37,7 +37,7 @@ from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import NonFiniteError, Validation, fit, train_step
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-VARIANTS = ("multi_scale", "two_stage", "mimicking")
+VARIANTS = ("multi_scale", "two_stage", "mimicking", "checkpointing")
 MIMICKING = "model.mimicking={max_regions: 32, crop_size_px: 32}"
 COUNTS = (3, 0, 1, 2)  # objects in the four images of a step
 COUNTS_OF_EMPTY_RANK = (3, 1, 0, 0)  # the second of two processes gets the last two
@@ -59,18 +59,26 @@ def step_gradients(variant: str, dtype: str, counts: Sequence[int]) -> Tensor:
     overrides = [*NO_DROPOUT, *SMALLER]
     if variant == "mimicking":
         variant, overrides = "multi_scale", [*overrides, MIMICKING]
+    size_of_micro_batch = len(counts)
+    if variant == "checkpointing":  # of two-stage queries, and through DDP's no_sync
+        variant, overrides = "two_stage", [*overrides, "train.gradient_checkpointing=true"]
+        size_of_micro_batch = 1
     model = small_detector(variant, *overrides, num_classes=NUM_CLASSES)
     model = model.to(DTYPES[dtype])
     _perturb(model)
     state = TrainState(
         model, adamw(parameter_groups(model)), CONSTANT, label_space=LABEL_SPACE, config={}
     )
+    how: dict[str, Any] = {"dtype": DTYPES[dtype], "size": IMAGE_SIZE}
     share = len(counts) // distributed.world_size()
     own = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
-    image_ids = list(range(1, len(counts) + 1))
-    batch = tiny_batch(image_ids[own], list(counts)[own], dtype=DTYPES[dtype], size=IMAGE_SIZE)
+    images = list(enumerate(counts, start=1))[own]
+    batches = [
+        tiny_batch(*zip(*images[begin : begin + size_of_micro_batch], strict=True), **how)
+        for begin in range(0, share, size_of_micro_batch)
+    ]
     state.model.train()
-    train_step(state, [batch], tiny_criterion(), seed=0, max_grad_norm=0)
+    train_step(state, batches, tiny_criterion(), seed=0, max_grad_norm=0)
     return _gradients(model)
 
 
@@ -173,6 +181,7 @@ def _talk() -> dict[str, Any]:
         "entered": entered,
         "not finite": _failure(tiny_batch([1, 2], [0, 0]), value=math.nan),
         "not matched": _failure(tiny_batch([1, 2], [1, 1]), value=math.inf),
+        "overflown": _overflow_once(),
     }
 
 
@@ -195,6 +204,28 @@ def _failure(batch: Batch, *, value: float) -> str:
     except NonFiniteError as error:
         return f"{state.step}: {error}"
     return "no error"
+
+
+def _overflow_once() -> dict[str, Any]:
+    """A step in float16 in which one gradient of the second process overflows, once."""
+    state = tiny_state(precision="float16")
+    scale = 64.0
+    state.scaler.load_state_dict({**state.scaler.state_dict(), "scale": scale})
+    attempts: list[int] = []
+
+    def overflow(gradient: Tensor) -> Tensor:
+        attempts.append(1)
+        is_planted = distributed.rank() == 1 and len(attempts) == 1
+        return torch.full_like(gradient, math.inf) if is_planted else gradient
+
+    state.model.box_head.weight.register_hook(overflow)
+    train_step(state, [tiny_batch([1, 2], [1, 1])], tiny_criterion(), seed=0)
+    return {
+        "attempts": len(attempts),
+        "scale": state.scaler.get_scale() / scale,
+        "steps": state.step,
+        "weights": state.model.state_dict(),
+    }
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from deformable_detr.data.collate import Batch
 from deformable_detr.data.samplers import MicroBatchSampler, StepSampler
 from deformable_detr.engine.ema import ExponentialMovingAverage
 from deformable_detr.engine.optimizer import adamw, parameter_groups
+from deformable_detr.engine.precision import Precision
 from deformable_detr.engine.schedule import Schedule, StepSchedule
 from deformable_detr.engine.state import TrainState
 from deformable_detr.labels import LabelSpace
@@ -69,6 +70,7 @@ def tiny_state(
     dtype: torch.dtype = torch.float32,
     schedule: Schedule = CONSTANT,
     ema_decay: float | None = None,
+    precision: Precision = "float32",
 ) -> TrainState:
     model = tiny_detector(dropout=dropout, dtype=dtype)
     return TrainState(
@@ -78,6 +80,7 @@ def tiny_state(
         label_space=LABEL_SPACE,
         config={"lr": lr},
         ema=None if ema_decay is None else ExponentialMovingAverage(model, decay=ema_decay),
+        precision=precision,
     )
 
 

@@ -23,7 +23,8 @@ def test_the_peak_counts_what_was_freed_before_the_end() -> None:
         passing = np.ones(40_000_000, np.uint8)
         return kept, int(passing[0])
 
-    assert peak_extra_megabytes(call, device="cpu") == pytest.approx(50, abs=2)
+    # NumPy asks for huge pages: an array may take almost one of 2 MiB more than it needs.
+    assert peak_extra_megabytes(call, device="cpu") == pytest.approx(50, abs=2 * 2.1)
 
 
 @needs_peak

@@ -26,6 +26,7 @@ OFFICIAL = {
     "train.schedule.warmup_steps": 0,  # no warm-up
     "train.clip_norm": 0.1,  # clip_max_norm
     "train.ema_decay": 0.0,  # no moving average
+    "train.precision": "float32",  # no autocast
     "train.seed": 42,  # seed
     "model.backbone.kind": "resnet",  # backbone resnet50
     "model.backbone.depth": 50,
@@ -177,6 +178,7 @@ CHANGED = {
     "train.schedule.drop_epochs": 4,
     "train.schedule.warmup_steps": 4,
     "train.clip_norm": 1.0,
+    "train.precision": "bfloat16",
     "train.ema_decay": 0.9,
     "loss.class_cost": 1.0,
     "loss.l1_cost": 1.0,

@@ -1,0 +1,56 @@
+"""What a training step computes in low precision, and the loss scale that float16 needs.
+
+Autocast is around the detector's forward pass only; the detector itself keeps boxes and
+coordinates in float32. Matching and losses are in float32, as are weights, gradients and the
+optimiser. Evaluation has no autocast: scores rounded to bfloat16 tie, and AP is to be comparable
+between runs of any precision.
+"""
+
+import logging
+from typing import Literal
+
+import torch
+from torch.amp import GradScaler
+
+logger = logging.getLogger(__name__)
+Precision = Literal["float32", "bfloat16", "float16"]
+# A gradient that overflows even when it is not scaled up is not a matter of the scale.
+MIN_LOSS_SCALE = 1.0
+
+_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def low_precision(precision: str) -> torch.dtype | None:
+    """The dtype of autocast, or None for none."""
+    return _DTYPES[precision]
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """The context of a forward pass; of no effect for "float32"."""
+    dtype = low_precision(precision)
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def build_scaler(precision: Precision, device: torch.device) -> GradScaler:
+    """PyTorch's loss scale for float16; for other precisions one that does nothing."""
+    return GradScaler(device.type, enabled=precision == "float16")
+
+
+def lower_loss_scale(scaler: GradScaler) -> bool:
+    """Halve the loss scale after an overflow, so that the step can be computed again.
+
+    Processes agree, as their gradients have been averaged and so are the same.
+
+    Returns:
+        False where the scale is not to blame: there is none, or it is as low as it may be.
+    """
+    scale = scaler.get_scale()
+    if not scaler.is_enabled() or scale <= MIN_LOSS_SCALE:
+        return False
+    scaler.update(scale * scaler.get_backoff_factor())
+    logger.info(
+        "gradients overflowed in float16 at a loss scale of %g; the step is computed again at %g",
+        scale,
+        scaler.get_scale(),
+    )
+    return True

@@ -1,0 +1,77 @@
+"""Gradient checkpointing: the same numbers out of less memory."""
+
+import pytest
+import torch
+from helpers.models import small_detector
+from helpers.tiny_training import NUM_CLASSES, tiny_batch, tiny_criterion
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from deformable_detr.build import build_model
+from deformable_detr.config_io import load_config
+from deformable_detr.models.detector import DeformableDETR
+
+ON = "train.gradient_checkpointing=true"
+DROPOUT = ("model.encoder.dropout=0.3", "model.decoder.dropout=0.3")
+
+
+def gradients(model: DeformableDETR, *, low_precision: bool) -> list[Tensor]:
+    model.train()
+    batch = tiny_batch([1, 2], [2, 3], size=64)
+    torch.manual_seed(4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
+        output = model(batch.images)
+    tiny_criterion()(output, batch.targets).losses["total"].backward()
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in wanted)
+    return [parameter.grad for parameter in wanted if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("low_precision", [False, True])
+@pytest.mark.parametrize("variant", ["multi_scale", "refine", "two_stage"])
+def test_gradients_are_bitwise_those_without_it_dropout_and_all(
+    variant: str, low_precision: bool
+) -> None:
+    plain, saving = (
+        small_detector(variant, *DROPOUT, *more, num_classes=NUM_CLASSES) for more in ((), (ON,))
+    )
+    expected = gradients(plain, low_precision=low_precision)
+    got = gradients(saving, low_precision=low_precision)
+    assert all(a.equal(b) for a, b in zip(expected, got, strict=True))
+    without_dropout = gradients(
+        small_detector(variant, num_classes=NUM_CLASSES), low_precision=low_precision
+    )
+    assert not all(a.equal(b) for a, b in zip(without_dropout, got, strict=True))
+
+
+def kept_bytes(model: DeformableDETR) -> int:
+    """Bytes of the different storages that a forward pass keeps for backward, weights apart."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}  # which the tensors keep alive, so that no address comes twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.train()(tiny_batch([1], [2], size=128).images)
+    return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
+
+
+def test_six_and_six_layers_keep_less_than_60_percent() -> None:
+    plain, saving = (
+        build_model(load_config("deformable_detr_r50", ["model.backbone.weights=none", *more]))
+        for more in ((), (ON,))
+    )
+    assert kept_bytes(saving) < 0.6 * kept_bytes(plain)
+
+
+def test_nothing_runs_twice_where_no_gradient_is_wanted() -> None:
+    model = small_detector("two_stage", ON, num_classes=NUM_CLASSES).eval()
+    calls = []
+    for layer in (*model.encoder.layers, *model.decoder.layers):
+        assert isinstance(layer, nn.Module)
+        layer.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    with torch.no_grad():
+        model(tiny_batch([1], [1], size=64).images)
+    assert calls == [False] * 5
