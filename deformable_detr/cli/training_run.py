@@ -98,6 +98,7 @@ def run_training(
             data.sampler,
             num_workers=config.data.num_workers,
             pin_memory=pin_memory,
+            timeout_s=config.train.timeout_s,
         ),
         data.sampler,
         folder=files,
@@ -107,6 +108,7 @@ def run_training(
         max_steps=config.train.max_steps,
         max_grad_norm=config.train.clip_norm,
         log_every_steps=config.train.log_every,
+        timeout_s=config.train.timeout_s,
     )
     files.tracking.close()
     logger.info("finished; the run is in %s", folder)
@@ -224,7 +226,13 @@ def _build_validation(config: RunConfig, data: _Data, *, pin_memory: bool) -> Va
         data.val, build_eval_transform(config.data), seed=config.train.seed
     )
     return Validation(
-        build_loader(samples, sampler, num_workers=config.data.num_workers, pin_memory=pin_memory),
+        build_loader(
+            samples,
+            sampler,
+            num_workers=config.data.num_workers,
+            pin_memory=pin_memory,
+            timeout_s=config.train.timeout_s,
+        ),
         config.data.val.annotations,
         every_epochs=config.train.eval_every_epochs,
         with_loss=config.train.validation_loss,

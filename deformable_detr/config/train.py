@@ -71,7 +71,8 @@ class TrainConfig(FrozenModel):
     `clip_norm` 0 does not clip. `ema_decay` 0 keeps no moving average. `precision` is that of the
     forward pass; boxes, losses and evaluation are in float32. `gradient_checkpointing` keeps the
     inputs of encoder and decoder layers only and computes the rest again for the gradient: the
-    same numbers, less memory, more time.
+    same numbers, less memory, more time. `timeout_s` is how long a data-loader worker may take for
+    a batch, and a process of several may keep the others waiting, before the run ends.
     `tensorboard` writes what goes to `metrics.jsonl` as TensorBoard's events too.
     """
 
@@ -90,6 +91,7 @@ class TrainConfig(FrozenModel):
     log_every: Positive = 10
     eval_every_epochs: Positive = 1
     validation_loss: bool = False
+    timeout_s: float = Field(1800.0, gt=0)
     tensorboard: bool = False
 
     @model_validator(mode="after")

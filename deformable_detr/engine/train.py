@@ -25,6 +25,7 @@ from deformable_detr.engine.progress import TrainingProgress
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step_losses import count_boxes, dropout_seed, with_mimicking
+from deformable_detr.engine.watchdog import Watchdog
 from deformable_detr.evaluation.coco_eval import CocoEvaluator
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.losses.criterion import SetCriterion
@@ -79,6 +80,7 @@ def fit(
     max_steps: int | None = None,
     max_grad_norm: float = MAX_GRAD_NORM,
     log_every_steps: int = 10,
+    timeout_s: float = distributed.TIMEOUT_S,
 ) -> None:
     """Train from where `state` is to the end; checkpoints, metrics and curves go to `folder`.
 
@@ -94,6 +96,7 @@ def fit(
         max_steps: steps after which training ends even within an epoch, or None.
         max_grad_norm: 2-norm that gradients are clipped to; 0 for no clipping.
         log_every_steps: steps from one record in the metrics file to the next.
+        timeout_s: of no progress, after which several processes end and name who is to blame.
     """
     steps_per_epoch = sampler.steps_per_epoch
     end = total_steps(steps_per_epoch, epochs=epochs, max_steps=max_steps)
@@ -102,7 +105,10 @@ def fit(
         return
     recorder = FailureRecorder(folder, criterion, seed=seed)
     recorder.note(state)
-    with TrainingProgress(first_step=state.step, last_step=end) as progress:
+    with (
+        Watchdog(timeout_s) as watchdog,
+        TrainingProgress(first_step=state.step, last_step=end) as progress,
+    ):
         while state.step < end:
             state.epoch, done = divmod(state.step, steps_per_epoch)
             sampler.set_epoch(state.epoch)
@@ -110,7 +116,7 @@ def fit(
             train_one_epoch(
                 state,
                 criterion,
-                loader,
+                watchdog.over(loader, "a training batch"),
                 micro_batches=sampler.micro_batches_per_step,
                 end=end,
                 folder=folder,
@@ -128,7 +134,7 @@ def fit(
             state.epoch = state.step // steps_per_epoch
             _save(state, folder.last)
             if state.step == end or state.epoch % validation.every_epochs == 0:
-                progress.say(_validate(state, criterion, validation, folder))
+                progress.say(_validate(state, criterion, validation, folder, watchdog))
     if distributed.is_main():
         draw_curves(folder.metrics, folder.curves)
 
@@ -283,20 +289,29 @@ def _require_finite(
 
 
 def _validate(
-    state: TrainState, criterion: SetCriterion, validation: Validation, folder: RunFolder
+    state: TrainState,
+    criterion: SetCriterion,
+    validation: Validation,
+    folder: RunFolder,
+    watchdog: Watchdog,
 ) -> str:
     """Evaluate, record the result, keep the weights if they are the best; a line for people."""
     model = state.model if state.ema is None else state.ema.model
     metrics = evaluate(
         model,
-        validation.loader,
+        watchdog.over(validation.loader, "a validation batch"),
         CocoEvaluator(validation.annotations, state.label_space),
         device=state.device,
         max_detections=validation.max_detections,
     )
     record: dict[str, Any] = {"step": state.step, "epoch": state.epoch, **metrics.as_dict()}
     if validation.with_loss:
-        losses = validation_loss(model, validation.loader, criterion, device=state.device)
+        losses = validation_loss(
+            model,
+            watchdog.over(validation.loader, "a validation batch"),
+            criterion,
+            device=state.device,
+        )
         record |= {f"validation/{name}": value for name, value in losses.items()}
     folder.record("evaluation", record)
     if state.best_ap is None or record["AP"] > state.best_ap:
