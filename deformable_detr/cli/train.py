@@ -1,9 +1,12 @@
 """`deformable-detr train`: a config and data become a run folder."""
 
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
+
+AUTO: Final = "auto"  # after --resume, where an optional value would swallow KEY=VALUE
 
 
 def train(
@@ -27,7 +30,12 @@ def train(
         str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto takes the fastest.")
     ] = "auto",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in the folder, exactly.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the run in the folder, exactly. With the word auto: from the newest of "
+            "its checkpoints that is whole, or start it where there is none.",
+        ),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the run in the folder first.")
@@ -51,18 +59,26 @@ def train(
     """Train a detector; checkpoints, metrics and curves go to the run folder.
 
     For several processes: torchrun --nproc-per-node N -m deformable_detr train ...
+
+    SIGTERM and SIGUSR1 end the run after the step: it is saved, and the exit code is 75, or 0 under
+    torchrun; state.json in the run folder says preempted.
     """
     # What needs PyTorch is imported when the command runs, so that help is there at once.
     from deformable_detr import distributed
     from deformable_detr.cli.evaluation_run import run_evaluation
     from deformable_detr.cli.training_run import run_training
     from deformable_detr.config_io import load_config
+    from deformable_detr.engine.stopping import EXIT_PREEMPTED, PreemptedError
 
     if evaluate_only and (resume or overwrite):
         raise ValueError(
             "--evaluate-only must stand without --resume and --overwrite, as it changes no run"
         )
-    settings = load_config(config, overrides or [])
+    given = list(overrides or [])
+    resume_auto = resume and AUTO in given
+    if resume_auto:
+        given.remove(AUTO)
+    settings = load_config(config, given)
     folder = run_dir or Path("runs") / Path(config).stem
     chosen = distributed.choose_device(device)
     distributed.start(chosen, timeout_s=settings.train.timeout_s)
@@ -74,9 +90,12 @@ def train(
                 settings,
                 folder=folder,
                 device=chosen,
-                resume=resume,
+                resume=AUTO if resume_auto else resume,
                 overwrite=overwrite,
                 finetune_from=finetune_from,
             )
+    except PreemptedError as reason:
+        logging.getLogger(__name__).info("saved and stopped: %s; --resume goes on", reason)
+        raise typer.Exit(0 if distributed.is_started() else EXIT_PREEMPTED) from None
     finally:
         distributed.stop()

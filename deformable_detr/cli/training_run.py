@@ -25,19 +25,23 @@ from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.loader import build_loader
 from deformable_detr.data.samplers import EvaluationSampler, StepSampler
 from deformable_detr.data.transformed import TransformedDataset
-from deformable_detr.engine.checkpoint import config_changes, load_checkpoint
+from deformable_detr.engine.checkpoint import Checkpoint, config_changes
 from deformable_detr.engine.ema import ExponentialMovingAverage
 from deformable_detr.engine.finetune import TransferReport
-from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.resume import checkpoint_to_resume
+from deformable_detr.engine.run_folder import Resume, RunFolder
 from deformable_detr.engine.run_header import (
     describe_batch,
     describe_dataset,
     describe_device,
     describe_parameters,
 )
+from deformable_detr.engine.run_session import locked, recorded_state
 from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.stopping import StopRequest
 from deformable_detr.engine.tracking import TensorBoard, require_tensorboard
-from deformable_detr.engine.train import Validation, fit, total_steps
+from deformable_detr.engine.train import fit, total_steps
+from deformable_detr.engine.validation import Validation
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.detector import DeformableDETR
 
@@ -49,7 +53,7 @@ def run_training(
     *,
     folder: Path,
     device: torch.device,
-    resume: bool = False,
+    resume: Resume = False,
     overwrite: bool = False,
     finetune_from: Path | None = None,
 ) -> None:
@@ -59,12 +63,13 @@ def run_training(
         config: of the whole run.
         folder: where checkpoints, metrics and curves go.
         device: of this process.
-        resume: continue the run in `folder`.
+        resume: continue the run in `folder`; "auto" from its newest whole checkpoint, if any.
         overwrite: delete the run in `folder` first.
         finetune_from: a file whose weights a new run starts with.
 
     Raises:
         ValueError: `finetune_from` is given with `resume`, or `overwrite` would delete it.
+        PreemptedError: the run was asked to stop by SIGTERM or SIGUSR1; it is saved.
     """
     _check_finetune_from(finetune_from, folder, resume=resume, overwrite=overwrite)
     if not distributed.is_main():
@@ -75,41 +80,25 @@ def run_training(
         require_tensorboard()
     data = _Data.open(config)
     source = None if finetune_from is None else FinetuneSource.read(finetune_from)
-    model, report = _build_model(config, data.train.label_space, source, resume=resume)
-    state = _build_state(config, data, model.to(device))
-    if source is not None:
-        state.origin = source.describe()
-    if resume:
-        _resume(state, files)
-    files.claim(resume=resume, overwrite=overwrite)
-    if distributed.is_main():
-        files.config.write_text(to_yaml(config), encoding="utf-8")
-        if config.train.tensorboard:
-            files.tracking.add(
-                "TensorBoard", TensorBoard(files.tensorboard, first_step=state.step + 1)
-            )
-    _log_header(config, data, state, report, folder=folder)
-    pin_memory = device.type == "cuda"
-    fit(
-        state,
-        build_criterion(config),
-        build_loader(
-            data.train_samples,
-            data.sampler,
-            num_workers=config.data.num_workers,
-            pin_memory=pin_memory,
-            timeout_s=config.train.timeout_s,
-        ),
-        data.sampler,
-        folder=files,
-        validation=_build_validation(config, data, pin_memory=pin_memory),
-        seed=config.train.seed,
-        epochs=config.train.epochs,
-        max_steps=config.train.max_steps,
-        max_grad_norm=config.train.clip_norm,
-        log_every_steps=config.train.log_every,
-        timeout_s=config.train.timeout_s,
-    )
+    with StopRequest() as stop, locked(files):
+        found = checkpoint_to_resume(files, resume)
+        model, report = _build_model(config, data.train.label_space, source, resume=bool(found))
+        state = _build_state(config, data, model.to(device))
+        if source is not None:
+            state.origin = source.describe()
+        if found is not None:
+            _restore(state, *found)
+        files.claim(resume=resume, overwrite=overwrite)
+        files.rewind(state.step, is_evaluated=state.evaluated == state.step)
+        if distributed.is_main():
+            files.config.write_text(to_yaml(config), encoding="utf-8")
+            if config.train.tensorboard:
+                files.tracking.add(
+                    "TensorBoard", TensorBoard(files.tensorboard, first_step=state.step + 1)
+                )
+        _log_header(config, data, state, report, folder=folder)
+        with recorded_state(files, state):
+            _fit(config, data, state, files, stop)
     files.tracking.close()
     logger.info("finished; the run is in %s", folder)
 
@@ -149,7 +138,9 @@ class _Data:
         return cls(train, val, samples, sampler)
 
 
-def _check_finetune_from(path: Path | None, folder: Path, *, resume: bool, overwrite: bool) -> None:
+def _check_finetune_from(
+    path: Path | None, folder: Path, *, resume: Resume, overwrite: bool
+) -> None:
     if path is None:
         return
     if resume:
@@ -205,13 +196,39 @@ def _build_state(config: RunConfig, data: _Data, model: DeformableDETR) -> Train
     )
 
 
-def _resume(state: TrainState, files: RunFolder) -> None:
-    checkpoint = load_checkpoint(files.last)
-    state.restore(checkpoint, f"checkpoint {files.last}")
-    files.rewind(checkpoint.step)
+def _restore(state: TrainState, path: Path, checkpoint: Checkpoint) -> None:
+    state.restore(checkpoint, f"checkpoint {path}")
     logger.info("resuming after step %d, epoch %d", checkpoint.step, checkpoint.epoch)
     for change in config_changes(checkpoint.config, state.config):
         logger.info("  the config has changed: %s", change)
+
+
+def _fit(
+    config: RunConfig, data: _Data, state: TrainState, files: RunFolder, stop: StopRequest
+) -> None:
+    pin_memory = state.device.type == "cuda"
+    fit(
+        state,
+        build_criterion(config),
+        build_loader(
+            data.train_samples,
+            data.sampler,
+            num_workers=config.data.num_workers,
+            pin_memory=pin_memory,
+            timeout_s=config.train.timeout_s,
+        ),
+        data.sampler,
+        folder=files,
+        validation=_build_validation(config, data, pin_memory=pin_memory),
+        seed=config.train.seed,
+        epochs=config.train.epochs,
+        max_steps=config.train.max_steps,
+        max_grad_norm=config.train.clip_norm,
+        log_every_steps=config.train.log_every,
+        checkpoint_every_steps=config.train.checkpoint_every,
+        stop=stop,
+        timeout_s=config.train.timeout_s,
+    )
 
 
 def _build_validation(config: RunConfig, data: _Data, *, pin_memory: bool) -> Validation:

@@ -68,6 +68,7 @@ class TrainConfig(FrozenModel):
 
     Every step sees `total_batch` images, whatever the number of processes, in forward passes of
     `micro_batch` images. Training ends after `epochs`, or after `max_steps` if that is sooner.
+    The run is saved after every `checkpoint_every` steps, and after each epoch.
     `clip_norm` 0 does not clip. `ema_decay` 0 keeps no moving average. `precision` is that of the
     forward pass; boxes, losses and evaluation are in float32. `gradient_checkpointing` keeps the
     inputs of encoder and decoder layers only and computes the rest again for the gradient: the
@@ -89,6 +90,7 @@ class TrainConfig(FrozenModel):
     seed: int = Field(42, ge=0)
     sample_order: Literal["global_batches", "official"] = "global_batches"
     log_every: Positive = 10
+    checkpoint_every: Positive = 500
     eval_every_epochs: Positive = 1
     validation_loss: bool = False
     timeout_s: float = Field(1800.0, gt=0)

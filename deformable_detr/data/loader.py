@@ -1,5 +1,6 @@
 """Builds the loader that both training and evaluation read from."""
 
+import signal
 from typing import Literal
 
 from deformable_detr.data.collate import collate
@@ -39,6 +40,16 @@ def build_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_ignore_signals,
         multiprocessing_context=start_method if num_workers > 0 else None,
         timeout=timeout_s if num_workers > 0 else 0,
     )
+
+
+def _ignore_signals(worker: int) -> None:
+    """Let a worker live on when its whole process group is asked to stop, as launchers do.
+
+    The training process then finishes its step, and ends its workers itself.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

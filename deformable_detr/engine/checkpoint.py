@@ -1,9 +1,6 @@
-"""What a run leaves on disk, written whole or not at all, and read back with clear errors."""
+"""What a run leaves on disk to go on from, and how it is read back with clear errors."""
 
-import os
-import pickle
 import platform
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,17 +10,20 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from deformable_detr.engine.checkpoint_file import read_file, write_file
 from deformable_detr.labels import LabelSpace
 from deformable_detr.version import __version__
 
 FORMAT = "deformable_detr"
 FORMAT_VERSION = 1
-ZIP_MAGIC = b"PK\x03\x04"  # torch.save writes zip archives
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training run at one moment.
+    """A training run between two steps.
+
+    Order of samples, augmentation, dropout and learning rate are functions of the config's seed and
+    the step, whatever the number of processes, so that no state of theirs is stored.
 
     Attributes:
         model: the detector's state_dict.
@@ -37,6 +37,7 @@ class Checkpoint:
         versions: of the packages that wrote it, for people.
         origin: the weights that training started from, for people; "" for those of the config.
         scaler: the state_dict of the loss scale in float16; empty for other precisions.
+        evaluated: the step of the newest evaluation, or None before the first.
     """
 
     model: dict[str, Tensor]
@@ -50,6 +51,7 @@ class Checkpoint:
     versions: dict[str, str]
     origin: str = ""
     scaler: dict[str, Any] = field(default_factory=dict)
+    evaluated: int | None = None
 
 
 def current_versions() -> dict[str, str]:
@@ -62,23 +64,22 @@ def current_versions() -> dict[str, str]:
     }
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint so that `path` holds, at any moment, the old one or the new one."""
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None = None) -> None:
+    """Write a checkpoint so that `path` holds, at any moment, the old one or the new one.
+
+    Args:
+        path: the file.
+        checkpoint: its content.
+        previous: where the old one is kept, or None to let it go.
+
+    Raises:
+        RuntimeError: it could not be written; the old one is untouched.
+    """
     content = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
     content["label_space"] = checkpoint.label_space.to_json()
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise RuntimeError(
-            f"checkpoint {path} could not be written ({error}); what was there before is "
-            "untouched; free space or choose another run folder"
-        ) from error
+    write_file(
+        path, {"format": FORMAT, "format_version": FORMAT_VERSION, **content}, previous=previous
+    )
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -88,7 +89,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a whole checkpoint of this package.
     """
-    content = _read(path)
+    content = read_file(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(
             f"checkpoint {path} must be one that this package wrote, got {_outline(content)}"
@@ -98,7 +99,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {path} must have format version {FORMAT_VERSION}, "
             f"got {content.get('format_version')!r}; install a matching deformable-detr"
         )
-    content = {"origin": "", "scaler": {}, **content}  # which files of earlier releases do not hold
+    # What files of earlier releases do not hold:
+    content = {"origin": "", "scaler": {}, "evaluated": None, **content}
     names = [field.name for field in fields(Checkpoint)]
     absent = [name for name in names if name not in content]
     if absent:
@@ -110,32 +112,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except ValueError as error:
         raise ValueError(f"checkpoint {path} has no usable label space: {error}") from error
     return Checkpoint(**values)
-
-
-def _read(path: Path) -> Any:
-    """Unpack the file, every failure as one sentence."""
-    if path.is_dir():
-        raise ValueError(
-            f"checkpoint must be a file, got the folder {path}; "
-            f"a run folder has {path / 'best.pth'} and {path / 'last.pth'}"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist; check the path")
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            begins_well = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
-        kind = "is truncated" if begins_well else "is not a file that PyTorch wrote"
-        raise ValueError(f"checkpoint {path} {kind} ({path.stat().st_size} bytes)")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"checkpoint {path} must hold tensors and plain values only, got other objects, "
-            "which could run code when loaded; do not trust this file"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path} is damaged ({reason})") from error
 
 
 def _outline(content: Any) -> str:
@@ -160,6 +136,7 @@ def _check_types(path: Path, values: Mapping[str, Any]) -> None:
         "versions": dict,
         "origin": str,
         "scaler": dict,
+        "evaluated": int | None,
     }
     for name, kind in expected.items():
         value = values[name]

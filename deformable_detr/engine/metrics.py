@@ -151,9 +151,23 @@ def _read_record(path: Path, number: int, line: str) -> dict[str, Any]:
     return record
 
 
-def forget_records_after(path: Path, step: int) -> None:
-    """Drop the records of later steps, which a resumed run takes again."""
-    kept = [record for record in read_records(path) if record["step"] <= step]
+def forget_records_after(path: Path, step: int, *, is_evaluated: bool = True) -> None:
+    """Drop the records of what a resumed run does again, and a last line that was cut off.
+
+    Args:
+        path: the metrics file.
+        step: the run goes on after it.
+        is_evaluated: whether it was evaluated at that step before it was saved.
+    """
+    text = path.read_text(encoding="ascii")
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    records = [_read_record(path, number, line) for number, line in enumerate(whole, start=1)]
+    kept = [
+        record
+        for record in records
+        if record["step"] < step
+        or (record["step"] == step and (is_evaluated or record["kind"] != "evaluation"))
+    ]
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="ascii")
     temporary.replace(path)

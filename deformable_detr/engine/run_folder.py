@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deformable_detr import distributed
+from deformable_detr.engine.checkpoint_file import partial_file
 from deformable_detr.engine.metrics import append_record, forget_records_after
 from deformable_detr.engine.tracking import Tracking
 
+Resume = bool | Literal["auto"]  # the run of a folder: whether, or where there is one
 _FAILURE = "failure_step_"
 
 
@@ -29,6 +31,16 @@ class RunFolder:
         return self.path / "last.pth"
 
     @property
+    def previous(self) -> Path:
+        """The checkpoint before the newest."""
+        return self.path / "previous.pth"
+
+    @property
+    def damaged(self) -> Path:
+        """A newest checkpoint that was not whole when the run was resumed from the one before."""
+        return self.path / "damaged.pth"
+
+    @property
     def best(self) -> Path:
         """The checkpoint of the highest AP."""
         return self.path / "best.pth"
@@ -42,6 +54,16 @@ class RunFolder:
     def curves(self) -> Path:
         """Loss and AP as a picture."""
         return self.path / "curves.png"
+
+    @property
+    def state(self) -> Path:
+        """Whether the run is running, preempted, finished or failed."""
+        return self.path / "state.json"
+
+    @property
+    def lock(self) -> Path:
+        """An empty file, locked by the process that writes to the folder."""
+        return self.path / ".lock"
 
     @property
     def tensorboard(self) -> Path:
@@ -77,11 +99,11 @@ class RunFolder:
             "give the --run-dir of a run, or a file with --finetune-from"
         )
 
-    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+    def check(self, *, resume: Resume = False, overwrite: bool = False) -> None:
         """Refuse a folder that `claim` would, before anything expensive is done.
 
         Args:
-            resume: continue the run that is there.
+            resume: continue the run that is there; "auto" if there is one.
             overwrite: delete the files of the run that is there.
 
         Raises:
@@ -90,9 +112,14 @@ class RunFolder:
         """
         if resume and overwrite:
             raise ValueError("resume and overwrite must not both be given, got both")
+        if resume == "auto":
+            return
         if resume and not self.last.is_file():
+            remedy = "start without --resume"
+            if self.previous.is_file():
+                remedy = f"--resume auto goes on from {self.previous}"
             raise FileNotFoundError(
-                f"run folder {self.path} has no last.pth to resume from; start without --resume"
+                f"run folder {self.path} has no last.pth to resume from; {remedy}"
             )
         if not resume and not overwrite and self._is_in_use():
             raise ValueError(
@@ -100,23 +127,27 @@ class RunFolder:
                 "choose another --run-dir, or give --resume or --overwrite"
             )
 
-    def claim(self, *, resume: bool = False, overwrite: bool = False) -> None:
+    def claim(self, *, resume: Resume = False, overwrite: bool = False) -> None:
         """Make the folder ready for a run, after `check`; every process must call it."""
         self.check(resume=resume, overwrite=overwrite)
         distributed.barrier()
         if distributed.is_main():
             self.path.mkdir(parents=True, exist_ok=True)
+            checkpoints = (self.last, self.previous, self.damaged, self.best)
+            for file in checkpoints:
+                partial_file(file).unlink(missing_ok=True)  # of a process that was killed
             if overwrite:
                 failures = self.path.glob(f"{_FAILURE}*.pth")
-                own = (self.last, self.best, self.metrics, self.curves, self.config)
+                own = (self.metrics, self.curves, self.config, self.state, self.results)
                 events = self.tensorboard.glob("events.out.tfevents.*")
-                for file in (*own, self.results, *failures, *events):
+                for file in (*checkpoints, *own, *failures, *events):
                     file.unlink(missing_ok=True)
         distributed.barrier()
 
     def _is_in_use(self) -> bool:
         """Whether there is anything but what an evaluation before the run has left."""
-        return self.path.exists() and any(file != self.results for file in self.path.iterdir())
+        ours = (self.results, self.lock)
+        return self.path.exists() and any(file not in ours for file in self.path.iterdir())
 
     @cached_property
     def tracking(self) -> Tracking:
@@ -133,7 +164,12 @@ class RunFolder:
         if distributed.is_main():
             self.tracking.record(kind, values)
 
-    def rewind(self, step: int) -> None:
-        """Drop what was recorded after `step`, in the main process only."""
+    def rewind(self, step: int, *, is_evaluated: bool = True) -> None:
+        """Drop what was recorded after `step`, in the main process only.
+
+        Args:
+            step: where the run goes on.
+            is_evaluated: whether the evaluation of that step, if there is one, is kept.
+        """
         if distributed.is_main() and self.metrics.exists():
-            forget_records_after(self.metrics, step)
+            forget_records_after(self.metrics, step, is_evaluated=is_evaluated)

@@ -38,6 +38,7 @@ class TrainState:
         step: number of steps taken.
         best_ap: highest AP so far, or None before the first evaluation.
         origin: the weights that training started from, for people; "" for those of the config.
+        evaluated: the step of the newest evaluation, or None before the first.
         scaler: of the loss, for float16; for other precisions it does nothing.
         replica: the detector as the loop calls it: with its gradients averaged over processes.
     """
@@ -53,6 +54,7 @@ class TrainState:
     step: int = 0
     best_ap: float | None = None
     origin: str = ""
+    evaluated: int | None = None
     scaler: GradScaler = field(init=False, repr=False)
     replica: nn.Module = field(init=False, repr=False)
 
@@ -79,6 +81,7 @@ class TrainState:
             config=self.config,
             versions=current_versions(),
             origin=self.origin,
+            evaluated=self.evaluated,
         )
 
     def restore(self, checkpoint: Checkpoint, what: str) -> None:
@@ -105,3 +108,4 @@ class TrainState:
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.best_ap = checkpoint.best_ap
         self.origin = checkpoint.origin
+        self.evaluated = checkpoint.evaluated

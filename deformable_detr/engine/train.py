@@ -3,10 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +11,8 @@ from torch import Tensor, nn
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
 from deformable_detr.data.samplers import StepSampler
-from deformable_detr.engine.checkpoint import save_checkpoint
+from deformable_detr.engine.checkpoint_writer import CheckpointWriter
 from deformable_detr.engine.curves import draw_curves
-from deformable_detr.engine.evaluate import evaluate, validation_loss
 from deformable_detr.engine.failure_recorder import FailureRecorder
 from deformable_detr.engine.metrics import RunningMean, detection_metrics
 from deformable_detr.engine.optimizer import scale_learning_rates
@@ -25,37 +21,19 @@ from deformable_detr.engine.progress import TrainingProgress
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step_losses import count_boxes, dropout_seed, with_mimicking
+from deformable_detr.engine.stopping import PreemptedError, StopRequest
+from deformable_detr.engine.validation import Validation
 from deformable_detr.engine.watchdog import Watchdog
-from deformable_detr.evaluation.coco_eval import CocoEvaluator
-from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.losses.criterion import SetCriterion
 
 logger = logging.getLogger(__name__)
 MAX_GRAD_NORM = 0.1  # official recipe
 EPOCHS = 50  # official recipe
+CHECKPOINT_EVERY = 500  # steps
 
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient of a step was infinite or not a number in some process."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What a run is evaluated on, and when.
-
-    Attributes:
-        loader: this process's part of the validation images.
-        annotations: their COCO annotation file.
-        every_epochs: epochs from one evaluation to the next; there always is one at the end.
-        max_detections: how many detections an image may have.
-        with_loss: whether to compute the loss too, in a pass of its own.
-    """
-
-    loader: Iterable[Batch]
-    annotations: Path
-    every_epochs: int = 1
-    max_detections: int = MAX_DETECTIONS
-    with_loss: bool = False
 
 
 def total_steps(steps_per_epoch: int, *, epochs: int, max_steps: int | None) -> int:
@@ -80,9 +58,14 @@ def fit(
     max_steps: int | None = None,
     max_grad_norm: float = MAX_GRAD_NORM,
     log_every_steps: int = 10,
+    checkpoint_every_steps: int = CHECKPOINT_EVERY,
+    stop: StopRequest | None = None,
     timeout_s: float = distributed.TIMEOUT_S,
 ) -> None:
     """Train from where `state` is to the end; checkpoints, metrics and curves go to `folder`.
+
+    A process that is killed loses the steps since the newest checkpoint: at most
+    `checkpoint_every_steps`, and those taken while that one was being written.
 
     Args:
         state: is trained.
@@ -96,45 +79,67 @@ def fit(
         max_steps: steps after which training ends even within an epoch, or None.
         max_grad_norm: 2-norm that gradients are clipped to; 0 for no clipping.
         log_every_steps: steps from one record in the metrics file to the next.
+        checkpoint_every_steps: steps from one checkpoint within an epoch to the next.
+        stop: may ask for an end before the last step; None is never asked.
         timeout_s: of no progress, after which several processes end and name who is to blame.
+
+    Raises:
+        PreemptedError: it was asked to stop, in every process; the state is saved.
+        RuntimeError: a checkpoint could not be written.
     """
     steps_per_epoch = sampler.steps_per_epoch
     end = total_steps(steps_per_epoch, epochs=epochs, max_steps=max_steps)
-    if state.step >= end:
+    stop = stop or StopRequest()
+    if state.step >= end and not validation.is_due(state, steps_per_epoch, end):
         logger.info("nothing is left to train: step %d of %d", state.step, end)
         return
     recorder = FailureRecorder(folder, criterion, seed=seed)
     recorder.note(state)
     with (
         Watchdog(timeout_s) as watchdog,
+        CheckpointWriter() as writer,
         TrainingProgress(first_step=state.step, last_step=end) as progress,
     ):
-        while state.step < end:
-            state.epoch, done = divmod(state.step, steps_per_epoch)
-            sampler.set_epoch(state.epoch)
-            sampler.start_at(done)
-            train_one_epoch(
-                state,
-                criterion,
-                watchdog.over(loader, "a training batch"),
-                micro_batches=sampler.micro_batches_per_step,
-                end=end,
-                folder=folder,
-                progress=progress,
-                recorder=recorder,
-                seed=seed,
-                max_grad_norm=max_grad_norm,
-                log_every_steps=log_every_steps,
-            )
-            if state.step != min(end, (state.epoch + 1) * steps_per_epoch):
-                raise ValueError(
-                    f"loader must yield the micro-batches of {steps_per_epoch} steps an epoch as "
-                    f"the sampler does, got {state.step} steps after epoch {state.epoch}"
+        loader = watchdog.over(loader, "a training batch")
+        validation = validation.watched_by(watchdog)
+        try:
+            stop.check()
+            while True:
+                if validation.is_due(state, steps_per_epoch, end):
+                    progress.say(_validate(state, criterion, validation, folder, writer, stop))
+                    _save(state, folder, writer)
+                if state.step >= end:
+                    break
+                state.epoch, done = divmod(state.step, steps_per_epoch)
+                sampler.set_epoch(state.epoch)
+                sampler.start_at(done)
+                train_one_epoch(
+                    state,
+                    criterion,
+                    loader,
+                    micro_batches=sampler.micro_batches_per_step,
+                    end=end,
+                    folder=folder,
+                    progress=progress,
+                    recorder=recorder,
+                    writer=writer,
+                    stop=stop,
+                    seed=seed,
+                    max_grad_norm=max_grad_norm,
+                    log_every_steps=log_every_steps,
+                    checkpoint_every_steps=checkpoint_every_steps,
                 )
+                if state.step != min(end, (state.epoch + 1) * steps_per_epoch):
+                    raise ValueError(
+                        f"loader must yield the micro-batches of {steps_per_epoch} steps an epoch "
+                        f"as the sampler does, got {state.step} steps after epoch {state.epoch}"
+                    )
+                state.epoch = state.step // steps_per_epoch
+                _save(state, folder, writer)
+        except PreemptedError:
             state.epoch = state.step // steps_per_epoch
-            _save(state, folder.last)
-            if state.step == end or state.epoch % validation.every_epochs == 0:
-                progress.say(_validate(state, criterion, validation, folder, watchdog))
+            _save(state, folder, writer)
+            raise
     if distributed.is_main():
         draw_curves(folder.metrics, folder.curves)
 
@@ -149,9 +154,12 @@ def train_one_epoch(
     folder: RunFolder,
     progress: TrainingProgress,
     recorder: FailureRecorder,
+    writer: CheckpointWriter,
+    stop: StopRequest,
     seed: int,
     max_grad_norm: float,
     log_every_steps: int,
+    checkpoint_every_steps: int,
 ) -> None:
     """Take the steps that `loader` has micro-batches for, `micro_batches` each, until `end`."""
     state.model.train()
@@ -176,6 +184,10 @@ def train_one_epoch(
             progress.report(state.step, record)
         if state.step == end:
             return
+        stop.check()
+        if state.step % checkpoint_every_steps == 0:
+            _save(state, folder, writer)
+        writer.check()
 
 
 def train_step(
@@ -293,34 +305,20 @@ def _validate(
     criterion: SetCriterion,
     validation: Validation,
     folder: RunFolder,
-    watchdog: Watchdog,
+    writer: CheckpointWriter,
+    stop: StopRequest,
 ) -> str:
     """Evaluate, record the result, keep the weights if they are the best; a line for people."""
-    model = state.model if state.ema is None else state.ema.model
-    metrics = evaluate(
-        model,
-        watchdog.over(validation.loader, "a validation batch"),
-        CocoEvaluator(validation.annotations, state.label_space),
-        device=state.device,
-        max_detections=validation.max_detections,
-    )
-    record: dict[str, Any] = {"step": state.step, "epoch": state.epoch, **metrics.as_dict()}
-    if validation.with_loss:
-        losses = validation_loss(
-            model,
-            watchdog.over(validation.loader, "a validation batch"),
-            criterion,
-            device=state.device,
-        )
-        record |= {f"validation/{name}": value for name, value in losses.items()}
+    record = validation.measure(state, criterion, stop)
     folder.record("evaluation", record)
+    state.evaluated = state.step
     if state.best_ap is None or record["AP"] > state.best_ap:
         state.best_ap = record["AP"]
-        _save(state, folder.best)
-        _save(state, folder.last)
+        if distributed.is_main():
+            writer.write(folder.best, state.to_checkpoint())
     return f"step {state.step}: AP {record['AP']:.3f}, AP50 {record['AP50']:.3f}"
 
 
-def _save(state: TrainState, path: Path) -> None:
+def _save(state: TrainState, folder: RunFolder, writer: CheckpointWriter) -> None:
     if distributed.is_main():
-        save_checkpoint(path, state.to_checkpoint())
+        writer.write(folder.last, state.to_checkpoint(), previous=folder.previous)

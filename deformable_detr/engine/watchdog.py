@@ -82,18 +82,9 @@ class Watchdog:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def over(self, items: Iterable[_T], what: str) -> Iterator[_T]:
-        """The items; to get one is progress, and so is to have dealt with it."""
-        iterator = iter(items)
-        while True:
-            self._progress(f"reading {what}")
-            try:
-                item = next(iterator)
-            except StopIteration:
-                self._progress(f"done with {what}")
-                return
-            self._progress(f"computing on {what}")
-            yield item
+    def over(self, items: Iterable[_T], what: str) -> Iterable[_T]:
+        """The items, any number of times; to get one is progress, and to have dealt with it."""
+        return _Watched(items, what, self)
 
     def __enter__(self) -> "Watchdog":
         if self._board is not None:
@@ -121,7 +112,8 @@ class Watchdog:
         if named:
             raise RuntimeError(named) from error
 
-    def _progress(self, doing: str) -> None:
+    def progress(self, doing: str) -> None:
+        """Note what this process does from now on."""
         self._sign = replace(self._sign, doing=doing)
         self._since = time.monotonic()
 
@@ -162,6 +154,21 @@ class Watchdog:
         assert self._board is not None
         texts = [self._board.read(str(rank)) for rank in range(distributed.world_size())]
         return [Sign(**json.loads(text)) if text else None for text in texts]
+
+
+@dataclass(frozen=True)
+class _Watched(Iterable[_T]):
+    items: Iterable[_T]
+    what: str
+    watchdog: Watchdog
+
+    def __iter__(self) -> Iterator[_T]:
+        self.watchdog.progress(f"reading {self.what}")
+        for item in self.items:
+            self.watchdog.progress(f"computing on {self.what}")
+            yield item
+            self.watchdog.progress(f"reading {self.what}")
+        self.watchdog.progress(f"done with each {self.what.removeprefix('a ')}")
 
 
 def name_culprits(before: Sequence[Sign | None], after: Sequence[Sign | None], *, me: int) -> str:

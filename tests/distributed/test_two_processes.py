@@ -157,6 +157,7 @@ def test_only_the_main_process_writes_and_it_writes_once(
         "curves.png",
         "last.pth",
         "metrics.jsonl",
+        "previous.pth",
     ]
     records = read_records(run.metrics)
     kinds = [(record["kind"], record["step"]) for record in records]

@@ -1,3 +1,4 @@
+import json
 import logging
 from pathlib import Path
 
@@ -58,6 +59,24 @@ def test_a_run_is_trained_refused_and_resumed(
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/total")] == [1, 2, 3]
+
+
+def test_the_same_command_starts_a_run_and_goes_on_with_it(
+    tmp_path: Path, data: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    for max_steps in (1, 2):
+        result = run(folder, "--resume", "auto", *data, f"train.max_steps={max_steps}")
+        assert result.exception is None
+        state = json.loads((folder / "state.json").read_text())
+        assert (state["state"], state["step"]) == ("finished", max_steps)
+    steps = [r["step"] for r in read_records(folder / "metrics.jsonl") if r["kind"] == "train"]
+    assert steps == [1, 2]
+    (folder / "last.pth").write_bytes(b"")
+    result = run(folder, "--resume", *data)
+    assert "--resume auto goes on from" in str(result.exception)
+    assert run(folder, "--resume", "auto", *data, "train.max_steps=2").exception is None
+    assert "going on from" in caplog.text
 
 
 def test_data_of_other_classes_is_refused_before_anything_is_written(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from deformable_detr.engine import checkpoint as checkpoint_module
+from deformable_detr.engine import checkpoint_file
 from deformable_detr.engine.checkpoint import (
     Checkpoint,
     config_changes,
@@ -72,7 +72,7 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(
     def fill_disk(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_module.os, "fsync", fill_disk)
+    monkeypatch.setattr(checkpoint_file.os, "fsync", fill_disk)
     with pytest.raises(RuntimeError, match=r"last\.pth could not be written .*No space left"):
         save_checkpoint(path, replace(stored, step=8))
     assert load_checkpoint(path).step == 7
@@ -99,7 +99,9 @@ def test_a_truncated_file_is_refused(tmp_path: Path, stored: Checkpoint, keep: i
     path = tmp_path / "last.pth"
     save_checkpoint(path, stored)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"last\.pth is truncated \(\d+ bytes\)"):
+    with pytest.raises(
+        ValueError, match=r"last\.pth is truncated, or its end has been altered \(\d+ bytes\)"
+    ):
         load_checkpoint(path)
 
 

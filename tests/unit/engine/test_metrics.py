@@ -68,6 +68,24 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_resumed_run_forgets_an_evaluation_that_it_does_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    records = [{"kind": kind, "step": step} for step in (1, 2) for kind in ("train", "evaluation")]
+    for record in records:
+        append_record(path, record)
+    forget_records_after(path, 2, is_evaluated=True)
+    assert read_records(path) == records
+    forget_records_after(path, 2, is_evaluated=False)
+    assert read_records(path) == records[:3]
+
+
+def test_a_resumed_run_forgets_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "tot')
+    forget_records_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n'
+
+
 def test_a_line_that_was_cut_off_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"st')

@@ -42,8 +42,9 @@ def test_the_best_checkpoint_is_evaluated_or_else_the_last(tmp_path: Path) -> No
 
 
 def test_overwriting_deletes_the_files_of_the_run_and_no_others(tmp_path: Path) -> None:
-    own = ("last.pth", "best.pth", "metrics.jsonl", "curves.png", "config.yaml", "results.json")
-    for name in (*own, "failure_step_7_rank_0.pth", "notes"):
+    checkpoints = ("last.pth", "previous.pth", "damaged.pth", "best.pth", ".last.pth.partial")
+    own = ("metrics.jsonl", "curves.png", "config.yaml", "state.json", "results.json")
+    for name in (*checkpoints, *own, "failure_step_7_rank_0.pth", "notes"):
         (tmp_path / name).touch()
     RunFolder(tmp_path).claim(overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
@@ -58,6 +59,27 @@ def test_resuming_keeps_every_file(tmp_path: Path) -> None:
 def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no last\.pth to resume from"):
         RunFolder(tmp_path).claim(resume=True)
+
+
+def test_without_its_newest_checkpoint_a_run_is_resumed_from_the_one_before(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "previous.pth").touch()
+    with pytest.raises(FileNotFoundError, match=r"--resume auto goes on from .*previous\.pth"):
+        RunFolder(tmp_path).claim(resume=True)
+    RunFolder(tmp_path).claim(resume="auto")
+
+
+def test_what_a_killed_process_did_not_finish_goes_when_the_run_is_resumed(tmp_path: Path) -> None:
+    for name in ("last.pth", ".last.pth.partial"):
+        (tmp_path / name).touch()
+    RunFolder(tmp_path).claim(resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_a_lock_that_was_left_does_not_keep_a_run_out(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    RunFolder(tmp_path).claim()
 
 
 def test_resuming_and_overwriting_exclude_each_other(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
 import logging
 import math
+import os
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,19 +20,17 @@ from helpers.tiny_training import (
 )
 from torch import Tensor
 
-from deformable_detr.engine.checkpoint import load_checkpoint
+from deformable_detr.data.collate import Batch
+from deformable_detr.engine.checkpoint import Checkpoint, load_checkpoint
+from deformable_detr.engine.checkpoint_writer import CheckpointWriter
 from deformable_detr.engine.failure_bundle import FailureBundle
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.schedule import StepSchedule
 from deformable_detr.engine.state import TrainState
-from deformable_detr.engine.train import (
-    NonFiniteError,
-    Validation,
-    fit,
-    total_steps,
-    train_step,
-)
+from deformable_detr.engine.stopping import PreemptedError, StopRequest
+from deformable_detr.engine.train import NonFiniteError, fit, total_steps, train_step
+from deformable_detr.engine.validation import Validation
 from deformable_detr.labels import LabelSpace
 
 CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
@@ -51,18 +53,35 @@ def gradients(state: TrainState) -> Tensor:
     return torch.cat([grad.flatten() for grad in grads if grad is not None])
 
 
-def run(state: TrainState, folder: Path, validation: Validation, max_steps: int) -> None:
+class _SignalAt:
+    """The tiny batches; asks the run to stop while those of step `step` are read."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self.sampler = tiny_sampler()
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, batch in enumerate(TinyLoader(self.sampler), start=1):
+            if number == self._step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+
+def run(
+    state: TrainState, folder: Path, validation: Validation, max_steps: int, **options: Any
+) -> None:
     sampler = tiny_sampler()
     fit(
         state,
         tiny_criterion(),
-        TinyLoader(sampler),
+        options.pop("loader", None) or TinyLoader(sampler),
         sampler,
         folder=RunFolder(folder),
         validation=validation,
         seed=11,
         max_steps=max_steps,
         log_every_steps=2,
+        **options,
     )
 
 
@@ -237,6 +256,80 @@ def test_a_run_that_stopped_and_resumed_equals_one_that_did_not(
             assert resumed.optimizer["state"][number][name].equal(value)
 
 
+def test_a_run_that_ended_before_its_evaluation_makes_up_for_it(
+    tmp_path: Path, validation: Validation
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    state = tiny_state()
+    state.step = 6
+    run(state, folder.path, validation, max_steps=6)
+    assert [record["kind"] for record in read_records(folder.metrics)] == ["evaluation"]
+    assert (load_checkpoint(folder.last).evaluated, load_checkpoint(folder.best).step) == (6, 6)
+
+
+def test_checkpoints_are_written_within_an_epoch_too(
+    tmp_path: Path, validation: Validation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    saved = []
+
+    def write(self: object, path: Path, checkpoint: Checkpoint, **_: object) -> None:
+        saved.append((path.name, checkpoint.step))
+
+    monkeypatch.setattr(CheckpointWriter, "write", write)
+    run(tiny_state(), folder.path, validation, max_steps=8, checkpoint_every_steps=3)
+    last = [step for name, step in saved if name == "last.pth"]
+    assert last == [3, 4, 6, 8, 8]  # epochs end at 4 and 8, where the evaluation is saved too
+    assert ("best.pth", 8) in saved
+
+
+@pytest.mark.parametrize("stop_at", [3, 4])
+def test_a_run_that_is_asked_to_stop_ends_after_the_step_and_equals_one_that_is_not(
+    tmp_path: Path, validation: Validation, stop_at: int
+) -> None:
+    parts, whole = RunFolder(tmp_path / "parts"), RunFolder(tmp_path / "whole")
+    for folder in (parts, whole):
+        folder.claim()
+    expected = tiny_state(dropout=0.2)
+    run(expected, whole.path, validation, max_steps=6)
+
+    state = tiny_state(dropout=0.2)
+    with StopRequest() as stop, pytest.raises(PreemptedError, match="by SIGTERM"):
+        run(state, parts.path, validation, max_steps=6, stop=stop, loader=_SignalAt(stop_at))
+    saved = load_checkpoint(parts.last)
+    assert (saved.step, saved.epoch) == (stop_at, stop_at // 4)
+    resumed = tiny_state(dropout=0.2)
+    resumed.restore(saved, "checkpoint")
+    run(resumed, parts.path, validation, max_steps=6)
+    assert all(a.equal(b) for a, b in zip(weights(resumed), weights(expected), strict=True))
+
+
+def test_a_run_that_is_asked_to_stop_during_an_evaluation_does_that_again(
+    tmp_path: Path, validation: Validation
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    state = tiny_state()
+
+    def signal_while_evaluating() -> Iterator[Batch]:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        yield from validation.loader
+
+    interrupted = replace(validation, loader=signal_while_evaluating())
+    with StopRequest() as stop, pytest.raises(PreemptedError, match="by SIGUSR1"):
+        run(state, folder.path, interrupted, max_steps=2, stop=stop)
+    saved = load_checkpoint(folder.last)
+    assert (saved.step, saved.evaluated) == (2, None)
+    state.restore(saved, "checkpoint")
+    run(state, folder.path, validation, max_steps=2)
+    assert [(r["kind"], r["step"]) for r in read_records(folder.metrics)] == [
+        ("train", 2),
+        ("evaluation", 2),
+    ]
+
+
 def test_a_run_leaves_metrics_checkpoints_and_curves(
     tmp_path: Path, validation: Validation
 ) -> None:
@@ -277,7 +370,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     tmp_path: Path, validation: Validation, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = tiny_state()
-    state.step = 6
+    state.step = state.evaluated = 6
     before = weights(state)
     with caplog.at_level(logging.INFO):
         run(state, tmp_path, validation, max_steps=6)

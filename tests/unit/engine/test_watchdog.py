@@ -55,4 +55,5 @@ def test_nobody_is_blamed_where_all_are_waiting() -> None:
 
 def test_alone_it_only_passes_on_what_it_is_given() -> None:
     with Watchdog(0.001) as watchdog:
-        assert list(watchdog.over([1, 2, 3], "a batch")) == [1, 2, 3]
+        watched = watchdog.over([1, 2, 3], "a batch")
+        assert [list(watched), list(watched)] == [[1, 2, 3]] * 2

@@ -1,0 +1,142 @@
+"""A file of tensors: written whole or not at all, and verified to the last bit when it is read.
+
+The file is what `torch.save` writes, a zip archive, and `torch.load` reads it. The archive's
+comment, its last bytes, is the SHA-256 of all bytes before it.
+"""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+ZIP_MAGIC = b"PK\x03\x04"  # torch.save writes zip archives
+HASH_LABEL = b"sha256:"
+HASH_BYTES = len(HASH_LABEL) + 2 * hashlib.sha256().digest_size  # in hexadecimal digits
+_END_MAGIC, _END_BYTES = b"PK\x05\x06", 22  # the end record of an archive without a comment
+_COMMENT_SIZE = struct.Struct("<H")  # the last field of the end record
+_CHUNK = 1 << 20
+
+
+def write_file(path: Path, content: object, *, previous: Path | None = None) -> None:
+    """Write `content` so that there is, at any moment, a whole file: the old one or the new one.
+
+    Args:
+        path: gets the content.
+        content: tensors and plain values.
+        previous: gets the file that `path` was until now.
+
+    Raises:
+        RuntimeError: it could not be written; what was there before is untouched.
+    """
+    temporary = partial_file(path)
+    try:
+        with temporary.open("w+b") as file:
+            torch.save(content, file)
+            _seal(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            _keep(path, previous)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):  # where even that is refused it stays
+            temporary.unlink(missing_ok=True)
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise RuntimeError(
+            f"checkpoint {path} could not be written ({reason}); what was there before is "
+            "untouched; free space or choose another run folder"
+        ) from error
+
+
+def read_file(path: Path) -> Any:
+    """Read the content onto the CPU; no code in the file is ever run.
+
+    A file without a hash, from before there were any, is read as it is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not whole, was altered, or holds more than tensors and plain values.
+    """
+    if path.is_dir():
+        raise ValueError(
+            f"checkpoint must be a file, got the folder {path}; "
+            f"a run folder has {path / 'best.pth'} and {path / 'last.pth'}"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist; check the path")
+    _verify(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"checkpoint {path} must hold tensors and plain values only, got other objects, "
+            "which could run code when loaded; do not trust this file"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"checkpoint {path} is damaged ({reason})") from error
+
+
+def partial_file(path: Path) -> Path:
+    """Where a file is written before it is renamed to `path`; one that stays was not finished."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def _seal(file: BinaryIO) -> None:
+    """Append the hash of a whole archive as its comment."""
+    file.seek(-_COMMENT_SIZE.size, os.SEEK_END)
+    file.write(_COMMENT_SIZE.pack(HASH_BYTES))
+    size = file.tell()
+    file.seek(0)
+    digest = _hash(file, size)
+    file.seek(size)
+    file.write(digest)
+
+
+def _verify(path: Path) -> None:
+    """Refuse a file that is not an archive, or not the one whose hash it ends with."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC and not zipfile.is_zipfile(path):
+            raise ValueError(f"checkpoint {path} is not a file that PyTorch wrote ({size} bytes)")
+        file.seek(max(0, size - HASH_BYTES))
+        end = file.read()
+        file.seek(0)
+        is_sealed = end.startswith(HASH_LABEL)
+        if is_sealed and _hash(file, size - HASH_BYTES) != end:
+            raise ValueError(
+                f"checkpoint {path} has been altered since it was written: "
+                "its content does not have the SHA-256 that it ends with"
+            )
+    has_no_comment = end[-_END_BYTES:].startswith(_END_MAGIC) and end.endswith(b"\0\0")
+    if not is_sealed and not has_no_comment:
+        raise ValueError(
+            f"checkpoint {path} is truncated, or its end has been altered ({size} bytes)"
+        )
+
+
+def _hash(file: BinaryIO, size: int) -> bytes:
+    """The label and the SHA-256 of the next `size` bytes."""
+    digest = hashlib.sha256()
+    while size > 0:
+        chunk = file.read(min(size, _CHUNK))
+        digest.update(chunk)
+        size -= len(chunk)
+        if not chunk:
+            break
+    return HASH_LABEL + digest.hexdigest().encode("ascii")
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Make `previous` another name of the file, as `path` is about to name the next one."""
+    previous.unlink(missing_ok=True)
+    try:
+        os.link(path, previous)
+    except OSError:  # a file system without hard links: for a moment nothing is at `path`
+        path.replace(previous)
