@@ -19,6 +19,7 @@ from deformable_detr.engine.optimizer import scale_learning_rates
 from deformable_detr.engine.precision import autocast, lower_loss_scale
 from deformable_detr.engine.progress import TrainingProgress
 from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.sentinels import warn_of_zero_ap
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step_losses import count_boxes, dropout_seed, with_mimicking
 from deformable_detr.engine.stopping import PreemptedError, StopRequest
@@ -309,8 +310,9 @@ def _validate(
     stop: StopRequest,
 ) -> str:
     """Evaluate, record the result, keep the weights if they are the best; a line for people."""
-    record = validation.measure(state, criterion, stop)
+    record, evaluator = validation.measure(state, criterion, stop)
     folder.record("evaluation", record)
+    warn_of_zero_ap(folder, evaluator)
     state.evaluated = state.step
     if state.best_ap is None or record["AP"] > state.best_ap:
         state.best_ap = record["AP"]

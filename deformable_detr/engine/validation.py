@@ -45,17 +45,18 @@ class Validation:
 
     def measure(
         self, state: TrainState, criterion: SetCriterion, stop: StopRequest
-    ) -> dict[str, Any]:
-        """The record of an evaluation of the weights, averaged ones where the run has them.
+    ) -> tuple[dict[str, Any], CocoEvaluator]:
+        """Evaluate the weights, averaged ones where the run has them: a record, and what is in it.
 
         Raises:
             PreemptedError: the run was asked to stop before the last batch was done.
         """
         model = state.model if state.ema is None else state.ema.model
+        evaluator = CocoEvaluator(self.annotations, state.label_space)
         metrics = evaluate(
             model,
             stop.check_between(self.loader),
-            CocoEvaluator(self.annotations, state.label_space),
+            evaluator,
             device=state.device,
             max_detections=self.max_detections,
         )
@@ -64,4 +65,4 @@ class Validation:
             loader = stop.check_between(self.loader)
             losses = validation_loss(model, loader, criterion, device=state.device)
             record |= {f"validation/{name}": value for name, value in losses.items()}
-        return record
+        return record, evaluator

@@ -19,6 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from deformable_detr.distributed import all_gather_objects
 from deformable_detr.evaluation.coco_files import read_ground_truth, read_results
 from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.evaluation.zero_ap import explain_zero_ap
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Detections
 
@@ -105,6 +106,10 @@ class CocoEvaluator:
     def compute(self) -> CocoMetrics:
         """Score what has been collected, over the images that were seen."""
         return _score(self._ground_truth, DetectionTable.concatenate(self._tables))
+
+    def explain_zero_ap(self) -> str:
+        """Why nothing that has been collected is right, if nothing is."""
+        return explain_zero_ap(self._ground_truth, DetectionTable.concatenate(self._tables))
 
     def results(self) -> list[dict[str, Any]]:
         """What has been collected as COCO results, with category ids and xywh boxes."""
