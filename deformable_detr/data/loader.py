@@ -1,6 +1,7 @@
 """Builds the loader that both training and evaluation read from."""
 
 import signal
+from functools import partial
 from typing import Literal
 
 from deformable_detr.data.collate import collate
@@ -15,6 +16,7 @@ def build_loader(
     *,
     num_workers: int,
     pin_memory: bool,
+    max_padded_pixels: int | None = None,
     start_method: Literal["fork", "spawn", "forkserver"] | None = None,
     timeout_s: float = 0,
 ) -> WatchedLoader:
@@ -27,6 +29,7 @@ def build_loader(
         sampler: which of them come in which batch of this process.
         num_workers: processes that read and transform; 0 does it in this one.
         pin_memory: copy batches into page-locked memory, for a CUDA device.
+        max_padded_pixels: of a batch, see `collate`.
         start_method: how workers are started; None is the platform's way.
         timeout_s: how long a worker may take for a batch; 0 for any time.
 
@@ -37,7 +40,7 @@ def build_loader(
         WatchedSamples(dataset, num_workers),  # type: ignore[arg-type]  # collate makes batches
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, max_padded_pixels=max_padded_pixels),
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         worker_init_fn=_ignore_signals,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from deformable_detr.data.collate import Batch
 from deformable_detr.data.samplers import SampleKey
@@ -76,8 +77,24 @@ class WatchedLoader(DataLoader[Batch]):
     """A loader of `WatchedSamples` whose errors name images."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator
+        iterator = super().__iter__()
         try:
-            yield from super().__iter__()
+            yield from iterator
         except RuntimeError as error:
             assert isinstance(self.dataset, WatchedSamples)
-            raise self.dataset.explain(error) from error
+            explained = self.dataset.explain(error)
+            _end_workers(iterator)
+            raise explained from error
+
+
+def _end_workers(iterator: object) -> None:
+    """End all workers, one that hangs too: the end of the run would wait for that for ever.
+
+    Workers do not listen to the signal by which a loader asks them to end. One may be killed only
+    when the loader does not watch it any more, or PyTorch takes its death for another error.
+    """
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
+            worker.kill()
+            worker.join()

@@ -2,12 +2,15 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from deformable_detr import distributed
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run_folder import RunFolder
-from deformable_detr.evaluation.coco_eval import CocoEvaluator
+from deformable_detr.evaluation.coco_files import read_ground_truth
+from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.evaluation.zero_ap import explain_zero_ap
 
 logger = logging.getLogger(__name__)
 MIN_EVALUATIONS = 2
@@ -15,10 +18,11 @@ ZERO_AP50 = 0.001
 FALLEN_TO = 0.8  # of the loss at the start: something has been learnt
 
 
-def warn_of_zero_ap(folder: RunFolder, evaluator: CocoEvaluator) -> None:
+def warn_of_zero_ap(folder: RunFolder, annotations: Path, detections: DetectionTable) -> None:
     """After an evaluation was recorded: say why AP stays 0 although the loss falls, if so."""
     if distributed.is_main() and ap_stays_zero(read_records(folder.metrics)):
-        logger.warning("the loss falls, but AP50 stays 0: %s", evaluator.explain_zero_ap())
+        finding = explain_zero_ap(read_ground_truth(annotations), detections)
+        logger.warning("the loss falls, but AP50 stays 0: %s", finding)
 
 
 def ap_stays_zero(records: Sequence[Mapping[str, Any]]) -> bool:

@@ -14,8 +14,10 @@ from deformable_detr.data.samplers import StepSampler
 from deformable_detr.engine.checkpoint_writer import CheckpointWriter
 from deformable_detr.engine.curves import draw_curves
 from deformable_detr.engine.failure_recorder import FailureRecorder
+from deformable_detr.engine.memory import record_peak_memory
 from deformable_detr.engine.metrics import RunningMean, detection_metrics
 from deformable_detr.engine.optimizer import scale_learning_rates
+from deformable_detr.engine.out_of_memory import naming_memory
 from deformable_detr.engine.precision import autocast, lower_loss_scale
 from deformable_detr.engine.progress import TrainingProgress
 from deformable_detr.engine.run_folder import RunFolder
@@ -136,6 +138,7 @@ def fit(
                         f"as the sampler does, got {state.step} steps after epoch {state.epoch}"
                     )
                 state.epoch = state.step // steps_per_epoch
+                progress.say(record_peak_memory(state, folder))
                 _save(state, folder, writer)
         except PreemptedError:
             state.epoch = state.step // steps_per_epoch
@@ -253,7 +256,10 @@ def _accumulate_gradients(
         batch = batch.to(state.device, non_blocking=True)
         is_last = index == len(batches) - 1
         torch.manual_seed(dropout_seed(seed, state.step, index))
-        with distributed.gradient_sync(state.replica, enabled=is_last):
+        with (
+            naming_memory(batch, state.step),
+            distributed.gradient_sync(state.replica, enabled=is_last),
+        ):
             with autocast(state.precision, state.device):
                 output = state.replica(batch.images)
             try:
@@ -310,12 +316,13 @@ def _validate(
     stop: StopRequest,
 ) -> str:
     """Evaluate, record the result, keep the weights if they are the best; a line for people."""
-    record, evaluator = validation.measure(state, criterion, stop)
+    record, detections = validation.measure(state, criterion, stop)
     folder.record("evaluation", record)
-    warn_of_zero_ap(folder, evaluator)
+    warn_of_zero_ap(folder, validation.annotations, detections)
     state.evaluated = state.step
     if state.best_ap is None or record["AP"] > state.best_ap:
         state.best_ap = record["AP"]
+        folder.keep_detections(detections, state.step)
         if distributed.is_main():
             writer.write(folder.best, state.to_checkpoint())
     return f"step {state.step}: AP {record['AP']:.3f}, AP50 {record['AP50']:.3f}"

@@ -11,6 +11,7 @@ from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.stopping import StopRequest
 from deformable_detr.engine.watchdog import Watchdog
 from deformable_detr.evaluation.coco_eval import CocoEvaluator
+from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.losses.criterion import SetCriterion
 
@@ -45,8 +46,11 @@ class Validation:
 
     def measure(
         self, state: TrainState, criterion: SetCriterion, stop: StopRequest
-    ) -> tuple[dict[str, Any], CocoEvaluator]:
-        """Evaluate the weights, averaged ones where the run has them: a record, and what is in it.
+    ) -> tuple[dict[str, Any], DetectionTable]:
+        """Evaluate the weights, averaged ones where the run has them.
+
+        Returns:
+            The record of the evaluation, and all that was detected.
 
         Raises:
             PreemptedError: the run was asked to stop before the last batch was done.
@@ -65,4 +69,4 @@ class Validation:
             loader = stop.check_between(self.loader)
             losses = validation_loss(model, loader, criterion, device=state.device)
             record |= {f"validation/{name}": value for name, value in losses.items()}
-        return record, evaluator
+        return record, evaluator.table
