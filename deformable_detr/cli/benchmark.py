@@ -89,6 +89,26 @@ def processes(
 
 
 @app.command()
+def layers(
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 15,
+) -> None:
+    """Time deformable convolutions beside torchvision's, and fused backbones beside plain ones.
+
+    In turns, by CPU time of all threads: ours, what it stands for, and their ratio with quartiles.
+    Exit code 1 if a ratio is above its limit. The machine should be idle.
+    """
+    from deformable_detr.benchmark.layers import measure
+
+    missed = False
+    with _progress() as report:
+        for comparison in measure(rounds, report):
+            typer.echo(comparison.describe())
+            missed |= not comparison.holds
+    if missed:
+        raise typer.Exit(EXIT_GOAL_MISSED)
+
+
+@app.command()
 def ops(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu",
     dtype: Annotated[
