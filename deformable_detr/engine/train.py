@@ -17,13 +17,16 @@ from deformable_detr.engine.failure_recorder import FailureRecorder
 from deformable_detr.engine.memory import record_peak_memory
 from deformable_detr.engine.metrics import RunningMean, detection_metrics
 from deformable_detr.engine.optimizer import scale_learning_rates
+from deformable_detr.engine.out_of_memory import naming_memory
 from deformable_detr.engine.precision import autocast, lower_loss_scale
 from deformable_detr.engine.progress import TrainingProgress
 from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.sentinels import warn_of_zero_ap
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step_losses import count_boxes, dropout_seed, with_mimicking
 from deformable_detr.engine.stopping import PreemptedError, StopRequest
 from deformable_detr.engine.validation import Validation
+from deformable_detr.engine.watchdog import Watchdog
 from deformable_detr.losses.criterion import SetCriterion
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ def fit(
     log_every_steps: int = 10,
     checkpoint_every_steps: int = CHECKPOINT_EVERY,
     stop: StopRequest | None = None,
+    timeout_s: float = distributed.TIMEOUT_S,
 ) -> None:
     """Train from where `state` is to the end; checkpoints, metrics and curves go to `folder`.
 
@@ -80,6 +84,7 @@ def fit(
         log_every_steps: steps from one record in the metrics file to the next.
         checkpoint_every_steps: steps from one checkpoint within an epoch to the next.
         stop: may ask for an end before the last step; None is never asked.
+        timeout_s: of no progress, after which several processes end and name who is to blame.
 
     Raises:
         PreemptedError: it was asked to stop, in every process; the state is saved.
@@ -94,9 +99,12 @@ def fit(
     recorder = FailureRecorder(folder, criterion, seed=seed)
     recorder.note(state)
     with (
+        Watchdog(timeout_s) as watchdog,
         CheckpointWriter() as writer,
         TrainingProgress(first_step=state.step, last_step=end) as progress,
     ):
+        loader = watchdog.over(loader, "a training batch")
+        validation = validation.watched_by(watchdog)
         try:
             stop.check()
             while True:
@@ -248,7 +256,10 @@ def _accumulate_gradients(
         batch = batch.to(state.device, non_blocking=True)
         is_last = index == len(batches) - 1
         torch.manual_seed(dropout_seed(seed, state.step, index))
-        with distributed.gradient_sync(state.replica, enabled=is_last):
+        with (
+            naming_memory(batch, state.step),
+            distributed.gradient_sync(state.replica, enabled=is_last),
+        ):
             with autocast(state.precision, state.device):
                 output = state.replica(batch.images)
             try:
@@ -307,6 +318,7 @@ def _validate(
     """Evaluate, record the result, keep the weights if they are the best; a line for people."""
     record, detections = validation.measure(state, criterion, stop)
     folder.record("evaluation", record)
+    warn_of_zero_ap(folder, validation.annotations, detections)
     state.evaluated = state.step
     if state.best_ap is None or record["AP"] > state.best_ap:
         state.best_ap = record["AP"]

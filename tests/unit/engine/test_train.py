@@ -354,6 +354,21 @@ def test_a_run_leaves_metrics_checkpoints_and_curves(
     assert load_checkpoint(folder.last).best_ap == best.best_ap
 
 
+def test_a_run_whose_ap_stays_zero_is_told_so_once_with_a_reason(
+    tmp_path: Path, validation: Validation, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    run(tiny_state(), folder.path, replace(validation, every_epochs=1), max_steps=24)
+    records = read_records(folder.metrics)
+    assert max(one["AP50"] for one in records if one["kind"] == "evaluation") < 0.001
+    losses = [one["total"] for one in records if one["kind"] == "train"]
+    assert losses[-1] < 0.8 * losses[0]
+    warnings = [one.message for one in caplog.records if one.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("the loss falls, but AP50 stays 0: ")
+
+
 def test_a_loader_that_ends_too_soon_is_refused(tmp_path: Path, validation: Validation) -> None:
     with pytest.raises(ValueError, match=r"micro-batches of 4 steps an epoch .* got 1 steps"):
         fit(
