@@ -20,7 +20,12 @@ from deformable_detr.engine.precision import autocast, lower_loss_scale
 from deformable_detr.engine.progress import TrainingProgress
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.state import TrainState
-from deformable_detr.engine.step_losses import count_boxes, dropout_seed, with_mimicking
+from deformable_detr.engine.step_losses import (
+    count_boxes,
+    dropout_seed,
+    mean_micro_batches,
+    with_mimicking,
+)
 from deformable_detr.engine.stopping import PreemptedError, StopRequest
 from deformable_detr.engine.validation import Validation
 from deformable_detr.losses.criterion import SetCriterion
@@ -241,6 +246,7 @@ def _accumulate_gradients(
 ) -> dict[str, Tensor]:
     """Add the gradients of all micro-batches up, times the loss scale; their losses, metrics."""
     values: dict[str, Tensor] = {}
+    weight = 1 / mean_micro_batches(batches)  # of a micro-batch in the mean over processes
     failure: ValueError | None = None
     for index, batch in enumerate(batches):
         batch = batch.to(state.device, non_blocking=True)
@@ -257,7 +263,7 @@ def _accumulate_gradients(
                 with autocast(state.precision, state.device):
                     losses = with_mimicking(state.model, batch, output, result, num_boxes)
                 metrics = detection_metrics(output.last, batch.targets, result.last_match)
-                shares = {name: value / len(batches) for name, value in metrics.items()}
+                shares = {name: value * weight for name, value in metrics.items()}
                 values = _add(values, losses | shares)
             if is_last:
                 _require_finite(values, failure, state)
