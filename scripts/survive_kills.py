@@ -106,8 +106,9 @@ def wait_until(condition: Callable[[], bool], what: str, *, poll_s: float = 0.02
 
 def kill(run: Run, launcher: subprocess.Popen[bytes], victim: str, pick: random.Random) -> str:
     """Kill, and wait until what was orphaned has ended or what was killed has been restarted."""
+    wait_until(lambda: len(children_of(launcher.pid)) == run.processes, "workers")
     workers = sorted(children_of(launcher.pid))
-    if victim == "the launcher" or not workers:
+    if victim == "the launcher":
         launcher.kill()
         launcher.wait()
         took = wait_until(lambda: not any(map(parent_of, workers)), "end of the orphans")
