@@ -57,8 +57,8 @@ def describe_machine(device: str) -> Machine:
     others = OtherPrograms()
     time.sleep(1)
     return Machine(
-        cpu=_cpu_name(),
-        cores=_num_cores(),
+        cpu=cpu_name(),
+        cores=num_cores(),
         caches=_cache_sizes(),
         instruction_set=torch.backends.cpu.get_cpu_capability(),
         gpu=torch.cuda.get_device_name() if device == "cuda" else None,
@@ -77,7 +77,8 @@ def has_glibc() -> bool:
     return platform.libc_ver()[0] == "glibc"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the system calls the processor."""
     if _CPUINFO.exists():
         for line in _CPUINFO.read_text().splitlines():
             if line.startswith("model name"):
@@ -85,7 +86,8 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """How many cores this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

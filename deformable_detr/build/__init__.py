@@ -1,6 +1,11 @@
 """Config -> objects: the only place that knows every part."""
 
-from deformable_detr.build.data import build_dataset, build_eval_transform, build_train_transform
+from deformable_detr.build.data import (
+    build_dataset,
+    build_eval_transform,
+    build_train_transform,
+    largest_size,
+)
 from deformable_detr.build.model import (
     build_backbone,
     build_model,
@@ -28,4 +33,5 @@ __all__ = [
     "build_sampler",
     "build_schedule",
     "build_train_transform",
+    "largest_size",
 ]

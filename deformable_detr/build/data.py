@@ -1,5 +1,6 @@
 """Config -> data sets and what happens to their images."""
 
+import math
 from typing import Literal
 
 from typing_extensions import assert_never
@@ -25,6 +26,7 @@ from deformable_detr.data.transforms import (
     resize_only,
 )
 from deformable_detr.labels import LabelSpace
+from deformable_detr.structures import Size
 
 
 def build_dataset(
@@ -81,6 +83,24 @@ def build_train_transform(config: AugmentationConfig) -> Transform:
             )
         case _:
             assert_never(config)
+
+
+def largest_size(config: RunConfig) -> Size:
+    """(height, width) of the largest micro-batch that training may see, padding included."""
+    match config.data.augmentation:
+        case CocoAugmentationConfig(sizes=sizes, max_size=max_size):
+            # One image may be wide and another one high.
+            height = max_size if config.train.micro_batch > 1 else min(max(sizes), max_size)
+            width = max_size
+        case ZoomCropAugmentationConfig(size=size):
+            height = width = size
+        case _:
+            assert_never(config.data.augmentation)
+    limit = config.data.max_padded_pixels
+    if limit is not None:
+        factor = min(math.sqrt(limit / (config.train.micro_batch * height * width)), 1.0)
+        height, width = max(int(factor * height), 1), max(int(factor * width), 1)
+    return height, width
 
 
 def build_eval_transform(config: DataConfig) -> Transform:

@@ -88,6 +88,7 @@ def build_model(
         num_classes=num_classes,
         load_backbone_weights=load_backbone_weights,
         gradient_checkpointing=config.train.gradient_checkpointing,
+        frozen_roles=config.train.freeze,
     )
 
 
@@ -97,6 +98,7 @@ def _build_detector(
     num_classes: int,
     load_backbone_weights: bool,
     gradient_checkpointing: bool,
+    frozen_roles: Sequence[str],
 ) -> DeformableDETR:
     backbone = build_backbone(config.backbone, load_weights=load_backbone_weights)
     neck = build_neck(config.neck, channels=backbone.channels, embed_dim=config.embed_dim)
@@ -127,6 +129,7 @@ def _build_detector(
             gradient_checkpointing=gradient_checkpointing,
         ),
         mimicking=_build_mimicking(config, backbone.channels[-1], num_classes=num_classes),
+        frozen_roles=frozen_roles,
     )
 
 

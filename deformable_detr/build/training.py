@@ -1,5 +1,7 @@
 """Config -> losses, order of samples, optimiser and schedule."""
 
+from collections.abc import Sequence
+
 from torch.optim import Optimizer
 from typing_extensions import assert_never
 
@@ -11,7 +13,12 @@ from deformable_detr.config import (
     SGDConfig,
     StepScheduleConfig,
 )
-from deformable_detr.data.samplers import DistributedOrderSampler, MicroBatchSampler, StepSampler
+from deformable_detr.data.samplers import (
+    BucketSampler,
+    DistributedOrderSampler,
+    MicroBatchSampler,
+    StepSampler,
+)
 from deformable_detr.engine.optimizer import HasParameterRoles, adamw, parameter_groups, sgd
 from deformable_detr.engine.schedule import CosineSchedule, Schedule, StepSchedule
 from deformable_detr.losses.criterion import LossWeights, SetCriterion
@@ -44,15 +51,37 @@ def build_criterion(config: RunConfig) -> SetCriterion:
 
 
 def build_sampler(
-    config: RunConfig, *, num_samples: int, rank: int, world_size: int
+    config: RunConfig,
+    *,
+    num_samples: int,
+    rank: int,
+    world_size: int,
+    aspect_ratios: Sequence[float] = (),
 ) -> StepSampler:
-    """The order of a run's training samples."""
+    """The order of a run's training samples.
+
+    Args:
+        config: of the run.
+        num_samples: of the data set, repetitions included.
+        rank: of this process.
+        world_size: number of processes.
+        aspect_ratios: height over width of each image; needed for `sample_order: buckets` alone.
+    """
     train = config.train
     order = "official" if config.compat == "official" else train.sample_order
     match order:
         case "global_batches":
             return MicroBatchSampler(
                 num_samples,
+                total_batch=train.total_batch,
+                micro_batch=train.micro_batch,
+                rank=rank,
+                world_size=world_size,
+                seed=train.seed,
+            )
+        case "buckets":
+            return BucketSampler(
+                [aspect_ratios[index % len(aspect_ratios)] for index in range(num_samples)],
                 total_batch=train.total_batch,
                 micro_batch=train.micro_batch,
                 rank=rank,

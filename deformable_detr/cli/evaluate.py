@@ -13,7 +13,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from deformable_detr.data.coco import CocoDataset
     from deformable_detr.detector_api import Detector
-    from deformable_detr.evaluation.coco_eval import CocoMetrics
+    from deformable_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 
 
 def evaluate(
@@ -146,6 +146,34 @@ def evaluate_detector(
         num_pictures: how many.
     """
     from deformable_detr import distributed
+
+    evaluator, metrics = measure(
+        detector, dataset, annotations, batch_size=batch_size, num_workers=num_workers
+    )
+    if not distributed.is_main():
+        return
+    _print_metrics(metrics)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(evaluator.results()), encoding="utf-8")
+    if pictures is not None:
+        _write_pictures(detector, dataset, pictures, count=num_pictures)
+
+
+def measure(
+    detector: "Detector",
+    dataset: "CocoDataset",
+    annotations: Path,
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> "tuple[CocoEvaluator, CocoMetrics]":
+    """Run a detector over a data set; every process must call it, as for `evaluate_detector`.
+
+    Returns:
+        All its detections, and its numbers.
+    """
+    from deformable_detr import distributed
     from deformable_detr.data.loader import build_loader
     from deformable_detr.data.samplers import EvaluationSampler
     from deformable_detr.data.transformed import TransformedDataset
@@ -166,14 +194,7 @@ def evaluate_detector(
     )
     evaluator = CocoEvaluator(annotations, detector.label_space)
     metrics = engine.evaluate(detector.model, loader, evaluator, device=detector.device)
-    if not distributed.is_main():
-        return
-    _print_metrics(metrics)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(evaluator.results()), encoding="utf-8")
-    if pictures is not None:
-        _write_pictures(detector, dataset, pictures, count=num_pictures)
+    return evaluator, metrics
 
 
 def _write_pictures(

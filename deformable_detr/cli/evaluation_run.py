@@ -37,19 +37,12 @@ def run_evaluation(
         logging.getLogger("deformable_detr").setLevel(logging.WARNING)
     files = RunFolder(folder)
     path = checkpoint or files.best_or_last
-    detector = Detector.from_checkpoint(path, str(device))
-    transform = build_eval_transform(config.data)
-    if transform != detector.transform:
-        logger.info(
-            "photos are brought to the config's size, %d, at most %d, not to the checkpoint's",
-            config.data.eval_size,
-            config.data.eval_max_size,
-        )
+    detector = open_detector(config, path, device)
     dataset = build_dataset(config, "val", label_space=detector.label_space)
     assert config.data.val.annotations is not None  # else the data set could not be opened
     logger.info("evaluating %s", path)
     evaluate_detector(
-        Detector(detector.model, detector.label_space, transform=transform, device=device),
+        detector,
         dataset,
         config.data.val.annotations,
         batch_size=config.train.micro_batch,
@@ -57,3 +50,16 @@ def run_evaluation(
         out=files.results,
     )
     logger.info("the detections are in %s", files.results)
+
+
+def open_detector(config: RunConfig, checkpoint: Path, device: torch.device) -> Detector:
+    """The detector of a checkpoint, for photos of the size that the config says."""
+    detector = Detector.from_checkpoint(checkpoint, str(device))
+    transform = build_eval_transform(config.data)
+    if transform != detector.transform:
+        logger.info(
+            "photos are brought to the config's size, %d, at most %d, not to the checkpoint's",
+            config.data.eval_size,
+            config.data.eval_max_size,
+        )
+    return Detector(detector.model, detector.label_space, transform=transform, device=device)

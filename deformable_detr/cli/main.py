@@ -13,6 +13,7 @@ from deformable_detr.cli.convert import convert
 from deformable_detr.cli.evaluate import evaluate
 from deformable_detr.cli.explain import explain
 from deformable_detr.cli.predict import predict
+from deformable_detr.cli.report import report
 from deformable_detr.cli.train import train
 from deformable_detr.version import __version__
 
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(evaluate)
+app.command()(report)
 app.command()(predict)
 app.command()(convert)
 app.command()(explain)

@@ -1,6 +1,7 @@
 """One training run, from its config to its end, in each of its processes."""
 
 import logging
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from deformable_detr.build import (
     build_sampler,
     build_schedule,
     build_train_transform,
+    largest_size,
 )
 from deformable_detr.cli.finetuning import FinetuneSource
 from deformable_detr.cli.recipe import nearest_recipe
+from deformable_detr.cli.run_report import describe_environment, report_after_training
 from deformable_detr.config import RunConfig
 from deformable_detr.config_io import to_yaml
 from deformable_detr.data.coco import CocoDataset
@@ -26,6 +29,7 @@ from deformable_detr.data.loader import build_loader
 from deformable_detr.data.samplers import EvaluationSampler, StepSampler
 from deformable_detr.data.transformed import TransformedDataset
 from deformable_detr.engine.checkpoint import Checkpoint, config_changes
+from deformable_detr.engine.determinism import deterministic_algorithms
 from deformable_detr.engine.ema import ExponentialMovingAverage
 from deformable_detr.engine.finetune import TransferReport
 from deformable_detr.engine.resume import checkpoint_to_resume
@@ -34,6 +38,7 @@ from deformable_detr.engine.run_header import (
     describe_batch,
     describe_dataset,
     describe_device,
+    describe_learning_rates,
     describe_parameters,
 )
 from deformable_detr.engine.run_session import locked, recorded_state
@@ -42,6 +47,7 @@ from deformable_detr.engine.stopping import StopRequest
 from deformable_detr.engine.tracking import TensorBoard, require_tensorboard
 from deformable_detr.engine.train import fit, total_steps
 from deformable_detr.engine.validation import Validation
+from deformable_detr.engine.warm_up import warm_up
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.detector import DeformableDETR
 
@@ -83,6 +89,8 @@ def run_training(
     with StopRequest() as stop, locked(files):
         found = checkpoint_to_resume(files, resume)
         model, report = _build_model(config, data.train.label_space, source, resume=bool(found))
+        if config.train.channels_last:  # convolutions follow their weights; images stay as they are
+            model.to(memory_format=torch.channels_last)
         state = _build_state(config, data, model.to(device))
         if source is not None:
             state.origin = source.describe()
@@ -93,13 +101,19 @@ def run_training(
         if distributed.is_main():
             files.config.write_text(to_yaml(config), encoding="utf-8")
             if config.train.tensorboard:
-                files.tracking.add(
-                    "TensorBoard", TensorBoard(files.tensorboard, first_step=state.step + 1)
+                files.tracking.open(
+                    "TensorBoard", lambda: TensorBoard(files.tensorboard, first_step=state.step + 1)
                 )
         _log_header(config, data, state, report, folder=folder)
-        with recorded_state(files, state):
+        environment = describe_environment(config, device)
+        files.record("start", {"step": state.step, "environment": environment})
+        with (
+            closing(files.tracking),
+            recorded_state(files, state),
+            deterministic_algorithms(config.train.deterministic),
+        ):
             _fit(config, data, state, files, stop)
-    files.tracking.close()
+        report_after_training(config, files, data.val)
     logger.info("finished; the run is in %s", folder)
 
 
@@ -132,6 +146,7 @@ class _Data:
         sampler = build_sampler(
             config,
             num_samples=len(samples),
+            aspect_ratios=[height / width for height, width in train.sizes],
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
@@ -206,19 +221,24 @@ def _restore(state: TrainState, path: Path, checkpoint: Checkpoint) -> None:
 def _fit(
     config: RunConfig, data: _Data, state: TrainState, files: RunFolder, stop: StopRequest
 ) -> None:
-    pin_memory = state.device.type == "cuda"
+    criterion = build_criterion(config)
+    is_on_gpu = state.device.type == "cuda"
+    if is_on_gpu:  # whose memory ends suddenly, and breaks into pieces
+        size, count = largest_size(config), config.train.micro_batch
+        warm_up(state, criterion, num_images=count, size=size)
     fit(
         state,
-        build_criterion(config),
+        criterion,
         build_loader(
             data.train_samples,
             data.sampler,
             num_workers=config.data.num_workers,
-            pin_memory=pin_memory,
+            pin_memory=is_on_gpu,
+            max_padded_pixels=config.data.max_padded_pixels,
         ),
         data.sampler,
         folder=files,
-        validation=_build_validation(config, data, pin_memory=pin_memory),
+        validation=_build_validation(config, data, pin_memory=is_on_gpu),
         seed=config.train.seed,
         epochs=config.train.epochs,
         max_steps=config.train.max_steps,
@@ -257,7 +277,6 @@ def _log_header(
     folder: Path,
 ) -> None:
     """What is about to happen, in numbers, and how it differs from the nearest recipe."""
-    optimizer = config.train.optimizer
     end = total_steps(
         data.sampler.steps_per_epoch,
         epochs=config.train.epochs,
@@ -277,10 +296,7 @@ def _log_header(
             world_size=distributed.world_size(),
         ),
         "length": f"{end} steps, {data.sampler.steps_per_epoch} an epoch",
-        "learning rate": (
-            f"{optimizer.lr:g}, backbone {optimizer.lr_backbone:g}, "
-            f"sampling {optimizer.lr_sampling:g}"
-        ),
+        "learning rates": describe_learning_rates(state.optimizer),
         "compat": config.compat,
         "recipe": recipe,
     }

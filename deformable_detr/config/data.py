@@ -65,7 +65,9 @@ class DataConfig(FrozenModel):
 
     Evaluation and prediction resize the shorter side to `eval_size`, the longer to at most
     `eval_max_size`. An epoch goes `repeats` times through the training set, which matters where
-    it holds few large photos. `cache_images` keeps decoded photos in memory.
+    it holds few large photos. `cache_images` keeps decoded photos in memory. A micro-batch in
+    training has at most `max_padded_pixels`, padding included: the images of a larger one are
+    made smaller.
     """
 
     train: SplitConfig = SplitConfig()
@@ -76,3 +78,4 @@ class DataConfig(FrozenModel):
     eval_max_size: Positive = 1333
     num_workers: int = Field(2, ge=0)
     cache_images: bool = False
+    max_padded_pixels: Positive | None = None

@@ -72,7 +72,10 @@ class TrainConfig(FrozenModel):
     `clip_norm` 0 does not clip. `ema_decay` 0 keeps no moving average. `precision` is that of the
     forward pass; boxes, losses and evaluation are in float32. `gradient_checkpointing` keeps the
     inputs of encoder and decoder layers only and computes the rest again for the gradient: the
-    same numbers, less memory, more time.
+    same numbers, less memory, more time. `channels_last` is the layout of images in memory.
+    `deterministic` allows no operator whose result depends on chance, on a GPU either; on CPUs
+    none does. Parameters of the roles in `freeze` stay as they are. With `sample_order: buckets`
+    images of like shape share a micro-batch, for less padding; steps have the same samples.
     `tensorboard` writes what goes to `metrics.jsonl` as TensorBoard's events too.
     """
 
@@ -86,8 +89,11 @@ class TrainConfig(FrozenModel):
     ema_decay: Probability = 0.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
+    channels_last: bool = False
+    deterministic: bool = False
+    freeze: tuple[Literal["backbone", "backbone_sampling", "sampling", "default"], ...] = ()
     seed: int = Field(42, ge=0)
-    sample_order: Literal["global_batches", "official"] = "global_batches"
+    sample_order: Literal["global_batches", "buckets", "official"] = "global_batches"
     log_every: Positive = 10
     checkpoint_every: Positive = 500
     eval_every_epochs: Positive = 1

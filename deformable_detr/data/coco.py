@@ -39,6 +39,7 @@ class CocoDataset(Dataset[Sample]):
     Attributes:
         label_space: the file's categories and their labels.
         image_ids: ids by index.
+        files: paths of the images by index.
         sizes: (height, width) by index.
         num_dropped: number of annotations left out, by reason; see `Annotations`.
     """
@@ -63,7 +64,7 @@ class CocoDataset(Dataset[Sample]):
         self.image_ids = tuple(image.image_id for image in parsed.images)
         self.sizes = [image.size for image in parsed.images]
         self.num_dropped: Mapping[str, int] = parsed.num_dropped
-        self._files = [images / image.file_name for image in parsed.images]
+        self.files = [images / image.file_name for image in parsed.images]
         # Flat columns: cheap to send to worker processes. Segmentations stay behind.
         self._boxes_xyxy = parsed.objects.boxes_xyxy
         self._labels = parsed.objects.labels
@@ -87,9 +88,9 @@ class CocoDataset(Dataset[Sample]):
 
     def _image(self, index: int) -> Image.Image:
         if self._cache is None:
-            return _decode(self._files[index])
+            return _decode(self.files[index])
         if index not in self._cache:
-            self._cache[index] = _decode(self._files[index])
+            self._cache[index] = _decode(self.files[index])
         return self._cache[index]
 
 

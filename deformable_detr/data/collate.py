@@ -1,9 +1,11 @@
 """A list of samples becomes a batch."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 
 from deformable_detr.structures import ImageBatch, Target
@@ -30,7 +32,27 @@ class Batch:
         )
 
 
-def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
-    """Pad the images to one size; the targets stay relative to the image without padding."""
-    images, targets = zip(*samples, strict=True)
+def collate(
+    samples: Sequence[tuple[Tensor, Target]], *, max_padded_pixels: int | None = None
+) -> Batch:
+    """Pad the images to one size; the targets stay relative to the image without padding.
+
+    Args:
+        samples: (3, h, w) images and their targets.
+        max_padded_pixels: most pixels of the batch, padding included; where there would be more,
+            all its images are made smaller by one factor. None for no limit.
+    """
+    images = [image for image, _ in samples]
+    targets = tuple(target for _, target in samples)
+    if max_padded_pixels is not None:
+        images = _shrink(images, max_padded_pixels)
     return Batch(ImageBatch.from_images(images), targets)
+
+
+def _shrink(images: list[Tensor], max_padded_pixels: int) -> list[Tensor]:
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    factor = math.sqrt(max_padded_pixels / (len(images) * height * width))
+    if factor >= 1:
+        return images
+    sizes = [[max(int(factor * side), 1) for side in image.shape[1:]] for image in images]
+    return [TF.resize(image, size) for image, size in zip(images, sizes, strict=True)]

@@ -1,6 +1,7 @@
 """Builds the loader that both training and evaluation read from."""
 
 import signal
+from functools import partial
 from typing import Literal
 
 from torch.utils.data import DataLoader
@@ -16,6 +17,7 @@ def build_loader(
     *,
     num_workers: int,
     pin_memory: bool,
+    max_padded_pixels: int | None = None,
     start_method: Literal["fork", "spawn", "forkserver"] | None = None,
 ) -> "DataLoader[Batch]":
     """Batches in the sampler's order, the same for any number of workers.
@@ -27,13 +29,14 @@ def build_loader(
         sampler: which of them come in which batch of this process.
         num_workers: processes that read and transform; 0 does it in this one.
         pin_memory: copy batches into page-locked memory, for a CUDA device.
+        max_padded_pixels: of a batch, see `collate`.
         start_method: how workers are started; None is the platform's way.
     """
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # yields samples; collate makes the batches
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, max_padded_pixels=max_padded_pixels),
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         worker_init_fn=_ignore_signals,

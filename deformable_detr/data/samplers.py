@@ -7,7 +7,7 @@ the processes, of which some may get one more than others. Each sample is asked 
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,8 +140,54 @@ class MicroBatchSampler(StepSampler):
     def _order_of_rank(self) -> list[int]:
         order = _shuffled(self._num_samples, derive_seed(self._seed, self._epoch))
         order = _fill_up(order, self.steps_per_epoch * self._total_batch)
-        steps = order.view(self.steps_per_epoch, -1, self._micro_batch)
-        return steps[:, self._rank :: self._world_size].flatten().tolist()
+        steps = self._arrange(order.view(self.steps_per_epoch, self._total_batch))
+        micro_batches = steps.reshape(self.steps_per_epoch, -1, self._micro_batch)
+        return micro_batches[:, self._rank :: self._world_size].flatten().tolist()
+
+    def _arrange(self, steps: Tensor) -> Tensor:
+        """The (steps, total_batch) samples of each step in the order they are cut up in."""
+        return steps
+
+
+class BucketSampler(MicroBatchSampler):
+    """As `MicroBatchSampler`, the same samples in every step, but like shapes share a micro-batch.
+
+    A step's samples are sorted by the height of their image over its width before they are cut
+    into micro-batches, so that there is less padding, and never a wide image beside a high one
+    where it can be helped. Processes get neighbours, which take them about as long.
+
+    Args:
+        aspect_ratios: height over width of each sample's image.
+        total_batch: samples of a step, over all processes.
+        micro_batch: samples of one forward pass in one process.
+        rank: of this process.
+        world_size: number of processes.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        aspect_ratios: Sequence[float],
+        *,
+        total_batch: int,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__(
+            len(aspect_ratios),
+            total_batch=total_batch,
+            micro_batch=micro_batch,
+            rank=rank,
+            world_size=world_size,
+            seed=seed,
+        )
+        self._aspect_ratios = torch.tensor(aspect_ratios, dtype=torch.float64)
+
+    def _arrange(self, steps: Tensor) -> Tensor:
+        by_shape = self._aspect_ratios[steps].argsort(dim=1, stable=True)
+        return steps.gather(1, by_shape)
 
 
 class DistributedOrderSampler(StepSampler):

@@ -47,7 +47,7 @@ def parameter_groups(
         `initial_lr`, which the schedule scales.
 
     Raises:
-        ValueError: a parameter has no role, or its role has no learning rate.
+        ValueError: a parameter has no role, or its role has no learning rate, or none is trained.
     """
     rates = {DEFAULT_ROLE: lr, **lr_by_role}
     roles = model.parameter_roles()
@@ -61,6 +61,8 @@ def parameter_groups(
                 f"the role of parameter {name} must be one of {', '.join(rates)}, got {role!r}"
             )
         members[role].append(parameter)
+    if not any(members.values()):
+        raise ValueError("at least one parameter must be trained, got none; freeze fewer roles")
     return [
         {
             "params": members[role],

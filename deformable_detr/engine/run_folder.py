@@ -1,5 +1,6 @@
 """The folder of a run: which files are in it, and who may write there."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,9 @@ from deformable_detr import distributed
 from deformable_detr.engine.checkpoint_file import partial_file
 from deformable_detr.engine.metrics import append_record, forget_records_after
 from deformable_detr.engine.tracking import Tracking
+from deformable_detr.evaluation.detection_table import DetectionTable
 
+logger = logging.getLogger(__name__)
 Resume = bool | Literal["auto"]  # the run of a folder: whether, or where there is one
 _FAILURE = "failure_step_"
 
@@ -85,6 +88,16 @@ class RunFolder:
         return self.path / f"{_FAILURE}{step}_rank_{rank}.pth"
 
     @property
+    def detections(self) -> Path:
+        """What the best checkpoint has detected on the validation set."""
+        return self.path / "best_detections.npz"
+
+    @property
+    def report(self) -> Path:
+        """The run on one page."""
+        return self.path / "report.html"
+
+    @property
     def best_or_last(self) -> Path:
         """The checkpoint of the highest AP, or the newest of a run without an evaluation yet.
 
@@ -140,7 +153,8 @@ class RunFolder:
                 failures = self.path.glob(f"{_FAILURE}*.pth")
                 own = (self.metrics, self.curves, self.config, self.state, self.results)
                 events = self.tensorboard.glob("events.out.tfevents.*")
-                for file in (*checkpoints, *own, *failures, *events):
+                pages = (self.detections, self.report)
+                for file in (*checkpoints, *own, *pages, *failures, *events):
                     file.unlink(missing_ok=True)
         distributed.barrier()
 
@@ -153,16 +167,30 @@ class RunFolder:
     def tracking(self) -> Tracking:
         """Where records go: the metrics file, and what is added to it."""
         tracking = Tracking()
-        tracking.add(
-            str(self.metrics),
-            lambda kind, values: append_record(self.metrics, {"kind": kind, **values}),
-        )
+
+        def append(kind: str, values: Mapping[str, Any]) -> None:
+            append_record(self.metrics, {"kind": kind, **values})
+
+        tracking.open(str(self.metrics), lambda: append)
         return tracking
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
         """Write a record down, in the main process only; that cannot fail."""
         if distributed.is_main():
             self.tracking.record(kind, values)
+
+    def keep_detections(self, table: DetectionTable, step: int) -> None:
+        """Keep what the best checkpoint detects, for the report; that cannot fail.
+
+        Args:
+            table: the detections, in the main process.
+            step: of the checkpoint.
+        """
+        if distributed.is_main():
+            try:
+                table.write(self.detections, step=step)
+            except OSError as error:
+                logger.warning("detections %s could not be written (%s)", self.detections, error)
 
     def rewind(self, step: int, *, is_evaluated: bool = True) -> None:
         """Drop what was recorded after `step`, in the main process only.

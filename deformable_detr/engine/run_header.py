@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from deformable_detr.ops import Backend, resolve_backend
 
@@ -37,6 +38,11 @@ def describe_parameters(model: nn.Module) -> str:
         parameter.numel() for parameter in model.parameters() if parameter.requires_grad
     )
     return f"{total:,} ({trainable:,} trainable)"
+
+
+def describe_learning_rates(optimizer: Optimizer) -> str:
+    """The rate of every group of parameters that is trained, before the schedule's factor."""
+    return ", ".join(f"{group['role']} {group['initial_lr']:g}" for group in optimizer.param_groups)
 
 
 def describe_dataset(num_images: int, num_dropped: Mapping[str, int]) -> str:

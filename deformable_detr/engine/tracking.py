@@ -23,9 +23,13 @@ class Tracking:
     def __init__(self) -> None:
         self._trackers: dict[str, Tracker] = {}
 
-    def add(self, name: str, tracker: Tracker) -> None:
-        """Begin to hand records to a tracker; `name` is for the warning."""
-        self._trackers[name] = tracker
+    def open(self, name: str, make: Callable[[], Tracker]) -> None:
+        """Begin to hand records to the tracker that `make` makes; `name` is for the warning."""
+
+        def add() -> None:
+            self._trackers[name] = make()
+
+        self._try(name, add)
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
         """Hand a record to every tracker that has not failed yet."""
@@ -41,7 +45,7 @@ class Tracking:
         try:
             action()
         except Exception as error:  # of any kind: records are worth less than the run
-            del self._trackers[name]
+            self._trackers.pop(name, None)
             logger.warning(
                 "%s is off from here on, as it has failed (%s: %s); training goes on",
                 name,

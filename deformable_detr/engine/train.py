@@ -14,6 +14,7 @@ from deformable_detr.data.samplers import StepSampler
 from deformable_detr.engine.checkpoint_writer import CheckpointWriter
 from deformable_detr.engine.curves import draw_curves
 from deformable_detr.engine.failure_recorder import FailureRecorder
+from deformable_detr.engine.memory import record_peak_memory
 from deformable_detr.engine.metrics import RunningMean, detection_metrics
 from deformable_detr.engine.optimizer import scale_learning_rates
 from deformable_detr.engine.precision import autocast, lower_loss_scale
@@ -134,6 +135,7 @@ def fit(
                         f"as the sampler does, got {state.step} steps after epoch {state.epoch}"
                     )
                 state.epoch = state.step // steps_per_epoch
+                progress.say(record_peak_memory(state, folder))
                 _save(state, folder, writer)
         except PreemptedError:
             state.epoch = state.step // steps_per_epoch
@@ -309,11 +311,12 @@ def _validate(
     stop: StopRequest,
 ) -> str:
     """Evaluate, record the result, keep the weights if they are the best; a line for people."""
-    record = validation.measure(state, criterion, stop)
+    record, detections = validation.measure(state, criterion, stop)
     folder.record("evaluation", record)
     state.evaluated = state.step
     if state.best_ap is None or record["AP"] > state.best_ap:
         state.best_ap = record["AP"]
+        folder.keep_detections(detections, state.step)
         if distributed.is_main():
             writer.write(folder.best, state.to_checkpoint())
     return f"step {state.step}: AP {record['AP']:.3f}, AP50 {record['AP50']:.3f}"

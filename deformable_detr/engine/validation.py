@@ -10,6 +10,7 @@ from deformable_detr.engine.evaluate import evaluate, validation_loss
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.stopping import StopRequest
 from deformable_detr.evaluation.coco_eval import CocoEvaluator
+from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.losses.criterion import SetCriterion
 
@@ -40,17 +41,21 @@ class Validation:
 
     def measure(
         self, state: TrainState, criterion: SetCriterion, stop: StopRequest
-    ) -> dict[str, Any]:
-        """The record of an evaluation of the weights, averaged ones where the run has them.
+    ) -> tuple[dict[str, Any], DetectionTable]:
+        """Evaluate the weights, averaged ones where the run has them.
+
+        Returns:
+            The record of the evaluation, and all that was detected.
 
         Raises:
             PreemptedError: the run was asked to stop before the last batch was done.
         """
         model = state.model if state.ema is None else state.ema.model
+        evaluator = CocoEvaluator(self.annotations, state.label_space)
         metrics = evaluate(
             model,
             stop.check_between(self.loader),
-            CocoEvaluator(self.annotations, state.label_space),
+            evaluator,
             device=state.device,
             max_detections=self.max_detections,
         )
@@ -59,4 +64,4 @@ class Validation:
             loader = stop.check_between(self.loader)
             losses = validation_loss(model, loader, criterion, device=state.device)
             record |= {f"validation/{name}": value for name, value in losses.items()}
-        return record
+        return record, evaluator.table

@@ -104,11 +104,16 @@ class CocoEvaluator:
 
     def compute(self) -> CocoMetrics:
         """Score what has been collected, over the images that were seen."""
-        return _score(self._ground_truth, DetectionTable.concatenate(self._tables))
+        return summarize(run_coco(self._ground_truth, self.table), self._ground_truth)
+
+    @property
+    def table(self) -> DetectionTable:
+        """What has been collected."""
+        return DetectionTable.concatenate(self._tables)
 
     def results(self) -> list[dict[str, Any]]:
         """What has been collected as COCO results, with category ids and xywh boxes."""
-        return DetectionTable.concatenate(self._tables).to_results()
+        return self.table.to_results()
 
 
 def evaluate_results(results: Path, annotations: Path) -> CocoMetrics:
@@ -123,10 +128,22 @@ def evaluate_results(results: Path, annotations: Path) -> CocoMetrics:
         read_results(results, ground_truth),
         seen=[image["id"] for image in ground_truth["images"]],
     )
-    return _score(ground_truth, table)
+    return summarize(run_coco(ground_truth, table), ground_truth)
 
 
-def _score(ground_truth: Mapping[str, Any], table: DetectionTable) -> CocoMetrics:
+def run_coco(ground_truth: Mapping[str, Any], table: DetectionTable) -> COCOeval:
+    """Match and average as COCO does, over the images that were seen.
+
+    Args:
+        ground_truth: of `read_ground_truth`.
+        table: detections of its images. They are numbered from 1, as the annotations are.
+
+    Returns:
+        pycocotools' scorer with all it has computed.
+
+    Raises:
+        ValueError: no image was seen.
+    """
     if len(table.seen) == 0:
         raise ValueError("at least one image must be evaluated, got none")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -137,12 +154,26 @@ def _score(ground_truth: Mapping[str, Any], table: DetectionTable) -> CocoMetric
         scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()
+    return scorer
+
+
+def summarize(scorer: COCOeval, ground_truth: Mapping[str, Any]) -> CocoMetrics:
+    """The numbers for people of what `run_coco` has computed."""
     return CocoMetrics(
         dict(zip(STATISTICS, map(float, scorer.stats), strict=True)),
         _class_ap(scorer, LabelSpace.from_categories(ground_truth["categories"])),
-        num_images=len(table.seen),
-        num_detections=len(table),
+        num_images=len(scorer.params.imgIds),
+        num_detections=len(scorer.cocoDt.dataset["annotations"]),
     )
+
+
+def distinct_names(label_space: LabelSpace) -> list[str]:
+    """The names of K classes, with the category id where several have one name."""
+    names = label_space.names
+    return [
+        name if names.count(name) == 1 else f"{name} (category {category_id})"
+        for category_id, name in zip(label_space.category_ids, names, strict=True)
+    ]
 
 
 def _index(content: Mapping[str, Any]) -> COCO:
@@ -179,11 +210,9 @@ def _as_annotations(ground_truth: Mapping[str, Any], table: DetectionTable) -> d
 def _class_ap(scorer: COCOeval, label_space: LabelSpace) -> dict[str, float]:
     # (thresholds, recalls, K, areas, limits) -> all areas, 100 detections an image
     precision = scorer.eval["precision"][:, :, :, 0, -1]
-    names = label_space.names
     class_ap = {}
-    for label, (category_id, name) in enumerate(zip(label_space.category_ids, names, strict=True)):
+    for label, name in enumerate(distinct_names(label_space)):
         values = precision[:, :, label]
         values = values[values > NOT_DEFINED]
-        key = name if names.count(name) == 1 else f"{name} (category {category_id})"
-        class_ap[key] = float(np.mean(values)) if values.size else NOT_DEFINED
+        class_ap[name] = float(np.mean(values)) if values.size else NOT_DEFINED
     return class_ap

@@ -1,7 +1,9 @@
 """DetectionTable: the detections of many images as arrays, cheap to keep and to send."""
 
+import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,3 +126,30 @@ class DetectionTable:
                 strict=True,
             )
         ]
+
+    def write(self, path: Path, *, step: int) -> None:
+        """Write the table as it is, to the last bit, with the step of the weights it is of."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        temporary = path.with_name(f".{path.stem}.partial.npz")
+        try:
+            np.savez_compressed(temporary, step=np.array(step), **columns)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def read(cls, path: Path) -> tuple["DetectionTable", int]:
+        """What `write` has written, and the step.
+
+        Raises:
+            ValueError: the file is damaged, or another.
+        """
+        try:
+            with path.open("rb") as file, np.load(file) as columns:
+                return cls(*(columns[field.name] for field in fields(cls))), int(columns["step"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"detections {path} must be a file that training has written, got: {error}; "
+                "delete it"
+            ) from error

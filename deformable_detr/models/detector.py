@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from deformable_detr.layers.attention import MSDeformAttn
 from deformable_detr.layers.deform_conv import OffsetGenerator
@@ -29,6 +30,11 @@ class DeformableDETR(nn.Module):
         queries: memory -> queries; learned, or chosen from the memory (two-stage).
         decoder: queries and memory -> predictions of every layer.
         mimicking: what training adds to the loss, or None; no part of the forward pass.
+        frozen_roles: roles whose parameters are not trained, see `parameter_roles`. A module of
+            such parameters alone is always in eval mode: no statistics move, nothing drops out.
+
+    Raises:
+        ValueError: no parameter has a role that is to be frozen.
     """
 
     def __init__(
@@ -41,6 +47,7 @@ class DeformableDETR(nn.Module):
         queries: LearnedQueries | ProposalQueries,
         decoder: DeformableTransformerDecoder,
         mimicking: FeatureMimicking | None = None,
+        frozen_roles: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -50,6 +57,7 @@ class DeformableDETR(nn.Module):
         self.queries = queries
         self.decoder = decoder
         self.mimicking = mimicking
+        self._frozen = self._freeze(frozen_roles)
 
     def forward(self, images: ImageBatch | Sequence[Tensor]) -> ModelOutput:
         """Detect.
@@ -69,6 +77,28 @@ class DeformableDETR(nn.Module):
         queries, proposals = self.queries(memory)
         *auxiliary, last = self.decoder(queries, memory)
         return ModelOutput(last, tuple(auxiliary), proposals)
+
+    def _freeze(self, frozen_roles: Sequence[str]) -> tuple[nn.Module, ...]:
+        """Take the gradient from parameters of these roles; the modules that have no others."""
+        roles = self.parameter_roles()
+        for role in frozen_roles:
+            if role not in roles.values():
+                found = ", ".join(sorted(set(roles.values())))
+                raise ValueError(f"frozen_roles must be roles of this model ({found}), got {role}")
+        frozen = {
+            parameter for name, parameter in self.named_parameters() if roles[name] in frozen_roles
+        }
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        parameters = {module: set(module.parameters()) for module in self.modules()}
+        return tuple(module for module, own in parameters.items() if own and own <= frozen)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of every module, but what is frozen stays in eval mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def parameter_roles(self) -> dict[str, str]:
         """The role of every parameter, by name, from which its learning rate follows.

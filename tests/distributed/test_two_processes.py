@@ -154,6 +154,7 @@ def test_only_the_main_process_writes_and_it_writes_once(
     run = RunFolder(folder / "whole")
     assert sorted(path.name for path in run.path.iterdir()) == [
         "best.pth",
+        "best_detections.npz",
         "curves.png",
         "last.pth",
         "metrics.jsonl",
@@ -161,7 +162,8 @@ def test_only_the_main_process_writes_and_it_writes_once(
     ]
     records = read_records(run.metrics)
     kinds = [(record["kind"], record["step"]) for record in records]
-    assert kinds == [("train", 2), ("train", 4), ("train", 6), ("evaluation", 6)]
+    of_epochs = [("memory", 4), ("train", 6), ("memory", 6)]  # of four steps
+    assert kinds == [("train", 2), ("train", 4), *of_epochs, ("evaluation", 6)]
     assert load_checkpoint(run.last).step == MAX_STEPS
 
 

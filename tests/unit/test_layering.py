@@ -11,7 +11,7 @@ ROWS = (
     {"benchmark"},
     {"__init__"},
     {"build", "config_io", "detector_api"},
-    {"conversion"},
+    {"conversion", "reporting"},
     {"engine"},
     {"data", "evaluation", "losses"},
     {"models"},

@@ -31,13 +31,13 @@ struct Call {
   const void* points;
   const void* weights;
   const void* reference_points;
-  void* output;  // forward only; what follows is for the backward pass only
+  bool is_streamed;  // the results are too large for the caches: write past them
+  void* output;      // forward only; what follows is for the backward pass only
   const void* grad_output;
   void* grad_value;
   void* grad_points;
   void* grad_weights;
   void* grad_reference;  // (N, Q, M, L, R), each head's share; null where nobody wants it
-  bool is_streamed;      // the gradients are too large for the caches: write past them
 };
 
 // Queries of some heads of one image: the unit of work that a thread takes. A backward unit holds

@@ -13,6 +13,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "../checks.h"
@@ -21,6 +22,16 @@
 namespace deformable_detr {
 
 namespace {
+
+#if defined(__linux__)
+constexpr size_t kHugePage = size_t{1} << 21;
+
+uintptr_t round_down(uintptr_t address, size_t multiple) { return address / multiple * multiple; }
+
+uintptr_t round_up(uintptr_t address, size_t multiple) {
+  return round_down(address + multiple - 1, multiple);
+}
+#endif
 
 // Memory that grows and is kept: fresh memory would cost a page fault for every page of every call.
 // On Linux it is in huge pages, as far as whole ones go, as rows at random places then need fewer
@@ -33,15 +44,14 @@ class Scratch {
     if (bytes <= size_) return memory_;
     release();
 #if defined(__linux__)
-    constexpr size_t kHugePage = size_t{1} << 21;
     mapped_ = bytes + kHugePage;  // what is not touched takes no memory
     void* mapping =
         mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapping == MAP_FAILED) throw std::bad_alloc();
     mapping_ = static_cast<std::byte*>(mapping);
-    const size_t offset = reinterpret_cast<uintptr_t>(mapping_) % kHugePage;
-    memory_ = mapping_ + (kHugePage - offset) % kHugePage;
-    madvise(memory_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(mapping_);
+    memory_ = mapping_ + (round_up(begin, kHugePage) - begin);
+    madvise(memory_, round_down(bytes, kHugePage), MADV_HUGEPAGE);
 #else
     memory_ = static_cast<std::byte*>(::operator new(bytes, kLine));
 #endif
@@ -70,6 +80,35 @@ class Scratch {
   std::byte* memory_ = nullptr;
   size_t size_ = 0;
 };
+
+// A result as large as this is memory fresh from the system at every call: the C library keeps none
+// of that size for the next one (glibc's largest threshold for mmap on 64 bits).
+constexpr size_t kFreshBytes = size_t{32} << 20;
+
+// Lets the system supply a large result in huge pages, as far as whole ones go, and what is left at
+// its ends at once: one by one, the page faults of two images take as long as half the work on one.
+void ask_for_pages(void* memory, size_t bytes) {
+#if defined(__linux__)
+  constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, which older headers lack
+  if (bytes <= kFreshBytes) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(memory), end = begin + bytes;
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto ask = [](uintptr_t from, uintptr_t to, int what) {  // a refusal changes nothing
+    if (from < to) madvise(reinterpret_cast<void*>(from), to - from, what);
+  };
+  const uintptr_t first = round_up(begin, kHugePage), last = round_down(end, kHugePage);
+  ask(first, last, MADV_HUGEPAGE);
+  ask(round_up(begin, page), first, kPopulateWrite);
+  ask(last, round_down(end, page), kPopulateWrite);
+#endif
+}
+
+// A result that the kernels fill.
+Tensor new_result(const Tensor& like, const std::vector<int64_t>& shape) {
+  Tensor result = torch::stable::new_empty(like, shape);
+  ask_for_pages(result.mutable_data_ptr(), result.numel() * result.element_size());
+  return result;
+}
 
 std::vector<const Kernels*> supported_kernels() {
   std::vector<const Kernels*> kernels = {&kGenericKernels};
@@ -123,14 +162,19 @@ bool is_empty(const Dims& dims) {
   return dims.N * dims.Q * dims.M * dims.D * dims.L * dims.P * dims.S == 0;
 }
 
+// A result of this many numbers, some 8 MB, will not stay in the caches until it is read.
+constexpr int64_t kStreamedNumbers = int64_t{1} << 21;
+
 Tensor run_forward(const Arguments& arguments) {
   const Dims& dims = arguments.dims;
   const std::vector<int64_t> shape = {dims.N, dims.Q, dims.M * dims.D};
   if (is_empty(dims)) return torch::stable::new_zeros(arguments.value, shape);
-  Tensor output = torch::stable::new_empty(arguments.value, shape);
+  Tensor output = new_result(arguments.value, shape);
+  const ValueType type = value_type(arguments.value);
   Call call = make_call(arguments);
   call.output = output.mutable_data_ptr();
-  const ValueType type = value_type(arguments.value);
+  // Rows of 16 bits are not whole vectors.
+  call.is_streamed = type == kFloat32 && output.numel() > kStreamedNumbers;
   const Kernels& kernels = kernels_for(type);
   // Few queries are dealt out with all their heads; else a unit is a head, or, with more threads
   // than heads, a part of its queries.
@@ -154,9 +198,6 @@ Tensor run_forward(const Arguments& arguments) {
   return output;
 }
 
-// Gradients of this many coordinates, some 8 MB, will not stay in the caches until they are read.
-constexpr int64_t kStreamedNumbers = int64_t{1} << 21;
-
 struct Gradients {
   Tensor value, points, weights, reference_points;
 };
@@ -169,7 +210,7 @@ Gradients run_backward(const Tensor& grad_output, const Arguments& arguments,
   const Kernels& kernels = kernels_for(type);
   const bool empty = is_empty(dims);
   const auto make = [&](const Tensor& like, const std::vector<int64_t>& shape, bool zeros) {
-    return zeros ? torch::stable::new_zeros(like, shape) : torch::stable::new_empty(like, shape);
+    return zeros ? torch::stable::new_zeros(like, shape) : new_result(like, shape);
   };
   const std::vector<int64_t> none = {0}, reference = {dims.N, dims.Q, dims.M, dims.L, dims.R};
   Gradients gradients = {make(arguments.value, {dims.N, dims.S, dims.M, dims.D},

@@ -31,8 +31,8 @@ inline void prepare_samples(const View<typename V::Scalar>& view, int64_t query,
 }
 
 // What the walks of a block through the levels fetch from main memory meanwhile: the next block's
-// points and weights, and the lines that the block's output goes to. Each walk fetches some, a
-// little with each query, as memory answers a few requests at a time.
+// points and weights, and the lines that the block's output goes to, unless it goes past the caches.
+// Each walk fetches some, a little with each query, as memory answers a few requests at a time.
 class Ahead {
  public:
   // `row` is the first query's row of output, or of its gradient, `row_step` elements before the
@@ -47,7 +47,7 @@ class Ahead {
   // What is due with this query in the walk through this one of the levels.
   void fetch(int64_t query, int64_t level, int64_t levels) const {
     for (int64_t i = level; i < 4; i += levels) {
-      prefetch(pieces_[i].memory + query * pieces_[i].step, pieces_[i].bytes);
+      prefetch<0>(pieces_[i].memory + query * pieces_[i].step, pieces_[i].bytes);
     }
   }
 
@@ -73,7 +73,7 @@ template <typename V, typename Rows, int kVectors, int64_t kPoints, int64_t kSam
           typename Memory, typename T>
 [[gnu::noinline]] void add_level(const Memory& memory, int64_t level, int64_t level_stride,
                                  const Dims& dims, int64_t count, int64_t channel,
-                                 const Ahead& ahead, T* output) {
+                                 const Ahead& ahead, T* output, bool is_streamed) {
   using F = typename V::F;
   using Scalar = typename V::Scalar;
   const int64_t row = kPoints != 0 ? kVectors * V::kLanes : memory.row;
@@ -127,7 +127,7 @@ template <typename V, typename Rows, int kVectors, int64_t kPoints, int64_t kSam
     }
     T* out = output + q * dims.M * dims.D + channel;
     for (int v = 0; v < kVectors && channel + v * V::kLanes < dims.D; ++v) {
-      V::put(out + v * V::kLanes, sum[v], dims.D - channel - v * V::kLanes, false);
+      V::put(out + v * V::kLanes, sum[v], dims.D - channel - v * V::kLanes, is_streamed);
     }
   }
 }
@@ -154,17 +154,18 @@ void forward_packed(const Call& call, const Unit& unit, int64_t m) {
       prepare_samples<V>(view, begin, count, memory.weights, memory.samples_row, memory);
     }
     T* out = output + begin * step;
-    const Ahead ahead(view, begin + kBlock, out, step, dims.D);
+    const Ahead ahead(view, begin + kBlock, out, step, call.is_streamed ? 0 : dims.D);
     for (int32_t level = 0; level < call.levels.count; ++level) {
       const int64_t stride = call.levels.levels[level].width + int64_t{1};
       for_each_group<V, Rows>(row, [&](int64_t channel, auto vectors) {
         constexpr int kVectors = vectors.value;
         // The usual case: four points, four levels, and a row that is one group.
         if (dims.P == 4 && memory.samples_row == 16 && row == kVectors * V::kLanes) {
-          add_level<V, Rows, kVectors, 4, 16>(memory, level, stride, dims, count, 0, ahead, out);
+          add_level<V, Rows, kVectors, 4, 16>(memory, level, stride, dims, count, 0, ahead, out,
+                                               call.is_streamed);
         } else {
           add_level<V, Rows, kVectors, 0, 0>(memory, level, stride, dims, count, channel, ahead,
-                                             out);
+                                             out, call.is_streamed);
         }
       });
     }

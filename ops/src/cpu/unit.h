@@ -7,12 +7,12 @@
 template <typename V, typename T, typename Rows = PlainRows<V>>
 void forward(const Call& call, const Unit& unit) {
   if (deformable_detr::is_direct(call.dims, V::kLanes)) {
-    forward_direct<V, T>(call, unit);
-  } else {
-    for (int64_t m = unit.first_head; m < unit.last_head; ++m) {
-      forward_packed<V, Rows, T>(call, unit, m);
-    }
+    return forward_direct<V, T>(call, unit);
   }
+  for (int64_t m = unit.first_head; m < unit.last_head; ++m) {
+    forward_packed<V, Rows, T>(call, unit, m);
+  }
+  V::finish_streams();
 }
 
 template <typename V, typename T>

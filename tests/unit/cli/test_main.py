@@ -13,7 +13,7 @@ def test_help_needs_no_pytorch() -> None:
     program = (
         "import sys\n"
         "from deformable_detr.cli.main import app\n"
-        "commands = ('', 'train', 'evaluate', 'predict', 'convert', 'explain', 'data')\n"
+        "commands = ('', 'train', 'evaluate', 'report', 'predict', 'convert', 'explain', 'data')\n"
         "for command in (*commands, 'benchmark ops', 'doctor bundle'):\n"
         "    app([*command.split(), '--help'], standalone_mode=False)\n"
         "heavy = {'torch', 'timm', 'matplotlib'} & set(sys.modules)\n"
@@ -23,15 +23,15 @@ def test_help_needs_no_pytorch() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Usage:") == 9
+    assert result.stdout.count("Usage:") == 10
 
 
 def test_the_help_of_the_root_names_every_command(run: CommandLine) -> None:
     outcome = run("--help")
 
     assert outcome.code == 0
-    commands = ("train", "evaluate", "predict", "convert", "explain", "data", "benchmark", "doctor")
-    for command in commands:
+    commands = ("train", "evaluate", "report", "predict", "convert", "explain", "data")
+    for command in (*commands, "benchmark", "doctor"):
         assert command in outcome.out
     for option in ("--version", "--debug"):
         assert option in outcome.out

@@ -27,6 +27,7 @@ OFFICIAL = {
     "train.clip_norm": 0.1,  # clip_max_norm
     "train.ema_decay": 0.0,  # no moving average
     "train.precision": "float32",  # no autocast
+    "train.freeze": (),  # nothing but what the backbone freezes
     "train.seed": 42,  # seed
     "model.backbone.kind": "resnet",  # backbone resnet50
     "model.backbone.depth": 50,
@@ -72,6 +73,7 @@ OFFICIAL = {
     "data.eval_max_size": 1333,
     "data.num_workers": 2,  # num_workers
     "data.cache_images": False,  # cache_mode
+    "data.max_padded_pixels": None,  # no such option
 }
 TWO_STAGE = {
     "model.decoder.box_refinement": True,
@@ -179,6 +181,7 @@ CHANGED = {
     "train.schedule.warmup_steps": 4,
     "train.clip_norm": 1.0,
     "train.precision": "bfloat16",
+    "train.freeze": ["backbone"],
     "train.ema_decay": 0.9,
     "loss.class_cost": 1.0,
     "loss.l1_cost": 1.0,
@@ -196,6 +199,7 @@ CHANGED = {
     "data.repeats": 2,
     "data.eval_size": 600,
     "data.eval_max_size": 900,
+    "data.max_padded_pixels": 1000000,
     "model.embed_dim": 128,
     "model.attention.num_heads": 4,
     "model.backbone.depth": 101,

@@ -166,3 +166,48 @@ def test_the_loader_pins_batches(files):
     batch = load(open_set(files), pin_memory=True)[0]
     assert batch.images.images.is_pinned()
     assert all(target.boxes.is_pinned() for target in batch.targets)
+
+
+SIDES = [(40, 80), (90, 30)]
+
+
+def sized(*sides):
+    targets = [Target(torch.tensor([[0.5, 0.5, 0.2, 0.4]]), torch.tensor([1]))] * len(sides)
+    return [(torch.rand(3, *size), target) for size, target in zip(sides, targets, strict=True)]
+
+
+@pytest.mark.parametrize("limit", [14399, 7000, 600])
+def test_a_batch_with_too_many_pixels_is_shrunk_below_the_limit_and_by_one_factor(limit):
+    images = collate(sized(*SIDES), max_padded_pixels=limit).images
+    N, _, H, W = images.images.shape
+    pixels, with_one_more = N * H * W, N * (H + 1) * (W + 1)
+    assert pixels <= limit < with_one_more
+    valid = ~images.padding_mask
+    for (height, width), mask in zip(SIDES, valid, strict=True):
+        factor = (limit / (2 * 90 * 80)) ** 0.5
+        assert mask[:, 0].sum() == int(factor * height)
+        assert mask[0].sum() == int(factor * width)
+
+
+def test_a_shrunk_image_shows_the_same_and_its_boxes_stay():
+    (image, target), other = sized(*SIDES)
+    rows = torch.linspace(0, 1, 40)[:, None].expand(40, 80)
+    samples = [(image.copy_(rows), target), other]
+    batch = collate(samples, max_padded_pixels=3600)  # half of each side
+    halved = rows.unflatten(0, (20, 2)).mean(1)[:, :40]
+    shown = batch.images.images[0, 0, :20, :40]
+    assert (shown - halved)[1:-1].abs().max() < 1e-6
+    assert batch.targets[0] is target
+
+
+def test_a_batch_within_the_limit_is_left_alone():
+    samples = sized(*SIDES)
+    assert is_same(collate(samples, max_padded_pixels=2 * 90 * 80), collate(samples))
+
+
+def test_the_loader_keeps_the_limit(files):
+    shapes = {tuple(batch.images.images.shape) for batch in load(open_set(files))}
+    assert max(height * width for _, _, height, width in shapes) > 1200
+    for batch in load(open_set(files), max_padded_pixels=1200):
+        N, _, H, W = batch.images.images.shape
+        assert 1000 < N * H * W <= 1200

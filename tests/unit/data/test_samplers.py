@@ -1,6 +1,7 @@
 import pytest
 
 from deformable_detr.data.samplers import (
+    BucketSampler,
     DistributedOrderSampler,
     EvaluationSampler,
     MicroBatchSampler,
@@ -208,3 +209,44 @@ def test_derived_seeds_differ_and_repeat():
     seeds = {derive_seed(a, b, c) for a in range(3) for b in range(3) for c in range(3)}
     assert len(seeds) == 27
     assert derive_seed(1, 2) == derive_seed(1, 2) != derive_seed(2, 1)
+
+
+RATIOS = [((7 * index) % 50 + 1) / 10 for index in range(50)]  # height over width, all different
+
+
+def bucket_order(world_size=1, **options):
+    """The micro-batches of all ranks, as the steps of the optimiser see them."""
+    per_rank = [
+        list(BucketSampler(RATIOS, rank=rank, world_size=world_size, **SHARED | options))
+        for rank in range(world_size)
+    ]
+    return [batch for turn in zip(*per_rank, strict=True) for batch in turn]
+
+
+def steps_of(micro_batches):
+    """Indices of each step of four micro-batches."""
+    return [indices(micro_batches[begin : begin + 4]) for begin in range(0, len(micro_batches), 4)]
+
+
+def test_buckets_leave_each_step_its_samples():
+    plain, bucketed = steps_of(global_order(1)), steps_of(bucket_order())
+    assert len(bucketed) == len(plain) == 6
+    assert list(map(sorted, bucketed)) == list(map(sorted, plain))
+    assert bucketed != plain
+
+
+def test_within_a_step_micro_batches_go_from_wide_to_high_images():
+    for step in steps_of(bucket_order()):
+        shapes = [RATIOS[index] for index in step]
+        assert shapes == sorted(shapes)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_buckets_are_the_same_for_any_world_size(world_size):
+    assert bucket_order(world_size) == bucket_order()
+
+
+def test_buckets_go_on_where_they_were_left():
+    resumed = BucketSampler(RATIOS, rank=0, world_size=1, **SHARED)
+    resumed.start_at(4)
+    assert list(resumed) == bucket_order()[16:]

@@ -44,7 +44,8 @@ def test_the_best_checkpoint_is_evaluated_or_else_the_last(tmp_path: Path) -> No
 def test_overwriting_deletes_the_files_of_the_run_and_no_others(tmp_path: Path) -> None:
     checkpoints = ("last.pth", "previous.pth", "damaged.pth", "best.pth", ".last.pth.partial")
     own = ("metrics.jsonl", "curves.png", "config.yaml", "state.json", "results.json")
-    for name in (*checkpoints, *own, "failure_step_7_rank_0.pth", "notes"):
+    pages = ("best_detections.npz", "report.html")
+    for name in (*checkpoints, *own, *pages, "failure_step_7_rank_0.pth", "notes"):
         (tmp_path / name).touch()
     RunFolder(tmp_path).claim(overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]

@@ -5,6 +5,7 @@ from deformable_detr.engine.run_header import (
     describe_batch,
     describe_dataset,
     describe_device,
+    describe_learning_rates,
     describe_parameters,
 )
 from deformable_detr.ops import resolve_backend
@@ -42,3 +43,15 @@ def test_the_device_comes_with_the_back_end_that_auto_means() -> None:
     resolved = resolve_backend("auto", cpu)
     assert describe_device(cpu, "auto") == f"cpu, attention back-end auto: {resolved}"
     assert describe_device(cpu, "reference") == "cpu, attention back-end reference"
+
+
+def test_every_group_of_parameters_that_is_trained_is_shown_with_its_rate() -> None:
+    groups = [
+        {"params": [nn.Parameter(torch.ones(1))], "role": role, "lr": rate, "initial_lr": rate}
+        for role, rate in (("default", 2e-4), ("backbone", 2e-5), ("backbone_sampling", 2e-6))
+    ]
+    optimizer = torch.optim.SGD(groups)
+    optimizer.param_groups[0]["lr"] = 1.0  # what the schedule has made of it
+    assert describe_learning_rates(optimizer) == (
+        "default 0.0002, backbone 2e-05, backbone_sampling 2e-06"
+    )

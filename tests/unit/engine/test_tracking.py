@@ -43,7 +43,7 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, failing = RunFolder(tmp_path), Failing()
-    folder.tracking.add("TensorBoard", failing)
+    folder.tracking.open("TensorBoard", lambda: failing)
     with caplog.at_level(logging.WARNING):
         for step in range(1, 5):
             folder.record("train", {"step": step})
@@ -53,6 +53,18 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(
     [warning] = caplog.messages
     assert "TensorBoard is off from here on" in warning
     assert "No space left on device" in warning
+
+
+def test_a_tracker_that_cannot_be_opened_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.tensorboard.write_text("a file where a folder should be")
+    folder.tracking.open("TensorBoard", lambda: TensorBoard(folder.tensorboard, first_step=1))
+    folder.record("train", {"step": 1})
+    assert read_records(folder.metrics) == [{"kind": "train", "step": 1}]
+    [warning] = caplog.messages
+    assert warning.startswith("TensorBoard is off from here on, as it has failed (FileExistsError")
 
 
 def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path) -> None:
@@ -126,7 +138,7 @@ def test_tensorboard_on_a_full_disk_is_off_after_one_warning(
     [events] = folder.tensorboard.iterdir()
     events.unlink()
     events.symlink_to("/dev/full")  # the writer opens its file anew for each flush
-    folder.tracking.add("TensorBoard", tracker)
+    folder.tracking.open("TensorBoard", lambda: tracker)
     for step in range(1, 40):
         folder.record("train", {"step": step, "total": 1.0})
     folder.tracking.close()

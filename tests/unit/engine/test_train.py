@@ -326,6 +326,7 @@ def test_a_run_that_is_asked_to_stop_during_an_evaluation_does_that_again(
     run(state, folder.path, validation, max_steps=2)
     assert [(r["kind"], r["step"]) for r in read_records(folder.metrics)] == [
         ("train", 2),
+        ("memory", 2),
         ("evaluation", 2),
     ]
 

@@ -1,0 +1,49 @@
+"""How much memory training has taken at its peak."""
+
+import sys
+
+import torch
+
+from deformable_detr import distributed
+from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.state import TrainState
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
+
+_BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, getrusage(2)
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Peaks of the process that took most, in units of 10^6 bytes; every process must call.
+
+    On a GPU what tensors took (`peak_allocated_mb`) and what PyTorch held for them
+    (`peak_reserved_mb`) since the last call. Elsewhere the resident memory of the process
+    (`peak_resident_mb`) since it began, without data-loading workers; nothing on Windows.
+    """
+    if device.type == "cuda":
+        peaks = {
+            "peak_allocated_mb": torch.cuda.max_memory_allocated(device) / 1e6,
+            "peak_reserved_mb": torch.cuda.max_memory_reserved(device) / 1e6,
+        }
+        torch.cuda.reset_peak_memory_stats(device)
+    elif resource is not None:
+        units = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peaks = {"peak_resident_mb": units * _BYTES_PER_UNIT / 1e6}
+    else:
+        peaks = {}
+    everywhere = distributed.all_gather_objects(peaks)
+    return {name: max(one[name] for one in everywhere) for name in peaks}
+
+
+def record_peak_memory(state: TrainState, folder: RunFolder) -> str:
+    """Add the peaks of an epoch to the metrics file; a line for people. Every process must call."""
+    peaks = peak_memory(state.device)
+    folder.record("memory", {"step": state.step, "epoch": state.epoch, **peaks})
+    shown = ", ".join(
+        f"{name.removeprefix('peak_').removesuffix('_mb')} {megabytes:,.0f} MB"
+        for name, megabytes in peaks.items()
+    )
+    return f"step {state.step}: peak memory {shown or 'unknown'}"

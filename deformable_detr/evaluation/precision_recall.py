@@ -1,0 +1,89 @@
+"""Precision against recall, as COCO averages it, and both against the score."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools.cocoeval import COCOeval
+
+from deformable_detr.evaluation.coco_eval import NOT_DEFINED
+from deformable_detr.evaluation.matched_objects import NONE, MatchedObjects
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """pycocotools' own curves, over objects of all sizes and 100 detections an image.
+
+    Attributes:
+        ious: (10,) thresholds 0.50 to 0.95.
+        recalls: (101,) places 0 to 1 at which precision is read.
+        precision: (10, 101, K) in [0, 1]; -1 for a class without objects.
+    """
+
+    ious: Floats
+    recalls: Floats
+    precision: Floats
+
+    @classmethod
+    def from_coco(cls, scorer: COCOeval) -> "PrecisionRecall":
+        """The curves of a scorer of `coco_eval.run_coco`."""
+        precision = scorer.eval["precision"][:, :, :, 0, -1]
+        return cls(scorer.params.iouThrs, scorer.params.recThrs, precision)
+
+    def of_all_classes(self) -> Floats:
+        """(10, 101) means over the classes that have objects; 0 where there is none."""
+        has_objects = (self.precision > NOT_DEFINED).all((0, 1))
+        if not has_objects.any():
+            return np.zeros(self.precision.shape[:2])
+        means: Floats = self.precision[:, :, has_objects].mean(-1)
+        return means
+
+
+@dataclass(frozen=True)
+class ScoreCurve:
+    """How right detections are, and how many objects they find, by the least score.
+
+    All classes are counted together, at an IoU of 0.5.
+
+    Attributes:
+        thresholds: (101,) least scores 0 to 1.
+        precision: (101,) share of the detections that meet an object; NaN without detections.
+        recall: (101,) share of the objects that are met; 0 without objects.
+    """
+
+    thresholds: Floats
+    precision: Floats
+    recall: Floats
+
+    @classmethod
+    def of(cls, matched: MatchedObjects) -> "ScoreCurve":
+        """The curve of matched objects."""
+        detected = matched.detected
+        thresholds = np.linspace(0, 1, 101)
+        is_right = (detected.partners != NONE) & ~detected.is_ignored
+        right = _at_least(detected.scores[is_right], thresholds)
+        counted = _at_least(detected.scores[~detected.is_ignored], thresholds)
+        num_objects = int((~matched.annotated.is_ignored).sum())
+        precision = np.divide(right, counted, out=np.full(101, np.nan), where=counted > 0)
+        return cls(thresholds, precision, right / (num_objects or 1))
+
+    @property
+    def f1(self) -> Floats:
+        """(101,) harmonic means of precision and recall; 0 where one is 0, or not defined."""
+        total = self.precision + self.recall
+        return np.divide(
+            2 * self.precision * self.recall, total, out=np.zeros(101), where=total > 0
+        )
+
+    @property
+    def best(self) -> int:
+        """The place of the lowest threshold of the highest F1."""
+        return int(self.f1.argmax())
+
+
+def _at_least(scores: Floats, thresholds: Floats) -> Floats:
+    """(101,) how many scores reach each threshold."""
+    ordered = np.sort(scores)
+    return (len(ordered) - np.searchsorted(ordered, thresholds, side="left")).astype(np.float64)

@@ -1,0 +1,45 @@
+"""What the detections of a data set say about a detector."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deformable_detr.evaluation.coco_eval import CocoMetrics, run_coco, summarize
+from deformable_detr.evaluation.coco_files import read_ground_truth
+from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.evaluation.matched_objects import MatchedObjects
+from deformable_detr.evaluation.precision_recall import PrecisionRecall, ScoreCurve
+
+
+@dataclass(frozen=True)
+class Findings:
+    """One evaluation, looked at closely.
+
+    Attributes:
+        metrics: the numbers of COCO.
+        curves: precision against recall.
+        scores: precision and recall against the least score.
+        matched: every object and detection.
+    """
+
+    metrics: CocoMetrics
+    curves: PrecisionRecall
+    scores: ScoreCurve
+    matched: MatchedObjects
+
+    @classmethod
+    def of(cls, table: DetectionTable, annotations: Path) -> "Findings":
+        """Score detections of the images of a COCO annotation file."""
+        ground_truth = read_ground_truth(annotations)
+        scorer = run_coco(ground_truth, table)
+        matched = MatchedObjects.from_coco(scorer, ground_truth)
+        return cls(
+            summarize(scorer, ground_truth),
+            PrecisionRecall.from_coco(scorer),
+            ScoreCurve.of(matched),
+            matched,
+        )
+
+    @property
+    def min_score(self) -> float:
+        """The least score at which F1 over all classes is highest, in hundredths."""
+        return float(self.scores.thresholds[self.scores.best])

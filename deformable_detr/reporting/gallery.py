@@ -1,0 +1,121 @@
+"""The worst mistakes as pictures: false detections of the highest scores, the largest misses."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deformable_detr.evaluation.matched_objects import MatchedObjects
+from deformable_detr.evaluation.mistakes import FalseDetection, Kind
+from deformable_detr.reporting.crops import Box, Outline, crop_uri
+
+MAX_PICTURES = 12
+# Okabe and Ito's, distinct to colour-blind eyes; the page's key has them too.
+DETECTED = (230, 159, 0)
+ANNOTATED = (86, 180, 233)
+OTHER_DETECTED = (255, 221, 150)  # paler and thinner: not what the picture is about
+OTHER_ANNOTATED = (190, 225, 245)
+MIN_SHOWN_IOU = 0.01
+LINE_PX, OTHER_LINE_PX = 4, 2
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo of the data set and the name of its file."""
+
+    image: Image.Image
+    name: str
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A picture of a mistake, and what it shows in words: a headline and an explanation."""
+
+    uri: str
+    headline: str
+    text: str
+    file: str
+
+
+PhotoReader = Callable[[int], Photo]  # by image id
+
+
+def false_pictures(
+    matched: MatchedObjects, false: Sequence[FalseDetection], read_photo: PhotoReader
+) -> list[Mistake]:
+    """The first of `false`, with all that is annotated around them."""
+    pictures = []
+    for one in false[:MAX_PICTURES]:
+        image_id = int(matched.detected.image_ids[one.number])
+        box = _box(matched.detected.boxes_xywh[one.number])
+        photo = read_photo(image_id)
+        around = np.flatnonzero(matched.annotated.image_ids == image_id).tolist()
+        around.sort(key=lambda number: number == one.nearest)  # it is drawn over the others
+        outlines = [
+            Outline(_box(matched.annotated.boxes_xywh[number]), ANNOTATED, LINE_PX)
+            if number == one.nearest
+            else Outline(_box(matched.annotated.boxes_xywh[number]), OTHER_ANNOTATED, OTHER_LINE_PX)
+            for number in around
+        ]
+        name = matched.names[matched.detected.labels[one.number]]
+        pictures.append(
+            Mistake(
+                crop_uri(photo.image, box, [*outlines, Outline(box, DETECTED, LINE_PX)]),
+                f"{name}, score {matched.detected.scores[one.number]:.2f}",
+                _explanation(matched, one),
+                photo.name,
+            )
+        )
+    return pictures
+
+
+def missed_pictures(
+    matched: MatchedObjects, missed: Sequence[int], read_photo: PhotoReader, *, min_score: float
+) -> list[Mistake]:
+    """The first of `missed`, with all that is detected around them."""
+    detected = matched.detected
+    pictures = []
+    for number in missed[:MAX_PICTURES]:
+        image_id = int(matched.annotated.image_ids[number])
+        box = _box(matched.annotated.boxes_xywh[number])
+        photo = read_photo(image_id)
+        around = np.flatnonzero((detected.image_ids == image_id) & (detected.scores >= min_score))
+        outlines = [
+            Outline(_box(detected.boxes_xywh[other]), OTHER_DETECTED, OTHER_LINE_PX)
+            for other in around
+        ]
+        name = matched.names[matched.annotated.labels[number]]
+        pictures.append(
+            Mistake(
+                crop_uri(photo.image, box, [*outlines, Outline(box, ANNOTATED, LINE_PX)]),
+                f"{name}, {box[2]:.0f} x {box[3]:.0f} px",
+                _best_detection(matched, number, around),
+                photo.name,
+            )
+        )
+    return pictures
+
+
+def _explanation(matched: MatchedObjects, one: FalseDetection) -> str:
+    if one.nearest is None:
+        return one.kind.value
+    name = matched.names[matched.annotated.labels[one.nearest]]
+    what = f"annotated as {name}" if one.kind is Kind.OTHER_CLASS else one.kind.value
+    return f"{what}, IoU {one.iou:.2f}"
+
+
+def _best_detection(matched: MatchedObjects, number: int, around: npt.NDArray[np.int64]) -> str:
+    """What overlaps a missed object most."""
+    overlaps = matched.overlaps(around, np.array([number]))
+    if not (overlaps >= MIN_SHOWN_IOU).any():
+        return "nothing detected there"
+    best = int(overlaps.argmax())
+    name = matched.names[matched.detected.labels[around[best]]]
+    return f"best detection: {name}, IoU {float(overlaps[best, 0]):.2f}"
+
+
+def _box(row: object) -> Box:
+    left, top, width, height = np.asarray(row).tolist()
+    return left, top, width, height

@@ -1,0 +1,219 @@
+"""Writes `report.html`: a run on one page that needs nothing else, no network and no scripts."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from deformable_detr.engine.curves import AP_LINES, LOSS_LINES
+from deformable_detr.evaluation.coco_eval import NOT_DEFINED, STATISTICS
+from deformable_detr.evaluation.matched_objects import IOU_THRESHOLD
+from deformable_detr.evaluation.mistakes import false_detections, missed_objects
+from deformable_detr.reporting import tables
+from deformable_detr.reporting.charts import FRAME, Chart, Line, bar_chart, line_chart
+from deformable_detr.reporting.findings import Findings
+from deformable_detr.reporting.gallery import PhotoReader, false_pictures, missed_pictures
+
+SHOWN_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
+MAX_CLASS_CURVES = 6  # as many colours can be told apart
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a report says of a run beside its detections.
+
+    Attributes:
+        name: of the run.
+        records: of its metrics file, oldest first.
+        recipe: the nearest official recipe.
+        deviations: from it, one line each.
+        config: the resolved configuration, as YAML.
+        checkpoint: what identifies the weights, value by name.
+        environment: what the run was made with, value by name.
+    """
+
+    name: str
+    records: Sequence[Mapping[str, Any]]
+    recipe: str
+    deviations: Sequence[str]
+    config: str
+    checkpoint: Mapping[str, str]
+    environment: Mapping[str, str]
+
+
+def write_report(
+    path: Path, facts: RunFacts, findings: Findings | None, read_photo: PhotoReader
+) -> None:
+    """Write the page.
+
+    Args:
+        path: of the HTML file.
+        facts: of the run.
+        findings: of the evaluation of its checkpoint, None where there are no detections.
+        read_photo: a photo of the evaluation by its image id.
+    """
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            facts=facts,
+            training=_training_charts(facts.records),
+            findings=findings,
+            **({} if findings is None else _detection_sections(findings, read_photo)),
+        )
+    )
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("deformable_detr.reporting", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["frame"] = FRAME
+    environment.filters["score"] = _score
+    environment.filters["percent"] = lambda share: f"{100 * share:.0f} %"
+    return environment
+
+
+def _training_charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    steps = [record for record in records if record["kind"] == "train"]
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    losses = [_line(label, steps, key) for key, (label, _) in LOSS_LINES.items()]
+    scores = [_line(label, evaluations, key) for key, (label, _) in AP_LINES.items()]
+    rate = _line("learning rate", steps, "lr")
+    charts = (
+        line_chart(
+            "Average precision on the validation set",
+            scores,
+            x_label="step",
+            y_label="AP",
+            y_range=_from_zero(scores),
+        ),
+        line_chart(
+            "Loss of the last decoder layer, and the total of all layers",
+            [*losses, _line("total, validation", evaluations, "validation/total")],
+            x_label="step",
+            y_label="loss per object",
+            log_y=True,
+        ),
+        line_chart(
+            "Learning rate",
+            [rate],
+            x_label="step",
+            y_range=_from_zero([rate]),
+            y_label="",  # the title says it, and its numbers are long
+        ),
+        line_chart(
+            "Norm of the gradient before clipping",
+            [_line("gradient norm", steps, "grad_norm")],
+            x_label="step",
+            y_label="2-norm",
+            log_y=True,
+        ),
+    )
+    return [chart for chart in charts if chart is not None]
+
+
+def _from_zero(lines: Sequence[Line]) -> tuple[float, float]:
+    return 0.0, max((y for line in lines for _, y in line.points), default=0.0) or 1.0
+
+
+def _line(label: str, records: Sequence[Mapping[str, Any]], key: str) -> Line:
+    return Line(label, [(record["step"], record[key]) for record in records if key in record])
+
+
+def _detection_sections(findings: Findings, read_photo: PhotoReader) -> dict[str, Any]:
+    matched, min_score = findings.matched, findings.min_score
+    false = false_detections(matched, min_score)
+    missed = missed_objects(matched, min_score)
+    scores = findings.metrics.statistics
+    return {
+        "statistics": [(name, scores[name], text) for name, text in STATISTICS.items()],
+        "min_score": f"{min_score:.2f}",
+        "iou": f"{IOU_THRESHOLD:.2f}",
+        "precision_charts": _precision_charts(findings),
+        "best": findings.scores.best,
+        "classes": tables.class_rows(findings),
+        "sizes": tables.size_rows(findings),
+        "size_chart": bar_chart(
+            "Objects by size",
+            tables.size_stacks(findings),
+            ("found", "missed"),
+            x_label="square root of the area, pixels",
+            y_label="objects",
+        ),
+        "matrix": tables.matrix_rows(findings),
+        "confusions": tables.top_confusions(findings),
+        "num_false": len(false),
+        "num_missed": len(missed),
+        "kinds": tables.kind_counts(false),
+        "worst": false_pictures(matched, false, read_photo),
+        "largest": missed_pictures(matched, missed, read_photo, min_score=min_score),
+    }
+
+
+def _precision_charts(findings: Findings) -> list[Chart]:
+    curves, scores = findings.curves, findings.scores
+    recalls = curves.recalls.tolist()
+    means = curves.of_all_classes()
+    rows = [int(abs(curves.ious - iou).argmin()) for iou in SHOWN_IOUS]
+    by_iou = [
+        Line(
+            f"IoU {curves.ious[row]:.2f}, AP {means[row].mean():.3f}",
+            list(zip(recalls, means[row].tolist(), strict=True)),
+        )
+        for row in rows
+    ]
+    draw = partial(line_chart, x_label="recall", y_label="precision", y_range=(0.0, 1.0))
+    charts = [draw("Precision and recall, mean of the classes", by_iou)]
+    by_class = [
+        Line(
+            f"{name}, AP {curves.precision[0, :, label].mean():.3f}",
+            list(zip(recalls, curves.precision[0, :, label].tolist(), strict=True)),
+        )
+        for label, name in enumerate(findings.matched.names)
+        if findings.metrics.class_ap[name] != NOT_DEFINED
+    ]
+    if 1 < len(by_class) <= MAX_CLASS_CURVES:
+        charts.append(draw("Precision and recall of each class at IoU 0.50", by_class))
+    thresholds = scores.thresholds.tolist()
+    charts.append(
+        line_chart(
+            "Precision, recall and F1 by the least score at IoU 0.50",
+            [
+                Line(
+                    label,
+                    [
+                        (threshold, value)
+                        for threshold, value in zip(thresholds, values.tolist(), strict=True)
+                        if not math.isnan(value)
+                    ],
+                )
+                for label, values in (
+                    ("precision", scores.precision),
+                    ("recall", scores.recall),
+                    ("F1", scores.f1),
+                )
+            ],
+            x_label="least score",
+            y_label="",
+            y_range=(0.0, 1.0),
+            note=f"F1 is highest, {scores.f1[scores.best]:.2f}, at {findings.min_score:.2f}.",
+        )
+    )
+    return [chart for chart in charts if chart is not None]
+
+
+def _score(value: float) -> str:
+    """Three digits, or a dash where the annotations hold nothing of the kind."""
+    return "-" if value < 0 else f"{value:.3f}"

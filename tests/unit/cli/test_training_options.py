@@ -1,0 +1,123 @@
+"""Settings that change how a run computes, and not what: through the command, in small runs."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.coco_files import write_coco_set
+from helpers.small_run import SMALL_RUN, data_settings
+from torch import Tensor
+
+from deformable_detr.build import largest_size
+from deformable_detr.cli import training_run
+from deformable_detr.config_io import load_config
+from deformable_detr.engine.checkpoint import load_checkpoint
+
+CHANNELS_LAST = torch.channels_last
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("data")
+    train = write_coco_set(folder / "train", num_images=4, empty=[2])
+    return data_settings(train, write_coco_set(folder / "val", num_images=1, seed=1))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, data: list[str]) -> dict[str, Tensor]:
+    return train(tmp_path_factory.mktemp("plain") / "run", data)
+
+
+def train(folder: Path, data: list[str], *overrides: str) -> dict[str, Tensor]:
+    """The weights after two steps."""
+    settings = [*SMALL_RUN, *data, "train.max_steps=2", *overrides]
+    config = load_config("deformable_detr_r50", settings)
+    training_run.run_training(config, folder=folder, device=torch.device("cpu"))
+    return load_checkpoint(folder / "last.pth").model
+
+
+def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert value.equal(second[name]), name
+
+
+# where fewer processors than that are to be used
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_two_runs_of_one_seed_have_bitwise_equal_weights(
+    tmp_path: Path, data: list[str], plain: dict[str, Tensor], num_workers: int
+) -> None:
+    again = train(tmp_path / "run", data, f"data.num_workers={num_workers}")
+    assert_equal(again, plain)
+
+
+def test_a_run_that_is_asked_to_be_deterministic_is_while_it_trains(
+    tmp_path: Path,
+    data: list[str],
+    plain: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+    fit = training_run.fit
+
+    def look(*args: object, **options: object) -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        fit(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training_run, "fit", look)
+    assert_equal(train(tmp_path / "run", data, "train.deterministic=true"), plain)
+    assert seen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_gradient_checkpointing_trains_to_bitwise_equal_weights(
+    tmp_path: Path, data: list[str], plain: dict[str, Tensor]
+) -> None:
+    weights = train(tmp_path / "run", data, "train.gradient_checkpointing=true")
+    assert_equal(weights, plain)
+
+
+def test_images_in_another_layout_train_to_the_same_weights_but_for_rounding(
+    tmp_path: Path, data: list[str], plain: dict[str, Tensor]
+) -> None:
+    weights = train(tmp_path / "run", data, "train.channels_last=true")
+    convolutions = [name for name, value in weights.items() if value.ndim == 4]
+    assert convolutions
+    for name in convolutions:
+        assert weights[name].is_contiguous(memory_format=CHANNELS_LAST), name
+        wide = plain[name].shape[1] > 1 and plain[name].shape[2] > 1  # else both layouts are one
+        assert not wide or not plain[name].is_contiguous(memory_format=CHANNELS_LAST), name
+    moved = 0.0
+    start = train(tmp_path / "start", data, "train.optimizer.lr=1e-30")
+    for name, value in plain.items():
+        difference = (weights[name] - value).norm() / value.norm().clamp(min=1e-30)
+        moved = max(moved, float((start[name] - value).norm()))
+        assert difference < 1e-5, name
+    assert moved > 1e-3
+
+
+def test_the_header_shows_every_rate_and_the_log_the_peak_memory(
+    tmp_path: Path, data: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ["model.backbone.conv={kind: deform, strides: [16]}", "train.freeze=[sampling]"]
+    with caplog.at_level(logging.INFO):
+        train(tmp_path / "run", data, *settings)
+    assert "default 0.0002, backbone 2e-05, backbone_sampling 2e-06" in caplog.text
+    assert "step 2: peak memory resident" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "size"),
+    [
+        ((), (1333, 1333)),
+        (("train.micro_batch=1",), (800, 1333)),
+        (("data.max_padded_pixels=2000000",), (1000, 1000)),
+        (("data.augmentation={kind: zoom_crop, size: 256}",), (256, 256)),
+    ],
+)
+def test_the_largest_micro_batch_is_that_of_a_wide_and_a_high_image(
+    overrides: tuple[str, ...], size: tuple[int, int]
+) -> None:
+    assert largest_size(load_config("deformable_detr_r50", overrides)) == size

@@ -1,0 +1,98 @@
+"""Parameters that are frozen by their role."""
+
+import copy
+
+import pytest
+import torch
+from helpers.models import small_detector
+from helpers.tiny_training import CONSTANT, LABEL_SPACE, NUM_CLASSES, tiny_batch, tiny_criterion
+from torch import nn
+
+from deformable_detr.engine.optimizer import adamw, parameter_groups
+from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.train import train_step
+from deformable_detr.models.detector import DeformableDETR
+
+BATCH_NORM = ("model.backbone.norm=batch_norm", "model.backbone.freeze_up_to_stride=0")
+DEFORMABLE = "model.backbone.conv={kind: deform}"
+
+
+def detector(*roles: str, more: tuple[str, ...] = ()) -> DeformableDETR:
+    freeze = f"train.freeze=[{', '.join(roles)}]"
+    return small_detector("multi_scale", freeze, *more, num_classes=NUM_CLASSES)
+
+
+def step(model: DeformableDETR) -> list[str]:
+    """Take a step; returns the roles of the optimiser's groups."""
+    groups = parameter_groups(model, lr=1e-2, lr_by_role=dict.fromkeys(ROLES, 1e-2))
+    state = TrainState(model, adamw(groups), CONSTANT, label_space=LABEL_SPACE, config={})
+    model.train()
+    train_step(state, [tiny_batch([1, 2], [2, 3], size=64)], tiny_criterion(), seed=0)
+    return [group["role"] for group in groups]
+
+
+ROLES = ("backbone", "sampling", "backbone_sampling")
+
+
+@pytest.mark.parametrize("frozen", [("backbone",), ("sampling",), ("backbone", "default")])
+def test_a_frozen_role_is_in_no_group_and_does_not_move(frozen: tuple[str, ...]) -> None:
+    model = detector(*frozen, more=BATCH_NORM)
+    before = copy.deepcopy(dict(model.named_parameters()))
+    groups = step(model)
+    assert set(groups) == {"backbone", "sampling", "default"} - set(frozen)
+    roles = model.parameter_roles()
+    for name, parameter in model.named_parameters():
+        is_frozen = roles[name] in frozen
+        assert parameter.requires_grad != is_frozen, name
+        assert (parameter.grad is None) == is_frozen, name
+        assert not is_frozen or parameter.equal(before[name]), name
+    moved = [n for n, p in model.named_parameters() if not p.equal(before[n])]
+    assert moved
+
+
+def test_the_statistics_of_a_frozen_backbone_stay_and_those_of_another_move() -> None:
+    for roles, stay in ((("backbone",), True), (("sampling",), False)):
+        model = detector(*roles, more=BATCH_NORM)
+        before = {name: value.clone() for name, value in model.backbone.named_buffers()}
+        step(model)
+        assert before
+        same = [value.equal(before[name]) for name, value in model.backbone.named_buffers()]
+        assert all(same) if stay else not any(same)
+
+
+def test_nothing_drops_out_of_what_is_frozen_entirely() -> None:
+    model = detector("default", "sampling").train()
+    assert not any(module.training for module in model.encoder.modules())
+    assert model.backbone.training
+    assert not model.eval().training
+    mixed = detector("sampling").train()
+    assert all(m.training for m in mixed.modules() if isinstance(m, nn.Dropout))
+    assert not mixed.encoder.layers[0].self_attn.sampling_offsets.training
+
+
+def test_offsets_of_a_frozen_backbone_are_a_role_of_their_own() -> None:
+    model = detector("backbone", more=(DEFORMABLE,))
+    trained = {n for n, p in model.backbone.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("conv_offset" in name for name in trained)
+    both = detector("backbone", "backbone_sampling", more=(DEFORMABLE,))
+    assert not any(parameter.requires_grad for parameter in both.backbone.parameters())
+
+
+def test_a_role_that_nothing_has_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"roles of this model \(backbone, default, sampling\), got"
+    ):
+        detector("backbone_sampling")
+
+
+def test_a_copy_freezes_its_own_modules() -> None:
+    model = copy.deepcopy(detector("backbone")).train()
+    assert not model.backbone.training
+    assert model.neck.training
+    assert torch.is_grad_enabled()
+
+
+def test_a_detector_without_anything_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one parameter must be trained, got none"):
+        parameter_groups(detector("backbone", "sampling", "default"))
