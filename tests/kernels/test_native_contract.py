@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -207,6 +208,26 @@ def test_an_exported_program_serves_other_image_sizes():
     assert "deformable_detr.ms_deform_attn_fused.default" in targets
     maps = two_maps(6, 3)
     torch.testing.assert_close(program.module()(*maps), model(*maps))
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.is_file() or "[never]" in HUGE_PAGES.read_text(),
+    reason="needs a system that gives huge pages to those who ask",
+)
+def test_a_large_result_is_not_supplied_page_by_page():
+    import resource  # nowhere but where there are huge pages
+
+    call = random_call(N=1, M=8, D=32, Q=40_000, L=1, P=1)
+    call.run("native")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    output = call.run("native")
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    pages = output.nbytes // resource.getpagesize()
+    assert output.nbytes > 32 * 2**20
+    assert faults < pages / 4
 
 
 def free_memory() -> int:

@@ -1,5 +1,6 @@
 """ResNets and MobileNetV2 of torchvision as backbones."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -49,13 +50,16 @@ class StagedBackbone(Backbone):
         kept = blocks[: max(self._taken) + 1]
         self.strides = tuple(out_strides)
         self.channels = tuple(blocks[last_of_stride[stride]][3] for stride in out_strides)
-        self.body = nn.ModuleDict({name: fold_frozen_norms(block) for name, block, _, _ in kept})
+        # A sequence, so that a norm is known to follow the stem's convolution.
+        self.body = nn.Sequential(
+            OrderedDict((name, fold_frozen_norms(block)) for name, block, _, _ in kept)
+        )
         self._block_strides = tuple(stride for _, _, stride, _ in kept)
         freeze(block for _, block, stride, _ in kept if stride <= freeze_up_to_stride)
 
     def blocks(self) -> list[tuple[int, nn.Module]]:
         """See `Backbone`."""
-        return list(zip(self._block_strides, self.body.values(), strict=True))
+        return list(zip(self._block_strides, self.body, strict=True))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone`."""
@@ -63,7 +67,7 @@ class StagedBackbone(Backbone):
         if images.device.type == "cpu":
             # The layout that convolutions on a CPU compute in; others would be converted each time.
             images = images.contiguous(memory_format=torch.channels_last)
-        for position, block in enumerate(self.body.values()):
+        for position, block in enumerate(self.body):
             images = block(images)
             if position in self._taken:
                 features.append(images)

@@ -36,8 +36,8 @@ def rich(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Detector:
     """What every checkpoint holds: a detector with ASFF and two deformable convolutions."""
     detector = Detector.from_checkpoint(checkpoint, "cpu")
     model = detector.model
-    block = model.backbone.body["layer4"]
-    model.backbone.body["layer4"] = nn.Sequential(block, Deformable(512), Deformable(512))
+    block = model.backbone.body.layer4
+    model.backbone.body.layer4 = nn.Sequential(block, Deformable(512), Deformable(512))
     channels = [projection.in_channels for projection in model.neck.projections]
     model.neck = ASFFNeck(channels, embed_dim=64, fusion=ASFF(64, 2))
     model.eval()

@@ -88,7 +88,7 @@ def test_batch_norm_that_is_trained_keeps_its_own_counters(official: State) -> N
 
     assert int(other.state_dict()["backbone.body.bn1.num_batches_tracked"]) == 0
     expected = official["backbone.0.body.bn1.running_mean"]
-    assert torch.equal(other.backbone.body["bn1"].running_mean, expected)
+    assert torch.equal(other.backbone.body.bn1.running_mean, expected)
     assert export_weights(other, to="official").keys() == official.keys()
 
 

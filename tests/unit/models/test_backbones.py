@@ -87,7 +87,7 @@ def test_batch_norm_can_be_trained():
 
 def test_dc5_keeps_stride_16_and_dilates_all_but_the_first_block():
     backbone = build_resnet(50, out_strides=(16,), dilation=True)
-    last_stage = backbone.body["layer4"]
+    last_stage = backbone.body.layer4
     assert [block.conv2.dilation for block in last_stage] == [(1, 1), (2, 2), (2, 2)]
     assert [block.conv2.stride for block in last_stage] == [(1, 1)] * 3
     assert backbone.channels == (2048,)
@@ -198,7 +198,7 @@ def test_published_weights_are_asked_for_by_their_name(monkeypatch):
     )
     backbone = build_resnet(18, weights="imagenet1k_v1")
     assert asked == [member]
-    assert torch.equal(backbone.body["conv1"].weight, network.conv1.weight)
+    assert torch.equal(backbone.body.conv1.weight, network.conv1.weight)
 
 
 def test_a_timm_network_sees_its_own_normalisation():

@@ -154,10 +154,11 @@ def test_an_offset_group_is_a_contiguous_block_of_channels(operator):
     torch.testing.assert_close(whole, halves[0] + halves[1] + bias[:, None, None])
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@BOTH
+@pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("offset_groups", [1, 2])
 @pytest.mark.parametrize("with_mask", [False, True])
-def test_the_twin_equals_torchvision_in_values_and_gradients(groups, offset_groups, with_mask):
+def test_it_equals_torchvision_in_values_and_gradients(operator, groups, offset_groups, with_mask):
     arguments = random_call(
         groups=groups, offset_groups=offset_groups, stride=2, padding=1, dtype=torch.float32
     )
@@ -165,9 +166,9 @@ def test_the_twin_equals_torchvision_in_values_and_gradients(groups, offset_grou
     if with_mask:
         arguments.append(mask)
     results = []
-    for operator in (deform_conv2d_core_pytorch, torchvision.ops.deform_conv2d):
+    for function in (operator, torchvision.ops.deform_conv2d):
         own = [a.clone().requires_grad_() if isinstance(a, torch.Tensor) else a for a in arguments]
-        output = operator(*own)
+        output = function(*own)
         output.square().sum().backward()
         results.append([output, *(a.grad for a in own if isinstance(a, torch.Tensor))])
     for actual, expected in zip(*results, strict=True):
