@@ -16,7 +16,8 @@ python="${PYTHON:-$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/python}"
 [ -x "$(command -v "$python")" ] || python=python3
 
 # torchrun ends at once, without its workers, on a signal that it is not told of.
-export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+export TORCHELASTIC_SIGNALS_TO_HANDLE="$PET_SIGNALS_TO_HANDLE" # its name in older versions
 # A new store for each start of the workers: the shared one remembers the dead ones' addresses.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 meeting=(--standalone)

@@ -128,7 +128,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_with_any_number_of_processes(
         assert process.wait(HANGS_S) == 0
 
     expected, got = (
-        [record for record in read_records(run.metrics) if record["kind"] == "train"]
+        [record for record in read_records(run.metrics) if record.pop("kind") == "train"]
         for run in (RunFolder(folder / "reference"), files)
     )
     assert [record["step"] for record in got] == list(range(1, STEPS + 1))
