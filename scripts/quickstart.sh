@@ -30,6 +30,6 @@ done
 
 echo
 echo "The detector:        $run/last.pth"
-echo "Its curves:          $run/curves.png"
+echo "How it went:         $run/report.html"
 echo "Annotated, detected: $run/val (the same site), $run/ood (other sites)"
 echo "Detections, drawn:   $run/predictions"

@@ -38,6 +38,76 @@ def deform_kernel(
         typer.echo(line)
 
 
+_OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings that replace the config's, such as model.backbone.depth=18.",
+        show_default=False,
+    ),
+]
+_SizeOption = Annotated[int, typer.Option(min=64, help="Height and width of the images.")]
+_ImagesOption = Annotated[int, typer.Option(min=1, help="Images in a batch of one process.")]
+_RoundsOption = Annotated[int, typer.Option(min=2, help="Turns of each.")]
+
+
+@app.command()
+def training(
+    overrides: _OverridesArgument = None,
+    size: _SizeOption = 256,
+    images: _ImagesOption = 2,
+    rounds: _RoundsOption = 9,
+) -> None:
+    """Time and memory of a training step: plain, checkpointing, channels last, bfloat16.
+
+    `deformable_detr_r50` on the CPU, forward and backward, each setting in a process of one
+    thread, in turns. The machine should be idle.
+    """
+    from deformable_detr.benchmark.training import measure_settings
+
+    options = {"size": size, "images": images, "rounds": rounds}
+    for line in measure_settings(overrides=overrides or (), **options):
+        typer.echo(line)
+
+
+@app.command()
+def processes(
+    overrides: _OverridesArgument = None,
+    size: _SizeOption = 256,
+    images: _ImagesOption = 2,
+    rounds: _RoundsOption = 9,
+) -> None:
+    """Images a second that two training processes reach, and one, each of one thread.
+
+    `deformable_detr_r50` on the CPU, whole steps, in turns. Two cores should be idle.
+    """
+    from deformable_detr.benchmark.training import measure_processes
+
+    options = {"size": size, "images": images, "rounds": rounds}
+    for line in measure_processes(overrides=overrides or (), **options):
+        typer.echo(line)
+
+
+@app.command()
+def layers(
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 15,
+) -> None:
+    """Time deformable convolutions beside torchvision's, and fused backbones beside plain ones.
+
+    In turns, by CPU time of all threads: ours, what it stands for, and their ratio with quartiles.
+    Exit code 1 if a ratio is above its limit. The machine should be idle.
+    """
+    from deformable_detr.benchmark.layers import measure
+
+    missed = False
+    with _progress() as report:
+        for comparison in measure(rounds, report):
+            typer.echo(comparison.describe())
+            missed |= not comparison.holds
+    if missed:
+        raise typer.Exit(EXIT_GOAL_MISSED)
+
+
 @app.command()
 def ops(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu",

@@ -33,7 +33,8 @@ def describe_environment(config: RunConfig, device: torch.device) -> dict[str, s
         **current_versions(),
         "device": describe_device(device, config.model.attention.backend),
         "GPU": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
-        "CPU": f"{cpu_name()}, {num_cores()} cores",
+        "CPU": cpu_name(),
+        "cores": str(num_cores()),
         "threads": str(torch.get_num_threads()),
         "processes": str(distributed.world_size()),
     }

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from deformable_detr.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
 from deformable_detr.structures import Size
 
 
@@ -104,56 +104,34 @@ def chained_points(calls: Sequence[DeformConvCall], cell: tuple[int, int]) -> Te
     return points
 
 
-class _DeformConvMode(TorchDispatchMode):
-    """Sees every call of torchvision's operator on its way."""
-
-    def __init__(self, running: list[str], calls: list[DeformConvCall]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # of torch
-        self._running = running
-        self._calls = calls
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note the operator's arguments, and let it run."""
-        if func is torch.ops.torchvision.deform_conv2d.default:
-            features, weight, offsets = args[:3]
-            geometry = args[5:11]
-            self._calls.append(
-                DeformConvCall(
-                    module=self._running[-1] if self._running else "",
-                    offsets=offsets.detach(),
-                    kernel_size=(weight.shape[2], weight.shape[3]),
-                    stride=(geometry[0], geometry[1]),
-                    padding=(geometry[2], geometry[3]),
-                    dilation=(geometry[4], geometry[5]),
-                    input_size=(features.shape[2], features.shape[3]),
-                )
-            )
-        return func(*args, **(kwargs or {}))
-
-
 @contextmanager
 def record_deform_convs(model: nn.Module) -> Iterator[list[DeformConvCall]]:
-    """Record every deformable convolution that runs through torchvision's operator.
+    """Record every call of a `DeformConv2d` or a `ModulatedDeformConv2d`.
 
     Yields:
         A list that grows with each call, in the order of the calls.
     """
-    running: list[str] = []
     calls: list[DeformConvCall] = []
 
-    def enter(name: str) -> Any:
-        return lambda module, inputs: running.append(name)
+    def hook_of(name: str) -> Any:
+        @torch.no_grad()
+        def hook(
+            module: DeformConv2d | ModulatedDeformConv2d, inputs: tuple[Tensor], output: Tensor
+        ) -> None:
+            offsets, _ = module.sampling(*inputs)
+            geometry = (module.kernel_size, module.stride, module.padding, module.dilation)
+            size = (inputs[0].shape[2], inputs[0].shape[3])
+            calls.append(DeformConvCall(name, offsets, *geometry, input_size=size))
 
-    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        running.pop()
+        return hook
 
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(enter(name)))
-        handles.append(module.register_forward_hook(leave))
+    handles = [
+        module.register_forward_hook(hook_of(name))
+        for name, module in model.named_modules()
+        if isinstance(module, DeformConv2d | ModulatedDeformConv2d)
+    ]
     try:
-        with _DeformConvMode(running, calls):
-            yield calls
+        yield calls
     finally:
         for handle in handles:
             handle.remove()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-MAX_DOTS = 60  # a line of more points has none
+MAX_DOTS = 60  # a chart with a line of more points has none
 MAX_POINTS = 300  # a line of more is averaged
 SMALLEST_PLAIN = 1e-3  # a smaller number on an axis has an exponent
 BAR_SHARE = 0.72  # of the room for a bar and the gap to the next
@@ -138,8 +138,9 @@ def line_chart(
     lines = [line for line in lines if line.points]
     if not lines:
         return None
-    if any(len(line.points) > MAX_POINTS for line in lines):
-        largest = max(len(line.points) for line in lines)
+    largest = max(len(line.points) for line in lines)
+    with_dots = largest <= MAX_DOTS
+    if largest > MAX_POINTS:
         size = math.ceil(largest / MAX_POINTS)
         lines = [Line(line.label, _averaged(line.points, size)) for line in lines]
         note = f"{note} Each point is the mean of {size} records.".strip()
@@ -161,7 +162,7 @@ def line_chart(
         tuple(line.label for line in lines),
         tuple(Tick(x_scale(value), _text(value)) for value in x_ticks),
         tuple(Tick(y_scale(value), _text(value)) for value in y_ticks),
-        lines=tuple(_draw(line, x_scale, y_scale) for line in lines),
+        lines=tuple(_draw(line, x_scale, y_scale, with_dots=with_dots) for line in lines),
         note=note,
     )
 
@@ -219,14 +220,14 @@ class _Scale:
         return round(self.start + share * (self.end - self.start), 1)
 
 
-def _draw(line: Line, x_scale: _Scale, y_scale: _Scale) -> DrawnLine:
+def _draw(line: Line, x_scale: _Scale, y_scale: _Scale, *, with_dots: bool) -> DrawnLine:
     places = [(x_scale(x), y_scale(y)) for x, y in line.points]
     dots = tuple(
         Dot(*place, f"{line.label} at {x:g}: {y:.4g}")
         for place, (x, y) in zip(places, line.points, strict=True)
     )
     corners = " ".join(f"{x:g},{y:g}" for x, y in places)
-    return DrawnLine(line.label, corners, dots if len(dots) <= MAX_DOTS else ())
+    return DrawnLine(line.label, corners, dots if with_dots else ())
 
 
 def _averaged(points: Sequence[Point], size: int) -> list[Point]:

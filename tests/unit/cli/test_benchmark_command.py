@@ -5,9 +5,11 @@ import torch
 from helpers.benchmark_report import make_machine, make_report
 from helpers.command_line import CommandLine
 
-from deformable_detr.benchmark import machine, suite
+from deformable_detr.benchmark import layers, machine, suite
+from deformable_detr.benchmark.layers import Comparison, Pair
 from deformable_detr.benchmark.machine import Machine
 from deformable_detr.benchmark.suite import Plan, Report
+from deformable_detr.benchmark.summary import Summary
 from deformable_detr.benchmark.workload import DECODER, ENCODER
 
 
@@ -130,3 +132,18 @@ def test_deformable_kernels_are_timed_beside_their_reference(run: CommandLine) -
     assert "MFLOP" in lines[0]
     assert [line.split()[0] for line in lines[1:]] == ["wall"] * 3 + ["processor"] * 3
     assert float(lines[-1].split()[1]) > 0
+
+
+def test_layers_that_miss_a_limit_make_the_command_fail(
+    run: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair("this", torch.rand, torch.rand, limit=1.05)
+    times = Summary(1.0, 2.0, 3.0, 4.0)
+    for ratio, code, verdict in ((1.05, 0, "holds"), (1.06, 1, "MISSED")):
+        found = [Comparison(pair, times, times, Summary(0.9, 0.95, ratio, 1.2))]
+        monkeypatch.setattr(layers, "measure", lambda rounds, report, found=found: found)
+        outcome = run("benchmark", "layers")
+        assert outcome.code == code
+        assert outcome.out == (
+            f"this: 3.00 ms, 3.00 ms, ratio {ratio:.3f} (0.950 to 1.200), limit 1.05 {verdict}\n"
+        )

@@ -4,23 +4,11 @@ import numpy as np
 import pytest
 from helpers.command_line import CommandLine
 from PIL import Image
-from torch import Tensor, nn
-from torchvision.ops import DeformConv2d
+from torch import nn
 
 from deformable_detr.detector_api import Detector
+from deformable_detr.layers.deform_conv import DeformConv2d
 from deformable_detr.models.necks.asff import ASFF, ASFFNeck
-
-
-class Deformable(nn.Module):
-    """A deformable convolution that keeps the map's size and begins by looking at one place."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.generator = nn.Conv2d(channels, 18, 3, padding=1)
-        self.conv = DeformConv2d(channels, channels, 3, padding=1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.conv(features, self.generator(features))
 
 
 @pytest.fixture
@@ -37,7 +25,8 @@ def rich(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Detector:
     detector = Detector.from_checkpoint(checkpoint, "cpu")
     model = detector.model
     block = model.backbone.body.layer4
-    model.backbone.body.layer4 = nn.Sequential(block, Deformable(512), Deformable(512))
+    deformable = (DeformConv2d(512, 512, 3, padding=1) for _ in range(2))
+    model.backbone.body.layer4 = nn.Sequential(block, *deformable)
     channels = [projection.in_channels for projection in model.neck.projections]
     model.neck = ASFFNeck(channels, embed_dim=64, fusion=ASFF(64, 2))
     model.eval()
@@ -81,12 +70,12 @@ def test_level_weights_and_deformable_points_are_drawn(
     run: CommandLine, rich: Detector, photo: Path, tmp_path: Path
 ) -> None:
     options = ("--checkpoint", "c", "--out", tmp_path / "out", "--queries", "0", "--fusion")
-    layers = ("--deform", "backbone.body.layer4.1.conv", "--deform", "backbone.body.layer4.2.conv")
+    layers = ("--deform", "backbone.body.layer4.1", "--deform", "backbone.body.layer4.2")
 
     outcome = run("explain", photo, *options, *layers, "--cell", "1,0")
 
     assert outcome.code == 0, outcome.err
-    assert _names(outcome.out) == ["deform_backbone.body.layer4.2.conv.png", "fusion.png"]
+    assert _names(outcome.out) == ["deform_backbone.body.layer4.2.png", "fusion.png"]
 
 
 def test_an_unknown_deformable_layer_is_answered_with_those_there_are(
@@ -98,7 +87,7 @@ def test_an_unknown_deformable_layer_is_answered_with_those_there_are(
 
     assert message == (
         "--deform must name deformable convolutions of the model, got stem; it has "
-        "backbone.body.layer4.1.conv, backbone.body.layer4.2.conv"
+        "backbone.body.layer4.1, backbone.body.layer4.2"
     )
 
 

@@ -4,25 +4,20 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torchvision.ops import DeformConv2d
 
 from deformable_detr.evaluation.deform_points import (
     DeformConvCall,
     chained_points,
     record_deform_convs,
 )
+from deformable_detr.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
 
 
-class Deformable(nn.Module):
-    """A deformable convolution and the convolution that makes its offsets."""
-
-    def __init__(self, *, kernel_size: int = 3, offset_groups: int = 1, **geometry: int) -> None:
-        super().__init__()
-        self.generator = nn.Conv2d(4, 2 * kernel_size**2 * offset_groups, kernel_size, **geometry)
-        self.conv = DeformConv2d(4, 4, kernel_size, **geometry)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.conv(features, self.generator(features))
+def deformable(kernel_size: int = 3, **options: int) -> DeformConv2d:
+    """A deformable convolution whose taps are moved by a cell or so."""
+    layer = DeformConv2d(4, 4, kernel_size, **options)
+    nn.init.normal_(layer.conv_offset.weight, std=0.3)
+    return layer
 
 
 def _call(offsets: Tensor, **options: object) -> DeformConvCall:
@@ -50,7 +45,7 @@ def test_bilinear_samples_at_the_points_give_the_convolution(
 ) -> None:
     torch.manual_seed(seed)
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-    layer = Deformable(kernel_size=kernel_size, offset_groups=2, **geometry).double()
+    layer = deformable(kernel_size, offset_groups=2, **geometry).double()
     features = torch.randn(2, 4, 8, 9, dtype=torch.float64)
 
     with torch.no_grad(), record_deform_convs(layer) as calls:
@@ -65,17 +60,17 @@ def test_bilinear_samples_at_the_points_give_the_convolution(
     padded = F.pad(features[1:, channels], (9, 9, 9, 9))
     grid = 2 * (points + 9) / torch.tensor([27.0, 26.0], dtype=torch.float64) - 1
     samples = F.grid_sample(padded, grid[None, None], align_corners=False)[0, :, 0]  # (2, K)
-    share = (layer.conv.weight[:, channels].flatten(2) * samples).sum((1, 2))
-    others = layer.conv.weight.clone().detach()
-    others[:, channels] = 0
-    layer.conv.weight.data = others
+    share = (layer.weight[:, channels].flatten(2) * samples).sum((1, 2))
+    with torch.no_grad():
+        layer.weight[:, channels] = 0
     rest = layer(features)[1, :, cell[0], cell[1]]
     assert torch.allclose(rest + share, output[1, :, cell[0], cell[1]], atol=1e-9)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_recording_changes_nothing_and_knows_the_modules(mode: type) -> None:
-    model = nn.Sequential(Deformable(padding=1), nn.ReLU(), Deformable(padding=1, stride=2))
+    modulated = ModulatedDeformConv2d(4, 4, 3, padding=1, stride=2)
+    model = nn.Sequential(deformable(padding=1), nn.ReLU(), modulated)
     features = torch.randn(1, 4, 9, 12)
 
     with mode():
@@ -85,17 +80,18 @@ def test_recording_changes_nothing_and_knows_the_modules(mode: type) -> None:
         model(features)
 
     assert torch.equal(output, before)
-    assert [call.module for call in calls] == ["0.conv", "2.conv"]
+    assert [call.module for call in calls] == ["0", "2"]
     assert calls[1].stride == (2, 2)
     assert calls[1].padding == (1, 1)
     assert calls[1].input_size == (9, 12)
     assert calls[1].output_size == (5, 6)
+    assert calls[1].offsets.shape == (1, 18, 5, 6)
     assert not any(call.offsets.requires_grad for call in calls)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_hooks_are_gone_after_an_error() -> None:
-    model = nn.Sequential(Deformable())
+    model = nn.Sequential(deformable())
 
     with pytest.raises(RuntimeError), record_deform_convs(model):
         model(torch.randn(1, 3, 8, 8))

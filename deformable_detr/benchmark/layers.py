@@ -1,0 +1,157 @@
+"""Times deformable convolutions and fused models beside what they stand for, in turns."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torchvision
+from torch import Tensor
+
+from deformable_detr.benchmark.summary import Summary, paired_ratio, summarize
+from deformable_detr.benchmark.timing import Call, CpuClock, Task
+from deformable_detr.benchmark.timing import measure as take_turns
+from deformable_detr.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
+from deformable_detr.layers.reparam import fuse_model
+from deformable_detr.models.backbones.surgery import (
+    ac_block,
+    diverse_branch_block,
+    replace_convs,
+)
+from deformable_detr.models.backbones.torchvision_adapter import build_resnet
+
+DEFORM_LIMIT = 1.05  # of the time of torchvision's function
+FUSED_LIMIT = 1.03  # of the time of the plain model
+# The stages of strides 8 to 32 of a ResNet-50 at 800 x 1072: channels, height and width.
+DEFORM_SHAPES = ((128, 100, 134), (256, 50, 67), (512, 25, 34))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A call of ours and the call that it may not be slower than.
+
+    Attributes:
+        name: what is computed.
+        own: of ours; returns what `other` does.
+        other: what it stands for.
+        limit: of the time of `own`, as a share of that of `other`.
+    """
+
+    name: str
+    own: Callable[[], Tensor]
+    other: Callable[[], Tensor]
+    limit: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a pair took.
+
+    Attributes:
+        own_ms: of CPU time, all threads, by round.
+        other_ms: alike.
+        ratio: own over other, round by round.
+    """
+
+    pair: Pair
+    own_ms: Summary
+    other_ms: Summary
+    ratio: Summary
+
+    @property
+    def holds(self) -> bool:
+        """Whether the median of the ratios is within the limit."""
+        return self.ratio.median <= self.pair.limit
+
+    def describe(self) -> str:
+        """In a line."""
+        ratio = self.ratio
+        verdict = "holds" if self.holds else "MISSED"
+        return (
+            f"{self.pair.name}: {self.own_ms.median:.2f} ms, {self.other_ms.median:.2f} ms, "
+            f"ratio {ratio.median:.3f} ({ratio.lower_quartile:.3f} to {ratio.upper_quartile:.3f}), "
+            f"limit {self.pair.limit:.2f} {verdict}"
+        )
+
+
+def measure(rounds: int, report: Callable[[str], None]) -> Iterator[Comparison]:
+    """Compare, pair after pair; the two of a pair take turns."""
+    torch.manual_seed(0)
+    for pair in (*deform_pairs(), *fused_pairs()):
+
+        def report_pair(text: str, name: str = pair.name) -> None:
+            report(f"{name}: {text}")
+
+        tasks = [Task(name, _prepare(call)) for name, call in _calls(pair)]
+        taken = take_turns(tasks, rounds=rounds, clock=CpuClock(), report=report_pair)
+        own, other = taken["own"].ms, taken["other"].ms
+        yield Comparison(pair, summarize(own), summarize(other), paired_ratio(own, other))
+
+
+def _calls(pair: Pair) -> tuple[tuple[str, Call], ...]:
+    return ("own", pair.own), ("other", pair.other)
+
+
+def _prepare(call: Call) -> Callable[[int], list[Call]]:
+    return lambda count: [call] * count
+
+
+def deform_pairs() -> Iterator[Pair]:
+    """Our layers against torchvision's function on their weights, forward, and backward too."""
+    for shape in DEFORM_SHAPES:
+        for kind in (DeformConv2d, ModulatedDeformConv2d):
+            yield from _deform_pairs(kind, shape)
+
+
+def _deform_pairs(
+    kind: type[DeformConv2d | ModulatedDeformConv2d], shape: tuple[int, int, int]
+) -> Iterator[Pair]:
+    C = shape[0]
+    layer = kind(C, C, 3, padding=1)
+    torch.nn.init.normal_(layer.conv_offset.weight, std=0.3 / (9 * C) ** 0.5)
+    features = torch.randn(1, *shape, requires_grad=True)
+
+    def own() -> Tensor:
+        output: Tensor = layer(features)
+        return output
+
+    def other() -> Tensor:
+        offset, mask = layer.sampling(features)
+        output: Tensor = torchvision.ops.deform_conv2d(
+            features, offset, layer.weight, layer.bias, padding=1, mask=mask
+        )
+        return output
+
+    def with_gradients(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        inputs = [features, *layer.parameters()]
+        return lambda: torch.autograd.grad(call().sum(), inputs)[0]
+
+    name = f"{kind.__name__} at {(1, *shape)}"
+    yield Pair(f"{name}, forward", torch.no_grad()(own), torch.no_grad()(other), DEFORM_LIMIT)
+    yield Pair(f"{name}, all gradients", with_gradients(own), with_gradients(other), DEFORM_LIMIT)
+
+
+def fused_pairs(*, depth: int = 50, size: int = 320) -> Iterator[Pair]:
+    """Fused backbones against the plain one that they started as."""
+    images = torch.randn(1, 3, size, size)
+    for name, replacement in (
+        ("ACBlock", ac_block()),
+        ("DiverseBranchBlock", diverse_branch_block()),
+    ):
+        plain, blocks = build_resnet(depth).eval(), build_resnet(depth).eval()
+        blocks.load_state_dict(plain.state_dict())
+        replace_convs(blocks, replacement)
+        yield Pair(
+            f"ResNet-{depth} of {name}s, fused, {size} x {size}, forward",
+            _last_map_of(fuse_model(blocks), images),
+            _last_map_of(plain, images),
+            FUSED_LIMIT,
+        )
+
+
+def _last_map_of(backbone: torch.nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    @torch.no_grad()
+    def call() -> Tensor:
+        last: Tensor = backbone(images)[-1]
+        return last
+
+    return call

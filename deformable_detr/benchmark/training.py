@@ -1,0 +1,222 @@
+"""What a training step costs: by setting, in time and memory, and shared by two processes."""
+
+import os
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from deformable_detr import distributed
+from deformable_detr.benchmark.memory import peak_extra_megabytes
+from deformable_detr.build import build_criterion, build_model, build_optimizer
+from deformable_detr.config_io import load_config
+from deformable_detr.data.collate import Batch
+from deformable_detr.engine.precision import autocast
+from deformable_detr.engine.schedule import StepSchedule
+from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.train import train_step
+from deformable_detr.labels import LabelSpace
+from deformable_detr.structures import ImageBatch, Target
+
+CONFIG = "deformable_detr_r50"  # six layers of encoder and of decoder
+SETTINGS = {
+    "plain": (),
+    "gradient checkpointing": ("train.gradient_checkpointing=true",),
+    "channels last": ("train.channels_last=true",),
+    "bfloat16": ("train.precision=bfloat16",),
+}
+OBJECTS = 7  # an image: COCO's mean
+NUM_CLASSES = 80
+WARM_UP_STEPS = 1
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What a process is to run."""
+
+    overrides: tuple[str, ...]
+    size: int
+    images: int
+    rank: int = 0
+    world_size: int = 1
+    port: int = 0
+
+
+class _Work:
+    """A detector in training, and one batch of noise that it is trained on."""
+
+    def __init__(self, setup: _Setup) -> None:
+        config = load_config(CONFIG, ["model.backbone.weights=none", *setup.overrides])
+        torch.manual_seed(0)
+        model = build_model(config, num_classes=NUM_CLASSES).train()
+        if config.train.channels_last:
+            model.to(memory_format=torch.channels_last)
+        names = tuple(map(str, range(NUM_CLASSES)))
+        self._state = TrainState(
+            model,
+            build_optimizer(config.train.optimizer, model),
+            StepSchedule(drop_steps=1_000_000),
+            label_space=LabelSpace(tuple(range(NUM_CLASSES)), names),
+            config={},
+            precision=config.train.precision,
+        )
+        self._criterion = build_criterion(config)
+        self._batch = _noise(setup.images, setup.size)
+
+    def forward_and_backward(self) -> None:
+        with autocast(self._state.precision, self._state.device):
+            output = self._state.model(self._batch.images)
+        result = self._criterion(output, self._batch.targets)
+        result.losses["total"].backward()
+
+    def step(self) -> None:
+        train_step(self._state, [self._batch], self._criterion, seed=0)
+
+    def memory(self) -> float | None:
+        """Peak of a first pass above weights and gradients, in units of 10^6 bytes."""
+        for parameter in self._state.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.full_like(parameter, 0.0)
+        return peak_extra_megabytes(self.forward_and_backward, device="cpu")
+
+    def seconds(self, work: Callable[[], None], clock: Callable[[], float]) -> float:
+        begin = clock()
+        work()
+        return clock() - begin
+
+
+def _noise(images: int, size: int) -> Batch:
+    batch = ImageBatch(
+        torch.randn(images, 3, size, size), torch.zeros(images, size, size, dtype=torch.bool)
+    )
+    boxes = 0.3 + 0.4 * torch.rand(OBJECTS, 4)
+    target = Target(boxes, torch.randint(NUM_CLASSES, (OBJECTS,)))
+    return Batch(batch, (target,) * images)
+
+
+def _serve(connection: Connection, setup: _Setup) -> None:
+    """Answer requests by name until there is none."""
+    torch.set_num_threads(1)
+    if setup.world_size > 1:
+        names = {"RANK": setup.rank, "WORLD_SIZE": setup.world_size, "MASTER_PORT": setup.port}
+        os.environ |= {name: str(value) for name, value in names.items()}
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        distributed.start(torch.device("cpu"))
+    try:
+        work = _Work(setup)
+        requests: dict[str, Callable[[], Any]] = {
+            "memory": work.memory,
+            # Other programs add less to the time of a processor than to that of the clock.
+            "pass": lambda: work.seconds(work.forward_and_backward, time.process_time),
+            "step": lambda: work.seconds(work.step, time.perf_counter),
+        }
+        while name := connection.recv():
+            connection.send(requests[name]())
+    finally:
+        distributed.stop()
+
+
+@contextmanager
+def _processes(setups: list[_Setup]) -> Iterator[list[Connection]]:
+    """One process for each setup; those that are not asked take no time."""
+    context = get_context("spawn")
+    connections, processes = [], []
+    for setup in setups:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, setup), daemon=True)
+        process.start()
+        theirs.close()
+        connections.append(ours)
+        processes.append(process)
+    try:
+        yield connections
+        for connection in connections:
+            connection.send("")
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def _ask(connections: list[Connection], request: str) -> list[Any]:
+    """The answers of processes that work at the same time."""
+    for connection in connections:
+        connection.send(request)
+    return [connection.recv() for connection in connections]
+
+
+def _spread(values: list[float], digits: int = 2) -> str:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def measure_settings(
+    *, size: int, images: int, rounds: int, overrides: Sequence[str] = ()
+) -> Iterator[str]:
+    """Time and memory of a forward and backward pass with each of `SETTINGS`.
+
+    Each has a process of its own, of one thread; they take turns.
+
+    Args:
+        size: height and width of the images in pixels.
+        images: in a batch.
+        rounds: turns of each, at least 2, after one that does not count.
+        overrides: KEY=VALUE settings of another model than the paper's.
+
+    Yields:
+        Lines to print: processor time, and the peak of memory above weights and gradients.
+    """
+    setups = [_Setup((*overrides, *own), size, images) for own in SETTINGS.values()]
+    with _processes(setups) as connections:
+        memory = [_ask([connection], "memory")[0] for connection in connections]
+        times: list[list[float]] = [[] for _ in connections]
+        for _ in range(WARM_UP_STEPS + rounds):
+            for connection, own in zip(connections, times, strict=True):
+                own += _ask([connection], "pass")
+    measured = [own[WARM_UP_STEPS:] for own in times]
+    for name, own, megabytes in zip(SETTINGS, measured, memory, strict=True):
+        ratios = [one / plain for one, plain in zip(own, measured[0], strict=True)]
+        line = f"{name:22} {_spread(own)} s, {_spread(ratios)} of plain"
+        if megabytes is not None:
+            line += f"; {megabytes:,.0f} MB, {megabytes / memory[0]:.2f} of plain"
+        yield line
+
+
+def measure_processes(
+    *, size: int, images: int, rounds: int, overrides: Sequence[str] = ()
+) -> Iterator[str]:
+    """Images a second of one process, and of two that train together, each of one thread.
+
+    Args:
+        size: height and width of the images in pixels.
+        images: in the batch of a process.
+        rounds: turns of each, at least 2, after one that does not count.
+        overrides: KEY=VALUE settings of another model than the paper's.
+
+    Yields:
+        Lines to print, by the wall clock.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    single = _Setup(tuple(overrides), size, images)
+    pair = [replace(single, rank=rank, world_size=2, port=port) for rank in range(2)]
+    alone_rates, pair_rates = [], []
+    with _processes([single, *pair]) as (alone, *together):
+        for _ in range(WARM_UP_STEPS + rounds):
+            alone_rates.append(images / _ask([alone], "step")[0])
+            pair_rates.append(2 * images / max(_ask(together, "step")))
+    alone_rates, pair_rates = alone_rates[WARM_UP_STEPS:], pair_rates[WARM_UP_STEPS:]
+    ratios = [two / one for one, two in zip(alone_rates, pair_rates, strict=True)]
+    yield f"one process    {_spread(alone_rates, 3)} images a second"
+    yield f"two processes  {_spread(pair_rates, 3)} images a second"
+    yield f"ratio          {_spread(ratios)}"

@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from deformable_detr.benchmark import layers
+from deformable_detr.benchmark.layers import Pair, deform_pairs, fused_pairs
+
+
+@pytest.mark.parametrize("pairs", ["deform", "fused"])
+def test_both_of_a_pair_compute_the_same(pairs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "DEFORM_SHAPES", ((8, 5, 6),))
+    made = list(deform_pairs() if pairs == "deform" else fused_pairs(depth=18, size=64))
+    assert len(made) == (4 if pairs == "deform" else 2)
+    for pair in made:
+        wanted = pair.other()
+        assert wanted.std() > 0
+        assert (pair.own() - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_a_pair_takes_turns_and_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def work(name: str, size: int) -> torch.Tensor:
+        calls.append(name)
+        matrix = torch.ones(size, size)
+        return matrix @ matrix
+
+    pair = Pair("this", lambda: work("own", 700), lambda: work("other", 70), limit=1)
+    monkeypatch.setattr(layers, "deform_pairs", lambda: [pair])
+    monkeypatch.setattr(layers, "fused_pairs", list)
+    messages: list[str] = []
+    (found,) = layers.measure(2, messages.append)
+    assert messages[-1].startswith("this: round 2 of 2")
+    assert {"own", "other"} == set(calls)
+    assert found.ratio.median > 1
+    assert found.own_ms.median > found.other_ms.median
+    assert not found.holds
