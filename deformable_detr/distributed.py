@@ -7,7 +7,8 @@ they were restarted; nothing else is read from the environment.
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 _T = TypeVar("_T")
+TIMEOUT_S = 1800.0  # PyTorch's, for gloo
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -56,10 +58,14 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device("cuda", index)
 
 
-def start(device: torch.device) -> None:
+def start(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> None:
     """Join the other processes where a launcher started this one; else do nothing.
 
     On a GPU one group serves both sides: NCCL for its tensors, gloo for those on the CPU.
+
+    Args:
+        device: of this process.
+        timeout_s: how long an operation waits for other processes before it is an error.
     """
     if "RANK" not in os.environ:
         return
@@ -75,7 +81,13 @@ def start(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_s),
+    )
 
 
 def stop() -> None:
@@ -143,6 +155,33 @@ def all_gather_objects(value: _T) -> list[_T]:
     gathered: list[_T | None] = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered  # type: ignore[return-value]  # every place has been filled
+
+
+class Board:
+    """Short texts that processes leave for each other without waiting, once they have started.
+
+    It is the store through which they have found each other, by a connection of its own, so that
+    a thread may use it while the main thread waits for something else.
+
+    Args:
+        name: of this use; others do not see its texts.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._store = dist.distributed_c10d._get_default_store().clone()
+        self._name = name
+
+    def write(self, key: str, text: str) -> None:
+        """Leave a text, in place of an earlier one; without effect where the store is gone."""
+        with suppress(RuntimeError):
+            self._store.set(f"{self._name}/{key}", text)
+
+    def read(self, key: str) -> str | None:
+        """The text; None where there is none, or the store is gone."""
+        with suppress(RuntimeError):
+            if self._store.check([f"{self._name}/{key}"]):
+                return str(self._store.get(f"{self._name}/{key}").decode())
+        return None
 
 
 def wrap_ddp(model: nn.Module) -> nn.Module:

@@ -34,6 +34,7 @@ FREE_SETTINGS = frozenset(
         "train.micro_batch",  # gradients accumulate to the total batch
         "train.sample_order",
         "train.seed",
+        "train.timeout_s",
         "train.tensorboard",
         "train.validation_loss",
     }

@@ -84,7 +84,7 @@ def train(
     settings = load_config(config, given)
     folder = run_dir or Path("runs") / Path(config).stem
     chosen = distributed.choose_device(device)
-    distributed.start(chosen)
+    distributed.start(chosen, timeout_s=settings.train.timeout_s)
     try:
         if evaluate_only:
             run_evaluation(settings, folder=folder, device=chosen, checkpoint=finetune_from)

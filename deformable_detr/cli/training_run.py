@@ -235,6 +235,7 @@ def _fit(
             num_workers=config.data.num_workers,
             pin_memory=is_on_gpu,
             max_padded_pixels=config.data.max_padded_pixels,
+            timeout_s=config.train.timeout_s,
         ),
         data.sampler,
         folder=files,
@@ -246,6 +247,7 @@ def _fit(
         log_every_steps=config.train.log_every,
         checkpoint_every_steps=config.train.checkpoint_every,
         stop=stop,
+        timeout_s=config.train.timeout_s,
     )
 
 
@@ -261,7 +263,13 @@ def _build_validation(config: RunConfig, data: _Data, *, pin_memory: bool) -> Va
         data.val, build_eval_transform(config.data), seed=config.train.seed
     )
     return Validation(
-        build_loader(samples, sampler, num_workers=config.data.num_workers, pin_memory=pin_memory),
+        build_loader(
+            samples,
+            sampler,
+            num_workers=config.data.num_workers,
+            pin_memory=pin_memory,
+            timeout_s=config.train.timeout_s,
+        ),
         config.data.val.annotations,
         every_epochs=config.train.eval_every_epochs,
         with_loss=config.train.validation_loss,

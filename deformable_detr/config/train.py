@@ -76,6 +76,8 @@ class TrainConfig(FrozenModel):
     `deterministic` allows no operator whose result depends on chance, on a GPU either; on CPUs
     none does. Parameters of the roles in `freeze` stay as they are. With `sample_order: buckets`
     images of like shape share a micro-batch, for less padding; steps have the same samples.
+    `timeout_s` is how long a data-loader worker may take for a batch, and a process of several may
+    keep the others waiting, before the run ends.
     `tensorboard` writes what goes to `metrics.jsonl` as TensorBoard's events too.
     """
 
@@ -98,6 +100,7 @@ class TrainConfig(FrozenModel):
     checkpoint_every: Positive = 500
     eval_every_epochs: Positive = 1
     validation_loss: bool = False
+    timeout_s: float = Field(1800.0, gt=0)
     tensorboard: bool = False
 
     @model_validator(mode="after")

@@ -86,6 +86,10 @@ class CocoDataset(Dataset[Sample]):
             original_size=self.sizes[index],
         )
 
+    def describe(self, index: int) -> str:
+        """The id and the file of an image, for people."""
+        return f"image {self.image_ids[index]} ({self.files[index]})"
+
     def _image(self, index: int) -> Image.Image:
         if self._cache is None:
             return _decode(self.files[index])

@@ -4,11 +4,10 @@ import signal
 from functools import partial
 from typing import Literal
 
-from torch.utils.data import DataLoader
-
-from deformable_detr.data.collate import Batch, collate
+from deformable_detr.data.collate import collate
 from deformable_detr.data.samplers import EvaluationSampler, StepSampler
 from deformable_detr.data.transformed import TransformedDataset
+from deformable_detr.data.watched import WatchedLoader, WatchedSamples
 
 
 def build_loader(
@@ -19,7 +18,8 @@ def build_loader(
     pin_memory: bool,
     max_padded_pixels: int | None = None,
     start_method: Literal["fork", "spawn", "forkserver"] | None = None,
-) -> "DataLoader[Batch]":
+    timeout_s: float = 0,
+) -> WatchedLoader:
     """Batches in the sampler's order, the same for any number of workers.
 
     Workers stay alive between epochs: the epoch travels in the sampler's keys.
@@ -31,9 +31,13 @@ def build_loader(
         pin_memory: copy batches into page-locked memory, for a CUDA device.
         max_padded_pixels: of a batch, see `collate`.
         start_method: how workers are started; None is the platform's way.
+        timeout_s: how long a worker may take for a batch; 0 for any time.
+
+    Returns:
+        The loader; where a worker raises, dies or takes too long, it raises `SampleError`.
     """
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # yields samples; collate makes the batches
+    return WatchedLoader(
+        WatchedSamples(dataset, num_workers),  # type: ignore[arg-type]  # collate makes batches
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=partial(collate, max_padded_pixels=max_padded_pixels),
@@ -41,6 +45,7 @@ def build_loader(
         persistent_workers=num_workers > 0,
         worker_init_fn=_ignore_signals,
         multiprocessing_context=start_method if num_workers > 0 else None,
+        timeout=timeout_s if num_workers > 0 else 0,
     )
 
 

@@ -18,6 +18,9 @@ class SampleSource(Protocol):
 
     def __getitem__(self, index: int, /) -> Sample: ...
 
+    def describe(self, index: int, /) -> str:
+        """The image, for people."""
+
 
 class TransformedDataset(Dataset[tuple[Tensor, Target]]):
     """Samples after their transform, as (3, h, w) normalised image and target.
@@ -54,3 +57,7 @@ class TransformedDataset(Dataset[tuple[Tensor, Target]]):
         generator = torch.Generator().manual_seed(derive_seed(self._seed, key.epoch, key.index))
         sample = self._source[key.index % len(self._source)]
         return to_model_input(self._transform(sample, generator))
+
+    def describe(self, index: int) -> str:
+        """The image that a sample is made of, for people."""
+        return self._source.describe(index % len(self._source))

@@ -17,9 +17,11 @@ from deformable_detr.engine.failure_recorder import FailureRecorder
 from deformable_detr.engine.memory import record_peak_memory
 from deformable_detr.engine.metrics import RunningMean, detection_metrics
 from deformable_detr.engine.optimizer import scale_learning_rates
+from deformable_detr.engine.out_of_memory import naming_memory
 from deformable_detr.engine.precision import autocast, lower_loss_scale
 from deformable_detr.engine.progress import TrainingProgress
 from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.sentinels import warn_of_zero_ap
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step_losses import (
     count_boxes,
@@ -29,6 +31,7 @@ from deformable_detr.engine.step_losses import (
 )
 from deformable_detr.engine.stopping import PreemptedError, StopRequest
 from deformable_detr.engine.validation import Validation
+from deformable_detr.engine.watchdog import Watchdog
 from deformable_detr.losses.criterion import SetCriterion
 
 logger = logging.getLogger(__name__)
@@ -65,6 +68,7 @@ def fit(
     log_every_steps: int = 10,
     checkpoint_every_steps: int = CHECKPOINT_EVERY,
     stop: StopRequest | None = None,
+    timeout_s: float = distributed.TIMEOUT_S,
 ) -> None:
     """Train from where `state` is to the end; checkpoints, metrics and curves go to `folder`.
 
@@ -85,6 +89,7 @@ def fit(
         log_every_steps: steps from one record in the metrics file to the next.
         checkpoint_every_steps: steps from one checkpoint within an epoch to the next.
         stop: may ask for an end before the last step; None is never asked.
+        timeout_s: of no progress, after which several processes end and name who is to blame.
 
     Raises:
         PreemptedError: it was asked to stop, in every process; the state is saved.
@@ -99,9 +104,12 @@ def fit(
     recorder = FailureRecorder(folder, criterion, seed=seed)
     recorder.note(state)
     with (
+        Watchdog(timeout_s) as watchdog,
         CheckpointWriter() as writer,
         TrainingProgress(first_step=state.step, last_step=end) as progress,
     ):
+        loader = watchdog.over(loader, "a training batch")
+        validation = validation.watched_by(watchdog)
         try:
             stop.check()
             while True:
@@ -117,7 +125,7 @@ def fit(
                     state,
                     criterion,
                     loader,
-                    micro_batches=sampler.micro_batches_per_step,
+                    sampler,
                     end=end,
                     folder=folder,
                     progress=progress,
@@ -149,8 +157,8 @@ def train_one_epoch(
     state: TrainState,
     criterion: SetCriterion,
     loader: Iterable[Batch],
+    sampler: StepSampler,
     *,
-    micro_batches: int,
     end: int,
     folder: RunFolder,
     progress: TrainingProgress,
@@ -162,10 +170,10 @@ def train_one_epoch(
     log_every_steps: int,
     checkpoint_every_steps: int,
 ) -> None:
-    """Take the steps that `loader` has micro-batches for, `micro_batches` each, until `end`."""
+    """Take the steps that `loader` has micro-batches for, until `end`."""
     state.model.train()
     means = RunningMean()
-    for batches in _in_groups(loader, micro_batches):
+    for batches in _in_groups(loader, sampler.micro_batches_per_step):
         try:
             values = train_step(state, batches, criterion, seed=seed, max_grad_norm=max_grad_norm)
         except NonFiniteError as error:
@@ -186,7 +194,8 @@ def train_one_epoch(
         if state.step == end:
             return
         stop.check()
-        if state.step % checkpoint_every_steps == 0:
+        is_within_epoch = state.step % sampler.steps_per_epoch != 0  # at its end `fit` saves
+        if is_within_epoch and state.step % checkpoint_every_steps == 0:
             _save(state, folder, writer)
         writer.check()
 
@@ -254,7 +263,10 @@ def _accumulate_gradients(
         batch = batch.to(state.device, non_blocking=True)
         is_last = index == len(batches) - 1
         torch.manual_seed(dropout_seed(seed, state.step, index))
-        with distributed.gradient_sync(state.replica, enabled=is_last):
+        with (
+            naming_memory(batch, state.step),
+            distributed.gradient_sync(state.replica, enabled=is_last),
+        ):
             with autocast(state.precision, state.device):
                 output = state.replica(batch.images)
             try:
@@ -313,6 +325,7 @@ def _validate(
     """Evaluate, record the result, keep the weights if they are the best; a line for people."""
     record, detections = validation.measure(state, criterion, stop)
     folder.record("evaluation", record)
+    warn_of_zero_ap(folder, validation.annotations, detections)
     state.evaluated = state.step
     if state.best_ap is None or record["AP"] > state.best_ap:
         state.best_ap = record["AP"]

@@ -1,7 +1,7 @@
 """Validation: what a run is evaluated on while it trains, and when."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from deformable_detr.data.collate import Batch
 from deformable_detr.engine.evaluate import evaluate, validation_loss
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.stopping import StopRequest
+from deformable_detr.engine.watchdog import Watchdog
 from deformable_detr.evaluation.coco_eval import CocoEvaluator
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
@@ -32,6 +33,10 @@ class Validation:
     every_epochs: int = 1
     max_detections: int = MAX_DETECTIONS
     with_loss: bool = False
+
+    def watched_by(self, watchdog: Watchdog) -> "Validation":
+        """The same, where each batch is a sign of progress."""
+        return replace(self, loader=watchdog.over(self.loader, "a validation batch"))
 
     def is_due(self, state: TrainState, steps_per_epoch: int, end: int) -> bool:
         """Whether the weights are to be evaluated before the next step, and have not been."""

@@ -9,6 +9,7 @@ from typing import Any
 from deformable_detr.labels import LabelSpace
 
 SHOWN = 5  # offending values an error lists
+_IMAGE = ("id", "width", "height")  # what is kept of an image; scoring needs its id alone
 
 
 def read_ground_truth(path: Path) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def read_ground_truth(path: Path) -> dict[str, Any]:
         raise ValueError(f"annotation file {path} must hold an object, got {_kind(content)}")
     for key in ("images", "categories"):
         _check_objects(content.get(key), ("id",), f"{key} of {path}")
-    images = [{"id": image["id"]} for image in content["images"]]
+    images = [{key: image[key] for key in _IMAGE if key in image} for image in content["images"]]
     categories = LabelSpace.from_categories(content["categories"]).to_json()
     annotations = content.get("annotations", [])
     where = f"annotations of {path}"

@@ -70,7 +70,7 @@ def test_two_processes_with_uneven_shares_take_the_step_of_one(
     for one in together:
         gradients, means = one["uneven"]
         assert (gradients - expected).norm() / expected.norm() < 1e-12
-        assert means == pytest.approx(expected_means, rel=1e-12)
+        assert means == pytest.approx(expected_means, rel=1e-6)  # metrics are in float32
 
 
 def test_processes_know_who_they_are(together: list[dict[str, Any]]) -> None:

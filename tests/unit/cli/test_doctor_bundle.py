@@ -86,16 +86,33 @@ def test_a_nan_in_a_weight_names_the_weight(
     assert "first here forward: the output of encoder.layers.0.linear1 (Linear)" in said
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_a_learning_rate_far_too_high_is_named_with_the_growth_of_the_weights(
-    tmp_path: Path, run: CommandLine, train: Callable[..., str]
+    tmp_path: Path, run: CommandLine, train: Callable[..., str], precision: str
 ) -> None:
-    error = train("train.optimizer.lr=1e6")
+    error = train("train.optimizer.lr=1e6", f"train.precision={precision}")
     assert "the learning rate is too high: with up to 1e+06 the 2-norm of all weights grew" in error
     said = replay(run, tmp_path, step=1)
     assert "the learning rate is too high: with up to 1e+06" in said
     bundle = FailureBundle.load(tmp_path / "run" / "failure_step_1_rank_0.pth")
     norms = dict(bundle.weight_norms)
     assert norms[1] > 1e8 > 1e3 > norms[0]
+
+
+def test_activations_that_float16_cannot_hold_are_laid_to_the_precision(
+    tmp_path: Path, run: CommandLine, train: Callable[..., str]
+) -> None:
+    def spoilt(state: Any, *arguments: Any, **options: Any) -> None:
+        with torch.no_grad():
+            state.model.get_parameter(BAD_WEIGHT).mul_(1e7)
+        fit(state, *arguments, **options)
+
+    with mock.patch.object(training_run, "fit", spoilt):
+        error = train("train.precision=float16")
+    assert "the precision is too low: in float32 the same step is finite" in error
+    said = replay(run, tmp_path, step=0)
+    assert "step 0, process 0, float16" in said
+    assert "first here forward: the output of encoder.layers.0.linear1 (Linear)" in said
 
 
 def test_what_does_not_happen_here_is_said_not_to(

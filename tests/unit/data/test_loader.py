@@ -1,3 +1,9 @@
+import ctypes
+import os
+import re
+import signal
+import time
+
 import pytest
 import torch
 from helpers.coco_files import write_coco_set
@@ -14,6 +20,7 @@ from deformable_detr.data.transforms import (
     RandomResize,
     RandomZoomCrop,
 )
+from deformable_detr.data.watched import SampleError
 from deformable_detr.structures import Target
 
 AUGMENTATION = Compose((RandomHorizontalFlip(), RandomResize((32, 40)), ColorJitter(0.2)))
@@ -89,17 +96,57 @@ def test_a_worker_that_stays_alive_learns_of_the_next_epoch(files, spawned):
     assert_same(list(loader), load(open_set(files), epoch=4)[4:])
 
 
-def test_a_worker_that_fails_names_the_image(files, spawned):
-    loader, sampler = spawned
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named_in_one_line(files, num_workers):
+    dataset = open_set(files)
     path = files.images / "0002.png"
     content = path.read_bytes()
     path.write_text("gone bad")
     try:
-        sampler.set_epoch(0)
-        with pytest.raises(ValueError, match=r"0002.png must be a readable image"):
-            list(loader)
+        with pytest.raises(SampleError) as caught:
+            load(dataset, num_workers=num_workers, start_method="fork")
     finally:
         path.write_bytes(content)
+    expected = rf"image 2 \({path}\): {path} must be a readable image, got: [^\n]*"
+    assert re.fullmatch(expected, str(caught.value))
+
+
+class Sabotage:
+    """A transform that harms the process that it runs in, at one image."""
+
+    def __init__(self, image_id, harm):
+        self.image_id = image_id
+        self.harm = harm
+
+    def __call__(self, sample, generator):
+        if sample.image_id == self.image_id:
+            match self.harm:
+                case "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "crash":
+                    ctypes.string_at(0)
+                case "hang":
+                    time.sleep(60)
+        return sample
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("harm", ["kill", "crash", "hang"])
+def test_the_image_of_a_worker_that_dies_or_hangs_is_named(files, harm):
+    dataset = open_set(files, transform=Sabotage(5, harm))
+    options = {"timeout_s": 2} if harm == "hang" else {}
+    with pytest.raises(SampleError) as caught:
+        load(dataset, num_workers=1, start_method="fork", **options)
+    expected = f"a data-loader worker failed at work on image 5 ({files.images / '0005.png'}): "
+    assert str(caught.value).startswith(expected)
+    # The death of a worker reaches the loader as a signal, or as a queue that stays empty.
+    reasons = {
+        "kill": "killed by signal: Killed|exited unexpectedly",
+        "crash": "killed by signal: Segmentation fault|exited unexpectedly",
+        "hang": "timed out after 2 seconds",
+    }
+    assert re.search(reasons[harm], str(caught.value))
 
 
 def test_augmentation_depends_on_seed_epoch_and_index(files):

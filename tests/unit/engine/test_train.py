@@ -274,21 +274,31 @@ def test_a_run_that_ended_before_its_evaluation_makes_up_for_it(
     assert (load_checkpoint(folder.last).evaluated, load_checkpoint(folder.best).step) == (6, 6)
 
 
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [
+        (3, [(3, 0), (4, 1), (6, 1), (8, 2), (8, 2)]),  # epochs end at 4 and 8
+        (2, [(2, 0), (4, 1), (6, 1), (8, 2), (8, 2)]),  # the evaluation at 8 is saved too
+    ],
+)
 def test_checkpoints_are_written_within_an_epoch_too(
-    tmp_path: Path, validation: Validation, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    validation: Validation,
+    monkeypatch: pytest.MonkeyPatch,
+    every: int,
+    expected: list[tuple[int, int]],
 ) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.claim()
     saved = []
 
     def write(self: object, path: Path, checkpoint: Checkpoint, **_: object) -> None:
-        saved.append((path.name, checkpoint.step))
+        saved.append((path.name, (checkpoint.step, checkpoint.epoch)))
 
     monkeypatch.setattr(CheckpointWriter, "write", write)
-    run(tiny_state(), folder.path, validation, max_steps=8, checkpoint_every_steps=3)
-    last = [step for name, step in saved if name == "last.pth"]
-    assert last == [3, 4, 6, 8, 8]  # epochs end at 4 and 8, where the evaluation is saved too
-    assert ("best.pth", 8) in saved
+    run(tiny_state(), folder.path, validation, max_steps=8, checkpoint_every_steps=every)
+    assert [moment for name, moment in saved if name == "last.pth"] == expected
+    assert ("best.pth", (8, 2)) in saved
 
 
 @pytest.mark.parametrize("stop_at", [3, 4])
@@ -358,6 +368,21 @@ def test_a_run_leaves_metrics_checkpoints_and_curves(
     best = load_checkpoint(folder.best)
     assert best.best_ap == max(record["AP"] for record in evaluations)
     assert load_checkpoint(folder.last).best_ap == best.best_ap
+
+
+def test_a_run_whose_ap_stays_zero_is_told_so_once_with_a_reason(
+    tmp_path: Path, validation: Validation, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    run(tiny_state(), folder.path, replace(validation, every_epochs=1), max_steps=24)
+    records = read_records(folder.metrics)
+    assert max(one["AP50"] for one in records if one["kind"] == "evaluation") < 0.001
+    losses = [one["total"] for one in records if one["kind"] == "train"]
+    assert losses[-1] < 0.8 * losses[0]
+    warnings = [one.message for one in caplog.records if one.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("the loss falls, but AP50 stays 0: ")
 
 
 def test_a_loader_that_ends_too_soon_is_refused(tmp_path: Path, validation: Validation) -> None:

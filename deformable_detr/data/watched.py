@@ -1,0 +1,100 @@
+"""WatchedSamples: tells which image a worker process was at when it failed, died or hung."""
+
+import os
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from deformable_detr.data.collate import Batch
+from deformable_detr.data.samplers import SampleKey
+from deformable_detr.data.transformed import TransformedDataset
+from deformable_detr.structures import Target
+
+_PIDS = re.compile(r"\(pid(?:\(s\))? ([\d, ]+)\)")  # in PyTorch's errors about dead workers
+_NONE = -1
+
+
+class SampleError(RuntimeError):
+    """A sample could not be had; the message names its image."""
+
+
+class WatchedSamples(Dataset[tuple[Tensor, Target]]):
+    """The samples of a data set, each noted in shared memory while a worker is at it.
+
+    Args:
+        samples: the data set.
+        num_workers: of the loader.
+    """
+
+    def __init__(self, samples: TransformedDataset, num_workers: int) -> None:
+        self._samples = samples
+        # (process id, index of the sample) of each worker; the main process reads it
+        self._at_work = torch.full((num_workers, 2), _NONE, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, Target]:
+        self._note(key.index)
+        try:
+            return self._samples[key]
+        except Exception as error:  # whatever it is, people need to know of which image
+            raise SampleError(f"{self._samples.describe(key.index)}: {error}") from error
+        finally:
+            self._note(_NONE)
+
+    def _note(self, index: int) -> None:
+        worker = get_worker_info()
+        if worker is not None:
+            self._at_work[worker.id, 0] = os.getpid()
+            self._at_work[worker.id, 1] = index
+
+    def explain(self, error: RuntimeError) -> SampleError:
+        """What a loader's error means: the image of a worker that raised, died or hung."""
+        text = str(error)
+        if isinstance(error, SampleError):  # a worker's comes with its traceback before it
+            return SampleError(text.splitlines()[-1].partition("SampleError: ")[2] or text)
+        pids = {int(pid) for found in _PIDS.findall(text) for pid in found.split(",")}
+        images = [
+            self._samples.describe(index)
+            for pid, index in self._at_work.tolist()
+            if index != _NONE and (not pids or pid in pids)
+        ]
+        where = f"at work on {', '.join(images)}" if images else "between two images"
+        # The cause, where there is one, knows the signal: an exit, a kill, a segmentation fault.
+        reason = (str(error.__cause__ or "") or text).splitlines()[0]
+        return SampleError(
+            f"a data-loader worker failed {where}: {reason}; an image too large for the memory, or "
+            "one that crashes its decoder, are common causes; data.num_workers=0 shows more"
+        )
+
+
+class WatchedLoader(DataLoader[Batch]):
+    """A loader of `WatchedSamples` whose errors name images."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator
+        iterator = super().__iter__()
+        try:
+            yield from iterator
+        except RuntimeError as error:
+            assert isinstance(self.dataset, WatchedSamples)
+            explained = self.dataset.explain(error)
+            _end_workers(iterator)
+            raise explained from error
+
+
+def _end_workers(iterator: object) -> None:
+    """End all workers, one that hangs too: the end of the run would wait for that for ever.
+
+    Workers do not listen to the signal by which a loader asks them to end. One may be killed only
+    when the loader does not watch it any more, or PyTorch takes its death for another error.
+    """
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
+            worker.kill()
+            worker.join()

@@ -1,0 +1,66 @@
+"""A run of two processes of which the second does not go on, and what is left to see of it."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from helpers.tiny_training import TinyLoader, tiny_criterion, tiny_sampler, tiny_state
+
+from deformable_detr import distributed
+from deformable_detr.data.collate import Batch
+from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.train import fit
+from deformable_detr.engine.validation import Validation
+
+STILL_AT = 3  # the batch
+
+
+class Harmed:
+    """A loader whose process comes to harm at its `STILL_AT`-th batch."""
+
+    def __init__(self, loader: TinyLoader, harm: str) -> None:
+        self._loader = loader
+        self._harm = harm
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, batch in enumerate(self._loader):
+            time.sleep(0.5)  # as the watchdog gives a sign every 0.3 s
+            if number == STILL_AT:
+                match self._harm:
+                    case "sleeps":
+                        time.sleep(600)
+                    case "is killed":
+                        os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+
+def train(folder: Path, harm: str, timeout_s: float) -> None:
+    """Train in one of the processes."""
+    sampler = tiny_sampler(num_samples=40, total_batch=4)
+    loader = TinyLoader(sampler)
+    fit(
+        tiny_state(),
+        tiny_criterion(),
+        Harmed(loader, harm) if distributed.rank() == 1 else loader,
+        sampler,
+        folder=RunFolder(folder),
+        validation=Validation([], folder),
+        seed=0,
+        timeout_s=timeout_s,
+    )
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    harm, folder, seconds = sys.argv[1:]
+    distributed.start(torch.device("cpu"), timeout_s=float(seconds))
+    try:
+        train(Path(folder), harm, float(seconds))
+    finally:
+        distributed.stop()
