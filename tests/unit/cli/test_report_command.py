@@ -76,7 +76,7 @@ def test_training_leaves_a_report_of_its_best_checkpoint(trained: Path) -> None:
     assert dict(row[:2] for row in cells(statistics)[1:])["AP"] == f"{evaluation['AP']:.3f}"
 
 
-def test_the_stored_detections_are_those_of_the_best_checkpoint_to_the_last_bit(
+def test_the_stored_detections_are_those_of_the_best_checkpoint(
     trained: Path, val: CocoFiles, tmp_path: Path
 ) -> None:
     best = load_checkpoint(trained / "best.pth")

@@ -1,3 +1,7 @@
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
 import torch
 
 from deformable_detr.evaluation.detection_table import DetectionTable
@@ -61,3 +65,23 @@ def test_nothing_concatenates_to_an_empty_table() -> None:
 
     assert table.to_results() == []
     assert table.boxes_xywh.shape == (0, 4)
+
+
+def test_a_file_holds_every_bit_of_a_table_and_its_step(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    table = DetectionTable(
+        np.array([1, 2, 9]),
+        np.array([1, 1, 9, 9]),
+        np.array([90, 0, 0, 7]),
+        random.uniform(0, 500, (4, 4)),
+        random.uniform(0, 1, 4),
+    )
+    path = tmp_path / "detections.npz"
+    table.write(path, step=30)
+    table.write(path, step=40)
+    found, step = DetectionTable.read(path)
+    assert step == 40
+    for field in fields(table):
+        expected, got = getattr(table, field.name), getattr(found, field.name)
+        assert (got.dtype, got.tolist()) == (expected.dtype, expected.tolist())
+    assert [file.name for file in tmp_path.iterdir()] == ["detections.npz"]
