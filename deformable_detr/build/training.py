@@ -80,6 +80,8 @@ def build_sampler(
                 seed=train.seed,
             )
         case "buckets":
+            if not aspect_ratios:
+                raise ValueError("aspect_ratios must be given for sample_order: buckets, got none")
             return BucketSampler(
                 [aspect_ratios[index % len(aspect_ratios)] for index in range(num_samples)],
                 total_batch=train.total_batch,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -11,9 +10,6 @@ def call_and_forget(layer: Callable[..., Tensor], *inputs: object) -> Tensor:
     """`layer(*inputs)`, of which the backward pass keeps the inputs alone (Chen et al., 2016).
 
     The layer runs again in the backward pass, with the same dropout and under the same autocast.
-    Where no gradient is wanted this is a plain call.
     """
-    if not torch.is_grad_enabled():
-        return layer(*inputs)
     # The re-entrant variant fails under DDP's no_sync and on inputs that are no tensors.
     return checkpoint(layer, *inputs, use_reentrant=False)

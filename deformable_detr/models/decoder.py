@@ -105,7 +105,7 @@ class DeformableTransformerDecoder(nn.Module):
         embed_dim: C.
         box_refinement: see above.
         two_stage: whether the queries' references are boxes already.
-        gradient_checkpointing: keep the inputs of layers only, for less memory and more time.
+        gradient_checkpointing: in training, keep the inputs of layers only: less memory, more time.
 
     Raises:
         ValueError: two-stage queries without box refinement.
@@ -145,7 +145,7 @@ class DeformableTransformerDecoder(nn.Module):
         predictions = []
         for index, layer in enumerate(self.layers):
             inputs = (query, queries.query_pos, reference_points, memory)
-            if self.gradient_checkpointing:
+            if self.gradient_checkpointing and self.training:
                 query = call_and_forget(layer, *inputs)
             else:
                 query = layer(*inputs)

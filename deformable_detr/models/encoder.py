@@ -79,7 +79,7 @@ class DeformableTransformerEncoder(nn.Module):
 
     Args:
         layers: the layers, first to last; there may be none.
-        gradient_checkpointing: keep the inputs of layers only, for less memory and more time.
+        gradient_checkpointing: in training, keep the inputs of layers only: less memory, more time.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class DeformableTransformerEncoder(nn.Module):
         reference_points = encoder_reference_points(memory)
         tokens = memory.tokens
         for layer in self.layers:
-            if self.gradient_checkpointing:
+            if self.gradient_checkpointing and self.training:
                 tokens = call_and_forget(layer, tokens, reference_points, memory)
             else:
                 tokens = layer(tokens, reference_points, memory)

@@ -1,5 +1,7 @@
 """Fused backbones in the official layout, in transformers' model and in onnxruntime."""
 
+from collections import Counter
+
 import pytest
 import torch
 from helpers.branch_blocks import randomize
@@ -11,7 +13,7 @@ from helpers.transformers_oracle import (
     build_oracle,
     oracle_output,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from deformable_detr.build import build_model
 from deformable_detr.config_io import load_config
@@ -28,6 +30,7 @@ from deformable_detr.structures import ImageBatch
 
 BASE_PARAMETERS = 40_069_665  # official repository, 91 classes
 EXTRA = "install the extra 'export'"
+Maps = list[Tensor]  # of a backbone, finest first
 BLOCKS = {"acb": ac_block(), "dbb": diverse_branch_block()}
 
 
@@ -93,30 +96,60 @@ def test_a_fused_detector_runs_in_the_model_of_transformers():
     assert (found.boxes - wanted.boxes).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("kind", [*BLOCKS, "dcn"])
-@torch.no_grad()
-def test_a_backbone_up_to_stride_8_runs_in_onnxruntime_in_training_form_and_fused(kind):
+def run_in_onnxruntime(backbone: nn.Module, images: list[Tensor]) -> tuple[Counter, list[Maps]]:
+    """The operators of the exported graph, and the maps of each image."""
     pytest.importorskip("onnxscript", reason=EXTRA)
     onnxruntime = pytest.importorskip("onnxruntime", reason=EXTRA)
+    exported = torch.onnx.export(
+        backbone, (images[0],), dynamo=True, opset_version=20, verbose=False
+    )
+    session = onnxruntime.InferenceSession(
+        exported.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    name = session.get_inputs()[0].name
+    maps = [session.run(None, {name: image.numpy()}) for image in images]
+    operators = Counter(node.op_type for node in exported.model.graph)
+    return operators, [[torch.from_numpy(m) for m in of_image] for of_image in maps]
+
+
+def assert_close(maps: list[Maps], others: list[Maps]) -> None:
+    for results, expected in zip(maps, others, strict=True):
+        for result, wanted in zip(results, expected, strict=True):
+            assert wanted.std() > 0.01
+            assert (result - wanted).abs().max() < 1e-4 * max(1, wanted.abs().max())
+
+
+@pytest.mark.parametrize(("kind", "depth", "num_convs"), [("dbb", 50, 53), ("acb", 18, 20)])
+@torch.no_grad()
+def test_a_backbone_runs_in_onnxruntime_in_training_form_and_fused(kind, depth, num_convs):
+    torch.manual_seed(0)
+    backbone = build_resnet(depth)
+    randomize_weights(backbone)
+    replace_convs(backbone, BLOCKS[kind])
+    trained_like(backbone)
+    images = [torch.randn(1, 3, 64, 64) for _ in range(3)]
+    wanted = [backbone(image) for image in images]
+    operators, trained = run_in_onnxruntime(backbone, images)
+    assert operators["Conv"] > num_convs
+    assert operators["ScatterND"] == 0
+    operators, fused = run_in_onnxruntime(fuse_model(backbone), images)
+    assert operators["Conv"] == num_convs
+    assert set(operators) == {"Conv", "Relu", "Add", "MaxPool"}
+    assert_close(trained, wanted)
+    assert_close(fused, wanted)
+    assert_close(trained, fused)
+
+
+@torch.no_grad()
+def test_deformable_convolutions_of_a_resnet_run_in_onnxruntime():
     torch.manual_seed(0)
     backbone = build_resnet(18, out_strides=(8,))
     randomize_weights(backbone)
-    replacement = {**BLOCKS, "dcn": modulated_deform_conv()}[kind]
-    replace_convs(backbone, replacement, strides=(8,))
-    trained_like(backbone)
-    for name, tensor in backbone.state_dict().items():
+    replace_convs(backbone, modulated_deform_conv(), strides=(8,))
+    for name, tensor in backbone.eval().state_dict().items():
         if ".conv_offset." in name:
             tensor.normal_(std=0.02)
     images = [torch.randn(1, 3, 64, 64) for _ in range(3)]
-    for form in (backbone, fuse_model(backbone)):
-        exported = torch.onnx.export(
-            form, (images[0],), dynamo=True, opset_version=20, verbose=False
-        )
-        session = onnxruntime.InferenceSession(
-            exported.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
-        name = session.get_inputs()[0].name
-        for image in images:
-            results = session.run(None, {name: image.numpy()})
-            for result, wanted in zip(results, backbone(image), strict=True):
-                assert (torch.from_numpy(result) - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    operators, maps = run_in_onnxruntime(backbone, images)
+    assert operators["DeformConv"] == 4
+    assert_close(maps, [backbone(image) for image in images])

@@ -1,6 +1,7 @@
 """Settings that change how a run computes, and not what: through the command, in small runs."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from helpers.coco_files import write_coco_set
 from helpers.small_run import SMALL_RUN, data_settings
 from torch import Tensor
 
-from deformable_detr.build import largest_size
+from deformable_detr.build import build_sampler, largest_size
 from deformable_detr.cli import training_run
 from deformable_detr.config_io import load_config
+from deformable_detr.data.collate import Batch
+from deformable_detr.data.samplers import BucketSampler, MicroBatchSampler, StepSampler
 from deformable_detr.engine.checkpoint import load_checkpoint
 
 CHANNELS_LAST = torch.channels_last
@@ -96,6 +99,34 @@ def test_images_in_another_layout_train_to_the_same_weights_but_for_rounding(
         moved = max(moved, float((start[name] - value).norm()))
         assert difference < 1e-5, name
     assert moved > 1e-3
+
+
+def test_buckets_and_the_cap_on_pixels_reach_the_loop(
+    tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[type, list[int]]] = []
+
+    def look(
+        state: object, criterion: object, loader: Iterable[Batch], sampler: StepSampler, **_: object
+    ) -> None:
+        shapes = [batch.images.images.shape for batch in loader]
+        seen.append((type(sampler), [N * H * W for N, _, H, W in shapes]))
+
+    monkeypatch.setattr(training_run, "fit", look)
+    for settings in ([], ["train.sample_order=buckets", "data.max_padded_pixels=3000"]):
+        config = load_config("deformable_detr_r50", [*SMALL_RUN, *data, *settings])
+        name = "capped" if settings else "plain"
+        training_run.run_training(config, folder=tmp_path / name, device=torch.device("cpu"))
+    (plain_order, plain_pixels), (order, pixels) = seen
+    assert (plain_order, order) == (MicroBatchSampler, BucketSampler)
+    assert min(plain_pixels) > 3000
+    assert 2500 < min(pixels) <= max(pixels) <= 3000
+
+
+def test_buckets_without_shapes_are_refused() -> None:
+    config = load_config("deformable_detr_r50", ["train.sample_order=buckets"])
+    with pytest.raises(ValueError, match="aspect_ratios must be given for sample_order: buckets"):
+        build_sampler(config, num_samples=64, rank=0, world_size=1)
 
 
 def test_the_header_shows_every_rate_and_the_log_the_peak_memory(

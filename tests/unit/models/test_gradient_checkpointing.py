@@ -66,12 +66,13 @@ def test_six_and_six_layers_keep_less_than_60_percent() -> None:
     assert kept_bytes(saving) < 0.6 * kept_bytes(plain)
 
 
-def test_nothing_runs_twice_where_no_gradient_is_wanted() -> None:
-    model = small_detector("two_stage", ON, num_classes=NUM_CLASSES).eval()
-    calls = []
-    for layer in (*model.encoder.layers, *model.decoder.layers):
-        assert isinstance(layer, nn.Module)
-        layer.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    with torch.no_grad():
-        model(tiny_batch([1], [1], size=64).images)
-    assert calls == [False] * 5
+@pytest.mark.parametrize(("training", "runs"), [(True, 2), (False, 1)])
+def test_a_layer_runs_again_for_the_gradient_in_training_only(training: bool, runs: int) -> None:
+    model = small_detector("two_stage", ON, num_classes=NUM_CLASSES).train(training)
+    calls: list[nn.Module] = []
+    layers = [*model.encoder.layers, *model.decoder.layers]
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda module, *_: calls.append(module))
+    batch = tiny_batch([1], [1], size=64)
+    tiny_criterion()(model(batch.images), batch.targets).losses["total"].backward()
+    assert [calls.count(layer) for layer in layers] == [runs] * 5

@@ -1,0 +1,176 @@
+"""Trains configs with several seeds for equally many steps, and prints a table of what came of it.
+
+For each config and seed, in processes of the command line: train, measure on the photo of another
+place, and, for the first seed, go on for some more steps and detect on a photo of another site. A
+line of JSON is written for each; what is in the file already is not done again, so that an
+interrupted comparison goes on. The exit code is 1 if the loss of a run did not fall. Needs what
+`deformable-detr data` fetches; 60 steps of 3 seeds are half an hour of one idle core.
+
+Usage: .venv/bin/python scripts/compare_configs.py [--steps 60] [--seeds 0 1 2] [CONFIG ...]
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deformable_detr.benchmark.multiply_adds import count_multiply_adds
+from deformable_detr.build import build_model
+from deformable_detr.config_io import load_config
+
+OTHER_SITES = Path("data/trees/ood")
+CONFIGS = (
+    "quickstart",
+    *(f"backbones/{kind}" for kind in ("dcn_v1", "dcn_v2", "ac_block", "diverse_branch")),
+    *(f"backbones/{kind}" for kind in ("deform_kernel", "deform_kernel_dcn")),
+    *(f"necks/{kind}" for kind in ("asff", "deform_kernel")),
+    "mimicking",
+)
+RECORDS = 10  # of the losses of a run: the first and the last are compared
+MORE_STEPS = 10  # that a run is resumed for
+Record = dict[str, Any]
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    arguments = _parse()
+    file = arguments.out / "runs.jsonl"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    done = {_key(record): record for record in read_records(file)}
+    for seed in arguments.seeds:  # first, so that what there is is comparable at any time
+        for config in arguments.configs:
+            key = (config, seed, arguments.steps)
+            if key not in done:
+                done[key] = run(
+                    *(config, seed, arguments.steps, arguments.out),
+                    goes_on=seed == arguments.seeds[0],
+                )
+                with file.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps(done[key]) + "\n")
+    records = [
+        done[config, seed, arguments.steps]
+        for config in arguments.configs
+        for seed in arguments.seeds
+    ]
+    print("\n".join(table(records)))
+    risen = [
+        f"{record['config']} seed {record['seed']}"
+        for record in records
+        if not record["last_loss"] < record["first_loss"]
+    ]
+    if risen:
+        sys.exit(f"error: the loss must fall in every run, got none in {', '.join(risen)}")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("configs", nargs="*", default=CONFIGS, metavar="CONFIG")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"))
+    return parser.parse_args()
+
+
+def _key(record: Record) -> tuple[str, int, int]:
+    return record["config"], record["seed"], record["steps"]
+
+
+def read_records(file: Path) -> list[Record]:
+    """The records of a file, none if there is no such file; a line cut off at its end is none."""
+    if not file.exists():
+        return []
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        file.write_text(whole, encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def run(config: str, seed: int, steps: int, out: Path, *, goes_on: bool) -> Record:
+    """Train and measure; and, where it `goes_on`, resume and detect on a photo of another site."""
+    folder = out / f"{config.replace('/', '_')}_{steps}_{seed}"
+    train = [
+        *("train", "--config", config, "--run-dir", str(folder), f"train.seed={seed}"),
+        "train.eval_every_epochs=1000000",  # at the end only
+        f"train.log_every={max(1, steps // RECORDS)}",
+    ]
+    before = _child_seconds()
+    _command(*train, "--overwrite", f"train.max_steps={steps}")
+    cpu_seconds = _child_seconds() - before
+    losses = [record["total"] for record in _metrics(folder, "train")]
+    (measured,) = _metrics(folder, "evaluation")
+    record = {
+        **{"config": config, "seed": seed, "steps": steps},
+        **{"first_loss": losses[0], "last_loss": losses[-1]},
+        **{name: measured[name] for name in ("AP", "AP50", "AP75", "AR100")},
+        "cpu_seconds": round(cpu_seconds, 1),
+    }
+    if goes_on:
+        _command(*train, "--resume", f"train.max_steps={steps + MORE_STEPS}")
+        record["resumed_loss"] = _metrics(folder, "train")[-1]["total"]
+        checkpoint, pictures = str(folder / "last.pth"), folder / "predictions"
+        photo = str(min(OTHER_SITES.iterdir()))
+        _command("predict", "--checkpoint", checkpoint, "--out", str(pictures), photo)
+        found = json.loads((pictures / "detections.json").read_text(encoding="utf-8"))
+        record["detections"] = len(found)
+    return record
+
+
+def _command(*arguments: str) -> None:
+    """Run `deformable-detr`; its output is shown if it fails."""
+    print("deformable-detr", *arguments, file=sys.stderr, flush=True)
+    call = [sys.executable, "-m", "deformable_detr", *arguments]
+    result = subprocess.run(call, capture_output=True, text=True, check=False)
+    if result.returncode:
+        sys.exit(f"{result.stdout}{result.stderr}\nerror: exit code {result.returncode}")
+
+
+def _child_seconds() -> float:
+    """Processor time of all processes that have been run, which other programs hardly change."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _metrics(folder: Path, kind: str) -> list[Record]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def table(records: Sequence[Record]) -> list[str]:
+    """A Markdown table: a row a config, means over its seeds with lowest and highest."""
+    rows = [
+        "| config | parameters | G multiply-adds | loss, first and last tenth | AP50 | CPU s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for config in dict.fromkeys(record["config"] for record in records):
+        own = [record for record in records if record["config"] == config]
+        first, last, ap50, seconds = (
+            [record[name] for record in own]
+            for name in ("first_loss", "last_loss", "AP50", "cpu_seconds")
+        )
+        rows.append(
+            f"| `{config}` | {_size(config)} | "
+            f"{statistics.mean(first):.2f}, {statistics.mean(last):.2f} | "
+            f"{statistics.mean(ap50):.3f} ({min(ap50):.3f} to {max(ap50):.3f}) | "
+            f"{statistics.mean(seconds):.0f} |"
+        )
+    return rows
+
+
+def _size(config: str) -> str:
+    """Two cells: parameters that detect one class, and multiply-adds for a validation image."""
+    settings = load_config(config)
+    model = build_model(settings, num_classes=1, load_backbone_weights=False)
+    model.mimicking = None
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    side = settings.data.eval_size
+    return f"{parameters:,} | {count_multiply_adds(model, height=side, width=side) / 1e9:.3f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The comparison of configs goes on after an interruption, and says what it has found."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_configs.py"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    specification = importlib.util.spec_from_file_location("compare_configs", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.setattr(module, "_size", lambda config: f"{len(config)} | 0.5")
+    return module
+
+
+def record(config, seed, *, last=6.0):
+    numbers = {"first_loss": 12.0 + seed, "last_loss": last, "AP50": 0.1 * seed, "cpu_seconds": 30}
+    return {"config": config, "seed": seed, "steps": 60, **numbers}
+
+
+def call(script, monkeypatch, folder, *arguments):
+    monkeypatch.setattr(sys, "argv", ["compare_configs.py", "--out", str(folder), *arguments])
+    script.main()
+
+
+def test_what_is_in_the_file_is_not_done_again(script, monkeypatch, tmp_path, capsys):
+    done = [record("a", 0), record("b", 0)]
+    text = "".join(json.dumps(line) + "\n" for line in done)
+    cut_off = json.dumps(record("a", 1))[:-9]
+    (tmp_path / "runs.jsonl").write_text(text + cut_off)
+    runs = []
+
+    def run(config, seed, steps, out, *, goes_on):
+        runs.append((config, seed, goes_on))
+        return record(config, seed)
+
+    monkeypatch.setattr(script, "run", run)
+    call(script, monkeypatch, tmp_path, "a", "b", "c", "--seeds", "0", "1")
+    assert runs == [("c", 0, True), ("a", 1, False), ("b", 1, False), ("c", 1, False)]
+    assert len(script.read_records(tmp_path / "runs.jsonl")) == 6
+    assert capsys.readouterr().out.splitlines()[2] == (
+        "| `a` | 1 | 0.5 | 12.50, 6.00 | 0.050 (0.000 to 0.100) | 30 |"
+    )
+    call(script, monkeypatch, tmp_path, "a", "b", "c", "--seeds", "0", "1")
+    assert len(runs) == 4
+
+
+def test_a_loss_that_does_not_fall_is_an_error(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        script, "run", lambda config, seed, *rest, goes_on: record(config, seed, last=12.0 + seed)
+    )
+    with pytest.raises(SystemExit, match="must fall in every run, got none in a seed 0, a seed 2"):
+        call(script, monkeypatch, tmp_path, "a", "--seeds", "0", "2")
