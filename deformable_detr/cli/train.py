@@ -6,6 +6,8 @@ from typing import Annotated, Final
 
 import typer
 
+from deformable_detr.cli.launcher import end_with_launcher
+
 AUTO: Final = "auto"  # after --resume, where an optional value would swallow KEY=VALUE
 
 
@@ -73,6 +75,7 @@ def train(
     SIGTERM and SIGUSR1 end the run after the step: it is saved, and the exit code is 75, or 0 under
     torchrun; state.json in the run folder says preempted.
     """
+    end_with_launcher()
     # What needs PyTorch is imported when the command runs, so that help is there at once.
     from deformable_detr import distributed
     from deformable_detr.cli.evaluation_run import run_evaluation

@@ -15,6 +15,7 @@ from helpers.distributed_work import (
     all_step_gradients,
     empty_rank_batch,
     train_tiny,
+    uneven_step,
     validation_total,
     variant_state,
     work_in_process,
@@ -66,6 +67,16 @@ def test_two_processes_with_two_images_each_have_the_gradients_of_one_with_four(
     for one in together:
         difference = (one["gradients"][name] - expected).norm() / expected.norm()
         assert difference < TOLERANCE[dtype]
+
+
+def test_two_processes_with_uneven_shares_take_the_step_of_one(
+    together: list[dict[str, Any]],
+) -> None:
+    expected, expected_means = uneven_step()
+    for one in together:
+        gradients, means = one["uneven"]
+        assert (gradients - expected).norm() / expected.norm() < 1e-12
+        assert means == pytest.approx(expected_means, rel=1e-6)  # metrics are in float32
 
 
 @pytest.mark.parametrize("variant", FIVE_VARIANTS)

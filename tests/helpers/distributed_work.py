@@ -186,6 +186,18 @@ def failing_run(folder: RunFolder) -> str:
     return "no error"
 
 
+def uneven_step() -> tuple[Tensor, dict[str, float]]:
+    """One step of three micro-batches, dealt out: its gradients in a row, and its means."""
+    batches = [
+        tiny_batch(image_ids, counts, dtype=torch.float64)
+        for image_ids, counts in (([1, 2], [3, 0]), ([3, 4], [1, 2]), ([5, 6], [0, 4]))
+    ]
+    state, means = tiny_state(dropout=0.2, dtype=torch.float64), RunningMean()
+    own = batches[distributed.rank() :: distributed.world_size()]
+    means.update(train_step(state, own, tiny_criterion(), seed=0, max_grad_norm=0))
+    return _gradients(state.model), means.read()
+
+
 def validation_total(checkpoint: Checkpoint) -> float:
     """The loss of the averaged weights on the images of both processes, in one batch."""
     model = tiny_detector(dtype=torch.float64)
@@ -213,6 +225,7 @@ def _talk() -> dict[str, Any]:
         "mean": means.read(),
         "shares of counted": _shares_of_a_count(),
         "entered": entered,
+        "uneven": uneven_step(),
         "not finite": _failure(tiny_batch([1, 2], [0, 0]), value=math.nan),
         "not matched": _failure(tiny_batch([1, 2], [1, 1]), value=math.inf),
         "overflown": _overflow_once(),
