@@ -1,7 +1,8 @@
 """Several processes as one: the only file that talks to torch.distributed.
 
 Every function works, and does the obvious, in a single process. A launcher (torchrun) says
-through RANK, LOCAL_RANK and WORLD_SIZE who is who; nothing else is read from the environment.
+through RANK, LOCAL_RANK and WORLD_SIZE who is who, and through TORCHELASTIC_RESTART_COUNT how often
+they were restarted; nothing else is read from the environment.
 """
 
 import os
@@ -13,6 +14,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 _T = TypeVar("_T")
@@ -71,10 +74,18 @@ def start(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> None:
             f"device must be cpu or cuda under a launcher, got {device.type}; "
             "start a single process without torchrun"
         )
+    store, rank, world_size = next(rendezvous("env://"))
+    # torchrun's store still has the addresses of the processes that it has restarted.
+    store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
         timeout=timedelta(seconds=timeout_s),
     )
 

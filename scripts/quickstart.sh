@@ -19,10 +19,8 @@ deformable_detr=.venv/bin/deformable-detr
 "$deformable_detr" data trees --out "$photos"
 "$deformable_detr" data weights mobilenet_v2 --out data/weights
 
-resume=()
-[ -f "$run/last.pth" ] && resume=(--resume)
-"$deformable_detr" train --config quickstart --run-dir "$run" \
-  ${resume[@]+"${resume[@]}"} ${overrides[@]+"${overrides[@]}"}
+"$deformable_detr" train --config quickstart --run-dir "$run" --resume auto \
+  ${overrides[@]+"${overrides[@]}"}
 
 for set in val ood; do
   "$deformable_detr" evaluate --checkpoint "$run/last.pth" --images "$photos/$set" \

@@ -10,6 +10,7 @@ from deformable_detr.config import (
     CocoAugmentationConfig,
     ConfigError,
     DataConfig,
+    NoAugmentationConfig,
     RunConfig,
     ZoomCropAugmentationConfig,
 )
@@ -81,6 +82,8 @@ def build_train_transform(config: AugmentationConfig) -> Transform:
                     ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter),
                 )
             )
+        case NoAugmentationConfig():
+            return resize_only(config.size, config.max_size)
         case _:
             assert_never(config)
 
@@ -94,6 +97,8 @@ def largest_size(config: RunConfig) -> Size:
             width = max_size
         case ZoomCropAugmentationConfig(size=size):
             height = width = size
+        case NoAugmentationConfig(max_size=max_size):
+            height = width = max_size
         case _:
             assert_never(config.data.augmentation)
     limit = config.data.max_padded_pixels

@@ -6,6 +6,8 @@ from typing import Annotated, Final
 
 import typer
 
+from deformable_detr.cli.launcher import end_with_launcher
+
 AUTO: Final = "auto"  # after --resume, where an optional value would swallow KEY=VALUE
 
 
@@ -55,6 +57,16 @@ def train(
             "on the validation set, and do not train.",
         ),
     ] = False,
+    overfit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Try whether the first N training images can be learnt by heart, which takes "
+            "minutes; the first thing to do with new data.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train a detector; checkpoints, metrics and curves go to the run folder.
 
@@ -63,13 +75,17 @@ def train(
     SIGTERM and SIGUSR1 end the run after the step: it is saved, and the exit code is 75, or 0 under
     torchrun; state.json in the run folder says preempted.
     """
+    end_with_launcher()
     # What needs PyTorch is imported when the command runs, so that help is there at once.
     from deformable_detr import distributed
     from deformable_detr.cli.evaluation_run import run_evaluation
+    from deformable_detr.cli.overfitting import overfit_config, report_overfit
     from deformable_detr.cli.training_run import run_training
     from deformable_detr.config_io import load_config
     from deformable_detr.engine.stopping import EXIT_PREEMPTED, PreemptedError
 
+    if overfit and (resume or evaluate_only):
+        raise ValueError("--overfit must stand without --resume and --evaluate-only")
     if evaluate_only and (resume or overwrite):
         raise ValueError(
             "--evaluate-only must stand without --resume and --overwrite, as it changes no run"
@@ -79,10 +95,13 @@ def train(
     if resume_auto:
         given.remove(AUTO)
     settings = load_config(config, given)
-    folder = run_dir or Path("runs") / Path(config).stem
+    folder = run_dir or Path("runs") / (Path(config).stem + ("_overfit" if overfit else ""))
     chosen = distributed.choose_device(device)
     distributed.start(chosen, timeout_s=settings.train.timeout_s)
     try:
+        if overfit:
+            subset = folder.with_name(f"{folder.name}_images.json")
+            settings = overfit_config(settings, overfit, subset=subset)
         if evaluate_only:
             run_evaluation(settings, folder=folder, device=chosen, checkpoint=finetune_from)
         else:
@@ -94,6 +113,8 @@ def train(
                 overwrite=overwrite,
                 finetune_from=finetune_from,
             )
+        if overfit:
+            report_overfit(settings, folder)
     except PreemptedError as reason:
         logging.getLogger(__name__).info("saved and stopped: %s; --resume goes on", reason)
         raise typer.Exit(0 if distributed.is_started() else EXIT_PREEMPTED) from None

@@ -299,9 +299,9 @@ def _log_header(
         "validation": describe_dataset(len(data.val), data.val.num_dropped),
         "classes": data.train.label_space.describe(),
         "total batch": describe_batch(
+            total_batch=config.train.total_batch,
             micro_batch=config.train.micro_batch,
             world_size=distributed.world_size(),
-            accumulation=data.sampler.micro_batches_per_step,
         ),
         "length": f"{end} steps, {data.sampler.steps_per_epoch} an epoch",
         "learning rates": describe_learning_rates(state.optimizer),

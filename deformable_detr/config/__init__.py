@@ -29,6 +29,7 @@ from deformable_detr.config.data import (
     AugmentationConfig,
     CocoAugmentationConfig,
     DataConfig,
+    NoAugmentationConfig,
     SplitConfig,
     ZoomCropAugmentationConfig,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "ModelConfig",
     "ModulatedDeformConvConfig",
     "NeckConfig",
+    "NoAugmentationConfig",
     "OptimizerConfig",
     "PlainConvConfig",
     "PositionConfig",

@@ -55,8 +55,17 @@ class ZoomCropAugmentationConfig(FrozenModel):
         return self
 
 
+class NoAugmentationConfig(FrozenModel):
+    """None: images are resized as for evaluation, their shorter side to `size`."""
+
+    kind: Literal["none"] = "none"
+    size: Positive = 800
+    max_size: Positive = 1333
+
+
 AugmentationConfig = Annotated[
-    CocoAugmentationConfig | ZoomCropAugmentationConfig, Field(discriminator="kind")
+    CocoAugmentationConfig | ZoomCropAugmentationConfig | NoAugmentationConfig,
+    Field(discriminator="kind"),
 ]
 
 

@@ -1,9 +1,9 @@
 """The order of samples: the same for any number of processes and after any restart.
 
 A sampler yields micro-batches, the samples that one process takes in one forward pass. A step of
-the optimiser sees `total_batch` samples: `total_batch / micro_batch` micro-batches, shared evenly
-by the processes. Each sample is asked for by a `SampleKey`, which is all that its augmentation
-depends on.
+the optimiser sees `total_batch` samples: `total_batch / micro_batch` micro-batches, dealt out to
+the processes, of which some may get one more than others. Each sample is asked for by a
+`SampleKey`, which is all that its augmentation depends on.
 """
 
 from abc import abstractmethod
@@ -50,13 +50,19 @@ class StepSampler(Sampler[list[SampleKey]]):
     ) -> None:
         _require_positive(num_samples=num_samples, total_batch=total_batch, micro_batch=micro_batch)
         _require_rank(rank, world_size)
-        if total_batch % (micro_batch * world_size) != 0:
+        if total_batch % micro_batch != 0:
             raise ValueError(
-                f"total_batch must be divisible by micro_batch * world_size, got {total_batch}, "
-                f"{micro_batch} and {world_size}; choose a multiple of {micro_batch * world_size}, "
-                "or another micro_batch"
+                "total_batch must be a multiple of micro_batch, "
+                f"got {total_batch} and {micro_batch}"
             )
-        self.micro_batches_per_step = total_batch // (micro_batch * world_size)
+        count = total_batch // micro_batch
+        if world_size > count:
+            raise ValueError(
+                f"total_batch must have a micro-batch for each process, got {total_batch} samples "
+                f"in micro-batches of {micro_batch} for {world_size} processes; choose a smaller "
+                "micro_batch, or fewer processes"
+            )
+        self.micro_batches_per_step = len(range(rank, count, world_size))
         self._num_samples = num_samples
         self._total_batch = total_batch
         self._micro_batch = micro_batch
@@ -98,8 +104,9 @@ class MicroBatchSampler(StepSampler):
     """One permutation per (seed, epoch), cut into global batches, each dealt out to the ranks.
 
     Micro-batch i of a global batch goes to rank i % world_size, so the micro-batches of a step
-    are the same for any world_size. Where the samples do not divide into global batches, the
-    last ones are left out in this epoch; fewer than one global batch are repeated to fill it.
+    are the same for any world_size, though some ranks may get one more than others. Where the
+    samples do not divide into global batches, the last ones are left out in this epoch; fewer than
+    one global batch are repeated to fill it.
 
     Args:
         num_samples: of the data set.
@@ -133,9 +140,9 @@ class MicroBatchSampler(StepSampler):
     def _order_of_rank(self) -> list[int]:
         order = _shuffled(self._num_samples, derive_seed(self._seed, self._epoch))
         order = _fill_up(order, self.steps_per_epoch * self._total_batch)
-        steps = self._arrange(order.view(-1, self._total_batch))
-        micro_batches = steps.reshape(-1, self._micro_batch)
-        return micro_batches[self._rank :: self._world_size].flatten().tolist()
+        steps = self._arrange(order.view(self.steps_per_epoch, self._total_batch))
+        micro_batches = steps.reshape(self.steps_per_epoch, -1, self._micro_batch)
+        return micro_batches[:, self._rank :: self._world_size].flatten().tolist()
 
     def _arrange(self, steps: Tensor) -> Tensor:
         """The (steps, total_batch) samples of each step in the order they are cut up in."""
@@ -196,6 +203,9 @@ class DistributedOrderSampler(StepSampler):
         rank: of this process.
         world_size: number of processes.
         shuffle: else the samples come in order.
+
+    Raises:
+        ValueError: processes would get different numbers of samples, or none.
     """
 
     def __init__(
@@ -215,6 +225,11 @@ class DistributedOrderSampler(StepSampler):
             rank=rank,
             world_size=world_size,
         )
+        if total_batch % (micro_batch * world_size) != 0:
+            raise ValueError(
+                "total_batch must be a multiple of micro_batch * world_size in the official order, "
+                f"got {total_batch}, {micro_batch} and {world_size}"
+            )
         self._samples_per_rank = -(-num_samples // world_size)
         self.steps_per_epoch = self._samples_per_rank * world_size // total_batch
         if self.steps_per_epoch == 0:

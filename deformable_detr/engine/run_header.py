@@ -9,10 +9,16 @@ from torch.optim import Optimizer
 from deformable_detr.ops import Backend, resolve_backend
 
 
-def describe_batch(*, micro_batch: int, world_size: int, accumulation: int) -> str:
-    """The total batch and what it is made of."""
+def describe_batch(*, total_batch: int, micro_batch: int, world_size: int) -> str:
+    """The total batch and what it is made of; where shares are uneven, what that costs."""
+    accumulation, rest = divmod(total_batch // micro_batch, world_size)
+    if rest:
+        return (
+            f"{total_batch} = {total_batch // micro_batch} x {micro_batch} images, {accumulation} "
+            f"or {accumulation + 1} times for each of {world_size} processes, some of which wait"
+        )
     return (
-        f"{micro_batch * world_size * accumulation} = {micro_batch} images x "
+        f"{total_batch} = {micro_batch} images x "
         f"{world_size} {'process' if world_size == 1 else 'processes'} x "
         f"{accumulation} {'accumulation' if accumulation == 1 else 'accumulations'}"
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from deformable_detr import distributed
@@ -21,6 +22,16 @@ def dropout_seed(seed: int, step: int, index: int) -> int:
 def count_boxes(batches: Sequence[Batch]) -> float:
     """Objects of a step, of which these are this process's micro-batches; every process calls."""
     return mean_num_boxes(sum(len(target) for batch in batches for target in batch.targets))
+
+
+def mean_micro_batches(batches: Sequence[Batch]) -> float:
+    """Micro-batches of a process in a step, on average, as some may have one more than others.
+
+    Args:
+        batches: those of this process; every process calls.
+    """
+    total = distributed.all_reduce_sum(torch.tensor(float(len(batches))))
+    return total.item() / distributed.world_size()
 
 
 def with_mimicking(

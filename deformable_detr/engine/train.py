@@ -23,7 +23,12 @@ from deformable_detr.engine.progress import TrainingProgress
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.sentinels import warn_of_zero_ap
 from deformable_detr.engine.state import TrainState
-from deformable_detr.engine.step_losses import count_boxes, dropout_seed, with_mimicking
+from deformable_detr.engine.step_losses import (
+    count_boxes,
+    dropout_seed,
+    mean_micro_batches,
+    with_mimicking,
+)
 from deformable_detr.engine.stopping import PreemptedError, StopRequest
 from deformable_detr.engine.validation import Validation
 from deformable_detr.engine.watchdog import Watchdog
@@ -120,7 +125,7 @@ def fit(
                     state,
                     criterion,
                     loader,
-                    micro_batches=sampler.micro_batches_per_step,
+                    sampler,
                     end=end,
                     folder=folder,
                     progress=progress,
@@ -152,8 +157,8 @@ def train_one_epoch(
     state: TrainState,
     criterion: SetCriterion,
     loader: Iterable[Batch],
+    sampler: StepSampler,
     *,
-    micro_batches: int,
     end: int,
     folder: RunFolder,
     progress: TrainingProgress,
@@ -165,10 +170,10 @@ def train_one_epoch(
     log_every_steps: int,
     checkpoint_every_steps: int,
 ) -> None:
-    """Take the steps that `loader` has micro-batches for, `micro_batches` each, until `end`."""
+    """Take the steps that `loader` has micro-batches for, until `end`."""
     state.model.train()
     means = RunningMean()
-    for batches in _in_groups(loader, micro_batches):
+    for batches in _in_groups(loader, sampler.micro_batches_per_step):
         try:
             values = train_step(state, batches, criterion, seed=seed, max_grad_norm=max_grad_norm)
         except NonFiniteError as error:
@@ -189,7 +194,8 @@ def train_one_epoch(
         if state.step == end:
             return
         stop.check()
-        if state.step % checkpoint_every_steps == 0:
+        is_within_epoch = state.step % sampler.steps_per_epoch != 0  # at its end `fit` saves
+        if is_within_epoch and state.step % checkpoint_every_steps == 0:
             _save(state, folder, writer)
         writer.check()
 
@@ -251,6 +257,7 @@ def _accumulate_gradients(
 ) -> dict[str, Tensor]:
     """Add the gradients of all micro-batches up, times the loss scale; their losses, metrics."""
     values: dict[str, Tensor] = {}
+    weight = 1 / mean_micro_batches(batches)  # of a micro-batch in the mean over processes
     failure: ValueError | None = None
     for index, batch in enumerate(batches):
         batch = batch.to(state.device, non_blocking=True)
@@ -270,7 +277,7 @@ def _accumulate_gradients(
                 with autocast(state.precision, state.device):
                     losses = with_mimicking(state.model, batch, output, result, num_boxes)
                 metrics = detection_metrics(output.last, batch.targets, result.last_match)
-                shares = {name: value / len(batches) for name, value in metrics.items()}
+                shares = {name: value * weight for name, value in metrics.items()}
                 values = _add(values, losses | shares)
             if is_last:
                 _require_finite(values, failure, state)

@@ -4,24 +4,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.coco_files import write_coco_set
 from helpers.distributed_work import (
     DTYPES,
+    EMPTY_RANK_STEPS,
+    FIVE_VARIANTS,
     MAX_STEPS,
     VARIANTS,
     all_step_gradients,
+    empty_rank_batch,
     train_tiny,
+    uneven_step,
     validation_total,
+    variant_state,
     work_in_process,
 )
 from helpers.processes import run_in_processes
-from helpers.tiny_training import LABEL_SPACE
+from helpers.tiny_training import LABEL_SPACE, tiny_criterion
 from torch import Tensor
 
 from deformable_detr.engine.checkpoint import load_checkpoint
 from deformable_detr.engine.failure_bundle import FailureBundle
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.train import train_step
 
 pytestmark = pytest.mark.distributed
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
@@ -60,6 +67,35 @@ def test_two_processes_with_two_images_each_have_the_gradients_of_one_with_four(
     for one in together:
         difference = (one["gradients"][name] - expected).norm() / expected.norm()
         assert difference < TOLERANCE[dtype]
+
+
+def test_two_processes_with_uneven_shares_take_the_step_of_one(
+    together: list[dict[str, Any]],
+) -> None:
+    expected, expected_means = uneven_step()
+    for one in together:
+        gradients, means = one["uneven"]
+        assert (gradients - expected).norm() / expected.norm() < 1e-12
+        assert means == pytest.approx(expected_means, rel=1e-6)  # metrics are in float32
+
+
+@pytest.mark.parametrize("variant", FIVE_VARIANTS)
+def test_fifty_steps_beside_a_process_without_objects_end_with_the_gradients_of_one_process(
+    together: list[dict[str, Any]], variant: str
+) -> None:
+    """That they end at all is the point: a graph that depends on the targets would hang."""
+    first, second = (one["empty"][variant] for one in together)
+    for name, value in first["before"].items():
+        assert value.equal(second["before"][name]), name
+    state = variant_state(variant)
+    start = {name: value.clone() for name, value in state.model.state_dict().items()}
+    state.model.load_state_dict(first["before"])
+    assert not all(value.equal(first["before"][name]) for name, value in start.items())
+    pair = [empty_rank_batch(EMPTY_RANK_STEPS - 1, rank) for rank in range(2)]
+    train_step(state, pair, tiny_criterion(), seed=0, max_grad_norm=0)
+    expected = torch.cat([p.grad.flatten() for p in state.model.parameters() if p.grad is not None])
+    for one in (first, second):
+        assert (one["gradients"] - expected).norm() < 1e-10 * expected.norm()
 
 
 def test_processes_know_who_they_are(together: list[dict[str, Any]]) -> None:

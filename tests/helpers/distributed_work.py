@@ -51,6 +51,13 @@ SMALLER = (
     "model.encoder.num_layers=1",
     "model.decoder.num_layers=2",
 )
+FIVE_VARIANTS = ("single_scale", "single_scale_dc5", "multi_scale", "refine", "two_stage")
+EMPTY_RANK_STEPS = 50
+SMALLEST = (  # nearly all the work would be the backbone's, which sees no target
+    "model.backbone.freeze_up_to_stride=32",
+    "model.encoder.num_layers=1",
+    "model.decoder.num_layers=2",
+)
 TOTAL_BATCH = 4
 MAX_STEPS = 6
 
@@ -93,6 +100,31 @@ def all_step_gradients() -> Mapping[str, Tensor]:
     }
 
 
+def steps_beside_an_empty_rank(variant: str) -> dict[str, Any]:
+    """Take steps of which the second process has no object ever; the last step's circumstances."""
+    state = variant_state(variant)
+    for step in range(EMPTY_RANK_STEPS):
+        before = {name: value.clone() for name, value in state.model.state_dict().items()}
+        batch = empty_rank_batch(step, distributed.rank())
+        train_step(state, [batch], tiny_criterion(), seed=0, max_grad_norm=0)
+    return {"before": before, "gradients": _gradients(state.model)}
+
+
+def variant_state(variant: str) -> TrainState:
+    """Of a detector as small as can be, without dropout, in float64."""
+    model = small_detector(variant, *NO_DROPOUT, *SMALLEST, num_classes=NUM_CLASSES).double()
+    _perturb(model)
+    model.train()
+    optimizer = adamw(parameter_groups(model, lr=1e-3))
+    return TrainState(model, optimizer, CONSTANT, label_space=LABEL_SPACE, config={})
+
+
+def empty_rank_batch(step: int, rank: int) -> Batch:
+    """One image of a step: with objects for the first process, without for the second."""
+    count = (1 + step % 3) * (rank == 0)
+    return tiny_batch([2 * step + rank], [count], dtype=torch.float64, size=32)
+
+
 def work_in_process(folder: Path) -> dict[str, Any]:
     """Everything that needs company, in one start of the processes, as a start takes seconds."""
     whole, parts = RunFolder(folder / "whole"), RunFolder(folder / "parts")
@@ -100,6 +132,7 @@ def work_in_process(folder: Path) -> dict[str, Any]:
     train_tiny(parts, max_steps=3)
     result["resumed"] = train_tiny(parts, max_steps=MAX_STEPS, resume=True)
     result["gradients"] = all_step_gradients()
+    result["empty"] = {variant: steps_beside_an_empty_rank(variant) for variant in FIVE_VARIANTS}
     result["failed"] = failing_run(RunFolder(folder / "failed"))
     return result | _talk()
 
@@ -153,6 +186,18 @@ def failing_run(folder: RunFolder) -> str:
     return "no error"
 
 
+def uneven_step() -> tuple[Tensor, dict[str, float]]:
+    """One step of three micro-batches, dealt out: its gradients in a row, and its means."""
+    batches = [
+        tiny_batch(image_ids, counts, dtype=torch.float64)
+        for image_ids, counts in (([1, 2], [3, 0]), ([3, 4], [1, 2]), ([5, 6], [0, 4]))
+    ]
+    state, means = tiny_state(dropout=0.2, dtype=torch.float64), RunningMean()
+    own = batches[distributed.rank() :: distributed.world_size()]
+    means.update(train_step(state, own, tiny_criterion(), seed=0, max_grad_norm=0))
+    return _gradients(state.model), means.read()
+
+
 def validation_total(checkpoint: Checkpoint) -> float:
     """The loss of the averaged weights on the images of both processes, in one batch."""
     model = tiny_detector(dtype=torch.float64)
@@ -180,6 +225,7 @@ def _talk() -> dict[str, Any]:
         "mean": means.read(),
         "shares of counted": _shares_of_a_count(),
         "entered": entered,
+        "uneven": uneven_step(),
         "not finite": _failure(tiny_batch([1, 2], [0, 0]), value=math.nan),
         "not matched": _failure(tiny_batch([1, 2], [1, 1]), value=math.inf),
         "overflown": _overflow_once(),

@@ -43,6 +43,22 @@ def test_a_rank_takes_every_other_micro_batch_of_a_step():
     assert list(sampler_of(rank=1, world_size=2)) == alone[1::2]
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_every_world_size_gets_the_micro_batches_of_a_step_dealt_out(world_size):
+    alone = sampler_of()
+    steps = [list(alone)[begin : begin + 4] for begin in range(0, len(alone), 4)]
+    for rank in range(world_size):
+        sampler = sampler_of(rank=rank, world_size=world_size)
+        size = sampler.micro_batches_per_step
+        assert size in (4 // world_size, -(-4 // world_size))
+        own = list(sampler)
+        assert [own[size * i : size * (i + 1)] for i in range(len(steps))] == [
+            step[rank::world_size] for step in steps
+        ]
+        sampler.start_at(4)
+        assert list(sampler) == own[4 * size :]
+
+
 def test_an_epoch_is_a_permutation_without_its_last_samples():
     order = indices(sampler_of())
     assert len(order) == len(set(order)) == 48
@@ -96,7 +112,11 @@ def test_lengths_agree():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"total_batch": 10, "world_size": 2}, "got 10, 2 and 2; choose a multiple of 4"),
+        ({"total_batch": 9}, "total_batch must be a multiple of micro_batch, got 9 and 2"),
+        (
+            {"world_size": 5},
+            "got 8 samples in micro-batches of 2 for 5 processes",
+        ),
         ({"total_batch": 0}, "total_batch must be at least 1, got 0"),
         ({"micro_batch": 0}, "micro_batch must be at least 1, got 0"),
         ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
@@ -142,6 +162,11 @@ def test_the_official_order_resumes():
     resumed = official(1)
     resumed.start_at(3)
     assert list(resumed) == whole[3:]
+
+
+def test_the_official_order_refuses_uneven_shares():
+    with pytest.raises(ValueError, match=r"in the official order, got 4, 1 and 3"):
+        official(0, total_batch=4)
 
 
 def test_the_official_order_refuses_fewer_samples_than_a_batch():

@@ -12,11 +12,17 @@ from deformable_detr.ops import resolve_backend
 
 
 def test_the_total_batch_is_the_product_of_its_parts() -> None:
-    assert describe_batch(micro_batch=2, world_size=4, accumulation=3) == (
+    assert describe_batch(total_batch=24, micro_batch=2, world_size=4) == (
         "24 = 2 images x 4 processes x 3 accumulations"
     )
-    assert describe_batch(micro_batch=2, world_size=1, accumulation=1) == (
+    assert describe_batch(total_batch=2, micro_batch=2, world_size=1) == (
         "2 = 2 images x 1 process x 1 accumulation"
+    )
+
+
+def test_uneven_shares_of_a_batch_are_said() -> None:
+    assert describe_batch(total_batch=32, micro_batch=2, world_size=3) == (
+        "32 = 16 x 2 images, 5 or 6 times for each of 3 processes, some of which wait"
     )
 
 

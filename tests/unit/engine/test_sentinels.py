@@ -30,7 +30,12 @@ def test_it_is_reported_when_the_loss_has_fallen_enough() -> None:
 
 @pytest.mark.parametrize(
     ("losses", "ap50s"),
-    [([10.0, 9.0, 7.0, 6.0], [0.0, 0.002]), ([10.0, 9.0, 8.5, 8.1], [0.0, 0.0]), ([], [])],
+    [
+        ([10.0, 9.0, 7.0, 6.0], [0.0, 0.002]),
+        ([10.0, 9.0, 8.5, 8.1], [0.0, 0.0]),
+        ([10.0, 2.0], [0.0]),
+        ([], []),
+    ],
 )
 def test_a_run_that_learns_or_has_hardly_begun_is_left_alone(
     losses: list[float], ap50s: list[float]

@@ -270,21 +270,31 @@ def test_a_run_that_ended_before_its_evaluation_makes_up_for_it(
     assert (load_checkpoint(folder.last).evaluated, load_checkpoint(folder.best).step) == (6, 6)
 
 
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [
+        (3, [(3, 0), (4, 1), (6, 1), (8, 2), (8, 2)]),  # epochs end at 4 and 8
+        (2, [(2, 0), (4, 1), (6, 1), (8, 2), (8, 2)]),  # the evaluation at 8 is saved too
+    ],
+)
 def test_checkpoints_are_written_within_an_epoch_too(
-    tmp_path: Path, validation: Validation, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    validation: Validation,
+    monkeypatch: pytest.MonkeyPatch,
+    every: int,
+    expected: list[tuple[int, int]],
 ) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.claim()
     saved = []
 
     def write(self: object, path: Path, checkpoint: Checkpoint, **_: object) -> None:
-        saved.append((path.name, checkpoint.step))
+        saved.append((path.name, (checkpoint.step, checkpoint.epoch)))
 
     monkeypatch.setattr(CheckpointWriter, "write", write)
-    run(tiny_state(), folder.path, validation, max_steps=8, checkpoint_every_steps=3)
-    last = [step for name, step in saved if name == "last.pth"]
-    assert last == [3, 4, 6, 8, 8]  # epochs end at 4 and 8, where the evaluation is saved too
-    assert ("best.pth", 8) in saved
+    run(tiny_state(), folder.path, validation, max_steps=8, checkpoint_every_steps=every)
+    assert [moment for name, moment in saved if name == "last.pth"] == expected
+    assert ("best.pth", (8, 2)) in saved
 
 
 @pytest.mark.parametrize("stop_at", [3, 4])
