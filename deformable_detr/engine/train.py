@@ -14,6 +14,7 @@ from deformable_detr.data.samplers import StepSampler
 from deformable_detr.engine.checkpoint_writer import CheckpointWriter
 from deformable_detr.engine.curves import draw_curves
 from deformable_detr.engine.failure_recorder import FailureRecorder
+from deformable_detr.engine.finite import NonFiniteError, require_finite
 from deformable_detr.engine.memory import record_peak_memory
 from deformable_detr.engine.metrics import RunningMean, detection_metrics
 from deformable_detr.engine.optimizer import scale_learning_rates
@@ -38,10 +39,6 @@ logger = logging.getLogger(__name__)
 MAX_GRAD_NORM = 0.1  # official recipe
 EPOCHS = 50  # official recipe
 CHECKPOINT_EVERY = 500  # steps
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or the gradient of a step was infinite or not a number in some process."""
 
 
 def total_steps(steps_per_epoch: int, *, epochs: int, max_steps: int | None) -> int:
@@ -280,7 +277,7 @@ def _accumulate_gradients(
                 shares = {name: value * weight for name, value in metrics.items()}
                 values = _add(values, losses | shares)
             if is_last:
-                _require_finite(values, failure, state)
+                require_finite(values, failure, step=state.step, device=state.device)
             if failure is None:
                 state.scaler.scale(losses["total"]).backward()
     return values
@@ -295,23 +292,6 @@ def _in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 def _add(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
     detached = {name: value.detach() for name, value in second.items()}
     return {name: first[name] + value if first else value for name, value in detached.items()}
-
-
-def _require_finite(
-    values: Mapping[str, Tensor], failure: ValueError | None, state: TrainState
-) -> None:
-    """Stop every process if the loss of one is not finite.
-
-    This waits for the device, at no cost: the matcher has done so a moment before.
-    """
-    total = torch.full((), math.nan) if failure else values["total"]
-    if distributed.all_reduce_sum(total.to(state.device)).isfinite():
-        return
-    terms = [f"{name} {value}" for name, value in values.items() if not value.isfinite()]
-    own = str(failure) if failure else ", ".join(terms)
-    reports = distributed.all_gather_objects(own)
-    found = "; ".join(f"process {rank}: {text}" for rank, text in enumerate(reports) if text)
-    raise NonFiniteError(f"the loss of step {state.step} must be finite, got {found}") from failure
 
 
 def _validate(

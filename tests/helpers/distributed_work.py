@@ -30,11 +30,12 @@ from deformable_detr.engine.checkpoint import (
     weights_for_inference,
 )
 from deformable_detr.engine.evaluate import validation_loss
+from deformable_detr.engine.finite import NonFiniteError
 from deformable_detr.engine.metrics import RunningMean
 from deformable_detr.engine.optimizer import adamw, parameter_groups
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.state import TrainState
-from deformable_detr.engine.train import NonFiniteError, fit, train_step
+from deformable_detr.engine.train import fit, train_step
 from deformable_detr.engine.validation import Validation
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

@@ -21,7 +21,8 @@ from deformable_detr.data import transformed
 from deformable_detr.data.transforms import to_model_input
 from deformable_detr.engine.failure_bundle import FailureBundle
 from deformable_detr.engine.failure_recorder import FailureRecorder
-from deformable_detr.engine.train import NonFiniteError, fit
+from deformable_detr.engine.finite import NonFiniteError
+from deformable_detr.engine.train import fit
 from deformable_detr.structures import Sample, Target
 
 BAD_IMAGE = 3

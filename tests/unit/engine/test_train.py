@@ -24,12 +24,13 @@ from deformable_detr.data.collate import Batch
 from deformable_detr.engine.checkpoint import Checkpoint, load_checkpoint
 from deformable_detr.engine.checkpoint_writer import CheckpointWriter
 from deformable_detr.engine.failure_bundle import FailureBundle
+from deformable_detr.engine.finite import NonFiniteError
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.schedule import StepSchedule
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.stopping import PreemptedError, StopRequest
-from deformable_detr.engine.train import NonFiniteError, fit, total_steps, train_step
+from deformable_detr.engine.train import fit, total_steps, train_step
 from deformable_detr.engine.validation import Validation
 from deformable_detr.labels import LabelSpace
 
