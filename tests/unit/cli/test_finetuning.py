@@ -17,6 +17,7 @@ from deformable_detr.cli.finetuning import FinetuneSource
 from deformable_detr.config_io import load_config, to_yaml, validate_config
 from deformable_detr.conversion.coco_categories import COCO
 from deformable_detr.engine.checkpoint import load_checkpoint, save_checkpoint
+from deformable_detr.engine.run_folder import RunFolder
 
 NEW_CATEGORIES = {2: "Tree", 5: "cat", 6: "house"}  # the old ones: cat, dog, tree
 OLD_ROWS = {0: 2, 1: 0}
@@ -194,7 +195,8 @@ def test_a_file_of_quite_another_model_is_refused(
 
     assert code == 2
     assert f"{checkpoint} must fit at least half of the model's" in err
-    assert not (tmp_path / "run").exists()
+    assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
+    RunFolder(tmp_path / "run").check()  # the folder is as good as new for the next start
 
 
 def test_a_converted_file_is_not_resumed(

@@ -136,8 +136,9 @@ def test_tensorboard_on_a_full_disk_is_off_after_one_warning(
     folder = RunFolder(tmp_path)
     tracker = TensorBoard(folder.tensorboard, first_step=1)
     [events] = folder.tensorboard.iterdir()
-    events.unlink()
-    events.symlink_to("/dev/full")  # the writer opens its file anew for each flush
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    full.replace(events)  # the writer opens its file anew for each flush
     folder.tracking.open("TensorBoard", lambda: tracker)
     for step in range(1, 40):
         folder.record("train", {"step": step, "total": 1.0})
