@@ -54,6 +54,8 @@ class Run:
         launcher = ["torch.distributed.run", "--standalone", f"--max-restarts={max_restarts}"]
         launcher += [f"--nproc-per-node={self.processes}", "-m", "deformable_detr"]
         command = ["train", "--run-dir", str(self.files.path), "--resume", "auto", *self.arguments]
+        # A record is the mean of the steps since the one before it, or since the process began.
+        command += ["train.log_every=1"]
         with self.files.path.with_suffix(".log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", *launcher, *command], stdout=log, stderr=log

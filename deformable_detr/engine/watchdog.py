@@ -130,12 +130,14 @@ class Watchdog:
             self._tell(self._sign)
             if time.monotonic() - self._since > self._timeout_s:
                 stack = "".join(traceback.format_stack(frame))
+                named = self._who() or "no process can be named"
                 logger.critical(
                     "no progress for %g s (train.timeout_s): %s\nthis process is at:\n%s",
                     self._timeout_s,
-                    self._who() or "no process can be named",
+                    named,
                     stack,
                 )
+                self._tell(replace(self._sign, end=named))  # else it would seem to have died
                 logging.shutdown()
                 os._exit(EXIT_STALLED)  # the main thread cannot be woken up
 
