@@ -93,7 +93,7 @@ class FailureRecorder:
                 learning_rates=rates,
             )
             path = self._folder.failure(state.step, distributed.rank())
-            FailureBundle(
+            bundle = FailureBundle(
                 step=state.step,
                 rank=distributed.rank(),
                 message=message,
@@ -111,9 +111,11 @@ class FailureRecorder:
                 label_space=state.label_space.to_json(),
                 config=state.config,
                 versions=current_versions(),
-            ).save(path)
-            report = (
-                f"likely cause in process {distributed.rank()}: {cause} "
-                f"(run it again: deformable-detr doctor bundle {path})"
             )
+            then = f"run it again: deformable-detr doctor bundle {path}"
+            try:
+                bundle.save(path)
+            except (OSError, RuntimeError) as error:  # a full disk must not hide the cause
+                then = f"{path} could not be written: {error}"
+            report = f"likely cause in process {distributed.rank()}: {cause} ({then})"
         return "; ".join(text for text in distributed.all_gather_objects(report) if text)

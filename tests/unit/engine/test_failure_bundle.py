@@ -40,6 +40,14 @@ def test_a_bundle_is_tensors_and_plain_values(path: Path) -> None:
     assert_plain(torch.load(path, weights_only=True))
 
 
+def test_a_bundle_that_cannot_be_written_does_not_hide_the_cause(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "gone")
+    recorder = FailureRecorder(folder, tiny_criterion(), seed=3)
+    text = recorder.write(tiny_state(), [tiny_batch([1, 2], [1, 1])], "of a test")
+    assert "likely cause in process 0: not found" in text
+    assert f"{folder.failure(0, 0)} could not be written: " in text
+
+
 def test_a_missing_bundle_says_what_one_is_called(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"failure_step_N_rank_R\.pth"):
         FailureBundle.load(tmp_path / "none.pth")

@@ -81,6 +81,7 @@ def test_what_a_killed_process_did_not_finish_goes_when_the_run_is_resumed(tmp_p
 def test_a_lock_that_was_left_does_not_keep_a_run_out(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     RunFolder(tmp_path).claim()
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
 
 
 def test_resuming_and_overwriting_exclude_each_other(tmp_path: Path) -> None:

@@ -71,10 +71,12 @@ def test_a_second_start_waits_for_one_that_is_ending(tmp_path: Path) -> None:
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
     files = RunFolder(tmp_path / "run")
     with held_elsewhere(files) as process:
-        process.kill()
-        process.wait()
-        with locked(files, wait_s=0):
+        with pytest.raises(RuntimeError, match="must not be in use"), locked(files, wait_s=0):
             pass
+        process.kill()
+        assert process.wait() == -9
+        with locked(files, wait_s=0):
+            assert files.lock.is_file()
 
 
 def test_the_lock_is_held_inside_and_let_go_after(tmp_path: Path) -> None:
