@@ -54,5 +54,5 @@ def _ignore_signals(worker: int) -> None:
 
     The training process then finishes its step, and ends its workers itself.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in {signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}:  # none on Windows
         signal.signal(number, signal.SIG_IGN)

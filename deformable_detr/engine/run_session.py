@@ -1,7 +1,6 @@
 """What a run folder says of the process that writes to it: its lock, and `state.json`."""
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -18,6 +17,11 @@ from deformable_detr.engine.run_folder import RunFolder
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.stopping import PreemptedError
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 logger = logging.getLogger(__name__)
 LOCK_WAIT_S = 10.0  # for a process that is ending
 
@@ -27,7 +31,8 @@ def locked(files: RunFolder, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     """Keep every other start of the run out of its folder; every process must call it.
 
     The lock is the main process's and ends with it, however that ends. It is a POSIX record lock,
-    which NFS passes on to its server; where a file system has none, a warning says so.
+    which NFS passes on to its server; on Windows, or where a file system has
+    none, a warning says so.
 
     Args:
         files: the run folder, which is made.
@@ -59,24 +64,29 @@ def locked(files: RunFolder, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
 
 
 def _acquire(lock: BinaryIO, files: RunFolder, wait_s: float) -> None:
+    if fcntl is None:
+        return _warn_of_no_lock(files, "not on this system")
     end = time.monotonic() + wait_s
     while True:
         try:
             return fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                logger.warning(
-                    "run folder %s cannot be locked (%s); make sure that nothing else writes to it",
-                    files.path,
-                    error.strerror,
-                )
-                return None
+                return _warn_of_no_lock(files, error.strerror)
         if time.monotonic() > end:
             raise RuntimeError(
                 f"run folder must not be in use, got {files.path}, which {_holder(files.state)} "
                 "is writing to; wait for that run or end it, or choose another --run-dir"
             )
         time.sleep(0.2)
+
+
+def _warn_of_no_lock(files: RunFolder, reason: str | None) -> None:
+    logger.warning(
+        "run folder %s cannot be locked (%s); make sure that nothing else writes to it",
+        files.path,
+        reason,
+    )
 
 
 def _holder(state: Path) -> str:

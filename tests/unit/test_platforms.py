@@ -1,0 +1,29 @@
+import subprocess
+import sys
+from pathlib import Path
+
+# What Python lacks on Windows, taken away before anything of ours is imported.
+WITHOUT = """
+import signal, sys
+from pathlib import Path
+import torch, torchvision
+sys.modules["fcntl"] = sys.modules["resource"] = None
+del signal.SIGUSR1
+signal.Signals = [number for number in signal.Signals if number.name != "SIGUSR1"]
+import deformable_detr.cli.training_run, deformable_detr.cli.run_report
+from deformable_detr.data.loader import build_loader
+from deformable_detr.engine.memory import peak_memory
+from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.run_session import locked
+from deformable_detr.engine.stopping import StopRequest
+with StopRequest() as stop, locked(RunFolder(Path(sys.argv[1]))):
+    stop.check()
+print("started", peak_memory(torch.device("cpu")))
+"""
+
+
+def test_training_starts_without_what_windows_lacks(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "started {}\n", done.stderr
+    assert "cannot be locked (not on this system)" in done.stderr
