@@ -7,6 +7,7 @@ interrupted comparison goes on. The exit code is 1 if the loss of a run did not 
 `deformable-detr data` fetches; 60 steps of 3 seeds are half an hour of one idle core.
 
 Usage: .venv/bin/python scripts/compare_configs.py [--steps 60] [--seeds 0 1 2] [CONFIG ...]
+           [--set KEY=VALUE ...]
 """
 
 import argparse
@@ -42,18 +43,19 @@ def main() -> None:
     file = arguments.out / "runs.jsonl"
     arguments.out.mkdir(parents=True, exist_ok=True)
     done = {_key(record): record for record in read_records(file)}
+    settings = arguments.set
     for seed in arguments.seeds:  # first, so that what there is is comparable at any time
         for config in arguments.configs:
-            key = (config, seed, arguments.steps)
+            key = (config, seed, arguments.steps, tuple(settings))
             if key not in done:
                 done[key] = run(
-                    *(config, seed, arguments.steps, arguments.out),
+                    *(config, seed, arguments.steps, settings, arguments.out),
                     goes_on=seed == arguments.seeds[0],
                 )
                 with file.open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps(done[key]) + "\n")
     records = [
-        done[config, seed, arguments.steps]
+        done[config, seed, arguments.steps, tuple(settings)]
         for config in arguments.configs
         for seed in arguments.seeds
     ]
@@ -72,12 +74,20 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("configs", nargs="*", default=CONFIGS, metavar="CONFIG")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings in which all configs differ from their files",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     return parser.parse_args()
 
 
-def _key(record: Record) -> tuple[str, int, int]:
-    return record["config"], record["seed"], record["steps"]
+def _key(record: Record) -> tuple[str, int, int, tuple[str, ...]]:
+    settings = tuple(record.get("settings", ()))  # which older files lack
+    return record["config"], record["seed"], record["steps"], settings
 
 
 def read_records(file: Path) -> list[Record]:
@@ -91,11 +101,13 @@ def read_records(file: Path) -> list[Record]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def run(config: str, seed: int, steps: int, out: Path, *, goes_on: bool) -> Record:
+def run(
+    config: str, seed: int, steps: int, settings: Sequence[str], out: Path, *, goes_on: bool
+) -> Record:
     """Train and measure; and, where it `goes_on`, resume and detect on a photo of another site."""
     folder = out / f"{config.replace('/', '_')}_{steps}_{seed}"
     train = [
-        *("train", "--config", config, "--run-dir", str(folder), f"train.seed={seed}"),
+        *("train", "--config", config, "--run-dir", str(folder), *settings, f"train.seed={seed}"),
         "train.eval_every_epochs=1000000",  # at the end only
         f"train.log_every={max(1, steps // RECORDS)}",
     ]
@@ -105,7 +117,7 @@ def run(config: str, seed: int, steps: int, out: Path, *, goes_on: bool) -> Reco
     losses = [record["total"] for record in _metrics(folder, "train")]
     (measured,) = _metrics(folder, "evaluation")
     record = {
-        **{"config": config, "seed": seed, "steps": steps},
+        **{"config": config, "seed": seed, "steps": steps, "settings": list(settings)},
         **{"first_loss": losses[0], "last_loss": losses[-1]},
         **{name: measured[name] for name in ("AP", "AP50", "AP75", "AR100")},
         "cpu_seconds": round(cpu_seconds, 1),
@@ -154,7 +166,7 @@ def table(records: Sequence[Record]) -> list[str]:
             for name in ("first_loss", "last_loss", "AP50", "cpu_seconds")
         )
         rows.append(
-            f"| `{config}` | {_size(config)} | "
+            f"| `{config}` | {_size(config, own[0].get('settings', ()))} | "
             f"{statistics.mean(first):.2f}, {statistics.mean(last):.2f} | "
             f"{statistics.mean(ap50):.3f} ({min(ap50):.3f} to {max(ap50):.3f}) | "
             f"{statistics.mean(seconds):.0f} |"
@@ -162,9 +174,9 @@ def table(records: Sequence[Record]) -> list[str]:
     return rows
 
 
-def _size(config: str) -> str:
+def _size(config: str, overrides: Sequence[str]) -> str:
     """Two cells: parameters that detect one class, and multiply-adds for a validation image."""
-    settings = load_config(config)
+    settings = load_config(config, overrides)
     model = build_model(settings, num_classes=1, load_backbone_weights=False)
     model.mimicking = None
     parameters = sum(parameter.numel() for parameter in model.parameters())

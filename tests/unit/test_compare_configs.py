@@ -15,7 +15,7 @@ def script(monkeypatch):
     specification = importlib.util.spec_from_file_location("compare_configs", SCRIPT)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    monkeypatch.setattr(module, "_size", lambda config: f"{len(config)} | 0.5")
+    monkeypatch.setattr(module, "_size", lambda config, settings: f"{len(config)} | 0.5")
     return module
 
 
@@ -36,7 +36,7 @@ def test_what_is_in_the_file_is_not_done_again(script, monkeypatch, tmp_path, ca
     (tmp_path / "runs.jsonl").write_text(text + cut_off)
     runs = []
 
-    def run(config, seed, steps, out, *, goes_on):
+    def run(config, seed, steps, settings, out, *, goes_on):
         runs.append((config, seed, goes_on))
         return record(config, seed)
 
@@ -57,3 +57,32 @@ def test_a_loss_that_does_not_fall_is_an_error(script, monkeypatch, tmp_path):
     )
     with pytest.raises(SystemExit, match="must fall in every run, got none in a seed 0, a seed 2"):
         call(script, monkeypatch, tmp_path, "a", "--seeds", "0", "2")
+
+
+def test_other_settings_are_other_runs(script, monkeypatch, tmp_path):
+    runs = []
+
+    def run(config, seed, steps, settings, out, *, goes_on):
+        runs.append((config, settings))
+        return record(config, seed) | {"settings": settings}
+
+    monkeypatch.setattr(script, "run", run)
+    for _ in range(2):
+        call(script, monkeypatch, tmp_path, "a", "--seeds", "0")
+        call(
+            script, monkeypatch, tmp_path, "a", "--seeds", "0", "--set", "train.clip_norm=1", "b=2"
+        )
+    assert runs == [("a", []), ("a", ["train.clip_norm=1", "b=2"])]
+
+
+def test_settings_reach_the_command(script, monkeypatch, tmp_path):
+    commands = []
+    monkeypatch.setattr(script, "_command", lambda *arguments: commands.append(arguments))
+    losses = [{"total": 12.0}, {"total": 6.0}]
+    measured = [dict.fromkeys(("AP", "AP50", "AP75", "AR100"), 0.1)]
+    monkeypatch.setattr(
+        script, "_metrics", lambda folder, kind: losses if kind == "train" else measured
+    )
+    found = script.run("a", 0, 60, ["train.clip_norm=1"], tmp_path, goes_on=False)
+    assert found["settings"] == ["train.clip_norm=1"]
+    assert "train.clip_norm=1" in commands[0]

@@ -47,7 +47,7 @@ class Ahead {
   // What is due with this query in the walk through this one of the levels.
   void fetch(int64_t query, int64_t level, int64_t levels) const {
     for (int64_t i = level; i < 4; i += levels) {
-      prefetch<0>(pieces_[i].memory + query * pieces_[i].step, pieces_[i].bytes);
+      prefetch(pieces_[i].memory + query * pieces_[i].step, pieces_[i].bytes);
     }
   }
 

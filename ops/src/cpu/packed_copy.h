@@ -116,8 +116,7 @@ inline void for_each_pixel_row(const deformable_detr::LevelTable& levels, int64_
 template <typename V, typename Rows, typename T, bool kBackward>
 inline void pack_head(const Call& call, int64_t n, int64_t m,
                       const PackedMemory<V, typename Rows::Element, kBackward>& memory) {
-  // Far enough for main memory to answer while the rows before are copied; and into the second-level
-  // cache, as the rows share few places of the first one.
+  // Far enough for main memory to answer while the rows before are copied.
   constexpr int64_t kAhead = 24;
   const auto& dims = call.dims;
   const int64_t step = dims.M * dims.D, size = memory.cell_size(memory.row);
@@ -132,7 +131,7 @@ inline void pack_head(const Call& call, int64_t n, int64_t m,
                        zero_until(cell);
                        for (int64_t i = 0; i < width; ++i) {
                          const T* at = head + (from + i) * step;
-                         prefetch<2>(at + kAhead * step, dims.D * sizeof(T));
+                         prefetch(at + kAhead * step, dims.D * sizeof(T));
                          auto* to = packed + (cell + i) * size;
                          Rows::pack(at, dims.D, to);
                          std::fill(to + memory.row, to + size, typename Rows::Element(0));

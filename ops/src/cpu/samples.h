@@ -276,13 +276,13 @@ inline void store_reference_gradient(const View<Scalar>& view, const SampleTable
   }
 }
 
-// Asks for memory that will be used once, without pushing out what the caches hold (kLocality 0),
-// or for the second-level cache (2).
-template <int kLocality>
+// Asks for memory on behalf of the second-level cache. The first one, smaller than what a block of
+// queries reads, would have lost it again by the time it is wanted.
 inline void prefetch(const void* memory, int64_t bytes) {
 #if defined(__GNUC__)
+  constexpr int kRead = 0, kSecondLevel = 2;
   for (int64_t i = 0; i < bytes; i += 64) {
-    __builtin_prefetch(static_cast<const std::byte*>(memory) + i, 0, kLocality);
+    __builtin_prefetch(static_cast<const std::byte*>(memory) + i, kRead, kSecondLevel);
   }
 #endif
 }
