@@ -14,7 +14,8 @@ constexpr int32_t kNoCell = -1;
 // how much each counts, a row of a query's samples for each of the eight.
 constexpr int64_t kDirectArrays = 8;
 
-// Memory of a unit. One query's heads are prepared together: they look at much the same pixels.
+// Memory of a unit. Forward, one query's heads are done together: they look at much the same
+// pixels. Backward, one head after the other.
 template <typename V, bool kBackward>
 struct DirectMemory {
   using Scalar = typename V::Scalar;
@@ -23,7 +24,9 @@ struct DirectMemory {
   SampleTable<Scalar> table;
   Scalar* weights;  // softmax of the logits, a row a head
   typename V::Index* samples;
-  Scalar* dots;  // backward only: four rows, a corner each, of one head
+  // Backward only: four rows, a corner each, of one query; and the gradient of one head's value,
+  // its rows together, so that what is added to at random places stays in the nearer caches.
+  Scalar *dots, *grad_head;
 
   DirectMemory(Arena& arena, const Call& call)
       : samples_row(round_up(call.dims.L * call.dims.P, V::kLanes)),
@@ -31,7 +34,8 @@ struct DirectMemory {
         table(arena, samples_row),
         weights(arena.take<Scalar>(call.dims.M * samples_row)),
         samples(arena.take<typename V::Index>(kDirectArrays * call.dims.M * samples_row)),
-        dots(kBackward ? arena.take<Scalar>(4 * dots_row) : nullptr) {}
+        dots(kBackward ? arena.take<Scalar>(4 * dots_row) : nullptr),
+        grad_head(kBackward ? arena.take<Scalar>(call.dims.S * call.dims.D) : nullptr) {}
 
   static DirectMemory of_thread(const Call& call) {
     Arena counting(nullptr);
@@ -129,29 +133,34 @@ void forward_direct(const Call& call, const Unit& unit) {
   }
 }
 
-template <typename V, int kVectors, typename Index>
-inline void spread_samples(const typename V::Scalar* head, typename V::Scalar* grad_head,
-                           const Index* cells, int64_t samples_row, int64_t size, int64_t step,
-                           const typename V::Scalar* grad_output, bool add,
-                           typename V::Scalar* dots, int64_t dots_row) {
+template <typename V, int kVectors, typename T, typename Index>
+inline void spread_samples(const T* head, typename V::Scalar* grad_head, const Index* cells,
+                           int64_t samples_row, int64_t size, int64_t step, int64_t D,
+                           const T* grad_output, bool add, typename V::Scalar* dots,
+                           int64_t dots_row) {
   using F = typename V::F;
   using Scalar = typename V::Scalar;
+  const auto load = [](const T* row, int v) {
+    return V::load_some(row + v * V::kLanes, V::kLanes, Scalar(0));
+  };
   const Scalar* weights = reinterpret_cast<const Scalar*>(cells) + 4 * samples_row;
   F gradient[kVectors];
-  for (int v = 0; v < kVectors; ++v) gradient[v] = V::load(grad_output + v * V::kLanes);
+  for (int v = 0; v < kVectors; ++v) gradient[v] = load(grad_output, v);
   for (int64_t first = 0; first < size; first += 4) {
     typename V::Four products[4] = {};
     for (int64_t k = first; k < std::min(first + 4, size); ++k) {
       if (cells[k] == kNoCell) continue;
       F product[4];
       for (int i = 0; i < 4; ++i) {
-        const int64_t at = cells[i * samples_row + k] * step;
+        const int64_t cell = cells[i * samples_row + k];
+        const T* row = head + cell * step;
+        Scalar* grad_row = grad_head + cell * D;
         const F share(weights[i * samples_row + k]);
         product[i] = F(Scalar(0));
         for (int v = 0; v < kVectors; ++v) {
-          const int64_t of = at + v * V::kLanes;
-          product[i] = V::fma(gradient[v], V::load(head + of), product[i]);
-          V::store(grad_head + of, V::fma(share, gradient[v], V::load(grad_head + of)));
+          Scalar* sum = grad_row + v * V::kLanes;
+          product[i] = V::fma(gradient[v], load(row, v), product[i]);
+          V::store(sum, V::fma(share, gradient[v], V::load(sum)));
         }
       }
       products[k - first] = V::sums_of_four(product[0], product[1], product[2], product[3]);
@@ -160,34 +169,46 @@ inline void spread_samples(const typename V::Scalar* head, typename V::Scalar* g
   }
 }
 
-// The gradient of value must be zero before the first of these calls.
-template <typename V>
+// Writes a head's gradient to its place among those of the other heads, and leaves zeros behind.
+template <typename V, typename T>
+inline void move_gradient(const Call& call, typename V::Scalar* grad_head, T* to) {
+  using F = typename V::F;
+  using Scalar = typename V::Scalar;
+  const int64_t D = call.dims.D, step = call.dims.M * D;
+  for (int64_t cell = 0; cell < call.dims.S; ++cell, grad_head += D, to += step) {
+    for (int64_t d = 0; d < D; d += V::kLanes) {
+      V::put(to + d, V::load(grad_head + d), V::kLanes, call.is_value_streamed);
+      V::store(grad_head + d, F(Scalar(0)));
+    }
+  }
+}
+
+template <typename V, typename T>
 void backward_direct(const Call& call, const Unit& unit) {
   using Scalar = typename V::Scalar;
   const auto& dims = call.dims;
   const auto memory = DirectMemory<V, true>::of_thread(call);
   const int64_t step = dims.M * dims.D, size = dims.L * dims.P;
-  const Scalar* value = static_cast<const Scalar*>(call.value) + unit.n * dims.S * step;
-  Scalar* grad_value = static_cast<Scalar*>(call.grad_value) + unit.n * dims.S * step;
-  const Scalar* grad_output = static_cast<const Scalar*>(call.grad_output) + unit.n * dims.Q * step;
-  for (int64_t q = unit.begin; q < unit.end; ++q) {
-    for (int64_t m = unit.first_head; m < unit.last_head; ++m) {
-      prepare_direct<V>(View<Scalar>(call, unit.n, m), q, m, memory);
-    }
-    for (int64_t m = unit.first_head; m < unit.last_head; ++m) {
+  const T* value = static_cast<const T*>(call.value) + unit.n * dims.S * step;
+  T* grad_value = static_cast<T*>(call.grad_value) + unit.n * dims.S * step;
+  const T* grad_output = static_cast<const T*>(call.grad_output) + unit.n * dims.Q * step;
+  std::fill(memory.grad_head, memory.grad_head + dims.S * dims.D, Scalar(0));
+  for (int64_t m = unit.first_head; m < unit.last_head; ++m) {
+    const View<Scalar> view(call, unit.n, m);
+    for (int64_t q = unit.begin; q < unit.end; ++q) {
+      prepare_direct<V>(view, q, m, memory);
       for_each_group<V, PlainRows<V>>(dims.D, [&](int64_t channel, auto vectors) {
         const int64_t of = m * dims.D + channel;
         spread_samples<V, vectors.value>(
-            value + of, grad_value + of, memory.samples_of(m), memory.samples_row, size, step,
-            grad_output + q * step + of, channel != 0, memory.dots, memory.dots_row);
+            value + of, memory.grad_head + channel, memory.samples_of(m), memory.samples_row, size,
+            step, dims.D, grad_output + q * step + of, channel != 0, memory.dots, memory.dots_row);
       });
-      const View<Scalar> view(call, unit.n, m);
       store_gradients<V, true>(view, memory.table, q, memory.weights_of(view, q, m), memory.dots,
                                memory.dots_row);
       if (view.grad_reference != nullptr) {
         store_reference_gradient<Scalar>(view, memory.table, q, memory.dots, memory.dots_row);
       }
     }
+    move_gradient<V>(call, memory.grad_head, grad_value + m * dims.D);
   }
-  V::finish_streams();
 }

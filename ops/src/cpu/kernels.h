@@ -31,8 +31,9 @@ struct Call {
   const void* points;
   const void* weights;
   const void* reference_points;
-  bool is_streamed;  // the results are too large for the caches: write past them
-  void* output;      // forward only; what follows is for the backward pass only
+  bool is_streamed;        // the results of queries are too large for the caches: write past them
+  void* output;            // forward only; what follows is for the backward pass only
+  bool is_value_streamed;  // so is the gradient of value
   const void* grad_output;
   void* grad_value;
   void* grad_points;
@@ -72,8 +73,7 @@ extern const Kernels kAvx512Kernels;
 const Kernels& kernels_for(ValueType type);
 
 // Whether a packed copy of value would cost more than the few samples gain from it. Rows that are
-// no whole vectors are only read from the packed copy, where they are filled up; and the backward
-// pass adds to the gradient of value as it is, which it does not in numbers of 16 bits.
+// no whole vectors are only read from the packed copy, where they are filled up.
 inline bool is_direct(const Dims& dims, int64_t lanes) {
   return dims.Q * dims.L * dims.P < dims.S && dims.D % lanes == 0;
 }

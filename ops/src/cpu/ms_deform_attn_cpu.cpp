@@ -213,8 +213,7 @@ Gradients run_backward(const Tensor& grad_output, const Arguments& arguments,
     return zeros ? torch::stable::new_zeros(like, shape) : new_result(like, shape);
   };
   const std::vector<int64_t> none = {0}, reference = {dims.N, dims.Q, dims.M, dims.L, dims.R};
-  Gradients gradients = {make(arguments.value, {dims.N, dims.S, dims.M, dims.D},
-                              empty || is_direct(dims, kernels.lanes)),
+  Gradients gradients = {make(arguments.value, {dims.N, dims.S, dims.M, dims.D}, empty),
                          make(arguments.points, {dims.N, dims.Q, dims.M, dims.L, dims.P, 2}, empty),
                          make(arguments.points, {dims.N, dims.Q, dims.M, dims.L, dims.P}, empty),
                          make(arguments.points, needs_reference_grad ? reference : none, empty)};
@@ -228,6 +227,7 @@ Gradients run_backward(const Tensor& grad_output, const Arguments& arguments,
       call.grad_reference = gradients.reference_points.mutable_data_ptr();
     }
     call.is_streamed = gradients.points.numel() > kStreamedNumbers;
+    call.is_value_streamed = gradients.value.numel() > kStreamedNumbers;
     torch::stable::parallel_for(0, dims.N * dims.M, 1, [&](int64_t begin, int64_t end) {
       while (begin < end) {  // as many heads of one image as there are
         const int64_t n = begin / dims.M, last = std::min(end, (n + 1) * dims.M);

@@ -31,8 +31,9 @@ inline void prepare_samples(const View<typename V::Scalar>& view, int64_t query,
 }
 
 // What the walks of a block through the levels fetch from main memory meanwhile: the next block's
-// points and weights, and the lines that the block's output goes to, unless it goes past the caches.
-// Each walk fetches some, a little with each query, as memory answers a few requests at a time.
+// points and weights, and the lines that the block's output goes to, unless it goes past the
+// caches. Each walk fetches some, a little with each query, as memory answers a few requests at a
+// time.
 class Ahead {
  public:
   // `row` is the first query's row of output, or of its gradient, `row_step` elements before the
@@ -162,7 +163,7 @@ void forward_packed(const Call& call, const Unit& unit, int64_t m) {
         // The usual case: four points, four levels, and a row that is one group.
         if (dims.P == 4 && memory.samples_row == 16 && row == kVectors * V::kLanes) {
           add_level<V, Rows, kVectors, 4, 16>(memory, level, stride, dims, count, 0, ahead, out,
-                                               call.is_streamed);
+                                              call.is_streamed);
         } else {
           add_level<V, Rows, kVectors, 0, 0>(memory, level, stride, dims, count, channel, ahead,
                                              out, call.is_streamed);

@@ -152,7 +152,8 @@ inline void unpack_head(const Call& call, int64_t n, int64_t m,
         for (int64_t i = 0; i < width; ++i) {
           const auto* from = memory.packed + (cell + i) * memory.cell_size(memory.row) + memory.row;
           for (int64_t d = 0; d < dims.D; d += V::kLanes) {
-            V::put(head + (to + i) * step + d, V::load(from + d), dims.D - d, call.is_streamed);
+            V::put(head + (to + i) * step + d, V::load(from + d), dims.D - d,
+                   call.is_value_streamed);
           }
         }
       });

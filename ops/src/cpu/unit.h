@@ -17,9 +17,10 @@ void forward(const Call& call, const Unit& unit) {
 
 template <typename V, typename T>
 void backward(const Call& call, const Unit& unit) {
-  if constexpr (std::is_same_v<T, typename V::Scalar>) {
-    if (deformable_detr::is_direct(call.dims, V::kLanes)) return backward_direct<V>(call, unit);
+  if (deformable_detr::is_direct(call.dims, V::kLanes)) {
+    backward_direct<V, T>(call, unit);
+  } else {
+    for (int64_t m = unit.first_head; m < unit.last_head; ++m) backward_packed<V, T>(call, unit, m);
   }
-  for (int64_t m = unit.first_head; m < unit.last_head; ++m) backward_packed<V, T>(call, unit, m);
   V::finish_streams();
 }
