@@ -1,6 +1,8 @@
 """How much memory training has taken at its peak."""
 
+import re
 import sys
+from pathlib import Path
 
 import torch
 
@@ -30,12 +32,22 @@ def peak_memory(device: torch.device) -> dict[str, float]:
         }
         torch.cuda.reset_peak_memory_stats(device)
     elif resource is not None:
-        units = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peaks = {"peak_resident_mb": units * _BYTES_PER_UNIT / 1e6}
+        peaks = {"peak_resident_mb": _peak_resident_bytes() / 1e6}
     else:
         peaks = {}
     everywhere = distributed.all_gather_objects(peaks)
     return {name: max(one[name] for one in everywhere) for name in peaks}
+
+
+def _peak_resident_bytes() -> int:
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:  # not Linux
+        status = ""
+    if found := re.search(r"VmHWM:\s+(\d+) kB", status):
+        return int(found[1]) * 1024
+    # On Linux this one would also count the program that started this one.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_UNIT
 
 
 def record_peak_memory(state: TrainState, folder: RunFolder) -> str:
