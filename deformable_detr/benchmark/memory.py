@@ -2,15 +2,14 @@
 
 import ctypes
 import gc
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from deformable_detr.benchmark.machine import has_glibc
+from deformable_detr.engine.memory import resident_bytes
 
-_STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): the peak resident set size becomes the present one
 
@@ -30,11 +29,11 @@ def peak_extra_megabytes(call: Callable[[], object], *, device: str) -> float | 
         ctypes.CDLL(None).malloc_trim(0)
     try:
         _CLEAR_REFS.write_text(_RESET_PEAK)
-        before, code_before = _resident_bytes("VmRSS"), _resident_bytes("RssFile")
+        before, code_before = resident_bytes("VmRSS"), resident_bytes("RssFile")
     except OSError:
         return None
     result = call()
-    peak, code = _resident_bytes("VmHWM"), _resident_bytes("RssFile")
+    peak, code = resident_bytes("VmHWM"), resident_bytes("RssFile")
     del result
     return (peak - before - (code - code_before)) / 1e6
 
@@ -46,10 +45,3 @@ def _peak_on_gpu(call: Callable[[], object]) -> float:
     call()
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 1e6
-
-
-def _resident_bytes(field: str) -> int:
-    found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
-    if found is None:
-        raise OSError(f"{_STATUS} must hold {field}, found none")
-    return int(found[1]) * 1024

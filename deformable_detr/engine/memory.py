@@ -15,6 +15,7 @@ try:
 except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
 
+_STATUS = Path("/proc/self/status")
 _BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, getrusage(2)
 
 
@@ -39,15 +40,23 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     return {name: max(one[name] for one in everywhere) for name in peaks}
 
 
+def resident_bytes(field: str) -> int:
+    """What Linux counts of this process's memory, by a name of proc(5), such as "VmHWM", the peak.
+
+    Raises:
+        OSError: the system does not tell.
+    """
+    found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError(f"{_STATUS} must hold {field}, found none")
+    return int(found[1]) * 1024
+
+
 def _peak_resident_bytes() -> int:
     try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except OSError:  # not Linux
-        status = ""
-    if found := re.search(r"VmHWM:\s+(\d+) kB", status):
-        return int(found[1]) * 1024
-    # On Linux this one would also count the program that started this one.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_UNIT
+        return resident_bytes("VmHWM")
+    except OSError:  # not Linux, where this one would also count the program that started this one
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_UNIT
 
 
 def record_peak_memory(state: TrainState, folder: RunFolder) -> str:

@@ -51,6 +51,14 @@ def test_largest_errors_at_the_size_of_a_real_call(references):
         assert errors(native, exact)[counts].max() <= 2 * errors(reference, exact)[counts].max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_few_queries_on_a_large_value(dtype, references, instruction_set):
+    """Its gradient is so large that it is written past the caches."""
+    call = random_call(dtype, N=1, Q=20, M=8, D=32, levels=((90, 100),), references=references)
+    assert call.tensors[0].numel() > 2**21
+    assert_as_exact_as_the_reference(call)
+
+
 @QUERIES
 @pytest.mark.parametrize("D", [1, 2, 16, 30, 64, 71])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
