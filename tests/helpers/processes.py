@@ -4,7 +4,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import multiprocessing
@@ -28,7 +28,14 @@ def run_in_processes(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     multiprocessing.spawn(_work, (function, folder, world_size, port), nprocs=world_size)
-    return [torch.load(_result(folder, rank), weights_only=False) for rank in range(world_size)]
+    return [_take_result(folder, rank) for rank in range(world_size)]
+
+
+def _take_result(folder: Path, rank: int) -> Any:
+    path = _result(folder, rank)
+    result = torch.load(path, weights_only=False)
+    path.unlink()  # it can be a gigabyte
+    return result
 
 
 def _result(folder: Path, rank: int) -> Path:
