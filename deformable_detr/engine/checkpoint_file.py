@@ -23,13 +23,16 @@ _COMMENT_SIZE = struct.Struct("<H")  # the last field of the end record
 _CHUNK = 1 << 20
 
 
-def write_file(path: Path, content: object, *, previous: Path | None = None) -> None:
+def write_file(
+    path: Path, content: object, *, previous: Path | None = None, noun: str = "checkpoint"
+) -> None:
     """Write `content` so that there is, at any moment, a whole file: the old one or the new one.
 
     Args:
         path: gets the content.
         content: tensors and plain values.
         previous: gets the file that `path` was until now.
+        noun: what errors call the file.
 
     Raises:
         RuntimeError: it could not be written; what was there before is untouched.
@@ -49,15 +52,19 @@ def write_file(path: Path, content: object, *, previous: Path | None = None) -> 
             temporary.unlink(missing_ok=True)
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise RuntimeError(
-            f"checkpoint {path} could not be written ({reason}); what was there before is "
+            f"{noun} {path} could not be written ({reason}); what was there before is "
             "untouched; free space or choose another run folder"
         ) from error
 
 
-def read_file(path: Path) -> Any:
+def read_file(path: Path, *, noun: str = "checkpoint") -> Any:
     """Read the content onto the CPU; no code in the file is ever run.
 
     A file without a hash, from before there were any, is read as it is.
+
+    Args:
+        path: of the file.
+        noun: what errors call the file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -65,22 +72,22 @@ def read_file(path: Path) -> Any:
     """
     if path.is_dir():
         raise ValueError(
-            f"checkpoint must be a file, got the folder {path}; "
+            f"{noun} must be a file, got the folder {path}; "
             f"a run folder has {path / 'best.pth'} and {path / 'last.pth'}"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist; check the path")
-    _verify(path)
+        raise FileNotFoundError(f"{noun} {path} does not exist; check the path")
+    _verify(path, noun)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"checkpoint {path} must hold tensors and plain values only, got other objects, "
+            f"{noun} {path} must hold tensors and plain values only, got other objects, "
             "which could run code when loaded; do not trust this file"
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path} is damaged ({reason})") from error
+        raise ValueError(f"{noun} {path} is damaged ({reason})") from error
 
 
 def partial_file(path: Path) -> Path:
@@ -99,26 +106,24 @@ def _seal(file: BinaryIO) -> None:
     file.write(digest)
 
 
-def _verify(path: Path) -> None:
+def _verify(path: Path, noun: str) -> None:
     """Refuse a file that is not an archive, or not the one whose hash it ends with."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC and not zipfile.is_zipfile(path):
-            raise ValueError(f"checkpoint {path} is not a file that PyTorch wrote ({size} bytes)")
+            raise ValueError(f"{noun} {path} is not a file that PyTorch wrote ({size} bytes)")
         file.seek(max(0, size - HASH_BYTES))
         end = file.read()
         file.seek(0)
         is_sealed = end.startswith(HASH_LABEL)
         if is_sealed and _hash(file, size - HASH_BYTES) != end:
             raise ValueError(
-                f"checkpoint {path} has been altered since it was written: "
+                f"{noun} {path} has been altered since it was written: "
                 "its content does not have the SHA-256 that it ends with"
             )
     has_no_comment = end[-_END_BYTES:].startswith(_END_MAGIC) and end.endswith(b"\0\0")
     if not is_sealed and not has_no_comment:
-        raise ValueError(
-            f"checkpoint {path} is truncated, or its end has been altered ({size} bytes)"
-        )
+        raise ValueError(f"{noun} {path} is truncated, or its end has been altered ({size} bytes)")
 
 
 def _hash(file: BinaryIO, size: int) -> bytes:

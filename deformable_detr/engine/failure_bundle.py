@@ -1,7 +1,5 @@
 """FailureBundle: everything that a step which failed needs to be run again, in one file."""
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deformable_detr.data.collate import Batch
+from deformable_detr.engine.checkpoint_file import read_file, write_file
 from deformable_detr.engine.precision import low_precision
 from deformable_detr.structures import ImageBatch, Target
 
@@ -87,9 +86,13 @@ class FailureBundle:
         return float(self.scaler.get("scale", 1.0))
 
     def save(self, path: Path) -> None:
-        """Write the file; tensors and plain values only."""
+        """Write the file, tensors and plain values only.
+
+        Raises:
+            RuntimeError: it could not be written.
+        """
         content = {field.name: getattr(self, field.name) for field in fields(self)}
-        torch.save({"format": FORMAT, **content}, path)
+        write_file(path, {"format": FORMAT, **content}, noun="bundle")
 
     @classmethod
     def load(cls, path: Path) -> "FailureBundle":
@@ -99,20 +102,12 @@ class FailureBundle:
             FileNotFoundError: there is no such file.
             ValueError: the file is not a whole bundle.
         """
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(
                 f"bundle {path} does not exist; a run whose step fails leaves "
                 "failure_step_N_rank_R.pth in its folder"
             )
-        if not zipfile.is_zipfile(path):
-            raise ValueError(f"bundle {path} must be a whole file that PyTorch wrote, got another")
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"bundle {path} must be a whole file of tensors and plain values, got: {reason}"
-            ) from error
+        content = read_file(path, noun="bundle")
         names = {field.name for field in fields(cls)}
         if not isinstance(content, dict) or content.keys() != names | {"format"}:
             raise ValueError(

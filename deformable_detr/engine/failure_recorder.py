@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, dataclass
 
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
@@ -58,64 +58,96 @@ class FailureRecorder:
             The likely causes, and where the bundles are, for people.
         """
         self.note(state)
-        num_boxes = count_boxes(batches)
-        bad_weights = non_finite_weights(state.model)
-        # A copy, as gradients of the detector itself would go to the other processes.
-        model = copy.deepcopy(state.model)
-
-        def run_again(index: int, precision: str) -> Examination:
-            return examine(
-                model,
-                self._criterion,
-                batches[index].to(state.device),
-                num_boxes=num_boxes,
-                dropout_seed=dropout_seed(self._seed, state.step, index),
-                low_precision=low_precision(precision),
-                loss_scale=state.scaler.get_scale(),
-            )
-
-        for index in range(len(batches)):  # the last one if none fails again
-            examination = run_again(index, state.precision)
-            if not examination.is_finite:
-                break
-        is_own = bad_weights != [] or not examination.is_finite
-        has_any = any(distributed.all_gather_objects(is_own))
+        failing = self._find_failing(state, batches, count_boxes(batches))
+        has_any = any(distributed.all_gather_objects(failing.is_certain))
         report = ""
-        if is_own or not has_any:
-            in_float32 = None if state.precision == "float32" else run_again(index, "float32")
-            rates = {group["role"]: group["lr"] for group in state.optimizer.param_groups}
-            cause = likely_cause(
-                batches[index],
-                examination=examination,
-                in_float32=in_float32,
-                bad_weights=bad_weights,
-                weight_norms=self._norms,
-                learning_rates=rates,
-            )
-            path = self._folder.failure(state.step, distributed.rank())
-            bundle = FailureBundle(
-                step=state.step,
-                rank=distributed.rank(),
-                message=message,
-                cause=cause,
-                **batch_to_plain(batches[index]),
-                num_boxes=num_boxes,
-                dropout_seed=dropout_seed(self._seed, state.step, index),
-                precision=state.precision,
-                scaler=state.scaler.state_dict(),
-                learning_rates=rates,
-                weight_norms=[astuple(norm) for norm in self._norms],
-                bad_weights=bad_weights,
-                examination=asdict(examination),
-                model=state_on_cpu(state.model.state_dict()),
-                label_space=state.label_space.to_json(),
-                config=state.config,
-                versions=current_versions(),
-            )
+        if failing.is_certain or not has_any:
+            bundle = self._bundle(state, failing, message)
+            path = self._folder.failure(state.step, bundle.rank)
             then = f"run it again: deformable-detr doctor bundle {path}"
             try:
                 bundle.save(path)
-            except (OSError, RuntimeError) as error:  # a full disk must not hide the cause
-                then = f"{path} could not be written: {error}"
-            report = f"likely cause in process {distributed.rank()}: {cause} ({then})"
+            except RuntimeError as error:  # a full disk must not hide the cause
+                then = str(error)
+            report = f"likely cause in process {bundle.rank}: {bundle.cause} ({then})"
         return "; ".join(text for text in distributed.all_gather_objects(report) if text)
+
+    def _find_failing(
+        self, state: TrainState, batches: Sequence[Batch], num_boxes: float
+    ) -> "_Failing":
+        """The first micro-batch that fails again, or the last one if none does."""
+        for index, batch in enumerate(batches):
+            examination = self._run_again(state, batch, index, num_boxes, state.precision)
+            if not examination.is_finite:
+                break
+        return _Failing(index, batch, num_boxes, examination, non_finite_weights(state.model))
+
+    def _run_again(
+        self, state: TrainState, batch: Batch, index: int, num_boxes: float, precision: str
+    ) -> Examination:
+        return examine(
+            # A copy, as gradients of the detector itself would go to the other processes.
+            copy.deepcopy(state.model),
+            self._criterion,
+            batch.to(state.device),
+            num_boxes=num_boxes,
+            dropout_seed=dropout_seed(self._seed, state.step, index),
+            low_precision=low_precision(precision),
+            loss_scale=state.scaler.get_scale(),
+        )
+
+    def _bundle(self, state: TrainState, failing: "_Failing", message: str) -> FailureBundle:
+        index, batch, num_boxes = failing.index, failing.batch, failing.num_boxes
+        in_float32 = None
+        if state.precision != "float32":
+            in_float32 = self._run_again(state, batch, index, num_boxes, "float32")
+        rates = {group["role"]: group["lr"] for group in state.optimizer.param_groups}
+        return FailureBundle(
+            step=state.step,
+            rank=distributed.rank(),
+            message=message,
+            cause=likely_cause(
+                batch,
+                examination=failing.examination,
+                in_float32=in_float32,
+                bad_weights=failing.bad_weights,
+                weight_norms=self._norms,
+                learning_rates=rates,
+            ),
+            **batch_to_plain(batch),
+            num_boxes=num_boxes,
+            dropout_seed=dropout_seed(self._seed, state.step, index),
+            precision=state.precision,
+            scaler=state.scaler.state_dict(),
+            learning_rates=rates,
+            weight_norms=[astuple(norm) for norm in self._norms],
+            bad_weights=failing.bad_weights,
+            examination=asdict(failing.examination),
+            model=state_on_cpu(state.model.state_dict()),
+            label_space=state.label_space.to_json(),
+            config=state.config,
+            versions=current_versions(),
+        )
+
+
+@dataclass(frozen=True)
+class _Failing:
+    """A process's micro-batch that is taken for the cause of a failed step.
+
+    Attributes:
+        index: in the step.
+        batch: as the step got it.
+        num_boxes: what the losses of the step are divided by.
+        examination: of the detector with this batch, run again.
+        bad_weights: names of weights that were not finite before the step.
+    """
+
+    index: int
+    batch: Batch
+    num_boxes: float
+    examination: Examination
+    bad_weights: list[str]
+
+    @property
+    def is_certain(self) -> bool:
+        return self.bad_weights != [] or not self.examination.is_finite

@@ -1,4 +1,6 @@
+import errno
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -45,7 +47,7 @@ def test_a_bundle_that_cannot_be_written_does_not_hide_the_cause(tmp_path: Path)
     recorder = FailureRecorder(folder, tiny_criterion(), seed=3)
     text = recorder.write(tiny_state(), [tiny_batch([1, 2], [1, 1])], "of a test")
     assert "likely cause in process 0: not found" in text
-    assert f"{folder.failure(0, 0)} could not be written: " in text
+    assert f"(bundle {folder.failure(0, 0)} could not be written (" in text
 
 
 def test_a_missing_bundle_says_what_one_is_called(tmp_path: Path) -> None:
@@ -53,16 +55,45 @@ def test_a_missing_bundle_says_what_one_is_called(tmp_path: Path) -> None:
         FailureBundle.load(tmp_path / "none.pth")
 
 
-@pytest.mark.parametrize("kind", ["text", "cut off", "checkpoint", "code"])
-def test_another_file_is_refused_with_a_reason(path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("text", "is not a file that PyTorch wrote"),
+        ("cut off", "is truncated"),
+        ("altered", "has been altered since it was written"),
+        ("checkpoint", "must be one that this version wrote, got another kind of file"),
+        ("code", "must hold tensors and plain values only, got other objects"),
+    ],
+)
+def test_another_file_is_refused_with_a_reason(path: Path, kind: str, reason: str) -> None:
     match kind:
         case "text":
             path.write_text("hello")
         case "cut off":
             path.write_bytes(path.read_bytes()[:-1000])
+        case "altered":
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
         case "checkpoint":
             torch.save({"format": "deformable_detr", "model": {}}, path)
         case "code":
             torch.save({"format": "x", "run": pytest.raises}, path)
-    with pytest.raises(ValueError, match=rf"^bundle {path} must be .*, got"):
+    with pytest.raises(ValueError, match=rf"^bundle {path} {reason}"):
         FailureBundle.load(path)
+
+
+def test_a_bundle_is_written_whole_or_not_at_all(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, before = FailureBundle.load(path), path.read_bytes()
+
+    def fill_the_disk(content: object, file: BinaryIO) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    with pytest.raises(RuntimeError, match=rf"^bundle {path} could not be written \(.*No space"):
+        bundle.save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir() if file.suffix == ".partial"] == []
