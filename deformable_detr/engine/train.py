@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -92,109 +93,117 @@ def fit(
         PreemptedError: it was asked to stop, in every process; the state is saved.
         RuntimeError: a checkpoint could not be written.
     """
-    steps_per_epoch = sampler.steps_per_epoch
-    end = total_steps(steps_per_epoch, epochs=epochs, max_steps=max_steps)
-    stop = stop or StopRequest()
-    if state.step >= end and not validation.is_due(state, steps_per_epoch, end):
+    end = total_steps(sampler.steps_per_epoch, epochs=epochs, max_steps=max_steps)
+    if state.step >= end and not validation.is_due(state, sampler.steps_per_epoch, end):
         logger.info("nothing is left to train: step %d of %d", state.step, end)
         return
-    recorder = FailureRecorder(folder, criterion, seed=seed)
-    recorder.note(state)
     with (
         Watchdog(timeout_s) as watchdog,
         CheckpointWriter() as writer,
         TrainingProgress(first_step=state.step, last_step=end) as progress,
     ):
-        loader = watchdog.over(loader, "a training batch")
-        validation = validation.watched_by(watchdog)
+        loop = TrainLoop(
+            criterion=criterion,
+            loader=watchdog.over(loader, "a training batch"),
+            sampler=sampler,
+            end=end,
+            folder=folder,
+            validation=validation.watched_by(watchdog),
+            progress=progress,
+            recorder=FailureRecorder(folder, criterion, seed=seed),
+            writer=writer,
+            stop=stop or StopRequest(),
+            seed=seed,
+            max_grad_norm=max_grad_norm,
+            log_every_steps=log_every_steps,
+            checkpoint_every_steps=checkpoint_every_steps,
+        )
+        loop.recorder.note(state)
         try:
-            stop.check()
-            while True:
-                if validation.is_due(state, steps_per_epoch, end):
-                    progress.say(_validate(state, criterion, validation, folder, writer, stop))
-                    _save(state, folder, writer)
-                if state.step >= end:
-                    break
-                state.epoch, done = divmod(state.step, steps_per_epoch)
-                sampler.set_epoch(state.epoch)
-                sampler.start_at(done)
-                train_one_epoch(
-                    state,
-                    criterion,
-                    loader,
-                    sampler,
-                    end=end,
-                    folder=folder,
-                    progress=progress,
-                    recorder=recorder,
-                    writer=writer,
-                    stop=stop,
-                    seed=seed,
-                    max_grad_norm=max_grad_norm,
-                    log_every_steps=log_every_steps,
-                    checkpoint_every_steps=checkpoint_every_steps,
-                )
-                if state.step != min(end, (state.epoch + 1) * steps_per_epoch):
-                    raise ValueError(
-                        f"loader must yield the micro-batches of {steps_per_epoch} steps an epoch "
-                        f"as the sampler does, got {state.step} steps after epoch {state.epoch}"
-                    )
-                state.epoch = state.step // steps_per_epoch
-                progress.say(record_peak_memory(state, folder))
-                _save(state, folder, writer)
+            loop.stop.check()
+            _take_epochs(state, loop)
         except PreemptedError:
-            state.epoch = state.step // steps_per_epoch
-            _save(state, folder, writer)
+            state.epoch = state.step // sampler.steps_per_epoch
+            _save(state, loop)
             raise
     if distributed.is_main():
         draw_curves(folder.metrics, folder.curves)
 
 
-def train_one_epoch(
-    state: TrainState,
-    criterion: SetCriterion,
-    loader: Iterable[Batch],
-    sampler: StepSampler,
-    *,
-    end: int,
-    folder: RunFolder,
-    progress: TrainingProgress,
-    recorder: FailureRecorder,
-    writer: CheckpointWriter,
-    stop: StopRequest,
-    seed: int,
-    max_grad_norm: float,
-    log_every_steps: int,
-    checkpoint_every_steps: int,
-) -> None:
-    """Take the steps that `loader` has micro-batches for, until `end`."""
+@dataclass(frozen=True)
+class TrainLoop:
+    """What `fit` gives to all epochs: its arguments, and what the run writes and asks."""
+
+    criterion: SetCriterion
+    loader: Iterable[Batch]
+    sampler: StepSampler
+    end: int
+    folder: RunFolder
+    validation: Validation
+    progress: TrainingProgress
+    recorder: FailureRecorder
+    writer: CheckpointWriter
+    stop: StopRequest
+    seed: int
+    max_grad_norm: float
+    log_every_steps: int
+    checkpoint_every_steps: int
+
+
+def _take_epochs(state: TrainState, loop: TrainLoop) -> None:
+    """Evaluate where it is due, and train, until the last step."""
+    steps_per_epoch = loop.sampler.steps_per_epoch
+    while True:
+        if loop.validation.is_due(state, steps_per_epoch, loop.end):
+            loop.progress.say(_validate(state, loop))
+            _save(state, loop)
+        if state.step >= loop.end:
+            return
+        state.epoch, done = divmod(state.step, steps_per_epoch)
+        loop.sampler.set_epoch(state.epoch)
+        loop.sampler.start_at(done)
+        train_one_epoch(state, loop)
+        if state.step != min(loop.end, (state.epoch + 1) * steps_per_epoch):
+            raise ValueError(
+                f"loader must yield the micro-batches of {steps_per_epoch} steps an epoch "
+                f"as the sampler does, got {state.step} steps after epoch {state.epoch}"
+            )
+        state.epoch = state.step // steps_per_epoch
+        loop.progress.say(record_peak_memory(state, loop.folder))
+        _save(state, loop)
+
+
+def train_one_epoch(state: TrainState, loop: TrainLoop) -> None:
+    """Take the steps that the loader has micro-batches for, until the last one."""
     state.model.train()
     means = RunningMean()
-    for batches in _in_groups(loader, sampler.micro_batches_per_step):
+    for batches in _in_groups(loop.loader, loop.sampler.micro_batches_per_step):
         try:
-            values = train_step(state, batches, criterion, seed=seed, max_grad_norm=max_grad_norm)
+            values = train_step(
+                state, batches, loop.criterion, seed=loop.seed, max_grad_norm=loop.max_grad_norm
+            )
         except NonFiniteError as error:
-            causes = recorder.write(state, batches, str(error))
+            causes = loop.recorder.write(state, batches, str(error))
             raise NonFiniteError(f"{error}; {causes}") from error
         means.update(values)
-        progress.advance(state.step)
-        if state.step % log_every_steps == 0 or state.step == end:
+        loop.progress.advance(state.step)
+        if state.step % loop.log_every_steps == 0 or state.step == loop.end:
             record = {
                 "step": state.step,
                 "epoch": state.epoch,
                 "lr": state.optimizer.param_groups[0]["lr"],
                 **means.read(),
             }
-            recorder.note(state)
-            folder.record("train", record)
-            progress.report(state.step, record)
-        if state.step == end:
+            loop.recorder.note(state)
+            loop.folder.record("train", record)
+            loop.progress.report(state.step, record)
+        if state.step == loop.end:
             return
-        stop.check()
-        is_within_epoch = state.step % sampler.steps_per_epoch != 0  # at its end `fit` saves
-        if is_within_epoch and state.step % checkpoint_every_steps == 0:
-            _save(state, folder, writer)
-        writer.check()
+        loop.stop.check()
+        is_within_epoch = state.step % loop.sampler.steps_per_epoch != 0  # else it is saved anyway
+        if is_within_epoch and state.step % loop.checkpoint_every_steps == 0:
+            _save(state, loop)
+        loop.writer.check()
 
 
 def train_step(
@@ -294,27 +303,20 @@ def _add(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str,
     return {name: first[name] + value if first else value for name, value in detached.items()}
 
 
-def _validate(
-    state: TrainState,
-    criterion: SetCriterion,
-    validation: Validation,
-    folder: RunFolder,
-    writer: CheckpointWriter,
-    stop: StopRequest,
-) -> str:
+def _validate(state: TrainState, loop: TrainLoop) -> str:
     """Evaluate, record the result, keep the weights if they are the best; a line for people."""
-    record, detections = validation.measure(state, criterion, stop)
-    folder.record("evaluation", record)
-    warn_of_zero_ap(folder, validation.annotations, detections)
+    record, detections = loop.validation.measure(state, loop.criterion, loop.stop)
+    loop.folder.record("evaluation", record)
+    warn_of_zero_ap(loop.folder, loop.validation.annotations, detections)
     state.evaluated = state.step
     if state.best_ap is None or record["AP"] > state.best_ap:
         state.best_ap = record["AP"]
-        folder.keep_detections(detections, state.step)
+        loop.folder.keep_detections(detections, state.step)
         if distributed.is_main():
-            writer.write(folder.best, state.to_checkpoint())
+            loop.writer.write(loop.folder.best, state.to_checkpoint())
     return f"step {state.step}: AP {record['AP']:.3f}, AP50 {record['AP50']:.3f}"
 
 
-def _save(state: TrainState, folder: RunFolder, writer: CheckpointWriter) -> None:
+def _save(state: TrainState, loop: TrainLoop) -> None:
     if distributed.is_main():
-        writer.write(folder.last, state.to_checkpoint(), previous=folder.previous)
+        loop.writer.write(loop.folder.last, state.to_checkpoint(), previous=loop.folder.previous)

@@ -129,3 +129,8 @@ def tiny_sampler(
         world_size=distributed.world_size(),
         seed=5,
     )
+
+
+def weights(state: TrainState) -> list[Tensor]:
+    """A copy of the detector's, to compare with later."""
+    return [value.clone() for value in state.model.state_dict().values()]
