@@ -39,7 +39,7 @@ class Toolchain:
 
     compiler: str | None
     nvcc: Path | None
-    nvcc_major: int | None
+    nvcc_major: int | None  # None, too, if it does not run
     torch_cuda: str | None  # the CUDA that torch was built with, "13.0"
     cuda_runtime: Path | None  # the folder of the static CUDA runtime
 
@@ -59,6 +59,8 @@ def cuda_obstacle(toolchain: Toolchain) -> str:
         return "nvcc was not found on PATH or in CUDA_HOME"
     if toolchain.torch_cuda is None:
         return f"{toolchain.nvcc} was found, but torch is built without CUDA"
+    if toolchain.nvcc_major is None:
+        return f"{toolchain.nvcc} was found, but does not tell its version; does it run?"
     if toolchain.nvcc_major != int(toolchain.torch_cuda.split(".")[0]):
         return (
             f"the major version of CUDA must be that of torch, {toolchain.torch_cuda}, "
@@ -81,14 +83,23 @@ def decide(choice: str, toolchain: Toolchain) -> Plan:
         return Plan(cpu=False, cuda=False, note=f"as DEFORMABLE_DETR_NATIVE=none says, {PURE_COST}")
     if toolchain.compiler is None:
         if choice == "auto":
-            return Plan(cpu=False, cuda=False, note=f"no C++ compiler was found; {PURE_COST}")
-        raise RuntimeError(f"DEFORMABLE_DETR_NATIVE={choice} needs a C++ compiler; none was found")
+            return Plan(cpu=False, cuda=False, note=f"{_no_compiler()}; {PURE_COST}")
+        raise RuntimeError(
+            f"DEFORMABLE_DETR_NATIVE={choice} needs a C++ compiler; {_no_compiler()}"
+        )
     if choice == "cpu":
         return Plan(cpu=True, cuda=False)
     obstacle = cuda_obstacle(toolchain)
     if obstacle and choice == "cuda":
         raise RuntimeError(f"DEFORMABLE_DETR_NATIVE=cuda cannot be done: {obstacle}")
     return Plan(cpu=True, cuda=not obstacle, note=obstacle and f"CPU operators only: {obstacle}")
+
+
+def _no_compiler() -> str:
+    named = os.environ.get("CXX")
+    if named is None:
+        return "no C++ compiler was found"
+    return f"CXX must be the name or path of a C++ compiler, without arguments, got {named!r}"
 
 
 def find_toolchain() -> Toolchain:
@@ -112,10 +123,18 @@ def find_toolchain() -> Toolchain:
     nvcc = Path(found) if found else None
     major = None
     if nvcc is not None:
-        version = re.search(r"release (\d+)\.", output_of(nvcc, "--version"))
-        major = int(version[1]) if version else None
+        major = nvcc_major_version(nvcc)
     runtime = find_cuda_runtime(nvcc, Path(torch.__file__).parents[1])
     return Toolchain(compiler, nvcc, major, torch.version.cuda, runtime)
+
+
+def nvcc_major_version(nvcc: Path) -> int | None:
+    """What an nvcc says of itself, or None if it does not run."""
+    try:
+        version = re.search(r"release (\d+)\.", output_of(nvcc, "--version"))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return int(version[1]) if version else None
 
 
 def output_of(program: Path, *arguments: str) -> str:
@@ -137,11 +156,22 @@ def find_cuda_runtime(nvcc: Path | None, site_packages: Path) -> Path | None:
 
 
 def cuda_architecture_flags(nvcc: Path) -> list[str]:
-    """The -gencode flags: of `TORCH_CUDA_ARCH_LIST`, else of all our architectures nvcc knows."""
-    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
+    """The -gencode flags: of `TORCH_CUDA_ARCH_LIST`, else of all our architectures nvcc knows.
+
+    Raises:
+        RuntimeError: the list names no architecture that torch knows.
+    """
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if listed:
         from torch.utils import cpp_extension
 
-        flags: list[str] = cpp_extension._get_cuda_arch_flags()
+        try:
+            flags: list[str] = cpp_extension._get_cuda_arch_flags()
+        except (ValueError, LookupError) as error:
+            raise RuntimeError(
+                "TORCH_CUDA_ARCH_LIST must name CUDA architectures such as '8.0;9.0+PTX', "
+                f"got {listed!r} ({error})"
+            ) from error
         return flags
     known = output_of(nvcc, "--list-gpu-arch").split()
     chosen = [number for number in CUDA_ARCHITECTURES if f"compute_{number}" in known]
@@ -226,6 +256,7 @@ def main() -> None:
         nothing = Toolchain(None, None, None, None, None)
         toolchain = nothing if choice == "none" else find_toolchain()
         plan = decide(choice, toolchain)
+        extensions = [native_extension(plan, toolchain)] if plan.cpu else []
     except RuntimeError as error:
         sys.exit(f"error: {error}")
     BuildWithConfigs.note = plan.note
@@ -237,7 +268,7 @@ def main() -> None:
 
     setup(
         cmdclass={**commands, "build_ext": BuildExtension},
-        ext_modules=[native_extension(plan, toolchain)],
+        ext_modules=extensions,
         options={"bdist_wheel": {"py_limited_api": WHEEL_TAG}},
     )
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from deformable_detr.ops import ms_deform_attn, native, resolve_backend
+from deformable_detr.ops.dispatch import check_arguments
 
 MODULE_NAME = "MultiScaleDeformableAttention"
 
@@ -51,7 +52,7 @@ def ms_deform_attn_forward(
         (N, Q, M * D) features in the dtype of value.
 
     Raises:
-        ValueError: shapes or devices disagree, or levels do not follow one another.
+        ValueError: shapes, dtypes or devices disagree, or levels do not follow one another.
     """
     level_shapes = _level_shapes(spatial_shapes, level_start_index)
     dtype = _coordinate_dtype(value)
@@ -77,6 +78,13 @@ def ms_deform_attn_backward(
     level_shapes = _level_shapes(spatial_shapes, level_start_index)
     dtype = _coordinate_dtype(value)
     others = (sampling_locations.to(dtype), attention_weights.to(dtype))
+    check_arguments(value, level_shapes, *others)
+    N, Q, M = attention_weights.shape[:3]
+    if grad_output.shape != (N, Q, M * value.shape[3]) or grad_output.device != value.device:
+        raise ValueError(
+            f"grad_output must have shape {(N, Q, M * value.shape[3])} on {value.device}, "
+            f"got {tuple(grad_output.shape)} on {grad_output.device}"
+        )
     grad_output = grad_output.to(value.dtype)
     gradients: tuple[Tensor, ...]
     if resolve_backend("auto", value.device) == "native":
@@ -100,6 +108,8 @@ def _level_shapes(spatial_shapes: Tensor, level_start_index: Tensor) -> tuple[tu
         raise ValueError(
             f"spatial_shapes must have shape (L, 2), got {tuple(spatial_shapes.shape)}"
         )
+    if spatial_shapes.is_floating_point():
+        raise ValueError(f"spatial_shapes must hold whole numbers, got {spatial_shapes.dtype}")
     level_shapes = tuple((height, width) for height, width in spatial_shapes.tolist())
     sizes = [height * width for height, width in level_shapes]
     expected = list(itertools.accumulate(sizes, initial=0))[:-1]
@@ -114,7 +124,8 @@ def _level_shapes(spatial_shapes: Tensor, level_start_index: Tensor) -> tuple[tu
 
 def _install() -> None:
     present = sys.modules.get(MODULE_NAME)
-    if present is not None:
+    is_reload = getattr(getattr(present, "__spec__", None), "origin", None) == __file__
+    if present is not None and not is_reload:
         raise ImportError(
             f"{MODULE_NAME} is already imported, from {getattr(present, '__file__', None)}; "
             f"import {__name__} before it"

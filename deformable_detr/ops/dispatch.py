@@ -92,11 +92,8 @@ def ms_deform_attn(
         ValueError: shapes, dtypes or devices disagree.
         RuntimeError: the chosen back-end is not available here.
     """
-    _check_value(value, level_shapes)
-    _check_points("sampling_locations", sampling_locations, value, level_shapes)
-    points_shape = tuple(sampling_locations.shape[:5])
-    _check_tensor("attention_weights", attention_weights, points_shape, value)
     arguments = (value, level_shapes, sampling_locations, attention_weights)
+    check_arguments(*arguments)
     if resolve_backend(backend, value.device) == "native":
         return native.ms_deform_attn(*arguments)
     return reference.ms_deform_attn_core_pytorch(*arguments)
@@ -152,6 +149,23 @@ def ms_deform_attn_fused(
     return reference.ms_deform_attn_fused_pytorch(*arguments)
 
 
+def check_arguments(
+    value: Tensor,
+    level_shapes: tuple[tuple[int, int], ...],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> None:
+    """Refuse what `ms_deform_attn` cannot take.
+
+    Raises:
+        ValueError: shapes, dtypes or devices disagree.
+    """
+    _check_value(value, level_shapes)
+    _check_points("sampling_locations", sampling_locations, value, level_shapes)
+    points_shape = tuple(sampling_locations.shape[:5])
+    _check_tensor("attention_weights", attention_weights, points_shape, value)
+
+
 def _check_value(value: Tensor, level_shapes: tuple[tuple[int, int], ...]) -> None:
     if value.ndim != 4:
         raise ValueError(f"value must have shape (N, S, M, D), got {tuple(value.shape)}")
@@ -161,6 +175,8 @@ def _check_value(value: Tensor, level_shapes: tuple[tuple[int, int], ...]) -> No
         raise ValueError(
             f"level_shapes must describe 1 to {MAX_LEVELS} levels, got {len(level_shapes)}"
         )
+    if any(height < 0 or width < 0 for height, width in level_shapes):
+        raise ValueError(f"level_shapes must hold no negative sizes, got {level_shapes}")
     cells = sum(height * width for height, width in level_shapes)
     if cells != value.shape[1]:
         raise ValueError(

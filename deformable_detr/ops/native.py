@@ -2,10 +2,12 @@
 
 import importlib
 import itertools
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 try:
     _C = importlib.import_module("deformable_detr.ops._C")
@@ -68,10 +70,8 @@ def ms_deform_attn(
     attention_weights: Tensor,
 ) -> Tensor:
     """See `deformable_detr.ops.ms_deform_attn`."""
-    output: Tensor = torch.ops.deformable_detr.ms_deform_attn(
-        value, _flat(level_shapes), sampling_locations, attention_weights
-    )
-    return output
+    operator = torch.ops.deformable_detr.ms_deform_attn
+    return call(operator, value, _flat(level_shapes), sampling_locations, attention_weights)
 
 
 def ms_deform_attn_backward(
@@ -98,10 +98,37 @@ def ms_deform_attn_fused(
     attention_logits: Tensor,
 ) -> Tensor:
     """See `deformable_detr.ops.ms_deform_attn_fused`."""
-    output: Tensor = torch.ops.deformable_detr.ms_deform_attn_fused(
-        value, _flat(level_shapes), reference_points, sampling_offsets, attention_logits
-    )
-    return output
+    operator = torch.ops.deformable_detr.ms_deform_attn_fused
+    tensors = (reference_points, sampling_offsets, attention_logits)
+    return call(operator, value, _flat(level_shapes), *tensors)
+
+
+def call(operator: Callable[..., Tensor], *arguments: object) -> Tensor:
+    """Call a compiled operator; the derivatives that it lacks are errors, with the remedy.
+
+    PyTorch gives operators with a registered backward a forward-mode derivative of zero, and
+    refuses the gradient transforms of `torch.func` in words about its own classes.
+
+    Raises:
+        NotImplementedError: in forward mode, or under a gradient transform of `torch.func`.
+    """
+    if torch.compiler.is_compiling():  # what is traced has neither
+        return operator(*arguments)
+    for tensor in arguments:
+        if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"{operator} has no forward-mode derivative (jvp, jacfwd); use reverse mode "
+                "(backward, torch.autograd.grad)"
+            )
+    try:
+        return operator(*arguments)
+    except RuntimeError as error:
+        if "setup_context staticmethod" not in str(error):
+            raise
+        raise NotImplementedError(
+            f"{operator} takes no gradient transform of torch.func (grad, vjp, jacrev); use "
+            "backward or torch.autograd.grad or, where the operator has it, backend='reference'"
+        ) from error
 
 
 def _flat(level_shapes: LevelShapes) -> list[int]:

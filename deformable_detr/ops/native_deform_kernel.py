@@ -22,10 +22,8 @@ def deform_kernel_conv2d(
 ) -> Tensor:
     """See `deformable_detr.ops.deform_kernel.deform_kernel_conv2d`; all in one dtype."""
     numbers = list(itertools.chain.from_iterable(geometry))
-    output: Tensor = torch.ops.deformable_detr.deform_kernel_conv2d(
-        x, weight, rotation, numbers, clip_to_scope
-    )
-    return output
+    operator = torch.ops.deformable_detr.deform_kernel_conv2d
+    return native.call(operator, x, weight, rotation, numbers, clip_to_scope)
 
 
 def _fake_forward(

@@ -71,8 +71,11 @@ inline LevelTable level_table(const std::vector<int64_t>& level_shapes, int64_t 
     // A level's pixels are counted in float32, where 2^24 is the last of the whole numbers.
     STD_TORCH_CHECK(height >= 0 && width >= 0 && height < (1 << 24) && width < (1 << 24),
                     "level_shapes must be sizes from 0 to 2^24 - 1, got ", height, " x ", width);
-    table.levels[i] = {static_cast<int32_t>(height), static_cast<int32_t>(width), start};
-    start += height * width;
+    const int64_t cells = height * width;
+    // A level without cells has no size either: nothing is to be sized by its other side.
+    table.levels[i] = {static_cast<int32_t>(cells == 0 ? 0 : height),
+                       static_cast<int32_t>(cells == 0 ? 0 : width), start};
+    start += cells;
   }
   STD_TORCH_CHECK(start == S, "value holds S = ", S, " positions but level_shapes describe ",
                   start);

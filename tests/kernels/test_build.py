@@ -39,6 +39,7 @@ def everything(build):
 
 LACKS = {
     "nvcc was not found": {"nvcc": None},
+    "does not tell its version; does it run": {"nvcc_major": None},
     "torch is built without CUDA": {"torch_cuda": None},
     "must be that of torch, 12.8, but .*nvcc has 13": {"torch_cuda": "12.8"},
     "the static CUDA runtime .* was not found": {"cuda_runtime": None},
@@ -71,7 +72,18 @@ def test_cuda_by_name_makes_each_obstacle_an_error(build, everything, message, l
         build.decide("cuda", dataclasses.replace(everything, **lack))
 
 
-def test_auto_without_a_compiler_is_pure_and_says_what_it_costs(build, everything):
+def test_an_nvcc_that_does_not_run_has_no_version(build, tmp_path):
+    broken = tmp_path / "nvcc"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    assert build.nvcc_major_version(broken) is None  # not executable
+    broken.chmod(0o755)
+    assert build.nvcc_major_version(broken) is None
+    broken.write_text("#!/bin/sh\necho Cuda compilation tools, release 12.8, V12.8.93\n")
+    assert build.nvcc_major_version(broken) == 12
+
+
+def test_auto_without_a_compiler_is_pure_and_says_what_it_costs(build, everything, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
     plan = build.decide("auto", dataclasses.replace(everything, compiler=None))
     assert (plan.cpu, plan.cuda) == (False, False)
     assert "no C++ compiler was found" in plan.note
@@ -82,6 +94,13 @@ def test_auto_without_a_compiler_is_pure_and_says_what_it_costs(build, everythin
 def test_a_choice_by_name_without_a_compiler_is_an_error(build, everything, choice):
     with pytest.raises(RuntimeError, match=f"NATIVE={choice} needs a C\\+\\+ compiler"):
         build.decide(choice, dataclasses.replace(everything, compiler=None))
+
+
+def test_a_compiler_with_arguments_is_named(build, everything, monkeypatch):
+    monkeypatch.setenv("CXX", "g++ -m64")
+    plan = build.decide("auto", dataclasses.replace(everything, compiler=None))
+    assert "CXX must be the name or path of a C++ compiler" in plan.note
+    assert "got 'g++ -m64'" in plan.note
 
 
 def test_an_unknown_choice_is_an_error(build, everything):
@@ -107,6 +126,19 @@ def test_the_list_of_architectures_is_honoured(build, monkeypatch):
         "-gencode=arch=compute_90,code=compute_90",
         "-gencode=arch=compute_90,code=sm_90",
     ]
+
+
+def test_a_blank_list_of_architectures_is_none(build, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", " ")
+    monkeypatch.setattr(build, "output_of", lambda *_: "compute_80\n")
+    assert len(build.cuda_architecture_flags(Path("nvcc"))) == 2
+
+
+@pytest.mark.parametrize("listed", ["abc", "9.9"])
+def test_a_list_of_unknown_architectures_is_an_error(build, monkeypatch, listed):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    with pytest.raises(RuntimeError, match=f"TORCH_CUDA_ARCH_LIST must name .*, got '{listed}'"):
+        build.cuda_architecture_flags(Path("nvcc"))
 
 
 def test_the_runtime_of_the_toolkit_comes_before_that_of_torchs_packages(build, tmp_path):

@@ -9,7 +9,9 @@ import torch
 import torch._dynamo.testing
 from helpers.operator_calls import FORMS, random_call, requires_native
 from torch import nn
+from torch.autograd import forward_ad
 
+from deformable_detr.benchmark.memory import peak_extra_megabytes
 from deformable_detr.layers.attention import MSDeformAttn
 from deformable_detr.ops import ms_deform_attn, ms_deform_attn_fused
 
@@ -117,6 +119,35 @@ def test_a_second_derivative_is_refused(references):
     (gradient,) = torch.autograd.grad(output.sum(), tensors[0], create_graph=True)
     with pytest.raises(RuntimeError, match="can be differentiated once, not twice"):
         gradient.sum().backward()
+
+
+def of_value(call):
+    return lambda value: replace(call, tensors=(value, *call.tensors[1:])).run("native")
+
+
+def test_a_level_without_cells_takes_no_memory_for_its_other_side():
+    call = random_call(levels=((0, 8_000_000), (2, 2)))
+    extra = peak_extra_megabytes(lambda: call.run("native"), device="cpu")
+    if extra is None:
+        pytest.skip("this system does not tell the peak of memory")
+    assert extra < 100
+
+
+# PyTorch warns of its own use of torch.jit.script when forward mode is first used.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.jacrev])
+def test_derivatives_that_would_be_wrong_are_refused(references, transform):
+    call = random_call(references=references)
+    with pytest.raises(NotImplementedError, match=r"ms_deform_attn.* (forward-mode|torch\.func)"):
+        transform(of_value(call))(call.tensors[0])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_a_tangent_is_never_dropped(references):
+    call = random_call(references=references)
+    value = call.tensors[0]
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+        of_value(call)(forward_ad.make_dual(value, value))
 
 
 def flat(level_shapes):

@@ -16,8 +16,13 @@
 
 #include <immintrin.h>
 
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
+#endif
 
 #include "../bilinear.h"
 
@@ -234,6 +239,10 @@ const Kernels kAvx2Kernels = {
 
 }  // namespace deformable_detr
 
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
 #endif  // DEFORMABLE_DETR_X86

@@ -1,5 +1,6 @@
 """Code written against the official extension, run through the drop-in."""
 
+import importlib
 import importlib.util
 import sys
 
@@ -160,3 +161,48 @@ def test_an_extension_in_use_is_never_replaced(monkeypatch):
     with pytest.raises(ImportError, match=message):
         compat._install()
     assert sys.modules["MultiScaleDeformableAttention"] is other
+
+
+def test_the_module_can_be_loaded_again():
+    importlib.reload(compat)
+    assert sys.modules["MultiScaleDeformableAttention"].__spec__.origin == compat.__file__
+
+
+def test_shapes_of_fractions_are_refused():
+    value, shapes, starts, locations, weights = official_inputs()
+    with pytest.raises(
+        ValueError, match=r"spatial_shapes must hold whole numbers, got torch\.float32"
+    ):
+        MSDA.ms_deform_attn_forward(value, shapes.float(), starts, locations, weights, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("value", lambda tensor: tensor[0], r"value must have shape \(N, S, M, D\)"),
+        ("value", lambda tensor: tensor.long(), "value must be float64, .*, got torch.int64"),
+        ("locations", lambda tensor: tensor[:, :1], "attention_weights must have shape"),
+        ("weights", lambda tensor: tensor[..., :1], "attention_weights must have shape"),
+        ("grad_output", lambda tensor: tensor[:, :1], "grad_output must have shape"),
+    ],
+)
+def test_backward_refuses_what_forward_does(name, change, message):
+    value, shapes, starts, locations, weights = official_inputs()
+    grad_output = MSDA.ms_deform_attn_forward(value, shapes, starts, locations, weights, 64)
+    tensors = {
+        "value": value,
+        "locations": locations,
+        "weights": weights,
+        "grad_output": grad_output,
+    }
+    tensors[name] = change(tensors[name])
+    with pytest.raises(ValueError, match=message):
+        MSDA.ms_deform_attn_backward(
+            tensors["value"],
+            shapes,
+            starts,
+            tensors["locations"],
+            tensors["weights"],
+            tensors["grad_output"],
+            64,
+        )

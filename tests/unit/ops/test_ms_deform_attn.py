@@ -211,6 +211,12 @@ def test_nine_levels_are_refused():
         ms_deform_attn(*inputs)
 
 
+def test_negative_sizes_are_refused(backend):
+    value, _, locations, weights = random_inputs(shapes=((2, 3),))
+    with pytest.raises(ValueError, match=r"no negative sizes, got \(\(-2, -3\),\)"):
+        ms_deform_attn(value, ((-2, -3),), locations, weights, backend=backend)
+
+
 def test_autocast_leaves_the_operators_dtypes_alone(backend):
     """What a caller under autocast must cast, the operator names; it never narrows coordinates."""
     value, shapes, locations, weights = random_inputs(torch.float32)
