@@ -18,6 +18,7 @@ LevelShapes = tuple[Size, ...]
 # Mean and standard deviation of R, G and B in [0, 1], by which every image is normalised.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+BOX_TOLERANCE = 1e-3  # what rounding may add to a box of the whole image, in low precision too
 _T = TypeVar("_T", bound="_Movable")
 
 
@@ -122,6 +123,19 @@ class Target(_Movable):
             f"labels must have shape ({len(self.boxes)},), got {_shape(self.labels)}",
         )
         _require(self.labels.dtype == torch.int64, f"labels must be int64, got {self.labels.dtype}")
+        if self.boxes.device.type == "cpu" and len(self.boxes) > 0:  # a GPU would be waited for
+            self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        """Boxes in pixels, or labels below 0, would train without an error."""
+        low, high = (float(number) for number in self.boxes.aminmax())
+        _require(
+            low >= -BOX_TOLERANCE and high <= 1 + BOX_TOLERANCE,
+            f"boxes of image {self.image_id} must be cxcywh relative to the image, in [0, 1], "
+            f"got numbers from {low:g} to {high:g}; divide pixels by its width and height",
+        )
+        lowest = int(self.labels.min())
+        _require(lowest >= 0, f"labels of image {self.image_id} must be at least 0, got {lowest}")
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deformable_detr.cli.outputs import require_folder_place
+
 # What needs PyTorch is imported when the command runs, so that help is there at once.
 if TYPE_CHECKING:
     from deformable_detr.config import RunConfig
@@ -53,6 +55,7 @@ def convert(
     """
     if out.exists():
         raise FileExistsError(f"OUT must not exist yet, got {out}; choose another name")
+    require_folder_place("OUT", out.parent)
 
     from deformable_detr.config_io import load_config, validate_config
     from deformable_detr.conversion.files import read_weights

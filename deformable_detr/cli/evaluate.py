@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deformable_detr.cli.outputs import require_file_place, require_folder_place
+
 # What needs PyTorch is imported when the command runs, so that help is there at once.
 if TYPE_CHECKING:
     from deformable_detr.data.coco import CocoDataset
@@ -73,6 +75,10 @@ def evaluate(
         return
     if checkpoint is None or images is None:
         raise ValueError("--checkpoint and --images must both be given, or else --results")
+    if out is not None:
+        require_file_place("--out", out)
+    if pictures is not None:
+        require_folder_place("--pictures", pictures)
 
     from deformable_detr import distributed
 

@@ -47,7 +47,7 @@ def overfit_config(config: RunConfig, count: int, *, subset: Path) -> RunConfig:
     if images is None or annotations is None:
         raise ValueError("--overfit must have data.train.images and data.train.annotations")
     chosen = _first_images(
-        json.loads(annotations.read_text(encoding="utf-8")),
+        json.loads(annotations.read_bytes()),
         count,
         most_objects=config.model.queries.num_queries,
         what=str(annotations),
@@ -89,7 +89,7 @@ def report_overfit(config: RunConfig, folder: Path) -> None:
         logger.info("learnt by heart: %s; model, labels and boxes are in order", numbers)
         return
     assert config.data.train.annotations is not None  # else there would have been no run
-    content = json.loads(config.data.train.annotations.read_text(encoding="utf-8"))
+    content = json.loads(config.data.train.annotations.read_bytes())
     logger.warning("NOT learnt by heart: %s; %s", numbers, _where_to_look(content, config))
 
 

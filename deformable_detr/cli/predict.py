@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from deformable_detr.cli.outputs import require_folder_place
+
 # What needs PyTorch is imported when the command runs, so that help is there at once.
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,6 +51,7 @@ def predict(
     pixels of the photo so turned. A photo that cannot be read is named at the end, and the
     others are done all the same.
     """
+    require_folder_place("--out", out)
     files = find_photos(photos)
     pictures = picture_files(files, out)
     names = None if classes is None else [name.strip() for name in classes.split(",")]
@@ -75,9 +78,10 @@ def predict(
     (out / DETECTIONS_FILE).write_text(json.dumps(results, indent=1), encoding="utf-8")
     typer.echo(f"{len(results)} objects in {len(reader.done)} photos, see {out}")
     if reader.failures:
+        others = ", the others are done" if reader.done else ""
         raise ValueError(
-            f"{len(reader.failures)} of {len(files)} photos could not be read, "
-            "the others are done\n" + "\n".join(reader.failures)
+            f"{len(reader.failures)} of {len(files)} photos could not be read{others}\n"
+            + "\n".join(reader.failures)
         )
 
 

@@ -78,6 +78,13 @@ class _Object(NamedTuple):
     segmentation: Any
 
 
+def _parse_json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:  # of JSON or of UTF-8
+        raise ValueError(f"must be JSON in UTF-8, got {error}; is the file whole?") from error
+
+
 def read_annotations(
     file: Path, *, label_space: LabelSpace | None = None, raw_labels: bool = False
 ) -> Annotations:
@@ -95,12 +102,12 @@ def read_annotations(
     if not file.is_file():
         raise FileNotFoundError(f"annotations must be a COCO JSON file, got {file}: no such file")
     try:
-        record = json.loads(file.read_bytes())
+        record = _parse_json(file.read_bytes())
         _require_sections(record)
         images = _parse_images(record["images"])
         label_space = _choose_labels(record["categories"], label_space, raw_labels=raw_labels)
         objects, num_dropped = _parse_objects(record["annotations"], images, label_space)
-    except ValueError as error:  # JSON's and UTF-8's own among them
+    except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     for reason in ("degenerate", "outside"):
         if num_dropped[reason]:

@@ -64,7 +64,8 @@ class CosineSchedule:
         if self.total_steps <= self.warmup_steps:
             raise ValueError(
                 f"total_steps must be greater than warmup_steps {self.warmup_steps}, "
-                f"got {self.total_steps}; train longer or shorten the warm-up"
+                f"got {self.total_steps}; train longer (train.epochs, train.max_steps, "
+                "data.repeats) or shorten the warm-up (train.schedule.warmup_steps)"
             )
 
     def __call__(self, step: int) -> float:

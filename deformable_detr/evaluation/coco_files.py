@@ -71,8 +71,7 @@ def read_results(path: Path, ground_truth: Mapping[str, Any]) -> list[dict[str, 
 
 def _read_json(path: Path, what: str) -> Any:
     try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(path.read_bytes())  # UTF-8 with or without a mark at its beginning
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{what} {path} must exist, found nothing there") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

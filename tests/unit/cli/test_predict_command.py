@@ -89,6 +89,16 @@ def test_an_unreadable_photo_is_named_and_the_others_are_done(
     assert sorted(file.name for file in out.iterdir()) == ["b.jpg", "c.png", "detections.json"]
 
 
+def test_where_no_photo_can_be_read_no_other_is_said_to_be_done(
+    run: CommandLine, checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"broken")
+    outcome = run(
+        "predict", tmp_path / "a.png", "--checkpoint", checkpoint, "--out", tmp_path / "out"
+    )
+    assert "error: 1 of 1 photos could not be read\n" in outcome.err
+
+
 def test_photos_and_pictures_of_one_name_do_not_meet(tmp_path: Path) -> None:
     files = [tmp_path / "x" / "a.jpg", tmp_path / "y" / "a.jpg", tmp_path / "y" / "a.bmp"]
 

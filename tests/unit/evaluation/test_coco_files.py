@@ -43,6 +43,13 @@ def test_a_file_without_annotations_is_legal(tmp_path: Path) -> None:
     assert read_ground_truth(_write(tmp_path / "a.json", content))["annotations"] == []
 
 
+def test_a_mark_at_the_beginning_of_utf_8_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(_annotations()), encoding="utf-8-sig")
+
+    assert read_ground_truth(path) == read_ground_truth(_write(tmp_path / "b.json", _annotations()))
+
+
 BOX = {"image_id": 1, "category_id": 7, "bbox": [1, 2, 3, 4]}
 
 

@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+from helpers.command_line import CommandLine
+
+from deformable_detr.cli.outputs import require_file_place, require_folder_place
+
+
+def test_places_that_are_there_or_can_be_made_are_taken(tmp_path: Path) -> None:
+    require_folder_place("--out", tmp_path)
+    require_folder_place("--out", tmp_path / "a" / "b")
+    (tmp_path / "old.json").write_text("[]")
+    require_file_place("--out", tmp_path / "old.json")
+    require_file_place("--out", tmp_path / "a" / "new.json")
+    require_file_place("--out", Path("new.json"))
+
+
+@pytest.mark.parametrize("inside", ["", "a", "a/b"])
+def test_a_folder_where_there_is_a_file_is_refused(tmp_path: Path, inside: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(ValueError, match=rf"^--out must name a folder, .* where {file} is a file"):
+        require_folder_place("--out", file / inside)
+
+
+def test_a_file_where_there_is_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^--out must be a file, got the folder {tmp_path}"):
+        require_file_place("--out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("evaluate --checkpoint no.pth --images . --annotations a --out {}/x", "--out"),
+        (
+            "evaluate --checkpoint no.pth --images . --annotations a --pictures {}",
+            "--pictures",
+        ),
+        ("predict --checkpoint no.pth --out {} .", "--out"),
+        ("convert no.pth {}/x.pth", "OUT"),
+    ],
+)
+def test_commands_find_out_before_they_work(
+    run: CommandLine, tmp_path: Path, command: str, option: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    outcome = run(*command.format(file).split())  # the checkpoint would be the next to be missed
+    assert outcome.code == 2
+    assert f"error: {option} must name a folder, or a place for one, got " in outcome.err
