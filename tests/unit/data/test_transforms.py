@@ -221,10 +221,10 @@ def test_the_evaluation_pipeline_only_resizes():
 
 
 def test_model_input_is_normalised_by_channel():
-    sample = make_sample((4, 8))
-    sample.image.paste((51, 102, 255), (0, 0, 8, 4))
+    sample = make_sample()
+    sample.image.paste((51, 102, 255), (0, 0, 128, 96))
     image, _ = to_model_input(sample)
-    assert image.shape == (3, 4, 8)
+    assert image.shape == (3, 96, 128)
     assert image.dtype == torch.float32
     expected = torch.tensor([(0.2 - 0.485) / 0.229, (0.4 - 0.456) / 0.224, (1 - 0.406) / 0.225])
     torch.testing.assert_close(image[:, 0, 0], expected)
