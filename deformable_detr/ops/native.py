@@ -112,8 +112,6 @@ def call(operator: Callable[..., Tensor], *arguments: object) -> Tensor:
     Raises:
         NotImplementedError: in forward mode, or under a gradient transform of `torch.func`.
     """
-    if torch.compiler.is_compiling():  # what is traced has neither
-        return operator(*arguments)
     for tensor in arguments:
         if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(

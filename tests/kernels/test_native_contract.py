@@ -150,6 +150,19 @@ def test_a_tangent_is_never_dropped(references):
         of_value(call)(forward_ad.make_dual(value, value))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_a_tangent_is_not_dropped_by_the_compiler_either(references):
+    call = random_call(references=references)
+    value = call.tensors[0]
+
+    @torch.compile(backend="eager")
+    def derivative(value):
+        return torch.func.jvp(of_value(call), (value,), (value,))[1]
+
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        derivative(value)
+
+
 def flat(level_shapes):
     return [size for shape in level_shapes for size in shape]
 

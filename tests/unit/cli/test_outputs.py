@@ -7,12 +7,14 @@ from deformable_detr.cli.outputs import require_file_place, require_folder_place
 
 
 def test_places_that_are_there_or_can_be_made_are_taken(tmp_path: Path) -> None:
-    require_folder_place("--out", tmp_path)
-    require_folder_place("--out", tmp_path / "a" / "b")
     (tmp_path / "old.json").write_text("[]")
-    require_file_place("--out", tmp_path / "old.json")
-    require_file_place("--out", tmp_path / "a" / "new.json")
-    require_file_place("--out", Path("new.json"))
+    for folder in (tmp_path, tmp_path / "a" / "b"):
+        require_folder_place("--out", folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        assert folder.is_dir()
+    for file in (tmp_path / "old.json", tmp_path / "a" / "new.json"):
+        require_file_place("--out", file)
+        assert file.write_text("{}") == 2
 
 
 @pytest.mark.parametrize("inside", ["", "a", "a/b"])

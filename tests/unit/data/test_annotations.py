@@ -181,3 +181,15 @@ def test_a_results_file_is_not_an_annotation_file(files):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"must be a COCO JSON file, got .*none.json"):
         read_annotations(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"images": [', '{"name": "B\u00e4r"}'.encode("latin-1")]
+)
+def test_a_file_that_is_no_whole_json_asks_whether_it_is(tmp_path, content):
+    file = tmp_path / "a.json"
+    file.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"a\.json: must be JSON in UTF-8, got .*; is the file whole"
+    ):
+        read_annotations(file)
