@@ -221,7 +221,7 @@ def native_extension(plan: Plan, toolchain: Toolchain) -> Extension:
 
 
 class BuildWithConfigs(build_py):
-    """Also copies `configs/` beside the modules, where `config_io` finds it without a checkout."""
+    """Also copies `configs/` beside the modules, where `config.loading` finds it in a wheel."""
 
     note = ""
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from deformable_detr.version import __version__
 
 if TYPE_CHECKING:
-    from deformable_detr.build import build_criterion, build_model
-    from deformable_detr.config_io import load_config
+    from deformable_detr.builders import build_criterion, build_model
+    from deformable_detr.config.loading import load_config
     from deformable_detr.conversion.weights import export_weights, import_weights
-    from deformable_detr.detector_api import Detector
+    from deformable_detr.detector import Detector
     from deformable_detr.engine.metrics import official_losses
     from deformable_detr.structures import Target
 
@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Detector": "detector_api",
+    "Detector": "detector",
     "Target": "structures",
-    "build_criterion": "build",
-    "build_model": "build",
+    "build_criterion": "builders",
+    "build_model": "builders",
     "export_weights": "conversion.weights",
     "import_weights": "conversion.weights",
-    "load_config": "config_io",
+    "load_config": "config.loading",
     "official_losses": "engine.metrics",
 }
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from deformable_detr.benchmark.multiply_adds import count_multiply_adds
-from deformable_detr.build import build_model
-from deformable_detr.config_io import load_config
+from deformable_detr.builders import build_model
+from deformable_detr.config.loading import load_config
 
 OTHER_SITES = Path("data/trees/ood")
 CONFIGS = (

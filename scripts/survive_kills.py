@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deformable_detr.engine.checkpoint import Checkpoint, load_checkpoint
-from deformable_detr.engine.checkpoint_file import partial_file
+from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from deformable_detr.engine.checkpoints.sealed_file import partial_file
 from deformable_detr.engine.metrics import read_records
-from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.run.folder import RunFolder
 
 VICTIMS = ("a worker", "all workers", "the launcher")
 MOMENTS = ("in a step", "while writing", "in its start")

@@ -11,7 +11,7 @@ from deformable_detr.benchmark.summary import Summary, paired_ratio, summarize
 from deformable_detr.benchmark.timing import Call, CpuClock, Task
 from deformable_detr.benchmark.timing import measure as take_turns
 from deformable_detr.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
-from deformable_detr.layers.reparam import fuse_model
+from deformable_detr.layers.reparam.fuse import fuse_model
 from deformable_detr.models.backbones.surgery import (
     ac_block,
     diverse_branch_block,

@@ -2,15 +2,15 @@
 
 import os
 import platform
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from deformable_detr.environment import cpu_name, num_cores
+
 _STAT = Path("/proc/stat")
-_CPUINFO = Path("/proc/cpuinfo")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _BUSY_SHARE = 0.1  # of the cores, above which figures are not to be trusted
 
@@ -75,22 +75,6 @@ def describe_machine(device: str) -> Machine:
 def has_glibc() -> bool:
     """Whether memory comes from glibc, whose settings the two allocators differ in."""
     return platform.libc_ver()[0] == "glibc"
-
-
-def cpu_name() -> str:
-    """What the system calls the processor."""
-    if _CPUINFO.exists():
-        for line in _CPUINFO.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def num_cores() -> int:
-    """How many cores this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cache_sizes() -> dict[str, str]:

@@ -15,8 +15,8 @@ import torch
 
 from deformable_detr import distributed
 from deformable_detr.benchmark.memory import peak_extra_megabytes
-from deformable_detr.build import build_criterion, build_model, build_optimizer
-from deformable_detr.config_io import load_config
+from deformable_detr.builders import build_criterion, build_model, build_optimizer
+from deformable_detr.config.loading import load_config
 from deformable_detr.data.collate import Batch
 from deformable_detr.engine.precision import autocast
 from deformable_detr.engine.schedule import StepSchedule

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from deformable_detr.config import RunConfig
     from deformable_detr.conversion.weights import Weights
     from deformable_detr.labels import LabelSpace
-    from deformable_detr.models.detector import DeformableDETR
+    from deformable_detr.models.deformable_detr import DeformableDETR
 
 
 class Target(str, Enum):
@@ -57,10 +57,10 @@ def convert(
         raise FileExistsError(f"OUT must not exist yet, got {out}; choose another name")
     require_folder_place("OUT", out.parent)
 
-    from deformable_detr.config_io import load_config, validate_config
+    from deformable_detr.config.loading import load_config, validate_config
     from deformable_detr.conversion.files import read_weights
     from deformable_detr.conversion.writing import write_weights
-    from deformable_detr.detector_api import model_with_weights, numbered_classes
+    from deformable_detr.detector import model_with_weights, numbered_classes
 
     weights = read_weights(source, with_settings=config is None)
     what = f"checkpoint {source}"
@@ -93,7 +93,8 @@ def _write_native(
     path: Path,
     source: str,
 ) -> None:
-    from deformable_detr.engine.checkpoint import Checkpoint, current_versions, save_checkpoint
+    from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, save_checkpoint
+    from deformable_detr.environment import current_versions
 
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint(

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from deformable_detr.data.backbone_weights import WeightsName, write_backbone_weights
-from deformable_detr.data.trees import write_trees
+from deformable_detr.quickstart.trees import write_trees
+from deformable_detr.quickstart.weights import WeightsName, write_backbone_weights
 
 app = typer.Typer(help="Fetch the default photos, or backbone weights.", no_args_is_help=True)
 

@@ -10,8 +10,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from deformable_detr.engine.examination import Examination
-    from deformable_detr.engine.failure_bundle import FailureBundle
+    from deformable_detr.engine.failures.bundle import FailureBundle
+    from deformable_detr.engine.failures.replay import Examination
 
 EXIT_NOT_REPRODUCED = 1
 SHOWN_GRADIENTS = 10
@@ -39,11 +39,11 @@ def bundle(
     """
     from rich.console import Console
 
-    from deformable_detr.build import build_criterion, build_model
-    from deformable_detr.config_io import validate_config
-    from deformable_detr.engine.checkpoint import load_weights
-    from deformable_detr.engine.examination import examine
-    from deformable_detr.engine.failure_bundle import FailureBundle
+    from deformable_detr.builders import build_criterion, build_model
+    from deformable_detr.config.loading import validate_config
+    from deformable_detr.engine.checkpoints.checkpoint import load_weights
+    from deformable_detr.engine.failures.bundle import FailureBundle
+    from deformable_detr.engine.failures.replay import examine
 
     found = FailureBundle.load(path)
     what = f"bundle {path}"

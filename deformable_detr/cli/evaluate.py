@@ -14,7 +14,7 @@ from deformable_detr.cli.outputs import require_file_place, require_folder_place
 # What needs PyTorch is imported when the command runs, so that help is there at once.
 if TYPE_CHECKING:
     from deformable_detr.data.coco import CocoDataset
-    from deformable_detr.detector_api import Detector
+    from deformable_detr.detector import Detector
     from deformable_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 
 
@@ -113,7 +113,7 @@ def _evaluate_checkpoint(
     num_pictures: int,
 ) -> None:
     from deformable_detr.data.coco import CocoDataset
-    from deformable_detr.detector_api import Detector
+    from deformable_detr.detector import Detector
 
     detector = Detector.from_checkpoint(checkpoint, device)
     evaluate_detector(
@@ -207,12 +207,8 @@ def _write_pictures(
     detector: "Detector", dataset: "CocoDataset", folder: Path, *, count: int
 ) -> None:
     """Annotated and detected objects side by side, for images evenly spread over the data set."""
-    from deformable_detr.detector_api import DEFAULT_THRESHOLD
-    from deformable_detr.evaluation.visualize import (
-        draw_annotations,
-        draw_detections,
-        side_by_side,
-    )
+    from deformable_detr.detector import DEFAULT_THRESHOLD
+    from deformable_detr.visualize.objects import draw_annotations, draw_detections, side_by_side
 
     folder.mkdir(parents=True, exist_ok=True)
     names = detector.label_space.names

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from PIL import Image
 
-    from deformable_detr.detector_api import Detector
+    from deformable_detr.detector import Detector
     from deformable_detr.structures import ImageBatch
 
 Cell = tuple[int, int]
@@ -66,7 +66,7 @@ def explain(
     """
     place = None if cell is None else _parse_cell(cell)
 
-    from deformable_detr.detector_api import Detector
+    from deformable_detr.detector import Detector
     from deformable_detr.photos import read_photo
     from deformable_detr.structures import ImageBatch
 
@@ -99,7 +99,7 @@ def _query_pictures(
     detector: "Detector", image: "Image.Image", count: int
 ) -> "Iterator[tuple[str, Image.Image]]":
     """Names and pictures of the best detections, by the last layer of the decoder."""
-    from deformable_detr.evaluation.explain_pictures import draw_query
+    from deformable_detr.visualize.pictures import draw_query
 
     for rank, look in enumerate(detector.explain(image, queries=count), start=1):
         yield f"query_{rank}.png", draw_query(image, look, detector.label_space.names)
@@ -115,8 +115,8 @@ def _receptive_field(
 ) -> "Image.Image":
     import torch
 
-    from deformable_detr.evaluation.explain_pictures import draw_receptive_field
-    from deformable_detr.evaluation.receptive_field import effective_receptive_field
+    from deformable_detr.visualize.pictures import draw_receptive_field
+    from deformable_detr.visualize.receptive_field import effective_receptive_field
 
     images = batch.images
     if noise:
@@ -137,8 +137,8 @@ def _deform_points(
     """The last of the layers, and the picture."""
     import torch
 
-    from deformable_detr.evaluation.deform_points import chained_points, record_deform_convs
-    from deformable_detr.evaluation.explain_pictures import draw_deform_points
+    from deformable_detr.visualize.deform_points import chained_points, record_deform_convs
+    from deformable_detr.visualize.pictures import draw_deform_points
 
     with torch.inference_mode(), record_deform_convs(detector.model) as calls:
         detector.model(batch)
@@ -166,9 +166,9 @@ def _deform_points(
 def _fusion(detector: "Detector", image: "Image.Image", batch: "ImageBatch") -> "Image.Image":
     import torch
 
-    from deformable_detr.evaluation.explain import record_outputs
-    from deformable_detr.evaluation.explain_pictures import draw_level_weights
     from deformable_detr.models.necks.level_fusion import LevelFusion
+    from deformable_detr.visualize.attention import record_outputs
+    from deformable_detr.visualize.pictures import draw_level_weights
 
     with torch.inference_mode(), record_outputs(detector.model, LevelFusion) as calls:
         detector.model(batch)

@@ -15,7 +15,7 @@ from deformable_detr.cli.outputs import require_folder_place
 if TYPE_CHECKING:
     from PIL import Image
 
-    from deformable_detr.detector_api import Detector
+    from deformable_detr.detector import Detector
     from deformable_detr.structures import Detections
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
@@ -56,9 +56,9 @@ def predict(
     pictures = picture_files(files, out)
     names = None if classes is None else [name.strip() for name in classes.split(",")]
 
-    from deformable_detr.detector_api import Detector
-    from deformable_detr.evaluation.visualize import draw_detections
+    from deformable_detr.detector import Detector
     from deformable_detr.photos import read_photo
+    from deformable_detr.visualize.objects import draw_detections
 
     detector = Detector.from_checkpoint(checkpoint, device)
     reader = _Reader(files)

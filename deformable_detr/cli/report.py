@@ -30,13 +30,13 @@ def report(
     """
     # What needs PyTorch is imported when the command runs, so that help is there at once.
     from deformable_detr import distributed
-    from deformable_detr.build import build_dataset
+    from deformable_detr.builders import build_dataset
     from deformable_detr.cli.evaluate import measure
-    from deformable_detr.cli.evaluation_run import open_detector
-    from deformable_detr.cli.run_report import stored_detections, write_run_report
-    from deformable_detr.config_io import load_config
-    from deformable_detr.engine.checkpoint import load_checkpoint
-    from deformable_detr.engine.run_folder import RunFolder
+    from deformable_detr.config.loading import load_config
+    from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
+    from deformable_detr.engine.run.folder import RunFolder
+    from deformable_detr.workflows.evaluation import open_detector
+    from deformable_detr.workflows.run_report import stored_detections, write_run_report
 
     files = RunFolder(run_dir)
     if not files.config.is_file():

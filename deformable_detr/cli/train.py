@@ -78,11 +78,11 @@ def train(
     end_with_launcher()
     # What needs PyTorch is imported when the command runs, so that help is there at once.
     from deformable_detr import distributed
-    from deformable_detr.cli.evaluation_run import run_evaluation
-    from deformable_detr.cli.overfitting import overfit_config, report_overfit
-    from deformable_detr.cli.training_run import run_training
-    from deformable_detr.config_io import load_config
-    from deformable_detr.engine.stopping import EXIT_PREEMPTED, PreemptedError
+    from deformable_detr.config.loading import load_config
+    from deformable_detr.engine.run.stopping import EXIT_PREEMPTED, PreemptedError
+    from deformable_detr.workflows.evaluation import run_evaluation
+    from deformable_detr.workflows.overfitting import overfit_config, report_overfit
+    from deformable_detr.workflows.training import run_training
 
     if overfit and (resume or evaluate_only):
         raise ValueError("--overfit must stand without --resume and --evaluate-only")

@@ -20,8 +20,9 @@ import sys
 import torch
 from torch import Tensor
 
-from deformable_detr.ops import ms_deform_attn, native, resolve_backend
-from deformable_detr.ops.dispatch import check_arguments
+from deformable_detr.ops import ms_deform_attn, resolve_backend
+from deformable_detr.ops.ms_deformable_attention import native
+from deformable_detr.ops.ms_deformable_attention.dispatch import check_arguments
 
 MODULE_NAME = "MultiScaleDeformableAttention"
 

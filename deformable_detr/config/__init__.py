@@ -1,7 +1,7 @@
 """What a run is made of: one frozen pydantic model a part, with the paper's values as defaults.
 
-`config_io` reads these from YAML, `build` turns them into objects. Nothing below `build` sees
-them. Sizes are in pixels, learning rates belong to the total batch.
+`config.loading` reads these from YAML, `builders` turns them into objects. Nothing below `builders`
+sees them. Sizes are in pixels, learning rates belong to the total batch.
 
 Every setting has a default, and a new one gets the default under which a config without it means
 what it meant before: checkpoints hold configs, and old ones stay readable.

@@ -11,7 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deformable_detr.conversion.pickles import Options, read_pickle
-from deformable_detr.engine.checkpoint import FORMAT, load_checkpoint, weights_for_inference
+from deformable_detr.engine.checkpoints.checkpoint import (
+    FORMAT,
+    load_checkpoint,
+    weights_for_inference,
+)
 
 CONFIG_FILE = "config.json"
 SAFETENSORS_FILE = "model.safetensors"

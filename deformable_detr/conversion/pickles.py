@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from deformable_detr.engine.checkpoint_file import ZIP_MAGIC
+from deformable_detr.engine.checkpoints.sealed_file import ZIP_MAGIC
 
 # All that PyTorch raises, depending on where a file is damaged.
 _DAMAGE = (

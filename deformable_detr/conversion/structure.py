@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deformable_detr.conversion.layout import Block, Each, Layout, Structure, When, row_pairs
 from deformable_detr.layers.position import LearnedPositionEmbedding
-from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.models.proposals import BASE_SIZE, ProposalQueries
 
 _BLOCK = re.compile(

@@ -16,12 +16,12 @@ from deformable_detr.conversion.class_rows import (
     spread_rows,
 )
 from deformable_detr.conversion.content import Content, content_of, read_content
-from deformable_detr.conversion.sources import SOURCES, layout_of, recognize
+from deformable_detr.conversion.recognition import SOURCES, layout_of, recognize
 from deformable_detr.conversion.structure import structure_of_model
 from deformable_detr.conversion.translate import Translation, clean, to_ours, to_theirs
 from deformable_detr.labels import LabelSpace
-from deformable_detr.layers.reparam import ReparameterizedBlock, with_official_norms
-from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.layers.reparam.fuse import ReparameterizedBlock, with_official_norms
+from deformable_detr.models.deformable_detr import DeformableDETR
 
 _COUNTER = "num_batches_tracked"
 _MIMICKING = "mimicking."

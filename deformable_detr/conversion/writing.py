@@ -14,10 +14,10 @@ from torch import Tensor
 
 from deformable_detr.conversion.class_rows import UNUSED_NAME
 from deformable_detr.conversion.content import CONFIG_FILE, SAFETENSORS_FILE
-from deformable_detr.conversion.transformers import file_name
+from deformable_detr.conversion.sources.transformers import file_name
 from deformable_detr.conversion.weights import export_weights
 from deformable_detr.labels import LabelSpace
-from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.models.deformable_detr import DeformableDETR
 
 _PREPROCESSOR_FILE = "preprocessor_config.json"
 

@@ -1,14 +1,21 @@
-"""How much memory training has taken at its peak."""
+"""Memory of training: its peak, errors that name the batch, and a first pass of the largest one."""
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from deformable_detr import distributed
-from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.data.collate import Batch
+from deformable_detr.engine.precision import autocast
+from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.step import with_mimicking
+from deformable_detr.losses.criterion import SetCriterion
+from deformable_detr.structures import ImageBatch, Size, Target
 
 try:
     import resource
@@ -68,3 +75,99 @@ def record_peak_memory(state: TrainState, folder: RunFolder) -> str:
         for name, megabytes in peaks.items()
     )
     return f"step {state.step}: peak memory {shown or 'unknown'}"
+
+
+# In PyTorch's errors where the memory is not a GPU's and the type says nothing: CPU, and MPS.
+_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+@contextmanager
+def naming_memory(batch: Batch, step: int) -> Iterator[None]:
+    """A block that computes on a micro-batch: where memory runs out, the error describes that.
+
+    Other processes, which wait for this one, end with it, as with any error.
+
+    Raises:
+        torch.OutOfMemoryError: memory has run out.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        is_short = isinstance(error, torch.OutOfMemoryError)
+        if not is_short and not any(words in str(error) for words in _WORDS):
+            raise
+        raise torch.OutOfMemoryError(_describe(batch, step, error)) from error
+
+
+def _describe(batch: Batch, step: int, error: RuntimeError) -> str:
+    height, width = batch.images.images.shape[2:]
+    sizes = [_size(mask) for mask in batch.images.padding_mask.cpu()]
+    images = ", ".join(
+        f"image {target.image_id} ({size[0]} x {size[1]}, {len(target)} boxes)"
+        for size, target in zip(sizes, batch.targets, strict=True)
+    )
+    return (
+        f"memory ran out in step {step} for a micro-batch of {len(batch.targets)} images padded to "
+        f"{height} x {width}: {images}; choose a smaller train.micro_batch (gradients accumulate "
+        "to train.total_batch), train.gradient_checkpointing=true, data.max_padded_pixels, or "
+        f"smaller sizes in data.augmentation ({str(error).splitlines()[0]})"
+    )
+
+
+def _size(padding_mask: torch.Tensor) -> tuple[int, int]:
+    """(height, width) of an image without its padding."""
+    return int((~padding_mask[:, 0]).sum()), int((~padding_mask[0]).sum())
+
+
+def warm_up(state: TrainState, criterion: SetCriterion, *, num_images: int, size: Size) -> None:
+    """One forward and backward pass that leaves no trace: no weight, gradient, or random state.
+
+    The allocator then holds the largest blocks that it will be asked for, rather than to find
+    room for them later between smaller ones.
+
+    Args:
+        state: is left as it was.
+        criterion: of the run.
+        num_images: in the largest micro-batch.
+        size: (height, width) of the largest micro-batch.
+
+    Raises:
+        RuntimeError: there is not enough memory.
+    """
+    device, model = state.device, state.model
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    was_training = model.training
+    model.train()
+    cuda_devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=cuda_devices):
+            batch = _random_batch(num_images, size).to(device)
+            with autocast(state.precision, device):
+                output = model(batch.images)
+            result = criterion(output, batch.targets, 1.0)
+            with autocast(state.precision, device):
+                losses = with_mimicking(model, batch, output, result, 1.0)
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            torch.autograd.grad(losses["total"], trained)
+    except torch.OutOfMemoryError as error:
+        height, width = size
+        raise RuntimeError(
+            f"the largest micro-batch of this run, {num_images} images of {height} x {width} "
+            "pixels, must fit into memory, and does not; lower train.micro_batch or the sizes of "
+            "data.augmentation, or set data.max_padded_pixels, train.gradient_checkpointing=true "
+            "or train.precision=bfloat16"
+        ) from error
+    finally:
+        model.train(was_training)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+
+
+def _random_batch(num_images: int, size: Size) -> Batch:
+    """Noise without padding, and one object in each image."""
+    images = ImageBatch(
+        torch.rand(num_images, 3, *size), torch.zeros(num_images, *size, dtype=torch.bool)
+    )
+    target = Target(torch.tensor([[0.5, 0.5, 0.9, 0.9]]), torch.zeros(1, dtype=torch.int64))
+    return Batch(images, (target,) * num_images)

@@ -1,4 +1,4 @@
-"""What a training step computes in low precision, and the loss scale that float16 needs.
+"""Precision of a training step, the loss scale that float16 needs, and deterministic algorithms.
 
 Autocast is around the detector's forward pass only; the detector itself keeps boxes and
 coordinates in float32. Matching and losses are in float32, as are weights, gradients and the
@@ -7,6 +7,9 @@ between runs of any precision.
 """
 
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -54,3 +57,32 @@ def lower_loss_scale(scaler: GradScaler) -> bool:
         scaler.get_scale(),
     )
     return True
+
+
+# cuBLAS is deterministic with workspaces of its own only: NVIDIA, "Results reproducibility".
+_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Within it, PyTorch and our operators take their deterministic kernels, or raise an error.
+
+    To be entered before the process computes anything on a GPU. On a CPU two runs are equal
+    bitwise without it, given the same number of threads.
+
+    Args:
+        enabled: else nothing changes.
+    """
+    if not enabled:
+        yield
+        return
+    os.environ.setdefault(*_WORKSPACE)
+    before = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False  # which chooses kernels by their speed of the moment
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark

@@ -9,9 +9,8 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from deformable_detr import distributed
-from deformable_detr.engine.checkpoint import (
+from deformable_detr.engine.checkpoints.checkpoint import (
     Checkpoint,
-    current_versions,
     load_weights,
     weights_for_inference,
 )
@@ -19,6 +18,7 @@ from deformable_detr.engine.ema import ExponentialMovingAverage
 from deformable_detr.engine.optimizer import restore_optimizer
 from deformable_detr.engine.precision import Precision, build_scaler
 from deformable_detr.engine.schedule import Schedule
+from deformable_detr.environment import current_versions
 from deformable_detr.labels import LabelSpace
 
 

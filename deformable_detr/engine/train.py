@@ -12,28 +12,28 @@ from torch import Tensor, nn
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
 from deformable_detr.data.samplers import StepSampler
-from deformable_detr.engine.checkpoint_writer import CheckpointWriter
-from deformable_detr.engine.curves import draw_curves
-from deformable_detr.engine.failure_recorder import FailureRecorder
-from deformable_detr.engine.finite import NonFiniteError, require_finite
-from deformable_detr.engine.memory import record_peak_memory
+from deformable_detr.engine.checkpoints.writer import CheckpointWriter
+from deformable_detr.engine.evaluate import Validation
+from deformable_detr.engine.failures.recorder import FailureRecorder
+from deformable_detr.engine.failures.watchdog import Watchdog
+from deformable_detr.engine.failures.zero_ap import warn_of_zero_ap
+from deformable_detr.engine.memory import naming_memory, record_peak_memory
 from deformable_detr.engine.metrics import RunningMean, detection_metrics
 from deformable_detr.engine.optimizer import scale_learning_rates
-from deformable_detr.engine.out_of_memory import naming_memory
 from deformable_detr.engine.precision import autocast, lower_loss_scale
-from deformable_detr.engine.progress import TrainingProgress
-from deformable_detr.engine.run_folder import RunFolder
-from deformable_detr.engine.sentinels import warn_of_zero_ap
+from deformable_detr.engine.run.curves import draw_curves
+from deformable_detr.engine.run.folder import RunFolder
+from deformable_detr.engine.run.progress import TrainingProgress
+from deformable_detr.engine.run.stopping import PreemptedError, StopRequest
 from deformable_detr.engine.state import TrainState
-from deformable_detr.engine.step_losses import (
+from deformable_detr.engine.step import (
+    NonFiniteError,
     count_boxes,
     dropout_seed,
     mean_micro_batches,
+    require_finite,
     with_mimicking,
 )
-from deformable_detr.engine.stopping import PreemptedError, StopRequest
-from deformable_detr.engine.validation import Validation
-from deformable_detr.engine.watchdog import Watchdog
 from deformable_detr.losses.criterion import SetCriterion
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from deformable_detr.distributed import all_gather_objects
-from deformable_detr.evaluation.coco_files import read_ground_truth, read_results
 from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.evaluation.results_files import read_ground_truth, read_results
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Detections
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.layers.precision import at_least_float32, without_autocast
-from deformable_detr.ops.deform_conv import IntPair, deform_conv2d, pair
+from deformable_detr.ops.deform_conv.dispatch import IntPair, deform_conv2d, pair
 
 _OLD_SUFFIX = "_offset"
 

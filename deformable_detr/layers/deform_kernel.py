@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from deformable_detr.layers.deform_conv import OffsetGenerator
 from deformable_detr.layers.precision import at_least_float32
-from deformable_detr.ops.deform_kernel import deform_kernel_conv2d, sample_scope
-from deformable_detr.ops.sum_of_taps import ConvGeometry, Pair
-from deformable_detr.ops.tents import tent
+from deformable_detr.ops.deform_kernel.dispatch import deform_kernel_conv2d, sample_scope
+from deformable_detr.ops.deform_kernel.interpolation import tent
+from deformable_detr.ops.deform_kernel.products import ConvGeometry, Pair
 
 DeformKernelMode = Literal["local", "global"]
 

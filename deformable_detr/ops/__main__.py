@@ -4,7 +4,8 @@ import sys
 
 import torch
 
-from deformable_detr.ops import available_backends, native
+from deformable_detr.ops import available_backends
+from deformable_detr.ops.ms_deformable_attention import native
 
 
 def report() -> str:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deformable_detr.evaluation.coco_eval import CocoMetrics, run_coco, summarize
-from deformable_detr.evaluation.coco_files import read_ground_truth
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.matched_objects import MatchedObjects
 from deformable_detr.evaluation.precision_recall import PrecisionRecall, ScoreCurve
+from deformable_detr.evaluation.results_files import read_ground_truth
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from deformable_detr.evaluation.error_analysis import FalseDetection, Kind
 from deformable_detr.evaluation.matched_objects import MatchedObjects
-from deformable_detr.evaluation.mistakes import FalseDetection, Kind
 from deformable_detr.reporting.crops import Box, Outline, crop_uri
 
 MAX_PICTURES = 12

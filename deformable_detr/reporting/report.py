@@ -9,10 +9,10 @@ from typing import Any
 
 import jinja2
 
-from deformable_detr.engine.curves import AP_LINES, LOSS_LINES
+from deformable_detr.engine.run.curves import AP_LINES, LOSS_LINES
 from deformable_detr.evaluation.coco_eval import NOT_DEFINED, STATISTICS
+from deformable_detr.evaluation.error_analysis import false_detections, missed_objects
 from deformable_detr.evaluation.matched_objects import IOU_THRESHOLD
-from deformable_detr.evaluation.mistakes import false_detections, missed_objects
 from deformable_detr.reporting import tables
 from deformable_detr.reporting.charts import FRAME, Chart, Line, bar_chart, line_chart
 from deformable_detr.reporting.findings import Findings

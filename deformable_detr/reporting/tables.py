@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deformable_detr.evaluation.mistakes import FalseDetection, Kind, confusion_matrix
+from deformable_detr.evaluation.error_analysis import FalseDetection, Kind, confusion_matrix
 from deformable_detr.reporting.charts import Stack
 from deformable_detr.reporting.findings import Findings
 

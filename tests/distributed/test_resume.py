@@ -13,7 +13,7 @@ from helpers.recorded_runs import (
     resume_and_finetune,
 )
 
-from deformable_detr.engine.checkpoint import load_checkpoint
+from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
 from deformable_detr.engine.metrics import read_records
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

@@ -24,10 +24,10 @@ from helpers.processes import run_in_processes
 from helpers.tiny_training import LABEL_SPACE, tiny_criterion
 from torch import Tensor
 
-from deformable_detr.engine.checkpoint import load_checkpoint
-from deformable_detr.engine.failure_bundle import FailureBundle
+from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
+from deformable_detr.engine.failures.bundle import FailureBundle
 from deformable_detr.engine.metrics import read_records
-from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.train import train_step
 
 pytestmark = pytest.mark.distributed

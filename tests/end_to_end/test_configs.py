@@ -8,9 +8,9 @@ from helpers.coco_files import write_coco_set
 from helpers.models import reduced_config
 from helpers.shared_data import shared_data
 
-from deformable_detr.cli.training_run import run_training
-from deformable_detr.config_io import config_names
-from deformable_detr.engine.checkpoint import load_checkpoint
+from deformable_detr.config.loading import config_names
+from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
+from deformable_detr.workflows.training import run_training
 
 SMALL_RUN = (
     "data.num_workers=0",

@@ -10,7 +10,7 @@ from helpers.command_line import CommandLine, Outcome
 from helpers.small_run import SMALL_RUN, data_settings
 from torch import Tensor
 
-from deformable_detr.engine.checkpoint import load_checkpoint
+from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
 from deformable_detr.engine.metrics import read_records
 
 OLD = {1: "a", 2: "b", 7: "c"}

@@ -10,14 +10,15 @@ from helpers.small_run import SMALL_RUN, data_settings
 from torchvision.ops import FrozenBatchNorm2d
 
 from deformable_detr import Detector
-from deformable_detr.build import build_model
-from deformable_detr.cli.training_run import run_training
+from deformable_detr.builders import build_model
 from deformable_detr.config import RunConfig
-from deformable_detr.config_io import load_config
+from deformable_detr.config.loading import load_config
 from deformable_detr.conversion.weights import export_weights, import_weights
 from deformable_detr.data.coco import CocoDataset
-from deformable_detr.engine.checkpoint import Checkpoint, current_versions, save_checkpoint
-from deformable_detr.layers.reparam import ReparameterizedBlock, fuse_model
+from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from deformable_detr.environment import current_versions
+from deformable_detr.layers.reparam.fuse import ReparameterizedBlock, fuse_model
+from deformable_detr.workflows.training import run_training
 
 # Rates at which every branch has left its start after a few steps.
 LEARNING = (

@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers.coco_files import write_coco_set
 
-from deformable_detr.cli.training_run import run_training
-from deformable_detr.config_io import load_config
+from deformable_detr.config.loading import load_config
+from deformable_detr.workflows.training import run_training
 
 # A detector that starts from nothing and sees the same four photos again and again.
 OVERFIT = (

@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 
 from deformable_detr import build_criterion, build_model, load_config
 from deformable_detr.boxes import cxcywh_to_xyxy
-from deformable_detr.build import build_dataset
+from deformable_detr.builders import build_dataset
 from deformable_detr.data.collate import Batch, collate
 from deformable_detr.data.samplers import SampleKey
 from deformable_detr.data.transformed import TransformedDataset

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from deformable_detr.layers.branch_blocks import ACBlock, DiverseBranchBlock
+from deformable_detr.layers.reparam.blocks import ACBlock, DiverseBranchBlock
 
 # in_channels, out_channels, groups; those of the measurements with the published code
 CHANNELS = [(32, 64, 1), (32, 64, 2), (32, 32, 32), (32, 32, 1)]

@@ -23,20 +23,19 @@ from torch import Tensor, nn
 
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
-from deformable_detr.engine.checkpoint import (
+from deformable_detr.engine.checkpoints.checkpoint import (
     Checkpoint,
     load_checkpoint,
     load_weights,
     weights_for_inference,
 )
-from deformable_detr.engine.evaluate import validation_loss
-from deformable_detr.engine.finite import NonFiniteError
+from deformable_detr.engine.evaluate import Validation, validation_loss
 from deformable_detr.engine.metrics import RunningMean
 from deformable_detr.engine.optimizer import adamw, parameter_groups
-from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.step import NonFiniteError
 from deformable_detr.engine.train import fit, train_step
-from deformable_detr.engine.validation import Validation
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 VARIANTS = ("multi_scale", "two_stage", "mimicking", "checkpointing")

@@ -6,12 +6,12 @@ from pathlib import Path
 from helpers.models import VARIANTS, reduced_config
 from helpers.transformers_oracle import randomize
 
-from deformable_detr.build import build_model
+from deformable_detr.builders import build_model
 from deformable_detr.config import RunConfig
 from deformable_detr.conversion.coco_categories import COCO
 from deformable_detr.conversion.writing import write_weights
 from deformable_detr.labels import LabelSpace
-from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.models.deformable_detr import DeformableDETR
 
 FILE_NAMES = {
     "official": "official.pth",

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deformable_detr.build import build_model
+from deformable_detr.builders import build_model
 from deformable_detr.config import ResNetConfig, RunConfig, TimmConfig
-from deformable_detr.config_io import load_config
-from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.config.loading import load_config
+from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.structures import Target
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -11,12 +11,12 @@ from helpers.coco_files import CocoFiles
 from helpers.small_run import SMALL_RUN, data_settings
 from torch import Tensor
 
-from deformable_detr.cli import training_run
-from deformable_detr.config_io import load_config
+from deformable_detr.config.loading import load_config
 from deformable_detr.data.collate import Batch
 from deformable_detr.data.samplers import StepSampler
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import fit
+from deformable_detr.workflows import training
 
 TOTAL_STEPS = 6  # of two steps an epoch, so that the run stops within one
 STOP_AFTER = 3
@@ -66,8 +66,8 @@ def record_run(folder: Path, files: CocoFiles, *, max_steps: int, **options: Any
     """Train in `folder` with total batches of four, in this process or as one of several."""
     settings = [*SMALL_RUN, *data_settings(files, files), f"train.max_steps={max_steps}"]
     recording = Recording()
-    with mock.patch.object(training_run, "fit", recording.fit):
-        training_run.run_training(
+    with mock.patch.object(training, "fit", recording.fit):
+        training.run_training(
             load_config("deformable_detr_r50", settings),
             folder=folder,
             device=torch.device("cpu"),

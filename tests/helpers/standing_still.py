@@ -13,9 +13,9 @@ from helpers.tiny_training import TinyLoader, tiny_criterion, tiny_sampler, tiny
 
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
-from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.evaluate import Validation
+from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.train import fit
-from deformable_detr.engine.validation import Validation
 
 STILL_AT = 3  # the batch
 

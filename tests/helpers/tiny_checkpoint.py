@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from deformable_detr.build import build_model
+from deformable_detr.builders import build_model
 from deformable_detr.config import (
     AttentionConfig,
     ChannelMapperConfig,
@@ -16,9 +16,10 @@ from deformable_detr.config import (
     ResNetConfig,
     RunConfig,
 )
-from deformable_detr.engine.checkpoint import Checkpoint, current_versions, save_checkpoint
+from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from deformable_detr.environment import current_versions
 from deformable_detr.labels import LabelSpace
-from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.models.deformable_detr import DeformableDETR
 
 LABEL_SPACE = LabelSpace((0, 7, 90), ("cat", "dog", "tree"))
 CONFIG = RunConfig(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.operator_calls import requires_native
 
-from deformable_detr.ops import native
+from deformable_detr.ops.ms_deformable_attention import native
 
 SETUP = Path(__file__).parents[2] / "setup.py"
 

@@ -5,12 +5,12 @@ import torch
 from helpers.deform_kernel_oracle import gradients, random_call
 from helpers.operator_calls import requires_native
 
-from deformable_detr.ops.deform_kernel import (
+from deformable_detr.ops.deform_kernel.dispatch import (
     deform_kernel_conv2d,
     deform_kernel_conv2d_by_products,
     deform_kernel_conv2d_core_pytorch,
 )
-from deformable_detr.ops.sum_of_taps import ConvGeometry
+from deformable_detr.ops.deform_kernel.products import ConvGeometry
 
 pytestmark = requires_native
 

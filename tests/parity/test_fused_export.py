@@ -15,10 +15,10 @@ from helpers.transformers_oracle import (
 )
 from torch import Tensor, nn
 
-from deformable_detr.build import build_model
-from deformable_detr.config_io import load_config
+from deformable_detr.builders import build_model
+from deformable_detr.config.loading import load_config
 from deformable_detr.conversion.weights import export_weights, import_weights
-from deformable_detr.layers.reparam import ReparameterizedBlock, fuse_model
+from deformable_detr.layers.reparam.fuse import ReparameterizedBlock, fuse_model
 from deformable_detr.models.backbones.surgery import (
     ac_block,
     diverse_branch_block,

@@ -13,7 +13,7 @@ from helpers.official_losses import OfficialResult, Outputs, official_criterion
 
 from deformable_detr import build_criterion, build_model, load_config, official_losses
 from deformable_detr.losses.criterion import CriterionResult
-from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.structures import ModelOutput, Predictions, Target
 
 OFFICIAL_VARIANTS = ("single_scale", "single_scale_dc5", "multi_scale", "refine", "two_stage")

@@ -7,8 +7,8 @@ import torch
 from helpers.branch_blocks import randomize
 from torch import nn
 
-from deformable_detr.layers.branch_blocks import ACBlock, DiverseBranchBlock
-from deformable_detr.layers.reparam import fuse_model
+from deformable_detr.layers.reparam.blocks import ACBlock, DiverseBranchBlock
+from deformable_detr.layers.reparam.fuse import fuse_model
 
 EXTRA = "install the extra 'export'"
 BLOCKS = 4

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import DeformableDetrForObjectDetection
 
 from deformable_detr import export_weights, import_weights
-from deformable_detr.build import build_model
-from deformable_detr.config_io import load_config
-from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.builders import build_model
+from deformable_detr.config.loading import load_config
+from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.structures import ImageBatch, ModelOutput
 
 SETTINGS = {

@@ -6,8 +6,13 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
-from deformable_detr.layers.branch_blocks import ACBlock, DiverseBranchBlock
-from deformable_detr.layers.reparam import Kernel, average_pool_as_conv, chain_1x1_kxk, pad_kernel
+from deformable_detr.layers.reparam.algebra import (
+    Kernel,
+    average_pool_as_conv,
+    chain_1x1_kxk,
+    pad_kernel,
+)
+from deformable_detr.layers.reparam.blocks import ACBlock, DiverseBranchBlock
 
 
 @st.composite

@@ -11,21 +11,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deformable_detr import build_criterion, load_config
-from deformable_detr.build import build_dataset
+from deformable_detr.builders import build_dataset
 from deformable_detr.data.collate import collate
 from deformable_detr.data.samplers import SampleKey
 from deformable_detr.data.transformed import TransformedDataset
 from deformable_detr.data.transforms import resize_only
-from deformable_detr.detector_api import Detector
-from deformable_detr.engine.checkpoint import load_checkpoint, save_checkpoint
+from deformable_detr.detector import Detector
+from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from deformable_detr.engine.evaluate import evaluate
 from deformable_detr.engine.optimizer import adamw, parameter_groups
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import train_step
 from deformable_detr.evaluation.coco_eval import CocoEvaluator, evaluate_results
 from deformable_detr.evaluation.detection_table import DetectionTable
-from deformable_detr.evaluation.visualize import draw_detections
 from deformable_detr.labels import MAX_RAW_LABELS
+from deformable_detr.visualize.objects import draw_detections
 
 STEPS = 30
 CPU = torch.device("cpu")

@@ -3,12 +3,12 @@ from helpers.deform_kernel_oracle import gradients, random_call
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deformable_detr.ops.deform_kernel import (
+from deformable_detr.ops.deform_kernel.dispatch import (
     deform_kernel_conv2d,
     deform_kernel_conv2d_by_products,
     deform_kernel_conv2d_core_pytorch,
 )
-from deformable_detr.ops.sum_of_taps import ConvGeometry
+from deformable_detr.ops.deform_kernel.products import ConvGeometry
 
 
 def pairs(low, high):

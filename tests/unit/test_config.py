@@ -6,7 +6,7 @@ import yaml
 from helpers.models import CONFIGS, VARIANTS
 
 from deformable_detr.config import ConfigError, RunConfig
-from deformable_detr.config_io import config_names, load_config, to_yaml, validate_config
+from deformable_detr.config.loading import config_names, load_config, to_yaml, validate_config
 
 
 def load(tmp_path, text="", *overrides):

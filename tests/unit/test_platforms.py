@@ -10,12 +10,12 @@ import torch, torchvision
 sys.modules["fcntl"] = sys.modules["resource"] = None
 del signal.SIGUSR1
 signal.Signals = [number for number in signal.Signals if number.name != "SIGUSR1"]
-import deformable_detr.cli.training_run, deformable_detr.cli.run_report
+import deformable_detr.workflows.training, deformable_detr.workflows.run_report
 from deformable_detr.data.loader import build_loader
 from deformable_detr.engine.memory import peak_memory
-from deformable_detr.engine.run_folder import RunFolder
-from deformable_detr.engine.run_session import locked
-from deformable_detr.engine.stopping import StopRequest
+from deformable_detr.engine.run.folder import RunFolder
+from deformable_detr.engine.run.session import locked
+from deformable_detr.engine.run.stopping import StopRequest
 with StopRequest() as stop, locked(RunFolder(Path(sys.argv[1]))):
     stop.check()
 print("started", peak_memory(torch.device("cpu")))

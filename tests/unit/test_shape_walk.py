@@ -5,7 +5,7 @@ from helpers.coco_files import write_coco_set
 from helpers.models import small_detector
 from PIL import Image
 
-from deformable_detr.build import build_criterion
+from deformable_detr.builders import build_criterion
 from deformable_detr.config import RunConfig
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.collate import collate
@@ -13,7 +13,7 @@ from deformable_detr.data.samplers import SampleKey
 from deformable_detr.data.transformed import TransformedDataset
 from deformable_detr.data.transforms import resize_only
 from deformable_detr.evaluation.postprocess import select_detections
-from deformable_detr.evaluation.visualize import draw_detections
+from deformable_detr.visualize.objects import draw_detections
 
 N, C, L, Q = 2, 64, 4, 10
 

@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from deformable_detr.layers.folding import fold_frozen_norms
+from deformable_detr.layers.reparam.folding import fold_frozen_norms
 from deformable_detr.models.backbones.base import Backbone, freeze, require_strides
 from deformable_detr.models.backbones.weights import load_backbone_weights
 

@@ -12,7 +12,7 @@ from deformable_detr.benchmark.contenders import (
 )
 from deformable_detr.benchmark.workload import Shape, make_workload
 from deformable_detr.ops import available_backends
-from deformable_detr.ops.reference import ms_deform_attn_core_pytorch
+from deformable_detr.ops.ms_deformable_attention.reference import ms_deform_attn_core_pytorch
 
 SMALL = Shape("small", ((9, 7), (5, 4)), N=2, M=2, D=4, P=2)
 

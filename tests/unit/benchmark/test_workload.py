@@ -8,7 +8,7 @@ from deformable_detr.benchmark.workload import (
     Shape,
     make_workload,
 )
-from deformable_detr.ops.reference import sampling_locations
+from deformable_detr.ops.ms_deformable_attention.reference import sampling_locations
 
 SMALL = Shape("small", ((4, 6), (2, 3)), M=2, D=3, P=2)
 
@@ -78,7 +78,7 @@ def test_encoder_queries_stand_on_the_centres_of_the_cells() -> None:
 
 
 def test_touched_rows_are_those_with_a_gradient() -> None:
-    from deformable_detr.ops.reference import ms_deform_attn_core_pytorch
+    from deformable_detr.ops.ms_deformable_attention.reference import ms_deform_attn_core_pytorch
 
     workload = make_workload(Shape("few", ((9, 11), (5, 6)), Q=3, N=2, M=2, D=3, P=2))
     value = workload.value.requires_grad_()

@@ -8,15 +8,15 @@ from helpers.foreign_files import small_config, small_model, write_foreign
 from helpers.tiny_checkpoint import LABEL_SPACE
 
 from deformable_detr import Detector, export_weights
-from deformable_detr.config_io import to_yaml
+from deformable_detr.config.loading import to_yaml
 from deformable_detr.conversion.coco_categories import COCO
 from deformable_detr.conversion.files import read_weights
-from deformable_detr.engine.checkpoint import (
+from deformable_detr.engine.checkpoints.checkpoint import (
     Checkpoint,
-    current_versions,
     load_checkpoint,
     save_checkpoint,
 )
+from deformable_detr.environment import current_versions
 
 
 def test_a_native_file_holds_the_weights_and_says_that_it_is_no_run(

@@ -14,16 +14,16 @@ from helpers.command_line import CommandLine
 from helpers.small_run import SMALL_RUN, data_settings
 from torch import Tensor
 
-from deformable_detr.cli import training_run
 from deformable_detr.cli.doctor import EXIT_NOT_REPRODUCED
 from deformable_detr.cli.main import EXIT_ERROR
 from deformable_detr.data import transformed
 from deformable_detr.data.transforms import to_model_input
-from deformable_detr.engine.failure_bundle import FailureBundle
-from deformable_detr.engine.failure_recorder import FailureRecorder
-from deformable_detr.engine.finite import NonFiniteError
+from deformable_detr.engine.failures.bundle import FailureBundle
+from deformable_detr.engine.failures.recorder import FailureRecorder
+from deformable_detr.engine.step import NonFiniteError
 from deformable_detr.engine.train import fit
 from deformable_detr.structures import Sample, Target
+from deformable_detr.workflows import training
 
 BAD_IMAGE = 3
 BAD_WEIGHT = "encoder.layers.0.linear1.weight"
@@ -79,7 +79,7 @@ def test_a_nan_in_a_weight_names_the_weight(
             state.model.get_parameter(BAD_WEIGHT)[3, 1] = math.nan
         fit(state, *arguments, **options)
 
-    with mock.patch.object(training_run, "fit", spoilt):
+    with mock.patch.object(training, "fit", spoilt):
         error = train()
     assert f"weights were not finite before the step: {BAD_WEIGHT};" in error
     said = replay(run, tmp_path, step=0)
@@ -108,7 +108,7 @@ def test_activations_that_float16_cannot_hold_are_laid_to_the_precision(
             state.model.get_parameter(BAD_WEIGHT).mul_(1e7)
         fit(state, *arguments, **options)
 
-    with mock.patch.object(training_run, "fit", spoilt):
+    with mock.patch.object(training, "fit", spoilt):
         error = train("train.precision=float16")
     assert "the precision is too low: in float32 the same step is finite" in error
     said = replay(run, tmp_path, step=0)
@@ -124,7 +124,7 @@ def test_what_does_not_happen_here_is_said_not_to(
         recorder = FailureRecorder(folder, criterion, seed=0)
         raise NonFiniteError(recorder.write(state, [next(iter(loader))], "a false alarm"))
 
-    with mock.patch.object(training_run, "fit", alarm):
+    with mock.patch.object(training, "fit", alarm):
         assert "likely cause in process 0: not found" in train()
     outcome = run("doctor", "bundle", tmp_path / "run" / "failure_step_0_rank_0.pth")
     assert outcome.code == EXIT_NOT_REPRODUCED

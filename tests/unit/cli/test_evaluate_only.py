@@ -9,7 +9,7 @@ from helpers.coco_files import CocoFiles, write_coco_set
 from helpers.command_line import CommandLine
 from helpers.tiny_checkpoint import CONFIG, LABEL_SPACE, write_checkpoint
 
-from deformable_detr.config_io import to_yaml
+from deformable_detr.config.loading import to_yaml
 
 CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
 

@@ -6,7 +6,7 @@ from helpers.command_line import CommandLine
 from PIL import Image
 from torch import nn
 
-from deformable_detr.detector_api import Detector
+from deformable_detr.detector import Detector
 from deformable_detr.layers.deform_conv import DeformConv2d
 from deformable_detr.models.necks.asff import ASFF, ASFFNeck
 

@@ -10,7 +10,7 @@ from helpers.tiny_checkpoint import LABEL_SPACE
 from PIL import Image
 
 from deformable_detr.cli.predict import find_photos, picture_files, predict
-from deformable_detr.detector_api import DEFAULT_THRESHOLD
+from deformable_detr.detector import DEFAULT_THRESHOLD
 
 PER_PHOTO = 15  # 5 queries, 3 classes
 

@@ -14,13 +14,13 @@ from helpers.command_line import CommandLine
 from helpers.pages import Element, Page, cells
 from helpers.small_run import SMALL_RUN, data_settings
 
-from deformable_detr.cli import run_report
-from deformable_detr.cli.training_run import run_training
-from deformable_detr.config_io import load_config
-from deformable_detr.engine.checkpoint import load_checkpoint
+from deformable_detr.config.loading import load_config
+from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.evaluation.coco_eval import evaluate_results
 from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.workflows import run_report
+from deformable_detr.workflows.training import run_training
 
 
 def train(folder: Path, val: CocoFiles) -> None:

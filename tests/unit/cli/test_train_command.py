@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from typer.testing import CliRunner, Result
 
 from deformable_detr.cli.main import app
-from deformable_detr.config_io import load_config
-from deformable_detr.engine.checkpoint import load_checkpoint
+from deformable_detr.config.loading import load_config
+from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
 from deformable_detr.engine.metrics import read_records
 
 

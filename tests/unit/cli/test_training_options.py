@@ -10,12 +10,12 @@ from helpers.coco_files import write_coco_set
 from helpers.small_run import SMALL_RUN, data_settings
 from torch import Tensor
 
-from deformable_detr.build import build_sampler, largest_size
-from deformable_detr.cli import training_run
-from deformable_detr.config_io import load_config
+from deformable_detr.builders import build_sampler, largest_size
+from deformable_detr.config.loading import load_config
 from deformable_detr.data.collate import Batch
 from deformable_detr.data.samplers import BucketSampler, MicroBatchSampler, StepSampler
-from deformable_detr.engine.checkpoint import load_checkpoint
+from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
+from deformable_detr.workflows import training
 
 CHANNELS_LAST = torch.channels_last
 
@@ -36,7 +36,7 @@ def train(folder: Path, data: list[str], *overrides: str) -> dict[str, Tensor]:
     """The weights after two steps."""
     settings = [*SMALL_RUN, *data, "train.max_steps=2", *overrides]
     config = load_config("deformable_detr_r50", settings)
-    training_run.run_training(config, folder=folder, device=torch.device("cpu"))
+    training.run_training(config, folder=folder, device=torch.device("cpu"))
     return load_checkpoint(folder / "last.pth").model
 
 
@@ -63,13 +63,13 @@ def test_a_run_that_is_asked_to_be_deterministic_is_while_it_trains(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
-    fit = training_run.fit
+    fit = training.fit
 
     def look(*args: object, **options: object) -> None:
         seen.append(torch.are_deterministic_algorithms_enabled())
         fit(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training_run, "fit", look)
+    monkeypatch.setattr(training, "fit", look)
     assert_equal(train(tmp_path / "run", data, "train.deterministic=true"), plain)
     assert seen == [True]
     assert not torch.are_deterministic_algorithms_enabled()
@@ -112,11 +112,11 @@ def test_buckets_and_the_cap_on_pixels_reach_the_loop(
         shapes = [batch.images.images.shape for batch in loader]
         seen.append((type(sampler), [N * H * W for N, _, H, W in shapes]))
 
-    monkeypatch.setattr(training_run, "fit", look)
+    monkeypatch.setattr(training, "fit", look)
     for settings in ([], ["train.sample_order=buckets", "data.max_padded_pixels=3000"]):
         config = load_config("deformable_detr_r50", [*SMALL_RUN, *data, *settings])
         name = "capped" if settings else "plain"
-        training_run.run_training(config, folder=tmp_path / name, device=torch.device("cpu"))
+        training.run_training(config, folder=tmp_path / name, device=torch.device("cpu"))
     (plain_order, plain_pixels), (order, pixels) = seen
     assert (plain_order, order) == (MicroBatchSampler, BucketSampler)
     assert min(plain_pixels) > 3000

@@ -10,7 +10,7 @@ from torch.autograd import Function, gradcheck
 from torch.autograd.function import once_differentiable
 
 import deformable_detr.compat.msda as compat
-from deformable_detr.ops.reference import ms_deform_attn_core_pytorch
+from deformable_detr.ops.ms_deformable_attention.reference import ms_deform_attn_core_pytorch
 
 MSDA = sys.modules["MultiScaleDeformableAttention"]
 SHAPES = ((6, 4), (3, 2))
@@ -41,7 +41,7 @@ class MSDeformAttnFunction(Function):
 @pytest.fixture(params=["as installed", "without the extension"])
 def _install(request, monkeypatch):
     if request.param == "without the extension":
-        from deformable_detr.ops import native
+        from deformable_detr.ops.ms_deformable_attention import native
 
         monkeypatch.setattr(native, "LOAD_ERROR", ImportError("not built"))
 

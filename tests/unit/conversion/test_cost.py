@@ -16,8 +16,8 @@ _PROGRAM = """
 import sys, time
 from pathlib import Path
 from deformable_detr import import_weights
-from deformable_detr.build import build_model
-from deformable_detr.config_io import load_config
+from deformable_detr.builders import build_model
+from deformable_detr.config.loading import load_config
 
 def peak_kb():
     lines = Path("/proc/self/status").read_text().splitlines()

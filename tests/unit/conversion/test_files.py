@@ -12,10 +12,10 @@ from helpers.tiny_checkpoint import LABEL_SPACE, write_checkpoint
 from safetensors.torch import save_file
 
 from deformable_detr import Detector, export_weights
-from deformable_detr.config_io import validate_config
+from deformable_detr.config.loading import validate_config
 from deformable_detr.conversion.coco_categories import COCO
 from deformable_detr.conversion.files import read_weights
-from deformable_detr.conversion.transformers import file_name
+from deformable_detr.conversion.sources.transformers import file_name
 from deformable_detr.labels import LabelSpace
 
 PETS = LabelSpace((2, 11), ("cat", "dog"))

@@ -11,9 +11,9 @@ from helpers.transformers_oracle import randomize
 from torch import Tensor
 
 from deformable_detr import export_weights, import_weights
-from deformable_detr.conversion.sources import recognize
+from deformable_detr.conversion.recognition import recognize
 from deformable_detr.labels import LabelSpace
-from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.models.deformable_detr import DeformableDETR
 
 State = dict[str, Tensor]
 

@@ -10,9 +10,9 @@ from helpers.models import VARIANTS, small_detector
 from helpers.transformers_oracle import randomize
 
 from deformable_detr import export_weights, import_weights
-from deformable_detr.conversion.sources import SOURCES, layout_of
+from deformable_detr.conversion.recognition import SOURCES, layout_of
 from deformable_detr.conversion.structure import structure_of_model, structure_of_names
-from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.models.deformable_detr import DeformableDETR
 
 FOREIGN = [source for source in SOURCES if source != "native"]
 # DC5 has the tensors of the single scale.

@@ -17,9 +17,9 @@ from helpers.official_weights import (
 from torch import Tensor
 
 from deformable_detr import export_weights, import_weights
-from deformable_detr.build import build_model
-from deformable_detr.config_io import load_config
-from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.builders import build_model
+from deformable_detr.config.loading import load_config
+from deformable_detr.models.deformable_detr import DeformableDETR
 
 
 @functools.cache

@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from deformable_detr.engine.determinism import deterministic_algorithms
+from deformable_detr.engine.precision import deterministic_algorithms
 
 
 def settings() -> tuple[bool, bool]:

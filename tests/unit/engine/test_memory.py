@@ -7,7 +7,7 @@ from helpers.tiny_training import tiny_state
 
 from deformable_detr.engine.memory import record_peak_memory
 from deformable_detr.engine.metrics import read_records
-from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.run.folder import RunFolder
 
 # In a process of its own: what earlier tests free meanwhile would count against the new memory. The
 # process that starts it has more memory, which is not to be counted.

@@ -10,12 +10,12 @@ from torch import nn
 
 from deformable_detr import export_weights, import_weights
 from deformable_detr.config import ConfigError
-from deformable_detr.config_io import load_config
+from deformable_detr.config.loading import load_config
 from deformable_detr.engine.optimizer import adamw, parameter_groups
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import train_step
 from deformable_detr.losses.mimicking import MIMIC_WEIGHT
-from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.models.deformable_detr import DeformableDETR
 
 MIMICKING = "model.mimicking={max_regions: 2, crop_size_px: 32}"
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from helpers.tiny_training import TinyDetector, tiny_batch, tiny_criterion, tiny_state
 
-from deformable_detr.engine.out_of_memory import naming_memory
+from deformable_detr.engine.memory import naming_memory
 from deformable_detr.engine.train import train_step
 from deformable_detr.structures import ImageBatch, ModelOutput
 

@@ -19,12 +19,12 @@ from helpers.tiny_training import (
 )
 from torch import Tensor, nn
 
-from deformable_detr.engine.checkpoint import load_checkpoint, save_checkpoint
+from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from deformable_detr.engine.evaluate import evaluate
-from deformable_detr.engine.finite import NonFiniteError
 from deformable_detr.engine.optimizer import adamw, parameter_groups
 from deformable_detr.engine.precision import Precision, autocast
 from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.step import NonFiniteError
 from deformable_detr.engine.train import train_step
 from deformable_detr.evaluation.coco_eval import CocoEvaluator
 from deformable_detr.layers import attention

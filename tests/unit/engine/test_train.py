@@ -21,16 +21,16 @@ from helpers.tiny_training import (
 )
 
 from deformable_detr.data.collate import Batch
-from deformable_detr.engine.checkpoint import Checkpoint, load_checkpoint
-from deformable_detr.engine.checkpoint_writer import CheckpointWriter
-from deformable_detr.engine.failure_bundle import FailureBundle
-from deformable_detr.engine.finite import NonFiniteError
+from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from deformable_detr.engine.checkpoints.writer import CheckpointWriter
+from deformable_detr.engine.evaluate import Validation
+from deformable_detr.engine.failures.bundle import FailureBundle
 from deformable_detr.engine.metrics import read_records
-from deformable_detr.engine.run_folder import RunFolder
+from deformable_detr.engine.run.folder import RunFolder
+from deformable_detr.engine.run.stopping import PreemptedError, StopRequest
 from deformable_detr.engine.state import TrainState
-from deformable_detr.engine.stopping import PreemptedError, StopRequest
+from deformable_detr.engine.step import NonFiniteError
 from deformable_detr.engine.train import fit, total_steps
-from deformable_detr.engine.validation import Validation
 
 CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
 

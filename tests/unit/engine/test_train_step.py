@@ -5,9 +5,9 @@ import torch
 from helpers.tiny_training import tiny_batch, tiny_criterion, tiny_state, weights
 from torch import Tensor
 
-from deformable_detr.engine.finite import NonFiniteError
 from deformable_detr.engine.schedule import StepSchedule
 from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.step import NonFiniteError
 from deformable_detr.engine.train import train_step
 
 

@@ -4,10 +4,10 @@ from helpers.models import small_detector
 from helpers.tiny_training import CONSTANT, LABEL_SPACE, NUM_CLASSES, tiny_criterion
 from torch import nn
 
+from deformable_detr.engine.memory import warm_up
 from deformable_detr.engine.optimizer import adamw, parameter_groups
 from deformable_detr.engine.precision import Precision
 from deformable_detr.engine.state import TrainState
-from deformable_detr.engine.warm_up import warm_up
 from deformable_detr.structures import ImageBatch
 
 MIMICKING = "model.mimicking={max_regions: 2, crop_size_px: 32}"

@@ -7,16 +7,16 @@ import pytest
 from helpers.shared_data import shared_data
 
 from deformable_detr.evaluation.coco_eval import run_coco, summarize
-from deformable_detr.evaluation.coco_files import read_ground_truth, read_results
 from deformable_detr.evaluation.detection_table import DetectionTable
-from deformable_detr.evaluation.matched_objects import NONE, MatchedObjects
-from deformable_detr.evaluation.mistakes import (
+from deformable_detr.evaluation.error_analysis import (
     Kind,
     confusion_matrix,
     false_detections,
     missed_objects,
 )
+from deformable_detr.evaluation.matched_objects import NONE, MatchedObjects
 from deformable_detr.evaluation.precision_recall import PrecisionRecall, ScoreCurve
+from deformable_detr.evaluation.results_files import read_ground_truth, read_results
 
 CATEGORIES = [{"id": 2, "name": "cat"}, {"id": 5, "name": "dog"}]
 CAT, DOG = 2, 5

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from deformable_detr.layers.attention import MSDeformAttn
-from deformable_detr.ops.reference import ms_deform_attn_core_pytorch
+from deformable_detr.ops.ms_deformable_attention.reference import ms_deform_attn_core_pytorch
 
 LEVEL_SHAPES = ((6, 4), (3, 2))
 

@@ -11,7 +11,7 @@ from torch import nn
 from deformable_detr.engine.optimizer import adamw, parameter_groups
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import train_step
-from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.models.deformable_detr import DeformableDETR
 
 BATCH_NORM = ("model.backbone.norm=batch_norm", "model.backbone.freeze_up_to_stride=0")
 DEFORMABLE = "model.backbone.conv={kind: deform}"

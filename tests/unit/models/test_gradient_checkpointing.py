@@ -7,9 +7,9 @@ from helpers.tiny_training import NUM_CLASSES, tiny_batch, tiny_criterion
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from deformable_detr.build import build_model
-from deformable_detr.config_io import load_config
-from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.builders import build_model
+from deformable_detr.config.loading import load_config
+from deformable_detr.models.deformable_detr import DeformableDETR
 
 ON = "train.gradient_checkpointing=true"
 DROPOUT = ("model.encoder.dropout=0.3", "model.decoder.dropout=0.3")

@@ -7,10 +7,10 @@ from torch import nn
 
 from deformable_detr import build_criterion, build_model
 from deformable_detr.config import ConfigError
-from deformable_detr.config_io import load_config
-from deformable_detr.engine.finetune import transfer_weights
+from deformable_detr.config.loading import load_config
+from deformable_detr.engine.checkpoints.transfer import transfer_weights
 from deformable_detr.labels import LabelSpace
-from deformable_detr.models.detector import DeformableDETR
+from deformable_detr.models.deformable_detr import DeformableDETR
 
 NECKS = {
     "asff": "{kind: asff, num_levels: 4}",

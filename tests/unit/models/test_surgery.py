@@ -8,7 +8,7 @@ from helpers.models import randomize_weights, reduced_config
 from torch import nn
 from torchvision.models import resnet50
 
-from deformable_detr.build import build_model, build_optimizer
+from deformable_detr.builders import build_model, build_optimizer
 from deformable_detr.layers.deform_conv import ModulatedDeformConv2d, OffsetGenerator
 from deformable_detr.models.backbones.surgery import (
     ac_block,

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deformable_detr.ops import available_backends, dispatch, ms_deform_attn, native
+from deformable_detr.ops import available_backends, ms_deform_attn
 from deformable_detr.ops.__main__ import report
+from deformable_detr.ops.ms_deformable_attention import dispatch, native
 
 CPU = torch.device("cpu")
 

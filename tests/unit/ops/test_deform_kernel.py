@@ -2,15 +2,15 @@ import pytest
 import torch
 from helpers.deform_kernel_oracle import deform_kernel_by_loops, gradients, random_call
 
-from deformable_detr.ops import sum_of_taps
-from deformable_detr.ops.deform_kernel import (
+from deformable_detr.ops.deform_kernel import products
+from deformable_detr.ops.deform_kernel.dispatch import (
     deform_kernel_conv2d,
     deform_kernel_conv2d_by_products,
     deform_kernel_conv2d_core_pytorch,
     kernel_coordinates,
     sample_scope,
 )
-from deformable_detr.ops.sum_of_taps import ConvGeometry
+from deformable_detr.ops.deform_kernel.products import ConvGeometry
 
 PATHS = [
     deform_kernel_conv2d,
@@ -163,7 +163,7 @@ def test_channels_taken_in_parts_give_the_same(image_offsets, monkeypatch):
     expected, expected_gradients = gradients(
         deform_kernel_conv2d_by_products, tensors, geometry=SAME
     )
-    monkeypatch.setattr(sum_of_taps, "_CPU_CHUNK_ELEMENTS", 3 * 9 * 6 * 7)  # three, then two
+    monkeypatch.setattr(products, "_CPU_CHUNK_ELEMENTS", 3 * 9 * 6 * 7)  # three, then two
     actual, actual_gradients = gradients(deform_kernel_conv2d_by_products, tensors, geometry=SAME)
     assert_same(actual, expected, 1e-12)
     for one, other in zip(actual_gradients, expected_gradients, strict=True):

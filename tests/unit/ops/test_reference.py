@@ -3,7 +3,10 @@ import math
 import pytest
 import torch
 
-from deformable_detr.ops.reference import ms_deform_attn_fused_pytorch, sampling_locations
+from deformable_detr.ops.ms_deformable_attention.reference import (
+    ms_deform_attn_fused_pytorch,
+    sampling_locations,
+)
 
 
 def test_locations_around_points_are_offsets_in_cells():

@@ -1,0 +1,309 @@
+"""Config -> the detector."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+from typing_extensions import assert_never
+
+from deformable_detr.config import (
+    ACBlockConfig,
+    ASFFNeckConfig,
+    BackboneConfig,
+    ChannelMapperConfig,
+    DecoderConfig,
+    DeformConvConfig,
+    DeformKernelConfig,
+    DeformKernelNeckConfig,
+    DiverseBranchConfig,
+    EncoderConfig,
+    LearnedPositionConfig,
+    LearnedQueriesConfig,
+    MobileNetV2Config,
+    ModelConfig,
+    ModulatedDeformConvConfig,
+    NeckConfig,
+    PositionConfig,
+    ResNetConfig,
+    RunConfig,
+    SinePositionConfig,
+    TimmConfig,
+    TwoStageQueriesConfig,
+)
+from deformable_detr.layers.position import LearnedPositionEmbedding, SinePositionEmbedding
+from deformable_detr.layers.reparam.base import Statistics
+from deformable_detr.models.backbones.base import Backbone
+from deformable_detr.models.backbones.surgery import (
+    Replacement,
+    ac_block,
+    deform_conv,
+    deform_kernel,
+    diverse_branch_block,
+    modulated_deform_conv,
+    replace_convs,
+)
+from deformable_detr.models.backbones.timm_adapter import TimmBackbone
+from deformable_detr.models.backbones.torchvision_adapter import build_mobilenet_v2, build_resnet
+from deformable_detr.models.decoder import (
+    DeformableTransformerDecoder,
+    DeformableTransformerDecoderLayer,
+)
+from deformable_detr.models.deformable_detr import DeformableDETR
+from deformable_detr.models.encoder import (
+    DeformableTransformerEncoder,
+    DeformableTransformerEncoderLayer,
+)
+from deformable_detr.models.memory import MemoryBuilder
+from deformable_detr.models.mimicking import FeatureMimicking
+from deformable_detr.models.necks.asff import ASFF, ASFFNeck
+from deformable_detr.models.necks.base import Neck
+from deformable_detr.models.necks.channel_mapper import ChannelMapper
+from deformable_detr.models.necks.deform_kernel import DeformKernelNeck
+from deformable_detr.models.proposals import ProposalQueries
+from deformable_detr.models.queries import LearnedQueries
+
+_LOGGER = logging.getLogger(__name__)
+_Layer = TypeVar("_Layer", DeformableTransformerEncoderLayer, DeformableTransformerDecoderLayer)
+_WEIGHT_FILES = (".pth", ".pt", ".safetensors")
+_COCO_CLASSES = {"none": 80, "official": 91}  # contiguous; raw category ids, which end at 90
+
+
+def build_model(
+    config: RunConfig, *, num_classes: int | None = None, load_backbone_weights: bool = True
+) -> DeformableDETR:
+    """The detector of a run.
+
+    Args:
+        config: of the run.
+        num_classes: K, from the label space; None for COCO's: 80, or 91 with `compat: official`.
+        load_backbone_weights: False where a checkpoint is going to be loaded.
+    """
+    if num_classes is None:
+        num_classes = _COCO_CLASSES[config.compat]
+    return _build_detector(
+        config.model,
+        num_classes=num_classes,
+        load_backbone_weights=load_backbone_weights,
+        gradient_checkpointing=config.train.gradient_checkpointing,
+        frozen_roles=config.train.freeze,
+    )
+
+
+def _build_detector(
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    load_backbone_weights: bool,
+    gradient_checkpointing: bool,
+    frozen_roles: Sequence[str],
+) -> DeformableDETR:
+    backbone = build_backbone(config.backbone, load_weights=load_backbone_weights)
+    neck = build_neck(config.neck, channels=backbone.channels, embed_dim=config.embed_dim)
+    encoder_layers = _build_layers(
+        DeformableTransformerEncoderLayer, config.encoder, config, num_levels=neck.num_levels
+    )
+    decoder_layers = _build_layers(
+        DeformableTransformerDecoderLayer, config.decoder, config, num_levels=neck.num_levels
+    )
+    return DeformableDETR(
+        backbone=backbone,
+        neck=neck,
+        memory_builder=MemoryBuilder(
+            build_position(config.position, embed_dim=config.embed_dim),
+            embed_dim=config.embed_dim,
+            num_levels=neck.num_levels,
+        ),
+        encoder=DeformableTransformerEncoder(
+            encoder_layers, gradient_checkpointing=gradient_checkpointing
+        ),
+        queries=build_queries(config, num_classes=num_classes),
+        decoder=DeformableTransformerDecoder(
+            decoder_layers,
+            num_classes=num_classes,
+            embed_dim=config.embed_dim,
+            box_refinement=config.decoder.box_refinement,
+            two_stage=config.queries.kind == "two_stage",
+            gradient_checkpointing=gradient_checkpointing,
+        ),
+        mimicking=_build_mimicking(config, backbone.channels[-1], num_classes=num_classes),
+        frozen_roles=frozen_roles,
+    )
+
+
+def _build_mimicking(
+    config: ModelConfig, backbone_channels: int, *, num_classes: int
+) -> FeatureMimicking | None:
+    if config.mimicking is None:
+        return None
+    return FeatureMimicking(
+        backbone_channels=backbone_channels,
+        embed_dim=config.embed_dim,
+        num_classes=num_classes,
+        max_regions=config.mimicking.max_regions,
+        crop_size_px=config.mimicking.crop_size_px,
+    )
+
+
+def _build_layers(
+    kind: Callable[..., _Layer],
+    stack: EncoderConfig | DecoderConfig,
+    config: ModelConfig,
+    *,
+    num_levels: int,
+) -> list[_Layer]:
+    """The layers of one stack."""
+    return [
+        kind(
+            embed_dim=config.embed_dim,
+            num_heads=config.attention.num_heads,
+            num_levels=num_levels,
+            num_points=stack.num_points,
+            ffn_dim=stack.ffn_dim,
+            dropout=stack.dropout,
+            backend=config.attention.backend,
+        )
+        for _ in range(stack.num_layers)
+    ]
+
+
+def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> Backbone:
+    """The backbone, with its pre-trained weights if wanted, then with other convolutions."""
+    backbone = _build_plain_backbone(config, load_weights=load_weights)
+    if replaced := replace_backbone_convs(backbone, config):
+        _LOGGER.info("%d convolutions replaced: %s", len(replaced), ", ".join(replaced))
+    return backbone
+
+
+def replace_backbone_convs(backbone: Backbone, config: BackboneConfig) -> list[str]:
+    """Replace convolutions of a plain backbone, in place, as its config says; their names."""
+    if config.conv.kind == "plain":
+        return []
+    norm: Statistics = "frozen" if config.norm == "frozen_batch_norm" else "train"
+    replacement = build_replacement(config.conv, norm=norm)
+    return replace_convs(backbone, replacement, strides=config.conv.strides)
+
+
+def _build_plain_backbone(config: BackboneConfig, *, load_weights: bool) -> Backbone:
+    weights = _weights(config.weights) if load_weights else None
+    freeze_norm = config.norm == "frozen_batch_norm"
+    norm_layer = FrozenBatchNorm2d if freeze_norm else nn.BatchNorm2d
+    match config:
+        case ResNetConfig():
+            return build_resnet(
+                config.depth,
+                out_strides=config.out_strides,
+                dilation=config.dilation,
+                freeze_up_to_stride=config.freeze_up_to_stride,
+                norm_layer=norm_layer,
+                weights=weights,
+            )
+        case MobileNetV2Config():
+            return build_mobilenet_v2(
+                out_strides=config.out_strides,
+                freeze_up_to_stride=config.freeze_up_to_stride,
+                norm_layer=norm_layer,
+                weights=weights,
+            )
+        case TimmConfig():
+            return TimmBackbone(
+                config.name,
+                out_strides=config.out_strides,
+                freeze_up_to_stride=config.freeze_up_to_stride,
+                freeze_norm=freeze_norm,
+                weights=weights,
+            )
+        case _:
+            assert_never(config)
+
+
+def build_replacement(
+    config: DeformConvConfig
+    | ModulatedDeformConvConfig
+    | ACBlockConfig
+    | DiverseBranchConfig
+    | DeformKernelConfig,
+    *,
+    norm: Statistics,
+) -> Replacement:
+    """What stands in for convolutions of the backbone.
+
+    Args:
+        config: of the convolutions.
+        norm: whether norms within a block have the statistics that they start with, or learn.
+    """
+    match config:
+        case DeformConvConfig():
+            return deform_conv(offset_groups=config.offset_groups)
+        case ModulatedDeformConvConfig():
+            return modulated_deform_conv(
+                offset_groups=config.offset_groups, mask_scale=config.mask_scale
+            )
+        case ACBlockConfig():
+            return ac_block(norm=norm)
+        case DiverseBranchConfig():
+            return diverse_branch_block(norm=norm)
+        case DeformKernelConfig():
+            return deform_kernel(
+                scope_size=config.scope_size,
+                rotation_groups=config.rotation_groups,
+                image_offsets=config.image_offsets,
+            )
+        case _:
+            assert_never(config)
+
+
+def _weights(value: str) -> str | Path | None:
+    """None, a file, or a published name."""
+    if value == "none":
+        return None
+    return Path(value) if value.endswith(_WEIGHT_FILES) or "/" in value else value
+
+
+def build_neck(config: NeckConfig, *, channels: Sequence[int], embed_dim: int) -> Neck:
+    """The neck for a backbone of the given channels."""
+    match config:
+        case ChannelMapperConfig():
+            return ChannelMapper(channels, embed_dim=embed_dim, num_levels=config.num_levels)
+        case ASFFNeckConfig():
+            fusion = ASFF(embed_dim, config.num_levels, mask_padding=config.mask_padding)
+            return ASFFNeck(channels, embed_dim=embed_dim, fusion=fusion)
+        case DeformKernelNeckConfig():
+            return DeformKernelNeck(
+                channels,
+                embed_dim=embed_dim,
+                num_levels=config.num_levels,
+                scope_size=config.scope_size,
+            )
+        case _:
+            assert_never(config)
+
+
+def build_position(config: PositionConfig, *, embed_dim: int) -> nn.Module:
+    """The position embedding."""
+    match config:
+        case SinePositionConfig():
+            return SinePositionEmbedding(embed_dim)
+        case LearnedPositionConfig():
+            return LearnedPositionEmbedding(embed_dim, max_cells=config.max_cells)
+        case _:
+            assert_never(config)
+
+
+def build_queries(config: ModelConfig, *, num_classes: int) -> LearnedQueries | ProposalQueries:
+    """The decoder's start."""
+    match config.queries:
+        case LearnedQueriesConfig():
+            return LearnedQueries(config.queries.num_queries, config.embed_dim)
+        case TwoStageQueriesConfig():
+            return ProposalQueries(
+                config.queries.num_queries,
+                num_classes=num_classes,
+                embed_dim=config.embed_dim,
+                content=config.queries.content,
+                base_size=config.queries.base_size,
+            )
+        case _:
+            assert_never(config.queries)

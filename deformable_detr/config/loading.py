@@ -1,0 +1,268 @@
+"""YAML files and dotted overrides -> a RunConfig; what is wrong is named by its path."""
+
+import difflib
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from deformable_detr.config import ConfigError, RunConfig
+
+logger = logging.getLogger(__name__)
+_PACKAGE = Path(__file__).parents[1]
+# In a wheel the files are inside the package, in a checkout beside it.
+_CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+_MAX_BASES = 3
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """YAML with the scalars of version 1.2: 1e-4 is a number, `no` a string, 012 is twelve."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Yaml12Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    _Yaml12Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
+    )
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value, 10))
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value))
+
+
+def load_config(config: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> RunConfig:
+    """Read a config and apply overrides.
+
+    Args:
+        config: a YAML file, or the name of one that comes with the package, such as
+            "deformable_detr_r50" or "backbones/resnet18".
+        overrides: "dotted.key=value", the value written as in YAML; or values by dotted key,
+            where a string is read as in YAML too.
+
+    Raises:
+        ConfigError: the file or an override is wrong.
+    """
+    path = find_config(config)
+    layers = [RunConfig().model_dump(mode="json"), *_read_with_bases(path)]
+    merged = reduce(_merge, layers)
+    for override in _as_nested(overrides):
+        merged = _merge(merged, override)
+    return validate_config(merged, source=path.name)
+
+
+def validate_config(
+    content: Mapping[str, Any], *, source: str, ignore_unknown: bool = False
+) -> RunConfig:
+    """Check plain content, as read from YAML or a checkpoint.
+
+    Args:
+        content: the keys and values.
+        source: what to call it in errors.
+        ignore_unknown: leave unknown keys out, with one warning that names them. This is for what
+            a version wrote itself, such as a checkpoint's config: a later one may have removed a
+            setting. What people write is checked to the letter.
+
+    Raises:
+        ConfigError: naming the key below `source`.
+    """
+    try:
+        return RunConfig.model_validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        unknown = [
+            detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"
+        ]
+        if ignore_unknown and unknown:
+            paths = [_without_kinds([str(part) for part in place]) for place in unknown]
+            names = ", ".join(".".join(path) for path in paths)
+            logger.warning("%s: unknown settings are ignored: %s", source, names)
+            return validate_config(reduce(_without, paths, content), source=source)
+        lines = [_describe(detail, source) for detail in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
+    except TypeError as error:
+        raise ConfigError(f"{source}: values must be plain YAML, got {error}") from error
+
+
+def find_config(config: str | Path) -> Path:
+    """The file of a path or a name.
+
+    Raises:
+        ConfigError: there is none; it lists the names there are.
+    """
+    path = Path(config)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        path = path.with_suffix("")
+    candidate = _CONFIGS / f"{path}.yaml"
+    if candidate.is_file():
+        return candidate
+    names = config_names()
+    raise ConfigError(
+        f"config must be a YAML file or one of {', '.join(names)}, got {str(config)!r}"
+        + _suggest(str(path), names)
+    )
+
+
+def config_names() -> list[str]:
+    """Names of the configs that come with the package."""
+    return sorted(
+        file.relative_to(_CONFIGS).with_suffix("").as_posix() for file in _CONFIGS.rglob("*.yaml")
+    )
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole config as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_with_bases(path: Path) -> list[dict[str, Any]]:
+    """The file and what it inherits from, the deepest base first."""
+    layers: list[dict[str, Any]] = []
+    file: Path | None = path
+    while file is not None:
+        if len(layers) > _MAX_BASES:
+            raise ConfigError(f"{path.name}.base: must nest at most {_MAX_BASES} deep")
+        content = _read_yaml(file)
+        base = content.pop("base", None)
+        layers.insert(0, content)
+        if base is None:
+            return layers
+        following = file.parent / str(base)
+        if not following.is_file():
+            raise ConfigError(f"{file.name}.base: must be a file beside it, got {base!r}")
+        file = following
+    return layers
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.name}: must be YAML, got {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path.name}: must hold keys, got {type(content).__name__}")
+    return content
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of `above` win. Another `kind` drops what was inherited for the old one."""
+    if "kind" in above and above["kind"] != below.get("kind"):
+        return dict(above)
+    merged = dict(below)
+    for key, value in above.items():
+        inherited = below.get(key)
+        if isinstance(value, Mapping) and isinstance(inherited, Mapping):
+            value = _merge(inherited, value)
+        merged[key] = value
+    return merged
+
+
+def _without(content: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """The content without the key at the end of a path."""
+    key, *below = path
+    if below:
+        return {**content, key: _without(content[key], below)}
+    return {name: value for name, value in content.items() if name != key}
+
+
+def _as_nested(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each override as it would stand in a file."""
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides must be a list or a mapping, got {overrides!r}")
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            plain = str(value) if isinstance(value, Path) else value
+            yield _nest(key, _parse_value(key, plain) if isinstance(plain, str) else plain)
+        return
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not all(key.split(".")):
+            raise ConfigError(f"override must be dotted.key=value, got {override!r}")
+        yield _nest(key, _parse_value(key, text))
+
+
+def _parse_value(key: str, text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Yaml12Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: must be a YAML value, got {text!r}") from error
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    """A value below a dotted key."""
+    *above, last = key.split(".")
+    return reduce(lambda inner, part: {part: inner}, reversed(above), {last: value})
+
+
+def _describe(detail: ErrorDetails, source: str) -> str:
+    """One line for one wrong key."""
+    parts = [str(part) for part in detail["loc"]]
+    where = ".".join([source, *_without_kinds(parts)])
+    given = detail["input"]
+    match detail["type"]:
+        case "extra_forbidden":
+            names = _known_keys(parts[:-1])
+            return f"{where}: unknown key{_suggest(parts[-1], names)}"
+        case "missing":
+            return f"{where}: must be given"
+        case "union_tag_invalid":
+            expected = detail.get("ctx", {}).get("expected_tags")
+            kind = given.get("kind") if isinstance(given, dict) else given
+            return f"{where}.kind: must be one of {expected}, got {kind!r}"
+        case "value_error":
+            return f"{where}: {detail['ctx']['error']!s}"
+        case _:
+            message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            return f"{where}: must be {message[0].lower()}{message[1:]}, got {given!r}"
+
+
+def _schema_at(parts: Sequence[str]) -> Mapping[str, Any]:
+    """The JSON schema of the model at an error's place."""
+    whole = RunConfig.model_json_schema()
+    current: Mapping[str, Any] = whole
+    for part in parts:
+        following = current.get("properties", {}).get(part, {})
+        if "discriminator" in current:  # this part is a kind
+            following = {"$ref": current["discriminator"]["mapping"].get(part, "")}
+        reference = str(following.get("$ref", "")).rpartition("/")[2]
+        current = whole["$defs"][reference] if reference else following
+    return current
+
+
+def _known_keys(parts: Sequence[str]) -> list[str]:
+    return list(_schema_at(parts).get("properties", {}))
+
+
+def _without_kinds(parts: Sequence[str]) -> list[str]:
+    """The path as it is written in the file: an error's place also names the kind chosen."""
+    return [
+        part
+        for position, part in enumerate(parts)
+        if "discriminator" not in _schema_at(parts[:position])
+    ]
+
+
+def _suggest(name: str, names: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,0 +1,52 @@
+"""Which implementation a state_dict comes from."""
+
+from collections.abc import Collection
+from typing import Literal
+
+from deformable_detr.conversion.layout import Layout
+from deformable_detr.conversion.sources.detrex import DETREX
+from deformable_detr.conversion.sources.mmdetection import MMDETECTION
+from deformable_detr.conversion.sources.official import OFFICIAL
+from deformable_detr.conversion.sources.transformers import TRANSFORMERS
+
+Source = Literal["native", "official", "transformers", "detrex", "mmdet"]
+SOURCES: tuple[Source, ...] = ("native", "official", "transformers", "detrex", "mmdet")
+NATIVE_SIGNATURE = "memory_builder.level_embed"
+_LAYOUTS: dict[str, Layout] = {
+    layout.source: layout for layout in (OFFICIAL, TRANSFORMERS, DETREX, MMDETECTION)
+}
+_SHOWN_KEYS = 3
+
+
+def layout_of(source: str) -> Layout:
+    """The table of a source other than "native".
+
+    Raises:
+        ValueError: there is no such source.
+    """
+    if source not in _LAYOUTS:
+        raise ValueError(f"source must be one of {', '.join(_LAYOUTS)}, got {source!r}")
+    return _LAYOUTS[source]
+
+
+def recognize(keys: Collection[str], what: str = "weights") -> str:
+    """The source of a state_dict with the given keys.
+
+    Args:
+        keys: of the state_dict, without what wrappers put before them.
+        what: what it is, for the error.
+
+    Raises:
+        ValueError: they are no source's; it says what was seen.
+    """
+    if NATIVE_SIGNATURE in keys:
+        return "native"
+    for source, layout in _LAYOUTS.items():
+        if layout.signature in keys:
+            return source
+    shown = ", ".join(sorted(keys)[:_SHOWN_KEYS])
+    raise ValueError(
+        f"{what} must be a Deformable DETR of {', '.join(SOURCES)}, got {len(keys)} tensors "
+        f"({shown}{', ...' if len(keys) > _SHOWN_KEYS else ''}) without any of "
+        + ", ".join([NATIVE_SIGNATURE, *(layout.signature for layout in _LAYOUTS.values())])
+    )

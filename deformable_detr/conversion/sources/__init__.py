@@ -1,0 +1,1 @@
+"""Weight names of other implementations, one table per source."""

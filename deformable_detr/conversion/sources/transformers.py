@@ -1,0 +1,129 @@
+"""Names of transformers' DeformableDetrForObjectDetection with a timm ResNet.
+
+The table has the names of the module, as of version 5. Files, of version 5 too, keep the older
+names, and hold one of several names of a tied tensor.
+"""
+
+import re
+
+from torch import Tensor
+
+from deformable_detr.conversion.layout import (
+    MS_DEFORM_ATTN,
+    WHOLE,
+    Block,
+    Layout,
+    Row,
+)
+from deformable_detr.conversion.sources.head_names import heads, heads_of_refining_decoder, queries
+from deformable_detr.conversion.sources.resnet_names import torchvision_names
+
+_QUERY, _KEY, _VALUE = 0, 1, 2  # order of the rows of nn.MultiheadAttention's in_proj
+_PROJECTIONS = tuple(
+    Row(f"self_attn.{name}_proj.{leaf}", f"self_attn.in_proj_{leaf}", WHOLE, part=part)
+    for name, part in (("k", _KEY), ("v", _VALUE), ("q", _QUERY))
+    for leaf in ("weight", "bias")
+)
+# (pattern in a module's name, replacement in a file's name, and the way back)
+_FILE_NAMES = (
+    (r"^model\.backbone\.model\.", "model.backbone.conv_encoder.model."),
+    (r"\.self_attn\.o_proj\.", ".self_attn.out_proj."),
+    (r"\.mlp\.fc([12])\.", r".fc\1."),
+)
+_MODULE_NAMES = (
+    (r"^model\.backbone\.conv_encoder\.", "model.backbone."),
+    (r"\.self_attn\.out_proj\.", ".self_attn.o_proj."),
+    (r"(\.layers\.\d+)\.fc([12])\.", r"\1.mlp.fc\2."),
+)
+_HEAD = re.compile(r"^(?P<head>class_embed|bbox_embed)\.(?P<index>\d+)\.(?P<rest>.*)$")
+
+
+def file_name(module_name: str) -> str:
+    """The name under which `save_pretrained` writes a tensor of the module."""
+    return _substitute(module_name, _FILE_NAMES)
+
+
+def _substitute(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _normalize(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Module names, with the class heads that a file leaves out because all are the first one."""
+    named = {_substitute(name, _MODULE_NAMES): tensor for name, tensor in state.items()}
+    heads = {
+        match["index"]
+        for name in named
+        if (match := re.search(r"bbox_embed\.(?P<index>\d+)\.", name))
+    }
+    for leaf in ("weight", "bias"):
+        first = named.get(f"class_embed.0.{leaf}")
+        if first is None or f"class_embed.1.{leaf}" in named:
+            continue
+        for index in heads:
+            named.setdefault(f"class_embed.{index}.{leaf}", first)
+    return named
+
+
+TRANSFORMERS = Layout(
+    source="transformers",
+    signature="model.level_embed",
+    tied_may_be_absent=True,
+    normalize=_normalize,
+    blocks=(
+        Block("model.level_embed", "memory_builder.level_embed", (Row("", "", WHOLE),)),
+        *torchvision_names("model.backbone.model"),
+        Block(
+            "model.position_embedding",
+            "memory_builder.position",
+            (
+                Row("row_embeddings", "row_embed", ("weight",)),
+                Row("column_embeddings", "column_embed", ("weight",)),
+            ),
+            when="learned_position",
+        ),
+        Block(
+            "model.input_proj.{i}",
+            "neck",
+            (Row("0", "projections.{i}"), Row("1", "norms.{i}")),
+            each="level",
+        ),
+        Block(
+            "model.query_position_embeddings.weight",
+            "queries.embed",
+            (Row("", "", WHOLE),),
+            when="one_stage",
+        ),
+        Block(
+            "model.encoder.layers.{i}",
+            "encoder.layers.{i}",
+            (
+                Row("self_attn", "self_attn", MS_DEFORM_ATTN),
+                Row("self_attn_layer_norm", "norm1"),
+                Row("mlp.fc1", "linear1"),
+                Row("mlp.fc2", "linear2"),
+                Row("final_layer_norm", "norm2"),
+            ),
+            each="encoder_layer",
+        ),
+        Block(
+            "model.decoder.layers.{i}",
+            "decoder.layers.{i}",
+            (
+                *_PROJECTIONS,
+                Row("self_attn.o_proj", "self_attn.out_proj"),
+                Row("self_attn_layer_norm", "norm1"),
+                Row("encoder_attn", "cross_attn", MS_DEFORM_ATTN),
+                Row("encoder_attn_layer_norm", "norm2"),
+                Row("mlp.fc1", "linear1"),
+                Row("mlp.fc2", "linear2"),
+                Row("final_layer_norm", "norm3"),
+            ),
+            each="decoder_layer",
+        ),
+        *heads_of_refining_decoder("model.decoder"),
+        *queries("model"),
+        *heads(),
+    ),
+)

@@ -1,0 +1,249 @@
+"""Detector: objects in photos in three lines.
+
+Example:
+    detector = Detector.from_checkpoint("runs/quickstart/best.pth")
+    detections = detector.predict("photo.jpg", threshold=0.3)
+    names = [detector.label_space.names[label] for label in detections.labels]
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast, overload
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from deformable_detr.builders import build_eval_transform, build_model
+from deformable_detr.config import RunConfig
+from deformable_detr.config.loading import validate_config
+from deformable_detr.conversion.class_rows import number_of_rows
+from deformable_detr.conversion.files import read_weights
+from deformable_detr.conversion.weights import Weights
+from deformable_detr.data.transforms import Transform, to_model_input
+from deformable_detr.distributed import choose_device
+from deformable_detr.engine.checkpoints.checkpoint import load_weights
+from deformable_detr.evaluation.postprocess import select_detections
+from deformable_detr.labels import LabelSpace
+from deformable_detr.models.deformable_detr import DeformableDETR
+from deformable_detr.photos import ImageLike, as_photo
+from deformable_detr.structures import Detections, ImageBatch, Predictions, Sample, Size
+from deformable_detr.visualize.attention import QueryLook, looks_of_best, record_attention
+
+DEFAULT_THRESHOLD = 0.3  # focal losses give low scores; few false ones are above this
+DEFAULT_BATCH_SIZE = 4
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def model_with_weights(weights: Weights, config: RunConfig, what: str) -> DeformableDETR:
+    """A detector that has the weights, built as the config says.
+
+    Raises:
+        ValueError: they do not fit each other; `what` names the weights.
+    """
+    space = weights.label_space
+    num_classes = number_of_rows(weights.state_dict) if space is None else space.num_classes
+    model = build_model(config, num_classes=num_classes, load_backbone_weights=False)
+    load_weights(model, weights.state_dict, what)
+    return model
+
+
+def numbered_classes(weights: Weights) -> LabelSpace:
+    """Stands in where a file does not say what its classes are: their rows, from 0 on."""
+    rows = range(number_of_rows(weights.state_dict))
+    return LabelSpace(tuple(rows), tuple(f"class {row}" for row in rows))
+
+
+class Detector:
+    """A trained model with all it needs to look at a photo.
+
+    Args:
+        model: the detector; is moved to `device` and set to eval mode.
+        label_space: what its labels mean.
+        transform: resizes a photo as the model wants it.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        label_space: LabelSpace,
+        *,
+        transform: Transform,
+        device: torch.device,
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.label_space = label_space
+        self.transform = transform
+        self.device = device
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: str = "auto") -> "Detector":
+        """Load a detector from a file of this package or of another implementation.
+
+        Args:
+            path: checkpoint of `deformable-detr train`, which also says how photos are resized;
+                or weights of the official code, transformers (its folder too), detrex or
+                mmdetection 3.x, for which photos are resized as the paper does.
+            device: "auto" (CUDA, else MPS, else CPU), or as PyTorch names devices.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a detector's, or does not say enough of it.
+            RuntimeError: this machine lacks the device.
+        """
+        chosen = choose_device(device)
+        what = f"checkpoint {path}"
+        weights = read_weights(Path(path))
+        config = validate_config(weights.config, source=what, ignore_unknown=True)
+        if weights.assumed:
+            _LOGGER.warning("%s does not tell %s", what, ", ".join(weights.assumed))
+        return cls(
+            model_with_weights(weights, config, what),
+            weights.label_space or numbered_classes(weights),
+            transform=build_eval_transform(config.data),
+            device=chosen,
+        )
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a path is a Sequence[str] too, if typed so
+        self,
+        images: ImageLike,
+        *,
+        threshold: float = ...,
+        classes: Sequence[str] | None = ...,
+        batch_size: int = ...,
+    ) -> Detections: ...
+
+    @overload
+    def predict(
+        self,
+        images: Sequence[ImageLike],
+        *,
+        threshold: float = ...,
+        classes: Sequence[str] | None = ...,
+        batch_size: int = ...,
+    ) -> list[Detections]: ...
+
+    def predict(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        threshold: float = DEFAULT_THRESHOLD,
+        classes: Sequence[str] | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> Detections | list[Detections]:
+        """Find objects in one image or in a list of them.
+
+        Args:
+            images: paths, Pillow images, uint8 arrays (height, width, 3), or tensors
+                (3, height, width), uint8 or floating in [0, 1]; one, or a list or tuple.
+            threshold: least score, in [0, 1].
+            classes: names of the classes wanted; None for all.
+            batch_size: how many images may run at once. Only images of one processed size do,
+                as padding would change what is found.
+
+        Returns:
+            What was found, on the CPU: boxes in pixels of the upright photo (EXIF orientation
+            applied), best first. For a list of images, a list in their order.
+        """
+        single = not isinstance(images, list | tuple)
+        photos = cast(Sequence[ImageLike], [images] if single else images)
+        found = dict(
+            self.predict_each(photos, threshold=threshold, classes=classes, batch_size=batch_size)
+        )
+        ordered = [found[position] for position in range(len(photos))]
+        return ordered[0] if single else ordered
+
+    def predict_each(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        threshold: float = DEFAULT_THRESHOLD,
+        classes: Sequence[str] | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> Iterator[tuple[int, Detections]]:
+        """As `predict`, but image by image, so that any number of images fits into memory.
+
+        Yields:
+            The position of an image and what was found in it, in the order in which batches of
+            one processed size fill up.
+        """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be between 0 and 1, got {threshold:g}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        wanted = self._labels(classes)
+        waiting: dict[Size, list[tuple[int, Tensor, Size]]] = {}
+        for position, image in enumerate(images):
+            photo = as_photo(image)
+            tensor = self.preprocess(photo)
+            batch = waiting.setdefault((tensor.shape[1], tensor.shape[2]), [])
+            batch.append((position, tensor, (photo.height, photo.width)))
+            if len(batch) == batch_size:
+                yield from self._run(batch, threshold, wanted)
+                batch.clear()
+        for batch in filter(None, waiting.values()):
+            yield from self._run(batch, threshold, wanted)
+
+    def _labels(self, classes: Sequence[str] | None) -> Tensor:
+        """(number of classes wanted,) their labels."""
+        names, labels = self.label_space.names, self.label_space.category_labels
+        known = {names[label] for label in labels}
+        unknown = [name for name in classes or () if name not in known]
+        if unknown or classes == []:
+            raise ValueError(
+                "classes must be names of the detector's classes, "
+                f"got {', '.join(unknown) or 'none'}; it knows {self.label_space.describe()}"
+            )
+        return torch.tensor(
+            [label for label in labels if classes is None or names[label] in classes]
+        )
+
+    def explain(self, image: ImageLike, *, queries: int = 3) -> list[QueryLook]:
+        """Where the queries of the best detections looked, in the decoder's last layer.
+
+        Args:
+            image: as for `predict`.
+            queries: of how many detections, best first.
+
+        Returns:
+            Their boxes, sampling points and attention weights; places are relative to the upright
+            photo. `deformable_detr.visualize.pictures.draw_query` draws one.
+        """
+        images = ImageBatch.from_images([self.preprocess(as_photo(image))]).to(self.device)
+        decoder = self.model.get_submodule("decoder")
+        with torch.inference_mode(), record_attention(decoder) as calls:
+            last = self.model(images).last
+        return looks_of_best(last, calls[-1], queries)
+
+    def preprocess(self, photo: Image.Image) -> Tensor:
+        """(3, h, w) normalised image, resized as the model wants it."""
+        sample = Sample(
+            image=photo,
+            boxes_xyxy=torch.zeros(0, 4),
+            labels=torch.zeros(0, dtype=torch.int64),
+            area=torch.zeros(0),
+            image_id=0,
+            original_size=(photo.height, photo.width),
+        )
+        resized = self.transform(sample, torch.Generator())
+        return to_model_input(resized)[0]
+
+    @torch.inference_mode()
+    def _run(
+        self, batch: Sequence[tuple[int, Tensor, Size]], threshold: float, wanted: Tensor
+    ) -> list[tuple[int, Detections]]:
+        images = ImageBatch.from_images([tensor for _, tensor, _ in batch]).to(self.device)
+        last = self.model(images).last
+        # Chosen before the best are: many objects of other classes must not crowd them out.
+        chosen = Predictions(last.logits[..., wanted.to(self.device)], last.boxes)
+        found = select_detections(chosen, [size for _, _, size in batch])
+        results = []
+        for (position, _, _), detections in zip(batch, found, strict=True):
+            kept = detections.to("cpu").above(threshold)
+            results.append((position, replace(kept, labels=wanted[kept.labels])))
+        return results

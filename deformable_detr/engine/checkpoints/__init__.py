@@ -1,0 +1,1 @@
+"""Checkpoints: writing, reading, and transfer of weights between detectors."""

@@ -1,0 +1,190 @@
+"""What a run leaves on disk to go on from, and how it is read back with clear errors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from deformable_detr.engine.checkpoints.sealed_file import read_file, write_file
+from deformable_detr.labels import LabelSpace
+
+FORMAT = "deformable_detr"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training run between two steps.
+
+    Order of samples, augmentation, dropout and learning rate are functions of the config's seed and
+    the step, whatever the number of processes, so that no state of theirs is stored.
+
+    Attributes:
+        model: the detector's state_dict.
+        ema: the state_dict of its moving average, or None for a run without.
+        optimizer: the optimiser's state_dict.
+        epoch: number of finished epochs.
+        step: number of optimiser steps taken; the schedule is a function of it.
+        best_ap: highest AP of an evaluation so far, or None before the first.
+        label_space: the classes that the detector tells apart.
+        config: the resolved configuration, plain JSON.
+        versions: of the packages that wrote it, for people.
+        origin: the weights that training started from, for people; "" for those of the config.
+        scaler: the state_dict of the loss scale in float16; empty for other precisions.
+        evaluated: the step of the newest evaluation, or None before the first.
+    """
+
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+    epoch: int
+    step: int
+    best_ap: float | None
+    label_space: LabelSpace
+    config: dict[str, Any]
+    versions: dict[str, str]
+    origin: str = ""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    evaluated: int | None = None
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None = None) -> None:
+    """Write a checkpoint so that `path` holds, at any moment, the old one or the new one.
+
+    Args:
+        path: the file.
+        checkpoint: its content.
+        previous: where the old one is kept, or None to let it go.
+
+    Raises:
+        RuntimeError: it could not be written; the old one is untouched.
+    """
+    content = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
+    content["label_space"] = checkpoint.label_space.to_json()
+    write_file(
+        path, {"format": FORMAT, "format_version": FORMAT_VERSION, **content}, previous=previous
+    )
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU; no code in the file is ever run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a whole checkpoint of this package.
+    """
+    content = read_file(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(
+            f"checkpoint {path} must be one that this package wrote, got {_outline(content)}"
+        )
+    if content.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"checkpoint {path} must have format version {FORMAT_VERSION}, "
+            f"got {content.get('format_version')!r}; install a matching deformable-detr"
+        )
+    # What files of earlier releases do not hold:
+    content = {"origin": "", "scaler": {}, "evaluated": None, **content}
+    names = [field.name for field in fields(Checkpoint)]
+    absent = [name for name in names if name not in content]
+    if absent:
+        raise ValueError(f"checkpoint {path} lacks {', '.join(absent)}")
+    values = {name: content[name] for name in names}
+    _check_types(path, values)
+    try:
+        values["label_space"] = LabelSpace.from_categories(values["label_space"])
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path} has no usable label space: {error}") from error
+    return Checkpoint(**values)
+
+
+def _outline(content: Any) -> str:
+    """What a foreign file holds, in a few words."""
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    names = ", ".join(repr(key) for key in list(content)[:3])
+    return f"a dictionary of {len(content)} keys ({names}{', ...' if len(content) > 3 else ''})"
+
+
+def _check_types(path: Path, values: Mapping[str, Any]) -> None:
+    """Refuse fields of another type than `Checkpoint` states, weights that are no tensors."""
+    expected: dict[str, Any] = {
+        "model": dict,
+        "ema": dict | None,
+        "optimizer": dict,
+        "epoch": int,
+        "step": int,
+        "best_ap": float | None,
+        "label_space": list,
+        "config": dict,
+        "versions": dict,
+        "origin": str,
+        "scaler": dict,
+        "evaluated": int | None,
+    }
+    for name, kind in expected.items():
+        value = values[name]
+        if not isinstance(value, kind):
+            wanted = getattr(kind, "__name__", kind)
+            raise ValueError(
+                f"{name} of checkpoint {path} must be {wanted}, got {type(value).__name__}"
+            )
+    for name in ("model", "ema"):
+        for key, value in (values[name] or {}).items():
+            if not isinstance(value, Tensor):
+                raise ValueError(
+                    f"{name}.{key} of checkpoint {path} must be a tensor, "
+                    f"got {type(value).__name__}"
+                )
+
+
+def weights_for_inference(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights to detect with: the moving average where the run kept one."""
+    return checkpoint.model if checkpoint.ema is None else checkpoint.ema
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:
+    """Copy weights into a model that must match them in every name and shape.
+
+    Args:
+        model: gets the weights.
+        state_dict: the weights by name.
+        what: what they are, for the error, as in "checkpoint runs/a/last.pth".
+
+    Raises:
+        ValueError: a name is missing or too many, or a shape differs; the model is unchanged.
+    """
+    own = model.state_dict()
+    absent = [name for name in own if name not in state_dict]
+    foreign = [name for name in state_dict if name not in own]
+    reshaped = [
+        f"{name} is {tuple(state_dict[name].shape)} and must be {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in state_dict and state_dict[name].shape != value.shape
+    ]
+    problems = []
+    if absent:
+        problems.append(f"lacks {len(absent)} parameters of the model, first: {absent[0]}")
+    if foreign:
+        problems.append(
+            f"has {len(foreign)} parameters that the model has not, first: {foreign[0]}"
+        )
+    if reshaped:
+        problems.append(f"has {len(reshaped)} parameters of another shape, first: {reshaped[0]}")
+    if problems:
+        raise ValueError(f"{what} {', '.join(problems)}; use the config it was trained with")
+    model.load_state_dict(dict(state_dict))
+
+
+def config_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The settings in which two configurations differ, one line each: `key: old -> new`."""
+    changes = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            changes += config_changes(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changes.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return changes

@@ -1,0 +1,256 @@
+"""Fine-tuning: what one detector has learnt as the start of another, by name and class name."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deformable_detr.engine.checkpoints.row_matching import MatchedRows, match_rows
+from deformable_detr.labels import LabelSpace
+from deformable_detr.models.deformable_detr import DeformableDETR
+from deformable_detr.models.heads import ClassHead
+from deformable_detr.models.proposals import ProposalQueries
+from deformable_detr.models.queries import LearnedQueries
+
+BACKBONE = "backbone."
+_BATCH_COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
+_EXCHANGED = (BACKBONE, "neck.")  # parts of which there are alternatives
+_LEAST_SHARE = 0.5  # of the tensors of all other parts that a file must fit
+_MAX_LAYERS = 8  # in one line of a report
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What became of a model's tensors, and of a file's.
+
+    A tensor of which some rows were taken over, such as a class head's, is in both `kept` and
+    `reinitialised`.
+
+    Attributes:
+        kept: names of the model's tensors that come from the file.
+        reinitialised: names of those that stay as the model was built, each with the reason.
+        ignored: names of the file's tensors that have no place in the model.
+        notes: what became of the classes, for people.
+    """
+
+    kept: tuple[str, ...]
+    reinitialised: Mapping[str, str]
+    ignored: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def describe(self) -> list[tuple[str, str]]:
+        """The report in a few lines: headings and what stands under them."""
+        total = len({*self.kept, *self.reinitialised})
+        anew = self.reinitialised
+        in_part = {name: anew[name] for name in self.kept if name in anew}
+        return [
+            ("kept", f"{len(self.kept)} of the model's {total} tensors"),
+            ("re-initialised", f"{len(anew)}{_summarize(anew, in_part)}"),
+            ("ignored", f"{len(self.ignored)} of the file's{_summarize(self.ignored, {})}"),
+            *(("classes", note) for note in self.notes),
+        ]
+
+
+def transfer_weights(
+    model: DeformableDETR,
+    state_dict: Mapping[str, Tensor],
+    *,
+    old_classes: LabelSpace | None,
+    new_classes: LabelSpace,
+    what: str,
+    new_in_backbone: Collection[str] = (),
+) -> TransferReport:
+    """Copy another detector's weights into a new model wherever they mean the same there.
+
+    - A decoder's class head keeps the rows of the classes that have the same name; the others
+      stay as they were built, at the prior probability.
+    - The class head of two-stage proposals keeps its rows in their places: row 0 means "an object
+      of any class" and ranks the proposals, whatever the classes are, and the others nothing.
+    - Of learned queries the first are kept, as many as there are in both.
+    - The backbone is kept as a whole or not at all, but for what is new in it.
+    - Of everything else, a layer is kept if all its tensors are there in the model's shapes.
+
+    Args:
+        model: newly built.
+        state_dict: the weights by our names.
+        old_classes: what the rows of its class heads mean; None if that is not known.
+        new_classes: what those of the model mean.
+        what: what the weights are, for errors, as in "checkpoint runs/a/best.pth".
+        new_in_backbone: names of the model's tensors that adapt to the others, as those of replaced
+            convolutions do: that the weights lack them does not make the backbone another one.
+
+    Raises:
+        ValueError: the file fits less than half of the model, or its classes cannot be matched;
+            the model is unchanged.
+    """
+    own = model.state_dict()
+    by_rows = _rows_to_keep(model, own, state_dict, old_classes, new_classes, what)
+    whole = _whole_tensors(own, state_dict, new_in_backbone) - by_rows.keys()
+    merged = {name: state_dict[name] for name in own if name in whole}
+    for name, rows in by_rows.items():
+        if rows.pairs:
+            merged[name] = _with_rows(own[name], state_dict[name], rows.pairs)
+    _require_enough(own, merged, what)
+    model.load_state_dict({**own, **merged})
+    return TransferReport(
+        kept=tuple(name for name in own if name in merged),
+        reinitialised=_reinitialised(own, state_dict, merged, by_rows),
+        ignored=tuple(name for name in _without_counters(state_dict) if name not in merged),
+        notes=tuple(dict.fromkeys(note for rows in by_rows.values() for note in rows.notes)),
+    )
+
+
+def holds_backbone(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> bool:
+    """Whether a file holds a detector's whole backbone.
+
+    It may have further blocks after the detector's last one. Further layers within a block are
+    those of a deeper network, which does not fit: what follows counts on all of them.
+
+    Args:
+        own: the detector's state_dict.
+        given: the file's weights by our names.
+    """
+    expected, found = _backbone_shapes(own), _backbone_shapes(given)
+    blocks = {_block(name) for name in expected}
+    return expected == {name: shape for name, shape in found.items() if _block(name) in blocks}
+
+
+def _rows_to_keep(
+    model: DeformableDETR,
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    old_classes: LabelSpace | None,
+    new_classes: LabelSpace,
+    what: str,
+) -> dict[str, MatchedRows]:
+    """The rows to take over, of every tensor that is taken over by rows and has the width."""
+    proposal_heads = [m.class_head for m in model.modules() if isinstance(m, ProposalQueries)]
+    plan: dict[str, MatchedRows] = {}
+    for module_name, module in model.named_modules():
+        match module:
+            case LearnedQueries():
+                names = [f"{module_name}.embed"]
+            case ClassHead():
+                names = [f"{module_name}.weight", f"{module_name}.bias"]
+            case _:
+                continue
+        if not all(_same_width(own[name], given.get(name)) for name in names):
+            continue
+        num_new, num_old = len(own[names[0]]), len(given[names[0]])
+        if isinstance(module, LearnedQueries) or module in proposal_heads:
+            first = tuple((row, row) for row in range(min(num_new, num_old)))
+            rows = MatchedRows(first, notes=())
+        else:
+            rows = match_rows(old_classes, new_classes, num_old=num_old, num_new=num_new, what=what)
+        plan |= dict.fromkeys(names, rows)
+    return plan
+
+
+def _same_width(value: Tensor, other: Tensor | None) -> bool:
+    """Whether two tensors are alike but for the number of their rows."""
+    return other is not None and other.ndim == value.ndim and other.shape[1:] == value.shape[1:]
+
+
+def _with_rows(value: Tensor, other: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """`value` with some rows replaced by rows of `other`."""
+    merged = value.clone()
+    rows, others = (list(numbers) for numbers in zip(*pairs, strict=True))
+    merged[rows] = other[others].to(merged)
+    return merged
+
+
+def _whole_tensors(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], new_in_backbone: Collection[str]
+) -> set[str]:
+    """Names of the tensors that can be taken over as they are."""
+    layers: dict[str, list[str]] = {}
+    for name in own:
+        if not name.startswith(BACKBONE):
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
+    whole = {
+        name
+        for names in layers.values()
+        if all(name in given and given[name].shape == own[name].shape for name in names)
+        for name in names
+    }
+    wanted = {name: value for name, value in own.items() if name not in new_in_backbone}
+    if holds_backbone(wanted, given):
+        whole |= {name for name in own if name.startswith(BACKBONE) and name in given}
+    return whole
+
+
+def _backbone_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {
+        name: tuple(tensors[name].shape)
+        for name in _without_counters(tensors)
+        if name.startswith(BACKBONE)
+    }
+
+
+def _block(name: str) -> str:
+    """`backbone.body.layer3` of `backbone.body.layer3.0.conv1.weight`."""
+    return ".".join(name.split(".")[:3])
+
+
+def _without_counters(tensors: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in tensors if not name.endswith(_BATCH_COUNTER)]
+
+
+def _require_enough(own: Mapping[str, Tensor], kept: Mapping[str, Tensor], what: str) -> None:
+    """Refuse a file that has next to nothing to do with the model."""
+    wanted = [name for name in own if not name.startswith(_EXCHANGED)]
+    fitting = [name for name in wanted if name in kept]
+    if len(fitting) < _LEAST_SHARE * len(wanted):
+        first = next(name for name in wanted if name not in kept)
+        raise ValueError(
+            f"{what} must fit at least half of the model's {len(wanted)} tensors outside the "
+            f"backbone and the neck, got {len(fitting)}, first that does not: {first}; use the "
+            "model settings it was trained with, or, for a backbone alone, "
+            "model.backbone.weights=FILE"
+        )
+
+
+def _reinitialised(
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor],
+    by_rows: Mapping[str, MatchedRows],
+) -> dict[str, str]:
+    """The tensors that are not, or not wholly, from the file, and why."""
+    reasons = {}
+    for name in _without_counters(own):
+        value, other = own[name], given.get(name)
+        if name in by_rows:
+            anew = len(value) - len(by_rows[name].pairs)
+            if anew:
+                reasons[name] = f"{anew} of {len(value)} rows"
+        elif name not in kept:
+            if other is None:
+                reasons[name] = "not in the file"
+            elif other.shape != value.shape:
+                reasons[name] = f"{tuple(value.shape)}, in the file {tuple(other.shape)}"
+            else:
+                reasons[name] = "belongs to what does not fit"
+    return reasons
+
+
+def _summarize(names: Iterable[str], remarks: Mapping[str, str]) -> str:
+    """`: a.*.b x 4 (remark), c`: the first layers, those of the same place in a stack as one."""
+    layers = Counter((_layer(name), remarks.get(name, "")) for name in names)
+    if not layers:
+        return ""
+    shown = [
+        layer + (f" x {count}" if count > 1 else "") + (f" ({remark})" if remark else "")
+        for (layer, remark), count in list(layers.items())[:_MAX_LAYERS]
+    ]
+    rest = sum(list(layers.values())[_MAX_LAYERS:])
+    return ": " + ", ".join(shown) + (f", and {rest} more" if rest else "")
+
+
+def _layer(name: str) -> str:
+    """`decoder.layers.*.linear1` of `decoder.layers.0.linear1.weight`."""
+    if name.startswith(BACKBONE):
+        return "backbone"
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", re.sub(r"\.(weight|bias)$", "", name))

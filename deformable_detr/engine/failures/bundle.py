@@ -1,0 +1,132 @@
+"""FailureBundle: everything that a step which failed needs to be run again, in one file."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deformable_detr.data.collate import Batch
+from deformable_detr.engine.checkpoints.sealed_file import read_file, write_file
+from deformable_detr.engine.precision import low_precision
+from deformable_detr.structures import ImageBatch, Target
+
+FORMAT = "deformable_detr failure"
+
+
+@dataclass(frozen=True)
+class FailureBundle:
+    """One micro-batch of one process whose loss or gradient was not finite, and its circumstances.
+
+    Attributes:
+        step: steps taken before.
+        rank: of the process.
+        message: of the error that ended the run.
+        cause: the likely one, in words.
+        images: (N, 3, H, W) as the model got them.
+        padding_mask: (N, H, W).
+        targets: of each image the fields of `Target`.
+        num_boxes: what the losses were divided by.
+        dropout_seed: of the micro-batch.
+        precision: of the forward pass, as PyTorch names dtypes.
+        scaler: state of the loss scale; empty where the loss was not scaled.
+        learning_rates: by role of the parameters, in this step.
+        weight_norms: (step, 2-norm of all finite weights) in the course of the run.
+        bad_weights: names of weights that were not finite before the step.
+        examination: the fields of `Examination`.
+        model: the detector's state_dict before the step.
+        label_space: the classes, as in a checkpoint.
+        config: the resolved configuration, plain JSON.
+        versions: of the packages that wrote it.
+    """
+
+    step: int
+    rank: int
+    message: str
+    cause: str
+    images: Tensor
+    padding_mask: Tensor
+    targets: list[dict[str, Any]]
+    num_boxes: float
+    dropout_seed: int
+    precision: str
+    scaler: dict[str, Any]
+    learning_rates: dict[str, float]
+    weight_norms: list[tuple[int, float]]
+    bad_weights: list[str]
+    examination: dict[str, Any]
+    model: dict[str, Tensor]
+    label_space: list[dict[str, Any]]
+    config: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def image_ids(self) -> list[int]:
+        """Of the micro-batch."""
+        return [target["image_id"] for target in self.targets]
+
+    @property
+    def batch(self) -> Batch:
+        """The micro-batch, on the CPU."""
+        return Batch(
+            ImageBatch(self.images, self.padding_mask),
+            tuple(Target(**target) for target in self.targets),
+        )
+
+    @property
+    def low_precision(self) -> torch.dtype | None:
+        """Of autocast, or None for a run without."""
+        return low_precision(self.precision)
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss was multiplied by."""
+        return float(self.scaler.get("scale", 1.0))
+
+    def save(self, path: Path) -> None:
+        """Write the file, tensors and plain values only.
+
+        Raises:
+            RuntimeError: it could not be written.
+        """
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        write_file(path, {"format": FORMAT, **content}, noun="bundle")
+
+    @classmethod
+    def load(cls, path: Path) -> "FailureBundle":
+        """Read the file; no code in it is ever run.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a whole bundle.
+        """
+        if not path.exists():
+            raise FileNotFoundError(
+                f"bundle {path} does not exist; a run whose step fails leaves "
+                "failure_step_N_rank_R.pth in its folder"
+            )
+        content = read_file(path, noun="bundle")
+        names = {field.name for field in fields(cls)}
+        if not isinstance(content, dict) or content.keys() != names | {"format"}:
+            raise ValueError(
+                f"bundle {path} must be one that this version wrote, got another kind of file; "
+                "a checkpoint is measured with `deformable-detr evaluate`"
+            )
+        return cls(**{name: content[name] for name in names})
+
+
+def batch_to_plain(batch: Batch) -> dict[str, Any]:
+    """`images`, `padding_mask` and `targets` of a bundle."""
+    batch = batch.to("cpu")
+    return {
+        "images": batch.images.images,
+        "padding_mask": batch.images.padding_mask,
+        "targets": [asdict(target) for target in batch.targets],
+    }
+
+
+def state_on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state_dict that does not change any more."""
+    return {name: value.detach().cpu().clone() for name, value in state.items()}

@@ -1,0 +1,272 @@
+"""Why no detection is right although a model has learnt something: looks, rather than guesses.
+
+In each image the T best-scored detections are compared with its T annotated objects; the share of
+objects that one of these overlaps with an IoU of at least 0.5 is called "found" here. Where
+almost nothing is found, it is tried again with the boxes, or the labels, read in another way.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deformable_detr import distributed
+from deformable_detr.boxes import iou_xyxy, xywh_to_xyxy, xyxy_to_xywh
+from deformable_detr.engine.metrics import read_records
+from deformable_detr.engine.run.folder import RunFolder
+from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.evaluation.results_files import read_ground_truth
+
+MAX_IMAGES = 200  # with objects; enough to see what is wrong with all
+IOU_THRESHOLD = 0.5  # what AP50 calls found
+# A way of reading explains something if it finds this share of objects, and this many times more.
+EXPLAINS_SHARE = 0.2
+EXPLAINS_TIMES = 3.0
+FAR_SMALLER = 20.0  # a detection than an object, which no mere lack of training explains
+_SHOWN_PAIRS = 3
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """What is annotated in an image, and the T best-scored of what is detected there.
+
+    Attributes:
+        size: (width, height, width, height) in pixels.
+        objects_xywh: (T, 4) pixels.
+        categories: (T,) ids.
+        detections_xywh: (R, 4) pixels; R <= T.
+        detected_categories: (R,) ids.
+        scores: (R,) in [0, 1].
+    """
+
+    size: Tensor
+    objects_xywh: Tensor
+    categories: Tensor
+    detections_xywh: Tensor
+    detected_categories: Tensor
+    scores: Tensor
+
+
+_Reading = Callable[[Tensor, Tensor], Tensor]  # boxes, size -> boxes
+
+
+def _corners(boxes: Tensor, size: Tensor) -> Tensor:
+    return xyxy_to_xywh(boxes)
+
+
+def _from_corners(boxes: Tensor, size: Tensor) -> Tensor:
+    return xywh_to_xyxy(boxes)
+
+
+def _centres(boxes: Tensor, size: Tensor) -> Tensor:
+    return torch.cat((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]), dim=1)
+
+
+def _from_centres(boxes: Tensor, size: Tensor) -> Tensor:
+    return torch.cat((boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]), dim=1)
+
+
+def _swapped(boxes: Tensor, size: Tensor) -> Tensor:
+    return boxes[:, [1, 0, 3, 2]]
+
+
+def _fractions(boxes: Tensor, size: Tensor) -> Tensor:
+    return boxes * size
+
+
+def _from_fractions(boxes: Tensor, size: Tensor) -> Tensor:
+    return boxes / size
+
+
+# What the bbox of one of the two annotation files may hold in place of x, y, width and height in
+# pixels, and what a model that has learnt from the one must do to agree with the other.
+_READINGS: Mapping[str, tuple[str, _Reading]] = {
+    "corners": ("the training set's bbox holds corners (x1, y1, x2, y2)", _corners),
+    "from corners": ("the validation set's bbox holds corners (x1, y1, x2, y2)", _from_corners),
+    "centres": ("the training set's bbox holds centre x, y, width, height", _centres),
+    "from centres": ("the validation set's bbox holds centre x, y, width, height", _from_centres),
+    "swapped": ("one of the sets' bbox holds y, x, height, width", _swapped),
+    "fractions": ("the training set's bbox holds fractions of the image", _fractions),
+    "from fractions": ("the validation set's bbox holds fractions of the image", _from_fractions),
+}
+_REMEDY = "where COCO wants x, y, width and height of the box in pixels; rewrite that file"
+
+
+def explain_zero_ap(ground_truth: Mapping[str, Any], table: DetectionTable) -> str:
+    """The likeliest reason, with the numbers that speak for it, in a sentence or two.
+
+    Args:
+        ground_truth: of `read_ground_truth`.
+        table: detections of its images.
+    """
+    pairs = _pairs(ground_truth, table)
+    num_objects = sum(len(pair.categories) for pair in pairs)
+    if num_objects == 0:
+        return (
+            "the validation images that were looked at have no annotated objects: AP has no sense"
+        )
+    if sum(len(pair.scores) for pair in pairs) == 0:
+        return "nothing was detected in any image with objects"
+    found = _found(pairs)
+    right = _found(pairs, with_labels=True)
+    shares = {name: _found(pairs, reading) for name, (_, reading) in _READINGS.items()}
+    best = max(shares, key=lambda name: shares[name])
+    if _explains(shares[best], found):
+        return (
+            f"box format: {shares[best]:.0%} of {num_objects} objects are found if "
+            f"{_READINGS[best][0]}, but {found:.0%} as it is, {_REMEDY}"
+        )
+    if _explains(found, right):
+        return (
+            f"labels: {found:.0%} of {num_objects} objects are found, but {right:.0%} with the "
+            f"right class; {_confusion(pairs, ground_truth)}; the category ids of the training "
+            "and the validation file do not mean the same"
+        )
+    return _describe_sizes(pairs) or _undertrained(pairs, found)
+
+
+def _explains(share: float, otherwise: float) -> bool:
+    return share >= EXPLAINS_SHARE and share >= EXPLAINS_TIMES * otherwise
+
+
+def _describe_sizes(pairs: list[ImagePair]) -> str:
+    """What is wrong if detections and objects differ in size by far more than untrained ones."""
+    objects = torch.cat([pair.objects_xywh[:, 2:].prod(1).sqrt() for pair in pairs]).median()
+    detected = torch.cat([pair.detections_xywh[:, 2:].prod(1).sqrt() for pair in pairs]).median()
+    smaller, larger = sorted((float(objects), float(detected)))
+    if smaller * FAR_SMALLER > larger:
+        return ""
+    return (
+        f"box format: the median size of what is detected is {detected:.3g} px, that of the "
+        f"objects {objects:.3g} px; one of the sets' bbox holds fractions of the image, or is for "
+        f"images of another size, {_REMEDY}"
+    )
+
+
+def _undertrained(pairs: list[ImagePair], found: float) -> str:
+    """The fallback, with what there is to see."""
+    best = torch.cat([_ious(pair).max(1).values for pair in pairs if len(pair.scores)])
+    scores = torch.cat([pair.scores for pair in pairs])
+    return (
+        f"not enough training yet, as far as can be seen: {found:.0%} of the objects are found in "
+        f"any reading of boxes and labels, the median overlap of an object with a detection is an "
+        f"IoU of {best.median():.2f}, and the highest score {scores.max():.2f}; train longer, or "
+        "start from pre-trained weights; --overfit 4 shows whether the data can be learnt at all"
+    )
+
+
+def _found(
+    pairs: list[ImagePair], reading: _Reading | None = None, *, with_labels: bool = False
+) -> float:
+    """Share of objects that a detection overlaps, each detection at most one object."""
+    count, total = 0, 0
+    for pair in pairs:
+        total += len(pair.categories)
+        count += len(_matches(_ious(pair, reading), pair if with_labels else None))
+    return count / total
+
+
+def _matches(iou: Tensor, same_class_in: ImagePair | None = None) -> list[tuple[int, int]]:
+    """(object, detection) pairs, the best overlap first."""
+    if same_class_in is not None:
+        pair = same_class_in
+        iou = iou.masked_fill(pair.categories[:, None] != pair.detected_categories[None], 0.0)
+    pairs = []
+    iou = iou.clone()
+    while iou.numel() and iou.max() >= IOU_THRESHOLD:
+        thing, detection = divmod(int(iou.argmax()), iou.shape[1])
+        pairs.append((thing, detection))
+        iou[thing] = 0.0
+        iou[:, detection] = 0.0
+    return pairs
+
+
+def _ious(pair: ImagePair, reading: _Reading | None = None) -> Tensor:
+    """(T, R) of each object and detection; boxes that a reading turns inside out have none."""
+    boxes = pair.detections_xywh
+    if reading is not None:
+        boxes = reading(boxes, pair.size)
+    boxes = torch.cat((boxes[:, :2], boxes[:, 2:].clamp(min=0.0)), dim=1)
+    iou = iou_xyxy(xywh_to_xyxy(pair.objects_xywh)[:, None], xywh_to_xyxy(boxes)[None])
+    return iou.nan_to_num(0.0)
+
+
+def _confusion(pairs: list[ImagePair], ground_truth: Mapping[str, Any]) -> str:
+    """Which classes are taken for which, the most frequent first."""
+    names = {one["id"]: f"{one['name']} ({one['id']})" for one in ground_truth["categories"]}
+    counts: dict[str, int] = {}
+    for pair in pairs:
+        for thing, detection in _matches(_ious(pair)):
+            true, seen = pair.categories[thing], pair.detected_categories[detection]
+            if true != seen:
+                text = f"{names[int(true)]} is called {names[int(seen)]}"
+                counts[text] = counts.get(text, 0) + 1
+    frequent = sorted(counts, key=lambda text: -counts[text])[:_SHOWN_PAIRS]
+    return ", ".join(f"{text} {counts[text]} times" for text in frequent)
+
+
+def _pairs(ground_truth: Mapping[str, Any], table: DetectionTable) -> list[ImagePair]:
+    """The first images that were looked at and have objects."""
+    objects: dict[int, list[Mapping[str, Any]]] = {}
+    seen = set(table.seen.tolist())
+    for annotation in ground_truth["annotations"]:
+        if annotation["image_id"] in seen and not annotation.get("iscrowd"):
+            objects.setdefault(annotation["image_id"], []).append(annotation)
+    sizes = {
+        one["id"]: (one.get("width", 0), one.get("height", 0)) for one in ground_truth["images"]
+    }
+    pairs = []
+    for image_id in sorted(objects)[:MAX_IMAGES]:
+        things = objects[image_id]
+        rows = np.flatnonzero(table.image_ids == image_id)
+        rows = rows[np.argsort(-table.scores[rows], kind="stable")][: len(things)]
+        pairs.append(
+            ImagePair(
+                torch.tensor(sizes[image_id] * 2, dtype=torch.float64),
+                torch.tensor([thing["bbox"] for thing in things], dtype=torch.float64),
+                torch.tensor([thing["category_id"] for thing in things]),
+                torch.from_numpy(table.boxes_xywh[rows]),
+                torch.from_numpy(table.category_ids[rows]),
+                torch.from_numpy(table.scores[rows]),
+            )
+        )
+    return pairs
+
+
+logger = logging.getLogger(__name__)
+MIN_EVALUATIONS = 2
+ZERO_AP50 = 0.001
+FALLEN_TO = 0.8  # of the loss at the start: something has been learnt
+
+
+def warn_of_zero_ap(folder: RunFolder, annotations: Path, detections: DetectionTable) -> None:
+    """After an evaluation was recorded: say why AP stays 0 although the loss falls, if so."""
+    if distributed.is_main() and ap_stays_zero(read_records(folder.metrics)):
+        finding = explain_zero_ap(read_ground_truth(annotations), detections)
+        logger.warning("the loss falls, but AP50 stays 0: %s", finding)
+
+
+def ap_stays_zero(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last evaluation is the first to show that the loss falls but AP50 stays 0.
+
+    Args:
+        records: of the metrics file, up to that evaluation.
+    """
+    ends = [0, *(i for i, one in enumerate(records, 1) if one["kind"] == "evaluation")]
+    return _stays_zero(records[: ends[-1]]) and not _stays_zero(records[: ends[-2]])
+
+
+def _stays_zero(records: Sequence[Mapping[str, Any]]) -> bool:
+    losses = [one["total"] for one in records if one["kind"] == "train"]
+    aps = [one["AP50"] for one in records if one["kind"] == "evaluation"]
+    return (
+        len(aps) >= MIN_EVALUATIONS
+        and max(aps) < ZERO_AP50
+        and len(losses) > 1
+        and losses[-1] < FALLEN_TO * losses[0]
+    )

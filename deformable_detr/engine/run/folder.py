@@ -1,0 +1,203 @@
+"""The folder of a run: which files are in it, and who may write there."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from deformable_detr import distributed
+from deformable_detr.engine.checkpoints.sealed_file import partial_file
+from deformable_detr.engine.metrics import append_record, forget_records_after
+from deformable_detr.engine.run.tracking import Tracking
+from deformable_detr.evaluation.detection_table import DetectionTable
+
+logger = logging.getLogger(__name__)
+Resume = bool | Literal["auto"]  # the run of a folder: whether, or where there is one
+_FAILURE = "failure_step_"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one training run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "last.pth"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the newest."""
+        return self.path / "previous.pth"
+
+    @property
+    def damaged(self) -> Path:
+        """A newest checkpoint that was not whole when the run was resumed from the one before."""
+        return self.path / "damaged.pth"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the highest AP."""
+        return self.path / "best.pth"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON record a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        """Loss and AP as a picture."""
+        return self.path / "curves.png"
+
+    @property
+    def state(self) -> Path:
+        """Whether the run is running, preempted, finished or failed."""
+        return self.path / "state.json"
+
+    @property
+    def lock(self) -> Path:
+        """An empty file, locked by the process that writes to the folder."""
+        return self.path / ".lock"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files, of a run that writes them."""
+        return self.path / "tensorboard"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def results(self) -> Path:
+        """What an evaluation on its own has detected, as COCO results."""
+        return self.path / "results.json"
+
+    def failure(self, step: int, rank: int) -> Path:
+        """What a process leaves whose share of a step was not finite."""
+        return self.path / f"{_FAILURE}{step}_rank_{rank}.pth"
+
+    @property
+    def detections(self) -> Path:
+        """What the best checkpoint has detected on the validation set."""
+        return self.path / "best_detections.npz"
+
+    @property
+    def report(self) -> Path:
+        """The run on one page."""
+        return self.path / "report.html"
+
+    @property
+    def best_or_last(self) -> Path:
+        """The checkpoint of the highest AP, or the newest of a run without an evaluation yet.
+
+        Raises:
+            FileNotFoundError: there is neither.
+        """
+        for checkpoint in (self.best, self.last):
+            if checkpoint.is_file():
+                return checkpoint
+        raise FileNotFoundError(
+            f"run folder {self.path} has neither best.pth nor last.pth to evaluate; "
+            "give the --run-dir of a run, or a file with --finetune-from"
+        )
+
+    def check(self, *, resume: Resume = False, overwrite: bool = False) -> None:
+        """Refuse a folder that `claim` would, before anything expensive is done.
+
+        Args:
+            resume: continue the run that is there; "auto" if there is one.
+            overwrite: delete the files of the run that is there.
+
+        Raises:
+            ValueError: the folder is in use and neither is given, or both are.
+            FileNotFoundError: there is no run to resume.
+        """
+        if resume and overwrite:
+            raise ValueError("resume and overwrite must not both be given, got both")
+        if resume == "auto":
+            return
+        if resume and not self.last.is_file():
+            remedy = "start without --resume"
+            if self.previous.is_file():
+                remedy = f"--resume auto goes on from {self.previous}"
+            raise FileNotFoundError(
+                f"run folder {self.path} has no last.pth to resume from; {remedy}"
+            )
+        if not resume and not overwrite and self._is_in_use():
+            raise ValueError(
+                f"run folder must be new or empty, got {self.path}, which holds files; "
+                "choose another --run-dir, or give --resume or --overwrite"
+            )
+
+    def claim(self, *, resume: Resume = False, overwrite: bool = False) -> None:
+        """Make the folder ready for a run, after `check`; every process must call it."""
+        self.check(resume=resume, overwrite=overwrite)
+        distributed.barrier()
+        if distributed.is_main():
+            self.path.mkdir(parents=True, exist_ok=True)
+            checkpoints = (self.last, self.previous, self.damaged, self.best)
+            for file in checkpoints:
+                partial_file(file).unlink(missing_ok=True)  # of a process that was killed
+            if overwrite:
+                failures = self.path.glob(f"{_FAILURE}*.pth")
+                own = (self.metrics, self.curves, self.config, self.state, self.results)
+                events = self.tensorboard.glob("events.out.tfevents.*")
+                pages = (self.detections, self.report)
+                for file in (*checkpoints, *own, *pages, *failures, *events):
+                    file.unlink(missing_ok=True)
+        distributed.barrier()
+
+    def _is_in_use(self) -> bool:
+        """Whether there is anything but what an evaluation before the run has left."""
+        ours = (self.results, self.lock)
+        return self.path.exists() and any(file not in ours for file in self.path.iterdir())
+
+    @cached_property
+    def tracking(self) -> Tracking:
+        """Where records go: the metrics file, and what is added to it."""
+        tracking = Tracking()
+
+        def append(kind: str, values: Mapping[str, Any]) -> None:
+            append_record(self.metrics, {"kind": kind, **values})
+
+        tracking.open(str(self.metrics), lambda: append)
+        return tracking
+
+    def record(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Write a record down, in the main process only; that cannot fail."""
+        if distributed.is_main():
+            self.tracking.record(kind, values)
+
+    def keep_detections(self, table: DetectionTable, step: int) -> None:
+        """Keep what the best checkpoint detects, for the report; that cannot fail.
+
+        Args:
+            table: the detections, in the main process.
+            step: of the checkpoint.
+        """
+        if distributed.is_main():
+            try:
+                table.write(self.detections, step=step)
+            except OSError as error:
+                logger.warning("detections %s could not be written (%s)", self.detections, error)
+
+    def rewind(self, step: int, *, is_evaluated: bool = True) -> None:
+        """Drop what was recorded after `step`, in the main process only.
+
+        Args:
+            step: where the run goes on.
+            is_evaluated: whether the evaluation of that step, if there is one, is kept.
+        """
+        if distributed.is_main() and self.metrics.exists():
+            forget_records_after(self.metrics, step, is_evaluated=is_evaluated)

@@ -1,0 +1,132 @@
+"""What a run folder says of the process that writes to it: its lock, and `state.json`."""
+
+import errno
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import BinaryIO
+
+from deformable_detr import distributed
+from deformable_detr.engine.run.folder import RunFolder
+from deformable_detr.engine.run.stopping import PreemptedError
+from deformable_detr.engine.state import TrainState
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+LOCK_WAIT_S = 10.0  # for a process that is ending
+
+
+@contextmanager
+def locked(files: RunFolder, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+    """Keep every other start of the run out of its folder; every process must call it.
+
+    The lock is the main process's and ends with it, however that ends. It is a POSIX record lock,
+    which NFS passes on to its server; on Windows, or where a file system has
+    none, a warning says so.
+
+    Args:
+        files: the run folder, which is made.
+        wait_s: how long to wait for a process that holds it.
+
+    Raises:
+        RuntimeError: in every process, if the folder cannot be written to or another start of the
+            run still holds it after `wait_s`.
+    """
+    lock, failure = None, ""
+    if distributed.is_main():
+        try:
+            files.path.mkdir(parents=True, exist_ok=True)
+            lock = files.lock.open("ab")
+            _acquire(lock, files, wait_s)
+        except OSError as error:
+            failure = (
+                f"run folder {files.path} cannot be written to ({error}); choose another --run-dir"
+            )
+        except RuntimeError as error:
+            failure = str(error)
+    try:
+        if failure := distributed.all_gather_objects(failure)[0]:
+            raise RuntimeError(failure)
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _acquire(lock: BinaryIO, files: RunFolder, wait_s: float) -> None:
+    if fcntl is None:
+        return _warn_of_no_lock(files, "not on this system")
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            return fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return _warn_of_no_lock(files, error.strerror)
+        if time.monotonic() > end:
+            raise RuntimeError(
+                f"run folder must not be in use, got {files.path}, which {_holder(files.state)} "
+                "is writing to; wait for that run or end it, or choose another --run-dir"
+            )
+        time.sleep(0.2)
+
+
+def _warn_of_no_lock(files: RunFolder, reason: str | None) -> None:
+    logger.warning(
+        "run folder %s cannot be locked (%s); make sure that nothing else writes to it",
+        files.path,
+        reason,
+    )
+
+
+def _holder(state: Path) -> str:
+    try:
+        content = json.loads(state.read_text(encoding="ascii"))
+        return f"process {content['pid']} on {content['host']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+@contextmanager
+def recorded_state(files: RunFolder, state: TrainState) -> Iterator[None]:
+    """Keep `state.json`: "running" inside, then "finished", "preempted" or "failed".
+
+    Whoever started the run reads it there, as a launcher's exit code does not tell them apart. A
+    process that is killed leaves "running".
+    """
+    _write(files.state, "running", state.step)
+    try:
+        yield
+    except PreemptedError:
+        _write(files.state, "preempted", state.step)
+        raise
+    except BaseException:
+        with suppress(OSError):  # a full disk is what has failed, and says so better
+            _write(files.state, "failed", state.step)
+        raise
+    _write(files.state, "finished", state.step)
+
+
+def _write(path: Path, name: str, step: int) -> None:
+    if not distributed.is_main():
+        return
+    content = {
+        "state": name,
+        "step": step,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(content) + "\n", encoding="ascii")
+    temporary.replace(path)

@@ -1,0 +1,39 @@
+"""The machine and the package versions that a run computes with."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+import torchvision
+
+from deformable_detr.version import __version__
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def current_versions() -> dict[str, str]:
+    """The versions to be stored in a checkpoint that is written now."""
+    return {
+        "deformable_detr": __version__,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "python": platform.python_version(),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as the system reports it."""
+    if _CPUINFO.exists():
+        for line in _CPUINFO.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """The number of cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,177 @@
+"""The geometry, the norms and the fusion that the re-parameterised blocks share."""
+
+import copy
+import functools
+from abc import abstractmethod
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from deformable_detr.layers.norm import (
+    FixedStatisticsNorm2d,
+    Norm,
+    is_affine_norm,
+    statistics,
+    uses_batch_statistics,
+)
+from deformable_detr.layers.reparam.algebra import Kernel
+from deformable_detr.layers.reparam.branches import NormLayer
+from deformable_detr.layers.reparam.fuse import ReparameterizedBlock
+from deformable_detr.layers.reparam.windows import Size, square_window
+
+Statistics = Literal["frozen", "train"]
+Init = Literal["own_branch", "paper"]
+DEFAULT_NORM_EPS = 1e-5  # of nn.BatchNorm2d
+
+
+class BranchBlock(ReparameterizedBlock):
+    """The geometry, the norms and the fusion that both blocks share.
+
+    A square, odd kernel; what the subclasses say of the arguments holds. Each gives
+    `_own_branch`, the convolution and norm of the whole kernel, and `_branches_kernel`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size,
+        padding: Size,
+        dilation: Size,
+        groups: int,
+        bias: bool,
+        *,
+        norm: Statistics,
+        init: Init = "own_branch",
+        norm_eps: float = DEFAULT_NORM_EPS,
+    ) -> None:
+        super().__init__()
+        _require_choice("norm", norm, get_args(Statistics))
+        _require_choice("init", init, get_args(Init))
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                "in_channels and out_channels must be divisible by groups, got "
+                f"{in_channels}, {out_channels} and {groups}"
+            )
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.norm: Statistics = norm
+        self.window = square_window(
+            kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation
+        )
+        layer: Any = FixedStatisticsNorm2d if norm == "frozen" else nn.BatchNorm2d
+        self.norm_layer: NormLayer = functools.partial(layer, eps=norm_eps)
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+
+    @classmethod
+    def from_conv_norm(
+        cls, conv: nn.Conv2d, conv_norm: nn.Module | None, *, norm: Statistics = "frozen"
+    ) -> Self:
+        """A block that starts as a trained convolution and the norm behind it, which it replaces.
+
+        They become the branch of the whole kernel; the others start at zero. The block computes
+        in eval mode, and with `norm="frozen"` also in train mode, what the pair does in eval mode.
+
+        Args:
+            conv: with a square, odd kernel and padding of zeros.
+            conv_norm: a batch norm, frozen or not, or None for a convolution that has none, whose
+                bias the block keeps as its own.
+            norm: as of the block.
+
+        Raises:
+            ValueError: the convolution or the norm is of another kind.
+        """
+        if (
+            type(conv) is not nn.Conv2d
+            or conv.padding_mode != "zeros"
+            or isinstance(conv.padding, str)
+        ):
+            raise ValueError(
+                f"conv must be an nn.Conv2d that pads with a number of zeros, got {conv}"
+            )
+        if conv_norm is not None and not is_affine_norm(conv_norm):
+            raise ValueError(
+                f"conv_norm must be a batch norm that stores statistics, or None, got {conv_norm}"
+            )
+        block = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            bias=conv_norm is None and conv.bias is not None,
+            norm=norm,
+            norm_eps=DEFAULT_NORM_EPS if conv_norm is None else conv_norm.eps,
+        )
+        block._load_own_branch(conv, conv_norm)
+        return block.to(conv.weight.device, conv.weight.dtype).train(conv.training)
+
+    @torch.no_grad()
+    def _load_own_branch(self, conv: nn.Conv2d, conv_norm: Norm | None) -> None:
+        own_conv, own_norm = self._own_branch()
+        own_mean, own_variance = statistics(own_norm)
+        own_conv.weight.copy_(conv.weight)
+        if conv_norm is None:
+            own_variance.fill_(1 - own_norm.eps)  # the norm is the identity
+            if self.bias is not None and conv.bias is not None:
+                self.bias.copy_(conv.bias)
+            return
+        mean, variance = statistics(conv_norm)
+        own_mean.copy_(mean if conv.bias is None else mean - conv.bias)
+        own_variance.copy_(variance)
+        if conv_norm.weight is not None:
+            own_norm.weight.copy_(conv_norm.weight)
+        if conv_norm.bias is not None:
+            own_norm.bias.copy_(conv_norm.bias)
+
+    @abstractmethod
+    def _own_branch(self) -> tuple[nn.Conv2d, Norm]:
+        """The KxK convolution and its norm."""
+
+    @abstractmethod
+    def _branches_kernel(self) -> Kernel:
+        """The kernel of all branches, without the block's own bias."""
+
+    def _add_bias(self, output: Tensor) -> Tensor:
+        return output if self.bias is None else output + self.bias[:, None, None]
+
+    def equivalent_kernel(self) -> Kernel:
+        """See `ReparameterizedBlock`."""
+        weight, bias = self._branches_kernel()
+        return Kernel(weight, bias if self.bias is None else bias + self.bias)
+
+    def fuse(self) -> nn.Conv2d:
+        """See `ReparameterizedBlock`. Computed in float64 and rounded once."""
+        if any(uses_batch_statistics(module) for module in self.modules()):
+            raise ValueError(
+                "the block must be in eval mode to be fused, got train mode, where norm='train' "
+                "uses the statistics of the batch; call eval() first"
+            )
+        with torch.no_grad():
+            own = self._own_branch()[0].weight
+            exact = copy.deepcopy(self).to("cpu", torch.float64).equivalent_kernel()
+            # Without values of its own, which would be drawn from the global generator.
+            with torch.device("meta"):
+                conv = self.window.conv(
+                    self.in_channels, self.out_channels, groups=self.groups, bias=True
+                )
+            conv.weight, conv.bias = (nn.Parameter(tensor.to(own)) for tensor in exact)
+        return conv.train(self.training)
+
+    def extra_repr(self) -> str:
+        """See `nn.Module`."""
+        window = self.window
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={window.kernel_size}, "
+            f"stride={window.stride}, padding={window.padding}, dilation={window.dilation}, "
+            f"groups={self.groups}, bias={self.bias is not None}, norm={self.norm!r}"
+        )
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")

@@ -1,0 +1,235 @@
+"""Blocks that are trained as several branches and fuse into one convolution."""
+
+from torch import Tensor, nn
+
+from deformable_detr.layers.norm import Norm
+from deformable_detr.layers.reparam.algebra import (
+    Kernel,
+    add_branches,
+    fuse_conv_norm,
+    kernel_of,
+    pad_kernel,
+)
+from deformable_detr.layers.reparam.base import DEFAULT_NORM_EPS, BranchBlock, Init, Statistics
+from deformable_detr.layers.reparam.branches import AverageBranch, ChainBranch, ConvNormBranch
+from deformable_detr.layers.reparam.windows import Size, Window
+
+
+class ACBlock(BranchBlock):
+    """Asymmetric convolution block (ACNet, ICCV 2019): KxK, Kx1 and 1xK, each with a norm, added.
+
+    Names in the state dict are those of the published implementation.
+
+    Args:
+        in_channels: as of `nn.Conv2d`, like the six that follow.
+        out_channels: C_out.
+        kernel_size: odd, and equal in both directions.
+        stride: of the windows.
+        padding: any, with zeros.
+        dilation: of the windows.
+        groups: of all branches.
+        bias: adds one to the sum, beside those of the norms.
+        norm: "frozen" keeps the norms' statistics and trains their gamma and beta; "train" is
+            `nn.BatchNorm2d`, for batches that are large enough.
+        init: "own_branch" starts the gammas of Kx1 and 1xK at 0, so that the block starts as a
+            convolution and its norm; "paper" starts all at 1.
+        norm_eps: added to the variances.
+
+    Raises:
+        ValueError: an even or oblong kernel, or a value out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = False,
+        *,
+        norm: Statistics = "frozen",
+        init: Init = "own_branch",
+        norm_eps: float = DEFAULT_NORM_EPS,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            norm=norm,
+            init=init,
+            norm_eps=norm_eps,
+        )
+        window, channels = self.window, (in_channels, out_channels)
+        rows, columns = window.padding
+        middle_row, middle_column = window.reach
+        # The single column stands in the middle of the window, and so may look at less padding
+        # than the square, or at none and less of the map.
+        self._crop = (max(middle_row - rows, 0), max(middle_column - columns, 0))
+        column = Window(
+            (window.kernel_size[0], 1),
+            window.stride,
+            (rows, max(columns - middle_column, 0)),
+            window.dilation,
+        )
+        row = Window(
+            (1, window.kernel_size[1]),
+            window.stride,
+            (max(rows - middle_row, 0), columns),
+            window.dilation,
+        )
+        self.square_conv = window.conv(*channels, groups=groups)
+        self.square_bn = self.norm_layer(out_channels)
+        self.ver_conv = column.conv(*channels, groups=groups)
+        self.hor_conv = row.conv(*channels, groups=groups)
+        self.ver_bn = self.norm_layer(out_channels)
+        self.hor_bn = self.norm_layer(out_channels)
+        if init == "own_branch":
+            nn.init.zeros_(self.ver_bn.weight)
+            nn.init.zeros_(self.hor_bn.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, output height, output width), as of `nn.Conv2d`."""
+        rows, columns = self._crop
+        height, width = features.shape[2:]
+        square = self.square_bn(self.square_conv(features))
+        vertical = self.ver_bn(self.ver_conv(features[..., columns : width - columns]))
+        horizontal = self.hor_bn(self.hor_conv(features[..., rows : height - rows, :]))
+        return self._add_bias(square + vertical + horizontal)
+
+    def _own_branch(self) -> tuple[nn.Conv2d, Norm]:
+        return self.square_conv, self.square_bn
+
+    def _branches_kernel(self) -> Kernel:
+        vertical = fuse_conv_norm(kernel_of(self.ver_conv), self.ver_bn)
+        horizontal = fuse_conv_norm(kernel_of(self.hor_conv), self.hor_bn)
+        return add_branches(
+            fuse_conv_norm(kernel_of(self.square_conv), self.square_bn),
+            pad_kernel(vertical, self.window.kernel_size),
+            pad_kernel(horizontal, self.window.kernel_size),
+        )
+
+
+class DiverseBranchBlock(BranchBlock):
+    """Diverse Branch Block (CVPR 2021): KxK; 1x1; 1x1, then KxK; 1x1, then average; added.
+
+    Each convolution and the average has a norm. A depthwise block has no 1x1 branch and averages
+    its input. Names in the state dict are those of the published implementation; unlike there, a
+    dilation applies to all branches.
+
+    Args:
+        in_channels: as of `nn.Conv2d`, like the six that follow.
+        out_channels: C_out.
+        kernel_size: odd, and equal in both directions.
+        stride: of the windows.
+        padding: dilation * (kernel_size // 2), with zeros: the 1x1 looks at the middle.
+        dilation: of the windows.
+        groups: of all branches.
+        bias: adds one to the sum, beside those of the norms.
+        norm: as of `ACBlock`.
+        init: "own_branch" starts the last gamma of all branches but KxK at 0, so that the block
+            starts as a convolution and its norm; "paper" starts all at 1.
+        norm_eps: added to the variances.
+        internal_channels: between the 1x1 and the KxK of their branch; by default C_in, or twice
+            that in a depthwise block, as published.
+
+    Raises:
+        ValueError: an even or oblong kernel, another padding, or a value out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = False,
+        *,
+        norm: Statistics = "frozen",
+        init: Init = "own_branch",
+        norm_eps: float = DEFAULT_NORM_EPS,
+        internal_channels: int | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            norm=norm,
+            init=init,
+            norm_eps=norm_eps,
+        )
+        window = self.window
+        if window.padding != window.reach:
+            raise ValueError(
+                f"padding must be dilation * (kernel_size // 2) = {window.reach}, "
+                f"got {window.padding}"
+            )
+        is_depthwise = groups == in_channels == out_channels
+        if internal_channels is None:
+            internal_channels = 2 * in_channels if is_depthwise else in_channels
+        if internal_channels < 1 or internal_channels % groups:
+            raise ValueError(
+                f"internal_channels must be divisible by groups = {groups}, got {internal_channels}"
+            )
+        self._build_branches(internal_channels, has_1x1=not is_depthwise)
+        if init == "own_branch":
+            nn.init.zeros_(self.dbb_avg.avgbn.weight)
+            nn.init.zeros_(self.dbb_1x1_kxk.bn2.weight)
+            if self.dbb_1x1 is not None:
+                nn.init.zeros_(self.dbb_1x1.bn.weight)
+
+    def _build_branches(self, internal_channels: int, *, has_1x1: bool) -> None:
+        channels = (self.in_channels, self.out_channels)
+        groups, layer = self.groups, self.norm_layer
+        conv = self.window.conv(*channels, groups=groups)
+        self.dbb_origin = ConvNormBranch(conv, layer(self.out_channels))
+        self.dbb_avg = AverageBranch(*channels, window=self.window, groups=groups, norm_layer=layer)
+        self.dbb_1x1: ConvNormBranch | None = None
+        if has_1x1:
+            pixel = Window((1, 1), self.window.stride, (0, 0), (1, 1))
+            conv = pixel.conv(*channels, groups=groups)
+            self.dbb_1x1 = ConvNormBranch(conv, layer(self.out_channels))
+        self.dbb_1x1_kxk = ChainBranch(
+            self.in_channels,
+            internal_channels,
+            self.out_channels,
+            window=self.window,
+            groups=groups,
+            norm_layer=layer,
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, output height, output width), as of `nn.Conv2d`."""
+        output = self.dbb_origin(features) + self.dbb_avg(features) + self.dbb_1x1_kxk(features)
+        if self.dbb_1x1 is not None:
+            output = output + self.dbb_1x1(features)
+        return self._add_bias(output)
+
+    def _own_branch(self) -> tuple[nn.Conv2d, Norm]:
+        return self.dbb_origin.conv, self.dbb_origin.bn
+
+    def _branches_kernel(self) -> Kernel:
+        kernels = [
+            self.dbb_origin.equivalent_kernel(),
+            self.dbb_avg.equivalent_kernel(),
+            self.dbb_1x1_kxk.equivalent_kernel(),
+        ]
+        if self.dbb_1x1 is not None:
+            pixel = self.dbb_1x1.equivalent_kernel()
+            kernels.append(pad_kernel(pixel, self.window.kernel_size))
+        return add_branches(*kernels)

@@ -1,0 +1,145 @@
+"""Fusion: models whose re-parameterized blocks and norms are folded into plain convolutions."""
+
+import copy
+import itertools
+from abc import abstractmethod
+from collections import Counter
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import FrozenBatchNorm2d
+
+from deformable_detr.layers.norm import (
+    is_affine_norm,
+    uses_batch_statistics,
+)
+from deformable_detr.layers.reparam.algebra import Kernel, fuse_conv_norm, kernel_of
+from deformable_detr.layers.reparam.folding import FoldingSequential
+
+_Model = TypeVar("_Model", bound=nn.Module)
+OFFICIAL_NORM_EPS = 1e-5  # of the frozen batch norm of the official Deformable DETR
+
+
+class ReparameterizedBlock(nn.Module):
+    """Branches that together are one convolution."""
+
+    @abstractmethod
+    def equivalent_kernel(self) -> Kernel:
+        """The kernel on the stored statistics; differentiable in every parameter."""
+
+    @abstractmethod
+    def fuse(self) -> nn.Conv2d:
+        """A new convolution that computes what the block computes in eval mode.
+
+        Raises:
+            ValueError: the block would now use the statistics of the batch.
+        """
+
+
+def as_official_conv_norm(weight: Tensor, bias: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """A convolution with a bias as one without, and the frozen batch norm that adds the bias.
+
+    The layout of the official Deformable DETR, where each convolution of the backbone has a norm.
+
+    Args:
+        weight: (C_out, C_in / G, height, width).
+        bias: (C_out,).
+
+    Returns:
+        The weight, and the state of a norm whose eps is `OFFICIAL_NORM_EPS`.
+    """
+    ones = torch.ones_like(bias)
+    norm = {
+        "weight": ones,
+        "bias": bias,
+        "running_mean": torch.zeros_like(bias),
+        "running_var": ones - OFFICIAL_NORM_EPS,  # the square root of it plus eps is 1
+    }
+    return weight, norm
+
+
+def with_official_norms(model: _Model) -> _Model:
+    """A copy of a fused model in which each convolution has a frozen batch norm behind it again.
+
+    The layout of the official Deformable DETR: what `fuse_model` made a bias is now the norm's.
+    `model` itself does not change; all other tensors of the copy are its own.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    unfused = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    for parent in list(unfused.modules()):
+        for conv_name, norm_name in conv_norm_pairs(parent):
+            conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
+            if type(conv) is nn.Conv2d and conv.bias is not None and type(norm) is nn.Identity:
+                _, state = as_official_conv_norm(conv.weight.detach(), conv.bias.detach())
+                official = FrozenBatchNorm2d(conv.out_channels, eps=OFFICIAL_NORM_EPS)
+                official.to(conv.bias).load_state_dict(state)
+                conv.bias = None
+                setattr(parent, norm_name, official)
+    return unfused
+
+
+def fuse_model(model: nn.Module) -> nn.Module:
+    """A copy of `model` with each block fused, and each norm taken into its convolution.
+
+    Every `ReparameterizedBlock` becomes one convolution. Norms follow their convolution in the
+    blocks of torchvision's ResNets and in any `nn.Sequential` (MobileNetV2 is made of those);
+    each leaves an `nn.Identity`. A convolution or norm that stands in several places stays.
+    `model` itself does not change.
+
+    Raises:
+        ValueError: a block or such a norm uses the statistics of the batch.
+    """
+    fused = _fuse_blocks(copy.deepcopy(model), {})
+    parents = list(fused.modules())
+    places = Counter(id(child) for parent in parents for _, child in _children(parent))
+    for parent in parents:
+        for conv_name, norm_name in conv_norm_pairs(parent):
+            conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
+            if type(conv) is nn.Conv2d and is_affine_norm(norm) and places[id(conv)] == 1:
+                _require_fixed(norm, f"{type(parent).__name__}.{norm_name}")
+                weight, bias = fuse_conv_norm(kernel_of(conv), norm)
+                conv.weight = nn.Parameter(weight.detach(), conv.weight.requires_grad)
+                conv.bias = nn.Parameter(bias.detach(), conv.weight.requires_grad)
+                setattr(parent, norm_name, nn.Identity())
+    return fused
+
+
+def _fuse_blocks(module: nn.Module, fused: dict[nn.Module, nn.Conv2d]) -> nn.Module:
+    """`module` with its blocks replaced; `fused` is what became of those met before."""
+    if isinstance(module, ReparameterizedBlock):
+        if module not in fused:
+            fused[module] = module.fuse()
+        return fused[module]
+    for name, child in _children(module):
+        setattr(module, name, _fuse_blocks(child, fused))
+    return module
+
+
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Unlike `named_children`, names a child twice that stands there twice."""
+    everywhere = module.named_modules(remove_duplicate=False)
+    return [(name, child) for name, child in everywhere if name and "." not in name]
+
+
+def conv_norm_pairs(parent: nn.Module) -> list[tuple[str, str]]:
+    """Names of children of which the second gets what the first returns, and nothing else does.
+
+    Told by the forward method, which a subclass may have replaced.
+    """
+    forward = type(parent).forward
+    if forward in (nn.Sequential.forward, FoldingSequential.forward):
+        names = [name for name, _ in _children(parent)]
+        return list(itertools.pairwise(names))
+    numbers = {ResNet.forward: 1, BasicBlock.forward: 2, Bottleneck.forward: 3}.get(forward, 0)
+    return [(f"conv{number}", f"bn{number}") for number in range(1, numbers + 1)]
+
+
+def _require_fixed(norm: nn.Module, name: str) -> None:
+    if uses_batch_statistics(norm):
+        raise ValueError(
+            f"norms must be in eval mode to be fused, got {name} in train mode, where it uses the "
+            "statistics of the batch; call eval() on the model first"
+        )

@@ -1,0 +1,74 @@
+"""The compiled deformable kernel convolution: its call, its shapes and its gradients."""
+
+import itertools
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from deformable_detr.ops.deform_kernel.products import ConvGeometry
+from deformable_detr.ops.ms_deformable_attention import native
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def can_serve(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the operator is built and takes tensors of this kind."""
+    is_built = native.LOAD_ERROR is None
+    return is_built and device.type == "cpu" and dtype in (torch.float32, torch.float64)
+
+
+def deform_kernel_conv2d(
+    x: Tensor, weight: Tensor, rotation: Tensor, geometry: ConvGeometry, clip_to_scope: bool
+) -> Tensor:
+    """See `deformable_detr.ops.deform_kernel.dispatch.deform_kernel_conv2d`; all in one dtype."""
+    numbers = list(itertools.chain.from_iterable(geometry))
+    operator = torch.ops.deformable_detr.deform_kernel_conv2d
+    return native.call(operator, x, weight, rotation, numbers, clip_to_scope)
+
+
+def _fake_forward(
+    x: Tensor, weight: Tensor, rotation: Tensor, geometry: list[int], clip_to_scope: bool
+) -> Tensor:
+    return x.new_empty(*x.shape[:2], *rotation.shape[2:])
+
+
+def _fake_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    rotation: Tensor,
+    geometry: list[int],
+    clip_to_scope: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), rotation.new_empty(rotation.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.geometry, ctx.clip_to_scope = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    gradients: tuple[Tensor, ...] = torch.ops.deformable_detr.deform_kernel_conv2d_backward(
+        grad_output, *ctx.saved_tensors, ctx.geometry, ctx.clip_to_scope
+    )
+    return *gradients, None, None
+
+
+def _refuse_second_derivative(ctx: Any, *grad_outputs: Tensor) -> NoReturn:
+    raise RuntimeError(
+        "deformable kernels can be differentiated once, not twice: they were called under "
+        "create_graph=True"
+    )
+
+
+def _register() -> None:
+    operator = "deformable_detr::deform_kernel_conv2d"
+    torch.library.register_fake(operator, _fake_forward)
+    torch.library.register_fake(f"{operator}_backward", _fake_backward)
+    torch.library.register_autograd(operator, _backward, setup_context=_setup_context)
+    torch.library.register_autograd(f"{operator}_backward", _refuse_second_derivative)
+
+
+if native.LOAD_ERROR is None:
+    _register()

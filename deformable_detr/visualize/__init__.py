@@ -1,0 +1,1 @@
+"""Pictures of detections, and of what a detector attends to."""

@@ -1,0 +1,192 @@
+"""Where a detector looks: sampling points, attention weights, and whatever else a module gives.
+
+Recorders are context managers: inside, calls of the model are written down; what the model
+computes is not changed.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deformable_detr.layers.attention import MSDeformAttn
+from deformable_detr.layers.precision import at_least_float32
+from deformable_detr.ops.ms_deformable_attention.reference import sampling_locations
+from deformable_detr.structures import LevelShapes, Predictions
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of an `MSDeformAttn`, all tensors detached.
+
+    Attributes:
+        module: name of the module in the model.
+        reference_points: (N, Q, L, 2) points (x, y) or (N, Q, L, 4) boxes cxcywh, relative to
+            the padded levels.
+        sampling_locations: (N, Q, M, L, P, 2) points (x, y) relative to the padded levels.
+        attention_weights: (N, Q, M, L, P); those of a query and head sum to 1.
+        level_shapes: (height, width) of the L levels.
+    """
+
+    module: str
+    reference_points: Tensor
+    sampling_locations: Tensor
+    attention_weights: Tensor
+    level_shapes: LevelShapes
+
+
+@dataclass(frozen=True)
+class QueryLook:
+    """What a query has found in an image, and where it looked for it.
+
+    Places are relative to the image, which must have no padding: (0, 0) is its upper left and
+    (1, 1) its lower right corner.
+
+    Attributes:
+        label: in 0..K-1.
+        score: in [0, 1].
+        box_cxcywh: (4,).
+        reference_point: (2,) (x, y).
+        points: (M, L, P, 2) (x, y); may lie outside.
+        weights: (M, L, P); those of a head sum to 1.
+    """
+
+    label: int
+    score: float
+    box_cxcywh: Tensor
+    reference_point: Tensor
+    points: Tensor
+    weights: Tensor
+
+
+@contextmanager
+def record_outputs(model: nn.Module, kind: type[nn.Module]) -> Iterator[list[tuple[str, Any]]]:
+    """Record what modules of a kind return.
+
+    Args:
+        model: whose modules.
+        kind: their class.
+
+    Yields:
+        A list that grows with each call: the name of the module, and its output.
+    """
+    calls: list[tuple[str, Any]] = []
+
+    def hook_of(name: str) -> Any:
+        return lambda module, inputs, output: calls.append((name, output))
+
+    with _hooks(
+        module.register_forward_hook(hook_of(name))
+        for name, module in model.named_modules()
+        if isinstance(module, kind)
+    ):
+        yield calls
+
+
+@contextmanager
+def record_attention(model: nn.Module) -> Iterator[list[AttentionCall]]:
+    """Record where each deformable attention looks, and how much it takes from there.
+
+    Args:
+        model: the detector, or the part of it of interest, such as its decoder.
+
+    Yields:
+        A list that grows with each call, in the order of the calls.
+    """
+    calls: list[AttentionCall] = []
+
+    def hook_of(name: str) -> Any:
+        def hook(module: MSDeformAttn, args: Any, kwargs: Any, output: Tensor) -> None:
+            arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+            calls.append(
+                _attention_call(
+                    name,
+                    module,
+                    query=arguments["query"],
+                    reference_points=arguments["reference_points"],
+                    level_shapes=arguments["level_shapes"],
+                )
+            )
+
+        return hook
+
+    with _hooks(
+        module.register_forward_hook(hook_of(name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if isinstance(module, MSDeformAttn)
+    ):
+        yield calls
+
+
+@contextmanager
+def _hooks(handles: Any) -> Iterator[None]:
+    """Remove the hooks at the end, however that comes."""
+    held = list(handles)
+    try:
+        yield
+    finally:
+        for handle in held:
+            handle.remove()
+
+
+@torch.no_grad()
+def _attention_call(
+    name: str,
+    module: MSDeformAttn,
+    *,
+    query: Tensor,
+    reference_points: Tensor,
+    level_shapes: LevelShapes,
+) -> AttentionCall:
+    shape = (*query.shape[:2], module.num_heads, module.num_levels, module.num_points)
+    offsets = at_least_float32(module.sampling_offsets(query)).view(*shape, 2)
+    logits = at_least_float32(module.attention_weights(query)).view(shape)
+    references = reference_points.detach().to(offsets.dtype)
+    return AttentionCall(
+        module=name,
+        reference_points=references,
+        sampling_locations=sampling_locations(references, offsets, level_shapes),
+        attention_weights=logits.flatten(3).softmax(-1).view(shape),
+        level_shapes=level_shapes,
+    )
+
+
+def looks_of_best(predictions: Predictions, call: AttentionCall, count: int) -> list[QueryLook]:
+    """Where the queries of the best detections looked.
+
+    Args:
+        predictions: (1, Q, K) of the layer that `call` belongs to, of one image without padding.
+        call: of that layer's cross-attention.
+        count: how many queries; all of them where there are fewer.
+
+    Returns:
+        The looks, on the CPU, the best score first; a query comes once, with its best class.
+
+    Raises:
+        ValueError: there are several images, or the number of queries differs.
+    """
+    N, Q, _ = predictions.logits.shape
+    called = tuple(call.sampling_locations.shape[:2])
+    if N != 1 or called != (N, Q):
+        raise ValueError(
+            "predictions and call must be of one image and the same queries, "
+            f"got (N, Q) = {(N, Q)} and {called}"
+        )
+    scores, labels = predictions.logits[0].detach().float().sigmoid().max(dim=-1)
+    best = scores.topk(min(count, Q)).indices
+    return [
+        QueryLook(
+            label=int(labels[query]),
+            score=float(scores[query]),
+            box_cxcywh=predictions.boxes[0, query].detach().cpu(),
+            # Without padding, a reference is the same in every level.
+            reference_point=call.reference_points[0, query, 0, :2].cpu(),
+            points=call.sampling_locations[0, query].cpu(),
+            weights=call.attention_weights[0, query].cpu(),
+        )
+        for query in best.tolist()
+    ]

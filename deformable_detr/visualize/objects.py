@@ -1,0 +1,170 @@
+"""Draws objects on photos: boxes, class names and scores, legible at any size and density."""
+
+import colorsys
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from deformable_detr.structures import Detections
+from deformable_detr.visualize.label_layout import Rectangle, place_labels
+
+Colour = tuple[int, int, int]
+
+# Small pictures are enlarged by a whole factor until this long, or text would hide the objects.
+MIN_LONG_SIDE_PX = 900
+LINE_SHARE = 1 / 350  # of the mean of the picture's sides
+FONT_SHARE = 1 / 55
+MIN_FONT_PX = 12
+MAX_LABEL_SHARE = 0.15  # of the picture; scores of a single class that need more are left out
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # as a step around the hues, never comes near a hue again
+DARK_LUMA = 150  # text on a brighter colour is black
+WHITE: Colour = (255, 255, 255)
+BLACK: Colour = (0, 0, 0)
+CAPTION_BACKGROUND: Colour = (32, 32, 32)
+
+
+def class_colour(label: int) -> Colour:
+    """The colour of a class, which depends on nothing but its label."""
+    hue = (0.11 + label * GOLDEN_RATIO) % 1
+    # Neighbours in the list alternate in brightness too, as there are few distinct hues.
+    saturation, value = ((0.85, 1.0), (0.60, 1.0), (0.95, 0.80))[label % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_detections(
+    image: Image.Image, detections: Detections, names: Sequence[str]
+) -> Image.Image:
+    """Draw detections on a copy of the photo.
+
+    Args:
+        image: RGB photo the boxes belong to.
+        detections: with boxes in pixels of `image`, best first.
+        names: K class names; with a single class the labels show the score alone, and nothing
+            where the objects are many and small.
+
+    Returns:
+        An RGB picture: the photo, enlarged by a whole factor if it is small. A label that would
+        hide another one, or a good part of another object, is left out.
+    """
+    labels = detections.labels.tolist()
+    scores = [f"{score:.2f}" for score in detections.scores.tolist()]
+    if len(names) > 1:
+        scores = [f"{names[label]} {score}" for label, score in zip(labels, scores, strict=True)]
+    return _draw(image, detections.boxes_xyxy, labels, scores, omit_if_crowded=len(names) == 1)
+
+
+def draw_annotations(
+    image: Image.Image, boxes_xyxy: Tensor, labels: Tensor, names: Sequence[str]
+) -> Image.Image:
+    """Draw annotated objects on a copy of the photo, as `draw_detections` does detections.
+
+    Args:
+        image: RGB photo the boxes belong to.
+        boxes_xyxy: (T, 4) corners in pixels of `image`.
+        labels: (T,) in 0..K-1.
+        names: K class names; with a single class there are no labels.
+    """
+    numbers = labels.tolist()
+    texts = [names[number] if len(names) > 1 else "" for number in numbers]
+    return _draw(image, boxes_xyxy, numbers, texts, omit_if_crowded=False)
+
+
+def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+    """Put pictures of one size in a row, each below its caption."""
+    width, height = pictures[0].size
+    font_size = _font_size(pictures[0])
+    bar, gap = 2 * font_size, max(2, font_size // 3)
+    row_size = (len(pictures) * (width + gap) - gap, height + bar)
+    row = Image.new("RGB", row_size, CAPTION_BACKGROUND)
+    canvas = ImageDraw.Draw(row)
+    for column, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left = column * (width + gap)
+        row.paste(picture, (left, bar))
+        place = (left + font_size / 2, bar / 2)
+        canvas.text(place, caption, fill=WHITE, font=_font(font_size), anchor="lm")
+    return row
+
+
+def _draw(
+    image: Image.Image,
+    boxes_xyxy: Tensor,
+    labels: Sequence[int],
+    texts: Sequence[str],
+    *,
+    omit_if_crowded: bool,
+) -> Image.Image:
+    picture, factor = _enlarge(image)
+    canvas = ImageDraw.Draw(picture)
+    line = max(2, round(_mean_side(picture) * LINE_SHARE))
+    boxes = [_inside(box, picture, line) for box in (boxes_xyxy * factor).tolist()]
+    # The best is drawn last, over the others.
+    for box, label in reversed(list(zip(boxes, labels, strict=True))):
+        canvas.rectangle(box, outline=class_colour(label), width=line)
+
+    font_size = _font_size(picture)
+    padding = max(2, font_size // 5)
+    sizes = [_plate_size(text, font_size, padding) for text in texts]
+    area = sum(width * height for width, height in sizes)
+    if omit_if_crowded and area > MAX_LABEL_SHARE * picture.width * picture.height:
+        return picture
+    for place, label, text in zip(
+        place_labels(boxes, sizes, picture.size), labels, texts, strict=True
+    ):
+        if place is not None:
+            left, top, _, bottom = place
+            colour = class_colour(label)
+            canvas.rectangle(place, fill=colour)
+            anchor = (left + padding, (top + bottom) / 2)
+            canvas.text(anchor, text, fill=_ink(colour), font=_font(font_size), anchor="lm")
+    return picture
+
+
+def _enlarge(picture: Image.Image) -> tuple[Image.Image, int]:
+    factor = max(1, math.ceil(MIN_LONG_SIDE_PX / max(picture.size)))
+    size = (picture.width * factor, picture.height * factor)
+    return picture.resize(size, Image.Resampling.BICUBIC), factor
+
+
+def _inside(box: Sequence[float], picture: Image.Image, line: int) -> Rectangle:
+    """The box cut at the edges of the picture, and at least as large as its own line."""
+    left, right = _span(box[0], box[2], picture.width, line)
+    top, bottom = _span(box[1], box[3], picture.height, line)
+    return left, top, right, bottom
+
+
+def _span(low: float, high: float, limit: int, least: int) -> tuple[float, float]:
+    low = min(max(low, 0), limit - 1 - least)
+    return low, max(min(high, limit - 1), low + least)
+
+
+def _plate_size(text: str, font_size: int, padding: int) -> tuple[float, float]:
+    """(width, height) of the coloured plate behind a text; (0, 0) for no text."""
+    if not text:
+        return 0, 0
+    return _font(font_size).getlength(text) + 2 * padding, font_size + 2 * padding
+
+
+def _mean_side(picture: Image.Image) -> float:
+    return (picture.width + picture.height) / 2
+
+
+def _font_size(picture: Image.Image) -> int:
+    return max(MIN_FONT_PX, round(_mean_side(picture) * FONT_SHARE))
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # matplotlib brings this font along; it has Greek, Cyrillic and accented letters.
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
+    return ImageFont.truetype(str(path), size)
+
+
+def _ink(background: Colour) -> Colour:
+    red, green, blue = background
+    return BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > DARK_LUMA else WHITE

@@ -1,0 +1,214 @@
+"""Draws on a photo where a model looks: sampling points, receptive fields, weights of levels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+from torch import Tensor
+
+from deformable_detr.visualize.attention import QueryLook
+from deformable_detr.visualize.receptive_field import ReceptiveField
+
+DPI = 100
+LONG_SIDE_INCHES = 10.0  # of the photo in a picture
+PANEL_INCHES = 3.2  # long side of one of several photos in a picture
+MARGIN_INCHES = 1.6  # for titles and the scale of colours
+MARKERS = ("o", "s", "^", "D", "v", "p", "h", "8")  # by level, finest first
+HIGHLIGHT = "#39ff14"
+COLOURS = "plasma"
+INNER_SHARE, OUTER_SHARE = 0.5, 0.95  # of the strength of a receptive field, as squares
+
+
+def draw_query(image: Image.Image, look: QueryLook, names: Sequence[str]) -> Image.Image:
+    """Draw where a query looked, as figure 6 of the Deformable DETR paper does.
+
+    Colours are attention weights, shapes of points are levels, the cross is the reference point
+    and the rectangle the box that was found. Points outside the photo are counted in the title.
+
+    Args:
+        image: RGB photo.
+        look: of a query of the photo.
+        names: K class names.
+    """
+    width, height = image.size
+    figure, axes = _figure(image)
+    M, L, P = look.weights.shape
+    points = (look.points * look.points.new_tensor([width, height])).numpy()
+    weights = look.weights.numpy()
+    for level in range(L):
+        order = weights[:, level].flatten().argsort()  # the heaviest are drawn last
+        x, y = points[:, level].reshape(-1, 2)[order].T
+        scatter = axes.scatter(
+            x,
+            y,
+            c=weights[:, level].flatten()[order],
+            cmap=COLOURS,
+            vmin=0,
+            vmax=float(weights.max()),
+            marker=MARKERS[level % len(MARKERS)],
+            s=42,
+            edgecolors="white",
+            linewidths=0.6,
+            label=f"level {level}" + (" (finest)" if level == 0 else ""),
+        )
+    center_x, center_y, box_width, box_height = look.box_cxcywh.tolist()
+    _rectangle(
+        axes,
+        (center_x - box_width / 2) * width,
+        (center_y - box_height / 2) * height,
+        box_width * width,
+        box_height * height,
+    )
+    x, y = look.reference_point.tolist()
+    _cross(axes, x * width, y * height)
+    inside = (points >= 0).all(-1) & (points[..., 0] <= width) & (points[..., 1] <= height)
+    axes.set_title(
+        f"{names[look.label]} {look.score:.2f}: {M} heads x {L} levels x {P} points, "
+        f"{int((~inside).sum())} outside the photo"
+    )
+    legend = axes.legend(loc="upper right", fontsize=8, framealpha=0.7)
+    for handle in filter(None, legend.legend_handles):  # shapes only; colours are weights
+        handle.set(array=None, facecolor="white", edgecolor="black")
+    figure.colorbar(scatter, ax=axes, shrink=0.7, label="attention weight (a head's sum to 1)")
+    return _render(figure)
+
+
+def draw_receptive_field(image: Image.Image, field: ReceptiveField) -> Image.Image:
+    """Draw the effective receptive field of a cell over the photo, and its size in numbers.
+
+    Brightness is the square root of the strength, as its outer part would be black otherwise.
+    The squares hold half and 95 percent of the strength.
+
+    Args:
+        image: RGB photo; of any size, it is shown at the size of the model's input.
+        field: of an input of the photo's proportions.
+    """
+    H, W = field.strength.shape
+    figure, axes = _figure(image, size=(W, H), grey=True)
+    strength = field.strength.numpy()
+    peak = strength.max() or 1.0
+    shown = np.sqrt(strength / peak)
+    drawn = axes.imshow(
+        shown,
+        cmap="inferno",
+        vmin=0,
+        vmax=1,
+        alpha=np.clip(2 * shown, 0, 1),
+        extent=(0, W, H, 0),
+        interpolation="nearest",
+    )
+    sides = []
+    for share, style in ((INNER_SHARE, "-"), (OUTER_SHARE, "--")):
+        x0, y0, x1, y1 = field.energy_square(share)
+        _rectangle(axes, x0, y0, x1 - x0, y1 - y0, linestyle=style)
+        sides.append(f"{share:.0%} within {x1 - x0:.0f} x {y1 - y0:.0f} px")
+    row, column = field.cell
+    rows, columns = field.map_size
+    height, width = field.reach()
+    axes.set_title(
+        f"{field.layer}, cell {row},{column} of {rows} x {columns}\n"
+        f"gradient: {', '.join(sides)}, not zero in {height} x {width} of {H} x {W} px"
+    )
+    figure.colorbar(drawn, ax=axes, shrink=0.7, label="square root of |gradient|, of its maximum")
+    return _render(figure)
+
+
+def draw_level_weights(image: Image.Image, weights: Sequence[Tensor]) -> Image.Image:
+    """Draw how much each level takes from each: a row a target level, a column a source level.
+
+    Args:
+        image: RGB photo without padding.
+        weights: L tensors (L, H_l, W_l), of each target level, finest first; sums of 1.
+    """
+    L = len(weights)
+    width, height = _inches(image.size, PANEL_INCHES)
+    figure = Figure((L * width + MARGIN_INCHES, L * (height + 0.3) + 0.5), layout="constrained")
+    panels = figure.subplots(L, L, squeeze=False)
+    for target, row in enumerate(panels):
+        for source, axes in enumerate(row):
+            _show(axes, image, image.size, grey=True)
+            shares = weights[target][source].detach().float().cpu().numpy()
+            drawn = axes.imshow(
+                shares,
+                cmap=COLOURS,
+                vmin=0,
+                vmax=1,
+                alpha=0.65,
+                extent=(0, image.width, image.height, 0),
+                interpolation="nearest",
+            )
+            axes.set_title(f"to level {target} from {source}: mean {shares.mean():.2f}", fontsize=9)
+    figure.colorbar(drawn, ax=panels, shrink=0.6, label="weight (those of a row sum to 1)")
+    return _render(figure)
+
+
+def draw_deform_points(
+    image: Image.Image, points: Tensor, center: tuple[float, float], title: str
+) -> Image.Image:
+    """Draw where a deformable convolution, or a chain of them, samples.
+
+    Args:
+        image: RGB photo without padding.
+        points: (any number, 2) points (x, y) relative to the photo, in [0, 1] inside it.
+        center: (x, y) of the output cell, relative to the photo.
+        title: what is shown.
+    """
+    figure, axes = _figure(image)
+    scale = points.new_tensor(image.size)
+    x, y = (points * scale).detach().cpu().numpy().T
+    size = 40 if len(x) <= 9 else 14
+    axes.scatter(x, y, s=size, c="red", edgecolors="white", linewidths=0.4)
+    _cross(axes, center[0] * image.width, center[1] * image.height)
+    axes.set_title(f"{title}: {len(x)} points")
+    return _render(figure)
+
+
+def _figure(
+    image: Image.Image, *, size: tuple[int, int] | None = None, grey: bool = False
+) -> tuple[Figure, Axes]:
+    """A figure of one photo, in coordinates of pixels of (width, height) `size`."""
+    width, height = _inches(image.size, LONG_SIDE_INCHES)
+    figure = Figure((width + MARGIN_INCHES, height + 0.6), layout="constrained")
+    axes = figure.subplots()
+    _show(axes, image, size or image.size, grey=grey)
+    return figure, axes
+
+
+def _show(axes: Axes, image: Image.Image, size: tuple[int, int], *, grey: bool = False) -> None:
+    width, height = size
+    photo = image.convert("L").convert("RGB") if grey else image
+    axes.imshow(np.asarray(photo), extent=(0, width, height, 0), interpolation="bilinear")
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_axis_off()
+
+
+def _rectangle(
+    axes: Axes, left: float, top: float, width: float, height: float, *, linestyle: str = "-"
+) -> None:
+    axes.add_patch(
+        Rectangle(
+            (left, top), width, height, fill=False, color=HIGHLIGHT, lw=1.8, linestyle=linestyle
+        )
+    )
+
+
+def _cross(axes: Axes, x: float, y: float) -> None:
+    axes.plot([x], [y], marker="+", markersize=16, markeredgewidth=2.5, color=HIGHLIGHT)
+
+
+def _inches(size: tuple[int, int], long_side: float) -> tuple[float, float]:
+    """(width, height) of a photo with that long side."""
+    scale = long_side / max(size)
+    return max(size[0] * scale, 1.0), max(size[1] * scale, 1.0)
+
+
+def _render(figure: Figure) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(DPI)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

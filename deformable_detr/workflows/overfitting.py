@@ -1,0 +1,146 @@
+"""`train --overfit N`: whether a detector can learn a few images by heart, the first thing to try.
+
+Training and validation see the same images, without augmentation and dropout. What does not become
+high here never will: labels, boxes, sizes and learning rate are looked at before days are spent.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+from deformable_detr import distributed
+from deformable_detr.config import RunConfig
+from deformable_detr.config.loading import validate_config
+from deformable_detr.engine.metrics import read_records
+from deformable_detr.engine.run.folder import RunFolder
+
+logger = logging.getLogger(__name__)
+LEARNT_AP50 = 0.9
+STEPS = 300
+EPOCHS = 2  # with an evaluation after each
+_RATES = {"lr": 1e-3, "lr_backbone": 2e-4, "lr_sampling": 3e-4}
+_WARMUP_STEPS = 20
+_CLIP_NORM = 1.0
+TOO_SMALL_PX = 8.0  # one cell of the finest usual level
+
+
+def overfit_config(config: RunConfig, count: int, *, subset: Path) -> RunConfig:
+    """The config of such a run; writes the annotations of its images to `subset`.
+
+    Args:
+        config: of the run that is going to be tried.
+        count: how many images; the first that have objects, and not more than there are queries.
+        subset: gets the annotation file.
+
+    Raises:
+        ValueError: there are not as many images, or several processes.
+    """
+    if distributed.world_size() > 1:
+        raise ValueError(
+            f"--overfit must run in one process, got {distributed.world_size()}; "
+            "start it without torchrun"
+        )
+    images, annotations = config.data.train.images, config.data.train.annotations
+    if images is None or annotations is None:
+        raise ValueError("--overfit must have data.train.images and data.train.annotations")
+    chosen = _first_images(
+        json.loads(annotations.read_bytes()),
+        count,
+        most_objects=config.model.queries.num_queries,
+        what=str(annotations),
+    )
+    subset.parent.mkdir(parents=True, exist_ok=True)
+    subset.write_text(json.dumps(chosen), encoding="utf-8")
+    content = config.model_dump(mode="json")
+    data, train, model = content["data"], content["train"], content["model"]
+    data["train"] = data["val"] = {"images": str(images), "annotations": str(subset)}
+    data["augmentation"] = {
+        "kind": "none",
+        "size": config.data.eval_size,
+        "max_size": config.data.eval_max_size,
+    }
+    data |= {"repeats": STEPS // EPOCHS, "cache_images": True}
+    model["encoder"]["dropout"] = model["decoder"]["dropout"] = 0.0
+    train["optimizer"] |= _RATES
+    train |= {
+        "epochs": EPOCHS,
+        "max_steps": None,
+        "total_batch": count,
+        "micro_batch": gcd(count, config.train.micro_batch),
+        "sample_order": "global_batches",
+        "schedule": {"kind": "cosine", "warmup_steps": _WARMUP_STEPS},
+        "clip_norm": _CLIP_NORM,
+        "ema_decay": 0.0,
+        "eval_every_epochs": 1,
+    }
+    return validate_config(content, source="--overfit")
+
+
+def report_overfit(config: RunConfig, folder: Path) -> None:
+    """Say whether the images were learnt, and if not, where to look."""
+    records = read_records(RunFolder(folder).metrics)
+    ap50 = [one["AP50"] for one in records if one["kind"] == "evaluation"][-1]
+    losses = [one["total"] for one in records if one["kind"] == "train"]
+    numbers = f"AP50 {ap50:.3f}, loss {losses[0]:.3g} -> {losses[-1]:.3g} in {STEPS} steps"
+    if ap50 >= LEARNT_AP50:
+        logger.info("learnt by heart: %s; model, labels and boxes are in order", numbers)
+        return
+    assert config.data.train.annotations is not None  # else there would have been no run
+    content = json.loads(config.data.train.annotations.read_bytes())
+    logger.warning("NOT learnt by heart: %s; %s", numbers, _where_to_look(content, config))
+
+
+def _where_to_look(content: Mapping[str, Any], config: RunConfig) -> str:
+    """The most likely reason that can be seen in the images' sizes, or else the usual ones."""
+    size = _median_size_px(content, config)
+    if size < TOO_SMALL_PX:
+        return (
+            f"the median object is {size:.1f} px as the model sees it, too small to be found; "
+            "raise data.eval_size and the sizes of data.augmentation, or cut the images into tiles"
+        )
+    return (
+        f"the median object is {size:.0f} px as the model sees it; look at the boxes of these "
+        "images in pictures, start from pre-trained weights, or try other rates in train.optimizer"
+    )
+
+
+def _median_size_px(content: Mapping[str, Any], config: RunConfig) -> float:
+    """Of the objects' square roots of area, in pixels of the resized images."""
+    scales = {}
+    for image in content["images"]:
+        short, long = sorted((image["height"], image["width"]))
+        scales[image["id"]] = min(config.data.eval_size / short, config.data.eval_max_size / long)
+    sizes = sorted(
+        scales[one["image_id"]] * (one["bbox"][2] * one["bbox"][3]) ** 0.5
+        for one in content["annotations"]
+    )
+    return float(sizes[len(sizes) // 2])
+
+
+def _first_images(
+    content: Mapping[str, Any], count: int, *, most_objects: int, what: str
+) -> dict[str, Any]:
+    """The annotations of the first `count` images that have objects, but not too many."""
+    objects: dict[int, list[Mapping[str, Any]]] = {}
+    for one in content["annotations"]:
+        if not one.get("iscrowd") and one["bbox"][2] > 0 and one["bbox"][3] > 0:
+            objects.setdefault(one["image_id"], []).append(one)
+    usable = [
+        image
+        for image in sorted(content["images"], key=lambda image: image["id"])
+        if 0 < len(objects.get(image["id"], ())) <= most_objects
+    ]
+    if len(usable) < count:
+        raise ValueError(
+            f"--overfit must be at most the {len(usable)} images of {what} with 1 to "
+            f"{most_objects} objects, as many as queries, got {count}; give fewer, or images cut "
+            "into tiles"
+        )
+    return {
+        "images": usable[:count],
+        "annotations": [one for image in usable[:count] for one in objects[image["id"]]],
+        "categories": content["categories"],
+    }

@@ -1,0 +1,77 @@
+"""The official recipes, and how a run differs from the nearest of them, setting by setting."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from deformable_detr.config import RunConfig
+from deformable_detr.config.loading import load_config
+
+RECIPES = (
+    "deformable_detr_r50",
+    "deformable_detr_r50_refine",
+    "deformable_detr_r50_two_stage",
+    "deformable_detr_r50_single_scale",
+    "deformable_detr_r50_single_scale_dc5",
+)
+# Where a run is, how fast, and what it writes down; which samples make a step is chance anyway.
+FREE_SETTINGS = frozenset(
+    {
+        "compat",  # has a line of its own in the header
+        "data.cache_images",
+        "data.num_workers",
+        "data.train.annotations",
+        "data.train.images",
+        "data.val.annotations",
+        "data.val.images",
+        "model.attention.backend",
+        "train.channels_last",
+        "train.checkpoint_every",
+        "train.deterministic",
+        "train.eval_every_epochs",
+        "train.gradient_checkpointing",
+        "train.log_every",
+        "train.micro_batch",  # gradients accumulate to the total batch
+        "train.sample_order",
+        "train.seed",
+        "train.timeout_s",
+        "train.tensorboard",
+        "train.validation_loss",
+    }
+)
+
+
+def nearest_recipe(config: RunConfig) -> tuple[str, list[str]]:
+    """The recipe that a run follows most closely, and each deviation from it in one line."""
+    settings = dict(_settings(config.model_dump(mode="json")))
+    found = {}
+    for name in RECIPES:
+        recipe = dict(_settings(load_config(name).model_dump(mode="json")))
+        found[name] = _deviations(settings, recipe)
+    nearest = min(RECIPES, key=lambda name: len(found[name]))
+    return nearest, found[nearest]
+
+
+def _deviations(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+    """Settings that only the recipe has are those of another `kind`, which is a line itself."""
+    lines = []
+    for key, value in settings.items():
+        if key not in recipe:
+            lines.append(f"{key} is {_show(value)}, the recipe has no such setting")
+        elif value != recipe[key]:
+            lines.append(f"{key} is {_show(value)}, the recipe has {_show(recipe[key])}")
+    return lines
+
+
+def _settings(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of a recipe by its dotted key."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{prefix}{key}.")
+        elif prefix + key not in FREE_SETTINGS:
+            yield prefix + key, value
+
+
+def _show(value: Any) -> str:
+    """As in YAML."""
+    return value if isinstance(value, str) else json.dumps(value)

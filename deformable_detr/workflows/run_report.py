@@ -1,0 +1,137 @@
+"""Brings together what the report of a run says: its files, its data, its settings."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deformable_detr import distributed
+from deformable_detr.config import RunConfig
+from deformable_detr.config.loading import to_yaml
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from deformable_detr.engine.metrics import read_records
+from deformable_detr.engine.run.folder import RunFolder
+from deformable_detr.engine.run.header import describe_device
+from deformable_detr.environment import cpu_name, current_versions, num_cores
+from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.reporting.findings import Findings
+from deformable_detr.reporting.gallery import Photo
+from deformable_detr.reporting.report import RunFacts, write_report
+from deformable_detr.workflows.recipe import nearest_recipe
+
+logger = logging.getLogger(__name__)
+_BLOCK_BYTES = 1 << 20
+
+
+def describe_environment(config: RunConfig, device: torch.device) -> dict[str, str]:
+    """What a run computes with, value by name, for people."""
+    return {
+        **current_versions(),
+        "device": describe_device(device, config.model.attention.backend),
+        "GPU": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
+        "CPU": cpu_name(),
+        "cores": str(num_cores()),
+        "threads": str(torch.get_num_threads()),
+        "processes": str(distributed.world_size()),
+    }
+
+
+def report_after_training(config: RunConfig, files: RunFolder, dataset: CocoDataset) -> None:
+    """Write the report of a run that has just ended; whatever goes wrong is a warning.
+
+    What a training step has computed is used: nothing is evaluated here, as other processes would
+    have to wait for it, on COCO for many minutes.
+    """
+    if not distributed.is_main():
+        return
+    try:
+        write_run_report(config, files, dataset)
+    except Exception as error:  # of any kind: the run itself is whole
+        logger.warning(
+            "the report could not be written (%s: %s); the run is whole. Try again with: "
+            "deformable-detr report %s",
+            type(error).__name__,
+            error,
+            files.path,
+        )
+
+
+def write_run_report(config: RunConfig, files: RunFolder, dataset: CocoDataset) -> None:
+    """Write `report.html` from what is in the run folder.
+
+    Args:
+        config: of the run.
+        files: of the run.
+        dataset: its validation set.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint yet.
+        ValueError: a file is damaged.
+    """
+    path = files.best_or_last
+    checkpoint = load_checkpoint(path)
+    records = read_records(files.metrics) if files.metrics.is_file() else []
+    recipe, deviations = nearest_recipe(config)
+    table = stored_detections(files, checkpoint.step)
+    annotations = config.data.val.annotations
+    assert annotations is not None  # else there would be no data set
+    index_of = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
+
+    def read_photo(image_id: int) -> Photo:
+        index = index_of[image_id]
+        return Photo(dataset[index].image, dataset.files[index].name)
+
+    write_report(
+        files.report,
+        RunFacts(
+            name=files.path.resolve().name,
+            records=records,
+            recipe=recipe,
+            deviations=deviations,
+            config=to_yaml(config),
+            checkpoint=_identity(path, checkpoint),
+            environment=_environment(records, checkpoint),
+        ),
+        None if table is None else Findings.of(table, annotations),
+        read_photo,
+    )
+
+
+def stored_detections(files: RunFolder, step: int) -> DetectionTable | None:
+    """The detections of the checkpoint of that step; None where others or none are stored."""
+    if not files.detections.is_file():
+        return None
+    table, stored_step = DetectionTable.read(files.detections)
+    return table if stored_step == step else None
+
+
+def _identity(path: Path, checkpoint: Checkpoint) -> dict[str, str]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    best = checkpoint.best_ap
+    return {
+        "file": path.name,
+        "step": str(checkpoint.step),
+        "epochs finished": str(checkpoint.epoch),
+        "highest AP until then": "none" if best is None else f"{best:.4f}",
+        "weights": "moving average" if checkpoint.ema is not None else "of the last step",
+        "started from": checkpoint.origin or "the config's weights",
+        "classes": checkpoint.label_space.describe(),
+        "size": f"{path.stat().st_size:,} bytes",
+        "SHA-256": digest.hexdigest(),
+    }
+
+
+def _environment(records: Sequence[dict[str, Any]], checkpoint: Checkpoint) -> dict[str, str]:
+    """What the last part of the run was made with; old runs tell versions only."""
+    starts = [record for record in records if record["kind"] == "start"]
+    values: dict[str, str] = starts[-1]["environment"] if starts else checkpoint.versions
+    if len(starts) > 1:
+        values = {**values, "started at steps": ", ".join(str(one["step"]) for one in starts)}
+    return values

@@ -1,0 +1,316 @@
+"""One training run, from its config to its end, in each of its processes."""
+
+import logging
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from deformable_detr import distributed
+from deformable_detr.builders import (
+    build_criterion,
+    build_dataset,
+    build_eval_transform,
+    build_model,
+    build_optimizer,
+    build_sampler,
+    build_schedule,
+    build_train_transform,
+    largest_size,
+)
+from deformable_detr.config import RunConfig
+from deformable_detr.config.loading import to_yaml
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.loader import build_loader
+from deformable_detr.data.samplers import EvaluationSampler, StepSampler
+from deformable_detr.data.transformed import TransformedDataset
+from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, config_changes
+from deformable_detr.engine.checkpoints.transfer import TransferReport
+from deformable_detr.engine.ema import ExponentialMovingAverage
+from deformable_detr.engine.evaluate import Validation
+from deformable_detr.engine.memory import warm_up
+from deformable_detr.engine.precision import deterministic_algorithms
+from deformable_detr.engine.run.folder import Resume, RunFolder
+from deformable_detr.engine.run.header import (
+    describe_batch,
+    describe_dataset,
+    describe_device,
+    describe_learning_rates,
+    describe_parameters,
+)
+from deformable_detr.engine.run.resume import checkpoint_to_resume
+from deformable_detr.engine.run.session import locked, recorded_state
+from deformable_detr.engine.run.stopping import StopRequest
+from deformable_detr.engine.run.tracking import TensorBoard, require_tensorboard
+from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.train import fit, total_steps
+from deformable_detr.labels import LabelSpace
+from deformable_detr.models.deformable_detr import DeformableDETR
+from deformable_detr.workflows.finetuning import FinetuneSource
+from deformable_detr.workflows.recipe import nearest_recipe
+from deformable_detr.workflows.run_report import describe_environment, report_after_training
+
+logger = logging.getLogger(__name__)
+
+
+def run_training(
+    config: RunConfig,
+    *,
+    folder: Path,
+    device: torch.device,
+    resume: Resume = False,
+    overwrite: bool = False,
+    finetune_from: Path | None = None,
+) -> None:
+    """Train; every process of the run must call it.
+
+    Args:
+        config: of the whole run.
+        folder: where checkpoints, metrics and curves go.
+        device: of this process.
+        resume: continue the run in `folder`; "auto" from its newest whole checkpoint, if any.
+        overwrite: delete the run in `folder` first.
+        finetune_from: a file whose weights a new run starts with.
+
+    Raises:
+        ValueError: `finetune_from` is given with `resume`, or `overwrite` would delete it.
+        PreemptedError: the run was asked to stop by SIGTERM or SIGUSR1; it is saved.
+    """
+    _check_finetune_from(finetune_from, folder, resume=resume, overwrite=overwrite)
+    if not distributed.is_main():
+        logging.getLogger("deformable_detr").setLevel(logging.WARNING)
+    files = RunFolder(folder)
+    files.check(resume=resume, overwrite=overwrite)
+    if config.train.tensorboard:
+        require_tensorboard()
+    data = _Data.open(config)
+    source = None if finetune_from is None else FinetuneSource.read(finetune_from)
+    with StopRequest() as stop, locked(files):
+        found = checkpoint_to_resume(files, resume)
+        model, report = _build_model(config, data.train.label_space, source, resume=bool(found))
+        if config.train.channels_last:  # convolutions follow their weights; images stay as they are
+            model.to(memory_format=torch.channels_last)
+        state = _build_state(config, data, model.to(device))
+        if source is not None:
+            state.origin = source.describe()
+        if found is not None:
+            _restore(state, *found)
+        files.claim(resume=resume, overwrite=overwrite)
+        files.rewind(state.step, is_evaluated=state.evaluated == state.step)
+        if distributed.is_main():
+            files.config.write_text(to_yaml(config), encoding="utf-8")
+            if config.train.tensorboard:
+                files.tracking.open(
+                    "TensorBoard", lambda: TensorBoard(files.tensorboard, first_step=state.step + 1)
+                )
+        _log_header(config, data, state, report, folder=folder)
+        environment = describe_environment(config, device)
+        files.record("start", {"step": state.step, "environment": environment})
+        with (
+            closing(files.tracking),
+            recorded_state(files, state),
+            deterministic_algorithms(config.train.deterministic),
+        ):
+            _fit(config, data, state, files, stop)
+        report_after_training(config, files, data.val)
+    logger.info("finished; the run is in %s", folder)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The data sets of a run.
+
+    Attributes:
+        train: the training set.
+        val: the validation set, of the same categories.
+        train_samples: the training set as the model sees it.
+        sampler: the order of training samples, this process's part.
+    """
+
+    train: CocoDataset
+    val: CocoDataset
+    train_samples: TransformedDataset
+    sampler: StepSampler
+
+    @classmethod
+    def open(cls, config: RunConfig) -> "_Data":
+        train = build_dataset(config, "train")
+        val = build_dataset(config, "val", label_space=train.label_space)
+        samples = TransformedDataset(
+            train,
+            build_train_transform(config.data.augmentation),
+            seed=config.train.seed,
+            repeats=config.data.repeats,
+        )
+        sampler = build_sampler(
+            config,
+            num_samples=len(samples),
+            aspect_ratios=[height / width for height, width in train.sizes],
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        return cls(train, val, samples, sampler)
+
+
+def _check_finetune_from(
+    path: Path | None, folder: Path, *, resume: Resume, overwrite: bool
+) -> None:
+    if path is None:
+        return
+    if resume:
+        raise ValueError(
+            "--finetune-from and --resume must not both be given, got both; --finetune-from "
+            "starts a new run, --resume goes on with the one in the folder, which needs no "
+            "other file"
+        )
+    if overwrite and path.resolve().parent == folder.resolve():
+        raise ValueError(
+            f"--finetune-from must be outside the run folder that --overwrite deletes, got {path}; "
+            "choose another --run-dir"
+        )
+
+
+def _build_model(
+    config: RunConfig, label_space: LabelSpace, source: FinetuneSource | None, *, resume: bool
+) -> tuple[DeformableDETR, TransferReport | None]:
+    """The model on the CPU, and what it has from `source`; pre-trained weights where needed."""
+
+    def build(load_backbone_weights: bool) -> DeformableDETR:
+        torch.manual_seed(config.train.seed)  # of the weights that are not pre-trained
+        with distributed.main_first():
+            return build_model(
+                config,
+                num_classes=label_space.num_classes,
+                load_backbone_weights=load_backbone_weights,
+            )
+
+    if source is not None:
+        return source.build_model(build, label_space, config.model.backbone)
+    return build(not resume), None
+
+
+def _build_state(config: RunConfig, data: _Data, model: DeformableDETR) -> TrainState:
+    steps_per_epoch = data.sampler.steps_per_epoch
+    schedule = build_schedule(
+        config.train.schedule,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps(
+            steps_per_epoch, epochs=config.train.epochs, max_steps=config.train.max_steps
+        ),
+    )
+    decay = config.train.ema_decay
+    return TrainState(
+        model,
+        build_optimizer(config.train.optimizer, model),
+        schedule,
+        label_space=data.train.label_space,
+        config=config.model_dump(mode="json"),
+        ema=ExponentialMovingAverage(model, decay=decay) if decay else None,
+        precision=config.train.precision,
+    )
+
+
+def _restore(state: TrainState, path: Path, checkpoint: Checkpoint) -> None:
+    state.restore(checkpoint, f"checkpoint {path}")
+    logger.info("resuming after step %d, epoch %d", checkpoint.step, checkpoint.epoch)
+    for change in config_changes(checkpoint.config, state.config):
+        logger.info("  the config has changed: %s", change)
+
+
+def _fit(
+    config: RunConfig, data: _Data, state: TrainState, files: RunFolder, stop: StopRequest
+) -> None:
+    criterion = build_criterion(config)
+    is_on_gpu = state.device.type == "cuda"
+    if is_on_gpu:  # whose memory ends suddenly, and breaks into pieces
+        size, count = largest_size(config), config.train.micro_batch
+        warm_up(state, criterion, num_images=count, size=size)
+    fit(
+        state,
+        criterion,
+        build_loader(
+            data.train_samples,
+            data.sampler,
+            num_workers=config.data.num_workers,
+            pin_memory=is_on_gpu,
+            max_padded_pixels=config.data.max_padded_pixels,
+            timeout_s=config.train.timeout_s,
+        ),
+        data.sampler,
+        folder=files,
+        validation=_build_validation(config, data, pin_memory=is_on_gpu),
+        seed=config.train.seed,
+        epochs=config.train.epochs,
+        max_steps=config.train.max_steps,
+        max_grad_norm=config.train.clip_norm,
+        log_every_steps=config.train.log_every,
+        checkpoint_every_steps=config.train.checkpoint_every,
+        stop=stop,
+        timeout_s=config.train.timeout_s,
+    )
+
+
+def _build_validation(config: RunConfig, data: _Data, *, pin_memory: bool) -> Validation:
+    assert config.data.val.annotations is not None  # else the data set could not be opened
+    sampler = EvaluationSampler(
+        len(data.val),
+        batch_size=config.train.micro_batch,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    samples = TransformedDataset(
+        data.val, build_eval_transform(config.data), seed=config.train.seed
+    )
+    return Validation(
+        build_loader(
+            samples,
+            sampler,
+            num_workers=config.data.num_workers,
+            pin_memory=pin_memory,
+            timeout_s=config.train.timeout_s,
+        ),
+        config.data.val.annotations,
+        every_epochs=config.train.eval_every_epochs,
+        with_loss=config.train.validation_loss,
+    )
+
+
+def _log_header(
+    config: RunConfig,
+    data: _Data,
+    state: TrainState,
+    report: TransferReport | None,
+    *,
+    folder: Path,
+) -> None:
+    """What is about to happen, in numbers, and how it differs from the nearest recipe."""
+    end = total_steps(
+        data.sampler.steps_per_epoch,
+        epochs=config.train.epochs,
+        max_steps=config.train.max_steps,
+    )
+    recipe, deviations = nearest_recipe(config)
+    lines = {
+        "run folder": str(folder),
+        "device": describe_device(state.device, config.model.attention.backend),
+        "parameters": describe_parameters(state.model),
+        "training": describe_dataset(len(data.train), data.train.num_dropped),
+        "validation": describe_dataset(len(data.val), data.val.num_dropped),
+        "classes": data.train.label_space.describe(),
+        "total batch": describe_batch(
+            total_batch=config.train.total_batch,
+            micro_batch=config.train.micro_batch,
+            world_size=distributed.world_size(),
+        ),
+        "length": f"{end} steps, {data.sampler.steps_per_epoch} an epoch",
+        "learning rates": describe_learning_rates(state.optimizer),
+        "compat": config.compat,
+        "recipe": recipe,
+    }
+    if state.origin:
+        lines["weights"] = state.origin
+    for name, value in [*lines.items(), *(report.describe() if report else ())]:
+        logger.info("%-14s %s", name, value)
+    for line in deviations:
+        logger.info("%-14s %s", "not the recipe", line)

@@ -1,0 +1,110 @@
+"""Faults planted between detections and annotations: each is found, and named."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from deformable_detr.engine.failures.zero_ap import explain_zero_ap
+from deformable_detr.evaluation.detection_table import DetectionTable
+
+SIZE = (400, 300)  # width, height
+NAMES = {3: "cat", 7: "dog", 9: "fox"}
+Box = tuple[float, float, float, float]
+
+
+def made(
+    *,
+    annotated: Callable[[Box], Box] = lambda box: box,
+    detected: Callable[[Box], Box] = lambda box: box,
+    named: Callable[[int], int] = lambda category: category,
+    score: float = 0.9,
+) -> str:
+    """Explain the detections of 20 images, which are right but for what the arguments change."""
+    random = np.random.default_rng(0)
+    annotations, results = [], []
+    for image_id in range(1, 21):
+        for _ in range(int(random.integers(1, 4))):
+            x, y = random.uniform(20, 150, 2)
+            width, height = random.uniform(40, 110, 2)
+            box = (float(x), float(y), float(width), float(height))
+            category = int(random.choice(list(NAMES)))
+            known = {"image_id": image_id, "category_id": category, "iscrowd": 0}
+            annotations.append({"bbox": list(annotated(box)), **known})
+            one = {"image_id": image_id, "category_id": named(category), "score": score}
+            results.append({**one, "bbox": list(detected(box))})
+    ids = list(range(1, 21))
+    ground_truth = {
+        "images": [{"id": n, "width": SIZE[0], "height": SIZE[1]} for n in ids],
+        "categories": [{"id": n, "name": name} for n, name in NAMES.items()],
+        "annotations": annotations,
+    }
+    return explain_zero_ap(ground_truth, DetectionTable.from_results(results, seen=ids))
+
+
+def corners(box: Box) -> Box:
+    return (box[0], box[1], box[0] + box[2], box[1] + box[3])
+
+
+def centres(box: Box) -> Box:
+    return (box[0] + box[2] / 2, box[1] + box[3] / 2, box[2], box[3])
+
+
+def fractions(box: Box) -> Box:
+    return (box[0] / SIZE[0], box[1] / SIZE[1], box[2] / SIZE[0], box[3] / SIZE[1])
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (corners, "bbox holds corners (x1, y1, x2, y2)"),
+        (centres, "bbox holds centre x, y, width, height"),
+        (fractions, "bbox holds fractions of the image"),
+    ],
+)
+def test_boxes_in_another_format_are_named_with_the_set_that_has_them(
+    fault: Callable[[Box], Box], words: str
+) -> None:
+    # A detector that has learnt from the wrong file, then one that is measured by it.
+    said = made(detected=fault)
+    assert said.startswith("box format: 100% of ")
+    assert f"if the training set's {words}" in said
+    assert f"if the validation set's {words}" in made(annotated=fault)
+
+
+def test_boxes_with_their_axes_swapped_are_named() -> None:
+    assert "bbox holds y, x, height, width" in made(detected=lambda b: (b[1], b[0], b[3], b[2]))
+
+
+def test_labels_that_are_shifted_are_named_with_the_classes() -> None:
+    said = made(named={3: 7, 7: 9, 9: 3}.__getitem__)
+    assert said.startswith("labels: 100% of ")
+    assert "but 0% with the right class" in said
+    for pair in ("cat (3) is called dog (7)", "dog (7) is called fox (9)", "fox (9) is called cat"):
+        assert pair in said
+
+
+def test_boxes_far_too_small_to_be_untrained_are_a_matter_of_format() -> None:
+    said = made(detected=lambda box: (390.0, 290.0, 2.0, 1.0))
+    assert said.startswith("box format: the median size of what is detected is 1.41 px, that of")
+
+
+def test_an_early_run_is_told_to_train_longer_with_what_there_is_to_see() -> None:
+    said = made(detected=lambda box: (280.0, 200.0, 80.0, 60.0), score=0.03)
+    assert said.startswith("not enough training yet, as far as can be seen: 0% of the objects")
+    assert "IoU of 0.00, and the highest score 0.03" in said
+
+
+def test_right_detections_have_no_fault_to_be_named() -> None:
+    said = made()
+    assert said.startswith("not enough training yet")
+    assert "100% of the objects are found" in said
+
+
+def test_no_detections_and_no_objects_are_said_to_be_so() -> None:
+    ground_truth = {"images": [{"id": 1}], "categories": [{"id": 3, "name": "cat"}]}
+    empty = DetectionTable.from_results([], seen=[1])
+    assert "no annotated objects" in explain_zero_ap({**ground_truth, "annotations": []}, empty)
+    thing = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 30, 40]}
+    said = explain_zero_ap({**ground_truth, "annotations": [thing]}, empty)
+    assert said == "nothing was detected in any image with objects"

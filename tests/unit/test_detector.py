@@ -1,0 +1,147 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_checkpoint import LABEL_SPACE, write_checkpoint
+from PIL import Image
+from torch import nn
+
+from deformable_detr.data.transforms import resize_only
+from deformable_detr.detector import Detector
+from deformable_detr.structures import ImageBatch, ModelOutput, Predictions
+
+LOGITS = [[4.0, 1.0, -9.0], [-9.0, 3.0, 2.0]]  # two queries, three classes
+BOXES = [[0.5, 0.5, 1.0, 1.0], [0.25, 0.25, 0.5, 0.5]]  # cxcywh
+
+
+class FixedModel(nn.Module):
+    """Finds the same in every image, and remembers the sizes of its batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch_shapes: list[tuple[int, ...]] = []
+
+    def forward(self, images: ImageBatch) -> ModelOutput:
+        self.batch_shapes.append(tuple(images.images.shape))
+        assert not images.padding_mask.any()
+        N = len(images)
+        predictions = Predictions(
+            torch.tensor(LOGITS).expand(N, 2, 3), torch.tensor(BOXES).expand(N, 2, 4)
+        )
+        return ModelOutput(last=predictions, auxiliary=(), encoder=None)
+
+
+def _detector(model: nn.Module | None = None) -> Detector:
+    return Detector(
+        model or FixedModel(),
+        LABEL_SPACE,
+        transform=resize_only(32, 64),
+        device=torch.device("cpu"),
+    )
+
+
+def _photo(width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height))
+
+
+def test_boxes_are_in_pixels_of_the_photo_given() -> None:
+    found = _detector().predict(_photo(200, 100), threshold=0.9)
+
+    assert found.labels.tolist() == [0, 1]
+    assert found.boxes_xyxy.tolist() == [[0, 0, 200, 100], [0, 0, 100, 50]]
+    torch.testing.assert_close(found.scores, torch.tensor([4.0, 3.0]).sigmoid())
+
+
+def test_one_image_gives_detections_and_a_list_gives_a_list() -> None:
+    detector = _detector()
+
+    assert len(detector.predict(_photo(64, 32))) == 4
+    assert [len(found) for found in detector.predict([_photo(64, 32)])] == [4]
+    assert detector.predict([]) == []
+
+
+def test_images_of_one_processed_size_run_together_and_come_back_in_order() -> None:
+    model = FixedModel()
+    sizes = [(64, 32), (32, 64), (128, 64), (32, 64), (64, 32)]
+
+    found = _detector(model).predict([_photo(*size) for size in sizes], batch_size=2)
+
+    assert sorted(model.batch_shapes) == [(1, 3, 32, 64), (2, 3, 32, 64), (2, 3, 64, 32)]
+    corners = [tuple(detections.boxes_xyxy[0, 2:].tolist()) for detections in found]
+    assert corners == sizes
+
+
+def test_all_kinds_of_images_may_be_mixed(tmp_path: Path) -> None:
+    _photo(64, 32).save(tmp_path / "photo.png")
+    images = [
+        tmp_path / "photo.png",
+        np.zeros((32, 64, 3), np.uint8),
+        torch.zeros(3, 32, 64),
+        torch.zeros(3, 32, 64, dtype=torch.uint8),
+    ]
+
+    assert [len(found) for found in _detector().predict(images)] == [4] * 4
+
+
+def test_only_the_classes_wanted_are_found() -> None:
+    found = _detector().predict(_photo(64, 32), classes=["dog", "tree"], threshold=0.5)
+
+    assert [LABEL_SPACE.names[label] for label in found.labels] == ["dog", "tree", "dog"]
+
+
+def test_objects_of_other_classes_do_not_crowd_out_those_wanted() -> None:
+    class Crowded(FixedModel):
+        def forward(self, images: ImageBatch) -> ModelOutput:
+            logits = torch.full((1, 150, 3), -9.0)
+            logits[..., 0] = 5.0
+            logits[0, 7, 2] = 1.0
+            boxes = torch.full((1, 150, 4), 0.5)
+            return ModelOutput(Predictions(logits, boxes), (), None)
+
+    assert len(_detector(Crowded()).predict(_photo(64, 32), classes=["tree"])) == 1
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
+def test_a_threshold_out_of_range_is_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match=f"threshold must be between 0 and 1, got {threshold:g}"):
+        _detector().predict(_photo(64, 32), threshold=threshold)
+
+
+@pytest.mark.parametrize(("classes", "named"), [(["cow", "dog", "owl"], "cow, owl"), ([], "none")])
+def test_unknown_classes_are_refused_and_the_known_ones_listed(
+    classes: Sequence[str], named: str
+) -> None:
+    with pytest.raises(ValueError, match=f"got {named}; it knows .*7: dog, 90: tree"):
+        _detector().predict(_photo(64, 32), classes=classes)
+
+
+def test_a_batch_size_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        _detector().predict(_photo(64, 32), batch_size=0)
+
+
+def test_a_checkpoint_brings_its_model_classes_and_preprocessing(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "last.pth")
+
+    detector = Detector.from_checkpoint(tmp_path / "last.pth", device="cpu")
+
+    assert detector.label_space == LABEL_SPACE
+    assert not detector.model.training
+    for name, value in detector.model.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name])
+    found = detector.predict([_photo(100, 60), _photo(60, 100)], threshold=0.0)
+    assert [len(detections) for detections in found] == [15, 15]  # 5 queries, 3 classes
+
+
+def test_a_checkpoint_whose_weights_do_not_fit_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "last.pth", drop_parameter=True)
+
+    with pytest.raises(ValueError, match=r"checkpoint .*last.pth lacks 1 parameters of the model"):
+        Detector.from_checkpoint(tmp_path / "last.pth", device="cpu")
+
+
+def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"device must be auto, cpu, cuda.* got 'gpu'"):
+        Detector.from_checkpoint(tmp_path / "last.pth", device="gpu")

@@ -1,0 +1,177 @@
+"""What `compat: official` changes, place by place; tests/parity holds the numbers it leads to."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.coco_files import CocoFiles, write_coco_set
+from helpers.command_line import CommandLine
+from helpers.models import make_target
+from helpers.official_losses import cost_matrix
+from helpers.small_run import SMALL_RUN, data_settings
+from helpers.tiny_checkpoint import write_checkpoint
+
+from deformable_detr import Detector, build_criterion, build_model, load_config
+from deformable_detr.builders import build_dataset, build_sampler
+from deformable_detr.data.samplers import DistributedOrderSampler, MicroBatchSampler
+from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
+from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.labels import LabelSpace
+from deformable_detr.structures import Detections
+from deformable_detr.workflows.training import run_training
+
+OFFICIAL = "compat=official"
+
+
+def config_with(*overrides: str):
+    return load_config("deformable_detr_r50", [*SMALL_RUN, *overrides])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> CocoFiles:
+    return write_coco_set(tmp_path / "set", num_images=4, size=(48, 64))  # categories 3 and 7
+
+
+@pytest.mark.parametrize(("overrides", "count"), [([], 80), ([OFFICIAL], 91)])
+def test_without_a_label_space_the_classes_are_cocos(overrides, count):
+    model = build_model(config_with(*overrides))
+    assert model.decoder.class_heads[0].out_features == count
+
+
+def test_the_number_of_classes_may_be_given():
+    model = build_model(config_with(OFFICIAL), num_classes=4)
+    assert model.decoder.class_heads[0].out_features == 4
+
+
+def test_the_matching_cost_has_the_official_alpha_and_gamma():
+    target = make_target(1, 0)
+    logits, boxes = torch.randn(6, 3).double(), torch.rand(6, 4).double() * 0.5 + 0.2
+    expected = cost_matrix(logits, boxes, target.labels.tolist(), target.boxes.tolist())
+    losses = ("loss.focal_alpha=0.7", "loss.focal_gamma=1")
+    official = build_criterion(config_with(OFFICIAL, *losses))
+    assert (official.focal_alpha, official.focal_gamma) == (0.7, 1.0)
+    cost = official.matcher.cost(logits, boxes, target)
+    torch.testing.assert_close(cost, torch.from_numpy(expected))
+    own = build_criterion(config_with(*losses)).matcher.cost(logits, boxes, target)
+    assert not torch.allclose(own, cost, atol=1e-3)
+
+
+@pytest.mark.parametrize("auxiliary", ["true", "false"])
+@pytest.mark.parametrize("compat", ["none", "official"])
+def test_proposals_have_no_weight_only_where_the_official_code_gives_them_none(compat, auxiliary):
+    config = config_with(f"compat={compat}", f"loss.auxiliary={auxiliary}")
+    expected = not (compat == "official" and auxiliary == "false")
+    assert build_criterion(config).weigh_proposals == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind"),
+    [
+        ([], MicroBatchSampler),
+        (["train.sample_order=official"], DistributedOrderSampler),
+        ([OFFICIAL], DistributedOrderSampler),
+        ([OFFICIAL, "train.sample_order=global_batches"], DistributedOrderSampler),
+    ],
+)
+def test_the_order_of_samples(overrides, kind):
+    config = config_with(*overrides)
+    assert type(build_sampler(config, num_samples=8, rank=0, world_size=1)) is kind
+
+
+def test_the_official_order_does_not_depend_on_the_seed():
+    orders = [
+        list(build_sampler(config_with(OFFICIAL, seed), num_samples=8, rank=0, world_size=1))
+        for seed in ("train.seed=1", "train.seed=2")
+    ]
+    assert orders[0] == orders[1]
+
+
+def test_labels_of_a_data_set_are_its_category_ids(files):
+    dataset = build_dataset(config_with(OFFICIAL, *data_settings(files, files)), "train")
+    assert dataset.label_space.num_classes == 8
+    annotated = [annotation["category_id"] for annotation in files.read()["annotations"]]
+    labels = [label for index in range(4) for label in dataset[index].labels.tolist()]
+    assert labels == annotated
+
+
+def test_a_data_set_takes_the_layout_of_the_label_space_it_is_given(files):
+    raw = build_dataset(config_with(OFFICIAL, *data_settings(files, files)), "train").label_space
+    config = config_with(*data_settings(files, files))
+    assert build_dataset(config, "val", label_space=raw).label_space == raw
+    with pytest.raises(ValueError, match=r"the file must have the categories of"):
+        build_dataset(config, "val", label_space=LabelSpace((3, 8), ("a", "b")).with_raw_labels())
+
+
+def test_a_label_that_is_no_category_reaches_no_result():
+    space = LabelSpace((1, 3), ("cat", "bus")).with_raw_labels()
+    boxes = torch.arange(16.0).view(4, 4)
+    found = Detections(torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([0, 3, 2, 1]), boxes)
+    table = DetectionTable.from_detections(5, found, space)
+    assert table.category_ids.tolist() == [3, 1]
+    assert table.scores.tolist() == pytest.approx([0.8, 0.6])
+    assert table.boxes_xywh[:, 0].tolist() == [4, 12]
+    assert table.seen.tolist() == [5]
+
+
+def test_an_official_run_is_trained_resumed_evaluated_and_predicted_with(
+    files: CocoFiles,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    config = config_with(OFFICIAL, *data_settings(files, files), "train.max_steps=1")
+    folder, cpu = tmp_path / "run", torch.device("cpu")
+    with caplog.at_level(logging.INFO):
+        run_training(config, folder=folder, device=cpu)
+    assert "compat         official" in caplog.text
+    assert "{3: red thing, 7: blue thing} as labels of 8" in caplog.text
+    longer = config_with(OFFICIAL, *data_settings(files, files), "train.max_steps=2")
+    run_training(longer, folder=folder, device=cpu, resume=True)
+    checkpoint = load_checkpoint(folder / "last.pth")
+    assert checkpoint.step == 2
+    assert checkpoint.label_space.num_classes == 8
+
+    results = tmp_path / "results.json"
+    outcome = CommandLine(monkeypatch, capsys)(
+        "evaluate",
+        *("--checkpoint", folder / "last.pth", "--images", files.images, "--device", "cpu"),
+        *("--annotations", files.annotations, "--num-workers", "0", "--out", results),
+    )
+    assert outcome.code == 0, outcome.err
+    assert {result["category_id"] for result in json.loads(results.read_text())} == {3, 7}
+
+    detector = Detector.from_checkpoint(folder / "last.pth", device="cpu")
+    photo = sorted(files.images.iterdir())[0]
+    assert set(detector.predict(photo, threshold=0).labels.tolist()) == {3, 7}
+    assert set(detector.predict(photo, threshold=0, classes=["red thing"]).labels.tolist()) == {3}
+    with pytest.raises(ValueError, match=r"got no category 4; it knows \{3: red thing, 7: blue"):
+        detector.predict(photo, classes=["no category 4"])
+
+
+def test_a_run_cannot_change_its_labels_when_it_is_resumed(files, tmp_path):
+    settings = data_settings(files, files)
+    folder, cpu = tmp_path / "run", torch.device("cpu")
+    run_training(config_with(*settings, "train.max_steps=1"), folder=folder, device=cpu)
+    with pytest.raises(ValueError, match="as labels of 8 where checkpoint"):
+        run_training(config_with(OFFICIAL, *settings), folder=folder, device=cpu, resume=True)
+
+
+def test_ids_too_large_for_raw_labels_are_refused_before_training(tmp_path):
+    files = write_coco_set(tmp_path, num_images=1, categories={10**9: "a"})
+    config = config_with(OFFICIAL, *data_settings(files, files))
+    with pytest.raises(ValueError, match=r"in 0\.\.2047 to be labels.*use compat: none"):
+        build_dataset(config, "train")
+
+
+def test_a_checkpoint_with_settings_of_another_version_is_read(tmp_path, caplog):
+    path = tmp_path / "last.pth"
+    write_checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    del content["config"]["compat"]
+    content["config"]["model"]["gone"] = 1
+    torch.save(content, path)
+    assert Detector.from_checkpoint(path, device="cpu").label_space.num_classes == 3
+    assert "unknown settings are ignored: model.gone" in caplog.text

@@ -1,0 +1,138 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deformable_detr.structures import Detections
+from deformable_detr.visualize.objects import (
+    CAPTION_BACKGROUND,
+    MIN_LONG_SIDE_PX,
+    class_colour,
+    draw_annotations,
+    draw_detections,
+    side_by_side,
+)
+
+GREY = (90, 90, 90)
+NAMES = ("cat", "dog")
+
+
+def _detections(*boxes: tuple[float, ...], label: int = 0) -> Detections:
+    count = len(boxes)
+    return Detections(
+        torch.full((count,), 0.87),
+        torch.full((count,), label),
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+    )
+
+
+def _photo(width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height), GREY)
+
+
+def _changed(picture: Image.Image) -> np.ndarray:
+    """(height, width) True where something was drawn."""
+    return (np.asarray(picture) != GREY).any(axis=2)
+
+
+def _filled(picture: Image.Image, label: int) -> int:
+    """Pixels of the colour of a class."""
+    return int((np.asarray(picture) == class_colour(label)).all(axis=2).sum())
+
+
+def test_a_box_is_drawn_where_it_is_in_the_colour_of_its_class() -> None:
+    photo = _photo(1000, 800)
+
+    drawn = _changed(draw_detections(photo, _detections((300, 200, 700, 600)), NAMES))
+
+    assert drawn[400, 300]
+    assert drawn[400, 700]
+    assert drawn[600, 500]
+    assert not drawn[400, 320:680].any()
+    assert not drawn[:, :299].any()
+    assert not drawn[:, 702:].any()
+    assert (np.asarray(photo) == GREY).all(), "the photo itself must not change"
+
+
+def test_a_small_photo_is_enlarged_by_a_whole_factor() -> None:
+    picture = draw_detections(_photo(256, 200), _detections((64, 50, 192, 150)), NAMES)
+
+    factor = picture.width // 256
+    assert max(picture.size) >= MIN_LONG_SIDE_PX
+    assert picture.size == (256 * factor, 200 * factor)
+    assert _changed(picture)[100 * factor, 64 * factor]
+
+
+def test_a_large_photo_keeps_its_size_and_gets_thicker_lines_and_larger_text() -> None:
+    def line_and_label(scale: int) -> tuple[int, int]:
+        box = tuple(100.0 * scale * corner for corner in (3, 3, 7, 7))
+        photo = _photo(1000 * scale, 1000 * scale)
+        drawn = _changed(draw_detections(photo, _detections(box), NAMES))
+        assert drawn.shape == (1000 * scale, 1000 * scale)
+        return int(drawn[500 * scale].sum()), int(drawn[: 300 * scale].any(axis=1).sum())
+
+    line, label = line_and_label(1)
+    large_line, large_label = line_and_label(4)
+
+    assert large_line == pytest.approx(4 * line, rel=0.2)
+    assert large_label == pytest.approx(4 * label, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "box", [(0, 0, 40, 40), (950, 0, 1000, 30), (960, 770, 1000, 800), (-50, -50, 1200, 900)]
+)
+def test_the_label_of_a_box_at_an_edge_stays_in_the_picture(box: tuple[float, ...]) -> None:
+    def plate_area(corners: tuple[float, ...]) -> int:
+        found = _detections(corners, label=1)
+        photo = _photo(1000, 800)
+        boxes_only = draw_annotations(photo, found.boxes_xyxy, found.labels, ("",))
+        return _filled(draw_detections(photo, found, NAMES), 1) - _filled(boxes_only, 1)
+
+    assert plate_area(box) > 0.75 * plate_area((400, 300, 440, 340))
+
+
+def test_boxes_outside_the_picture_or_without_extent_do_not_fail() -> None:
+    boxes = [(-90.0, -90, -10, -10), (2000, 2000, 3000, 3000), (500, 400, 500, 400)]
+
+    assert _changed(draw_detections(_photo(1000, 800), _detections(*boxes), NAMES)).any()
+
+
+def test_scores_of_one_crowded_class_are_left_out() -> None:
+    few = _detections((300, 300, 340, 340))
+    many = _detections(
+        *((x, y, x + 9.0, y + 9) for x in range(0, 990, 40) for y in range(0, 990, 40))
+    )
+    photo = _photo(1000, 1000)
+
+    def lines_only(found: Detections) -> bool:
+        plain = draw_annotations(photo, found.boxes_xyxy, found.labels, ("tree",))
+        return draw_detections(photo, found, ("tree",)).tobytes() == plain.tobytes()
+
+    assert lines_only(many)
+    assert not lines_only(few)
+
+
+def test_nothing_found_leaves_the_photo_as_it_is() -> None:
+    assert not _changed(draw_detections(_photo(1000, 800), _detections(), NAMES)).any()
+
+
+def test_neighbouring_classes_have_distinct_and_stable_colours() -> None:
+    colours = [class_colour(label) for label in range(12)]
+
+    assert class_colour(0) == (255, 181, 38)
+    for first, second in combinations(colours, 2):
+        assert sum(abs(a - b) for a, b in zip(first, second, strict=True)) > 40
+
+
+def test_pictures_stand_side_by_side_below_their_captions() -> None:
+    left, right = Image.new("RGB", (300, 200), "red"), Image.new("RGB", (300, 200), "blue")
+
+    row = side_by_side([left, right], ["annotated", "detected"])
+
+    bar = row.height - 200
+    assert row.getpixel((150, bar + 100)) == (255, 0, 0)
+    assert row.getpixel((row.width - 150, bar + 100)) == (0, 0, 255)
+    assert row.getpixel((row.width - 1, 0)) == CAPTION_BACKGROUND
+    assert (np.asarray(row)[:bar] == 255).all(axis=2).any(), "captions are white"
