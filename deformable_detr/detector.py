@@ -16,18 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from deformable_detr.builders import build_eval_transform, build_model
-from deformable_detr.config import RunConfig
+from deformable_detr.builders import build_eval_transform
+from deformable_detr.builders.weights import model_with_weights, numbered_classes
 from deformable_detr.config.loading import validate_config
-from deformable_detr.conversion.class_rows import number_of_rows
 from deformable_detr.conversion.files import read_weights
-from deformable_detr.conversion.weights import Weights
 from deformable_detr.data.transforms import Transform, to_model_input
 from deformable_detr.distributed import choose_device
-from deformable_detr.engine.checkpoints.checkpoint import load_weights
 from deformable_detr.evaluation.postprocess import select_detections
 from deformable_detr.labels import LabelSpace
-from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.photos import ImageLike, as_photo
 from deformable_detr.structures import Detections, ImageBatch, Predictions, Sample, Size
 from deformable_detr.visualize.attention import QueryLook, looks_of_best, record_attention
@@ -35,26 +31,7 @@ from deformable_detr.visualize.attention import QueryLook, looks_of_best, record
 DEFAULT_THRESHOLD = 0.3  # focal losses give low scores; few false ones are above this
 DEFAULT_BATCH_SIZE = 4
 
-_LOGGER = logging.getLogger(__name__)
-
-
-def model_with_weights(weights: Weights, config: RunConfig, what: str) -> DeformableDETR:
-    """A detector that has the weights, built as the config says.
-
-    Raises:
-        ValueError: they do not fit each other; `what` names the weights.
-    """
-    space = weights.label_space
-    num_classes = number_of_rows(weights.state_dict) if space is None else space.num_classes
-    model = build_model(config, num_classes=num_classes, load_backbone_weights=False)
-    load_weights(model, weights.state_dict, what)
-    return model
-
-
-def numbered_classes(weights: Weights) -> LabelSpace:
-    """Stands in where a file does not say what its classes are: their rows, from 0 on."""
-    rows = range(number_of_rows(weights.state_dict))
-    return LabelSpace(tuple(rows), tuple(f"class {row}" for row in rows))
+logger = logging.getLogger(__name__)
 
 
 class Detector:
@@ -100,7 +77,7 @@ class Detector:
         weights = read_weights(Path(path))
         config = validate_config(weights.config, source=what, ignore_unknown=True)
         if weights.assumed:
-            _LOGGER.warning("%s does not tell %s", what, ", ".join(weights.assumed))
+            logger.warning("%s does not tell %s", what, ", ".join(weights.assumed))
         return cls(
             model_with_weights(weights, config, what),
             weights.label_space or numbered_classes(weights),

@@ -77,7 +77,7 @@ class _Work:
         result.losses["total"].backward()
 
     def step(self) -> None:
-        train_step(self._state, [self._batch], self._criterion, seed=0)
+        train_step(self._state, [self._batch], self._criterion, seed=0, max_grad_norm=0.1)
 
     def memory(self) -> float | None:
         """Peak of a first pass above weights and gradients, in units of 10^6 bytes."""

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-# What needs PyTorch is imported when the command runs, so that help is there at once.
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from deformable_detr.engine.failures.bundle import FailureBundle
     from deformable_detr.engine.failures.replay import Examination
 
@@ -37,30 +37,11 @@ def bundle(
 
     Exit code 1 if it does not fail here.
     """
-    from rich.console import Console
+    # What needs PyTorch is imported when the command runs, so that help is there at once.
+    from deformable_detr.workflows.replay import replay_bundle
 
-    from deformable_detr.builders import build_criterion, build_model
-    from deformable_detr.config.loading import validate_config
-    from deformable_detr.engine.checkpoints.checkpoint import load_weights
-    from deformable_detr.engine.failures.bundle import FailureBundle
-    from deformable_detr.engine.failures.replay import examine
-
-    found = FailureBundle.load(path)
-    what = f"bundle {path}"
-    config = validate_config(found.config, source=what, ignore_unknown=True)
-    model = build_model(
-        config, num_classes=len(found.label_space), load_backbone_weights=False
-    ).train()
-    load_weights(model, found.model, what)
-    examination = examine(
-        model,
-        build_criterion(config),
-        found.batch,
-        num_boxes=found.num_boxes,
-        dropout_seed=found.dropout_seed,
-        low_precision=found.low_precision,
-        loss_scale=found.loss_scale,
-    )
+    replay = replay_bundle(path)
+    found, examination = replay.bundle, replay.examination
     console = Console(highlight=False)
     console.print(_circumstances(found, examination))
     if found.examination["gradient_norms"] or examination.gradient_norms:
@@ -71,9 +52,7 @@ def bundle(
     console.print("[bold green]reproduced:[/] on this CPU the step fails as well")
 
 
-def _circumstances(found: "FailureBundle", examination: "Examination") -> "Table":
-    from rich.table import Table
-
+def _circumstances(found: "FailureBundle", examination: "Examination") -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -83,8 +62,6 @@ def _circumstances(found: "FailureBundle", examination: "Examination") -> "Table
 
 
 def _lines(found: "FailureBundle", examination: "Examination") -> Iterator[tuple[str, str]]:
-    from rich.markup import escape
-
     _, _, height, width = found.images.shape
     yield "step", f"{found.step}, process {found.rank}, {found.precision}"
     for target in found.targets:
@@ -111,10 +88,8 @@ def _first(forward: str, backward: str) -> str:
     return (forward and f"forward: {forward}") or (backward and f"backward: {backward}") or "none"
 
 
-def _gradients(found: "FailureBundle", examination: "Examination") -> "Table":
+def _gradients(found: "FailureBundle", examination: "Examination") -> Table:
     """The largest gradients, those that are not finite first."""
-    from rich.table import Table
-
     then = found.examination["gradient_norms"]
     here = examination.gradient_norms
     names = sorted(then | here, key=lambda name: _size(here.get(name, then.get(name, 0.0))))

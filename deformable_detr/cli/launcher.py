@@ -1,5 +1,6 @@
-"""A process that torchrun has started does not outlive it."""
+"""Processes of torchrun: they exit when it dies, and one of them talks to people."""
 
+import logging
 import os
 import threading
 import time
@@ -15,8 +16,24 @@ def end_with_launcher() -> None:
     for ever. They end within some seconds whatever they are doing, and save nothing, as a next
     start may be writing to the run folder already.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # else the parent may be a shell that ends rightly
+    if is_launched():  # else the parent may be a shell that ends rightly
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def is_launched() -> bool:
+    """Whether torchrun has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_main() -> bool:
+    """Whether this process, alone or the first of several, is the one that prints."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def warn_only_beside_main() -> None:
+    """Log warnings only, unless this is the process that prints."""
+    if not is_main():
+        logging.getLogger("deformable_detr").setLevel(logging.WARNING)
 
 
 def _watch(launcher: int) -> None:

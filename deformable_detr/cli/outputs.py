@@ -1,30 +1,38 @@
-"""What a command is to write must have a place, which is found out before the work, not after."""
+"""What several commands print."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-def require_folder_place(option: str, folder: Path) -> None:
-    """Refuse a folder that is none and cannot become one.
+from deformable_detr.cli.launcher import is_main
 
-    Raises:
-        ValueError: there is a file where the folder, or one above it, should be.
-    """
-    for place in (folder, *folder.parents):
-        if place.is_dir():
-            return
-        if place.exists():
-            raise ValueError(
-                f"{option} must name a folder, or a place for one, got {folder}, "
-                f"where {place} is a file; choose another place"
-            )
+if TYPE_CHECKING:
+    from deformable_detr.workflows.evaluation import EvaluationResult
 
 
-def require_file_place(option: str, file: Path) -> None:
-    """Refuse a file that cannot be written as there is a folder, or no place for its folder.
+def print_metrics(result: "EvaluationResult") -> None:
+    """Print tables of the metrics and of the AP per class; in the main process only."""
+    if not is_main():
+        return
+    console = Console()
+    table = Table(title=f"{result.num_detections} detections in {result.num_images} images")
+    for heading in ("", "value"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("meaning")
+    for name, value, meaning in result.rows():
+        table.add_row(name, _number(value), meaning)
+    console.print(table)
 
-    Raises:
-        ValueError: so it is.
-    """
-    if file.is_dir():
-        raise ValueError(f"{option} must be a file, got the folder {file}; name a file in it")
-    require_folder_place(option, file.parent)
+    classes = Table(title="AP of each class")
+    classes.add_column("class")
+    classes.add_column("AP", justify="right", no_wrap=True)
+    for name, value in result.per_class.items():
+        classes.add_row(escape(name), _number(value))
+    console.print(classes)
+
+
+def _number(value: float) -> str:
+    """Three digits, or a dash where the annotations hold nothing of the kind."""
+    return "-" if value < 0 else f"{value:.3f}"

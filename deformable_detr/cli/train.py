@@ -6,8 +6,12 @@ from typing import Annotated, Final
 
 import typer
 
-from deformable_detr.cli.launcher import end_with_launcher
+import deformable_detr
+from deformable_detr.cli.launcher import end_with_launcher, is_launched, warn_only_beside_main
+from deformable_detr.cli.options import Device, Overrides
+from deformable_detr.cli.outputs import print_metrics
 
+EXIT_PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
 AUTO: Final = "auto"  # after --resume, where an optional value would swallow KEY=VALUE
 
 
@@ -16,21 +20,12 @@ def train(
         str,
         typer.Option(metavar="NAME_OR_PATH", help="A YAML file, or the name of one of ours."),
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE",
-            help="Settings that replace the config's, such as train.micro_batch=4.",
-            show_default=False,
-        ),
-    ] = None,
+    overrides: Overrides = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where to write.", show_default="runs/NAME"),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto takes the fastest.")
-    ] = "auto",
+    device: Device = "auto",
     resume: Annotated[
         bool,
         typer.Option(
@@ -62,8 +57,8 @@ def train(
         typer.Option(
             metavar="N",
             min=1,
-            help="Try whether the first N training images can be learnt by heart, which takes "
-            "minutes; the first thing to do with new data.",
+            help="Overfit the first N training images as a sanity check, which takes minutes; "
+            "the first thing to do with new data.",
             show_default=False,
         ),
     ] = None,
@@ -76,47 +71,49 @@ def train(
     torchrun; state.json in the run folder says preempted.
     """
     end_with_launcher()
-    # What needs PyTorch is imported when the command runs, so that help is there at once.
-    from deformable_detr import distributed
-    from deformable_detr.config.loading import load_config
-    from deformable_detr.engine.run.stopping import EXIT_PREEMPTED, PreemptedError
-    from deformable_detr.workflows.evaluation import run_evaluation
-    from deformable_detr.workflows.overfitting import overfit_config, report_overfit
-    from deformable_detr.workflows.training import run_training
-
+    warn_only_beside_main()
     if overfit and (resume or evaluate_only):
         raise ValueError("--overfit must stand without --resume and --evaluate-only")
     if evaluate_only and (resume or overwrite):
         raise ValueError(
             "--evaluate-only must stand without --resume and --overwrite, as it changes no run"
         )
-    given = list(overrides or [])
-    resume_auto = resume and AUTO in given
+    settings = list(overrides or [])
+    resume_auto = resume and AUTO in settings
     if resume_auto:
-        given.remove(AUTO)
-    settings = load_config(config, given)
-    folder = run_dir or Path("runs") / (Path(config).stem + ("_overfit" if overfit else ""))
-    chosen = distributed.choose_device(device)
-    distributed.start(chosen, timeout_s=settings.train.timeout_s)
+        settings.remove(AUTO)
     try:
-        if overfit:
-            subset = folder.with_name(f"{folder.name}_images.json")
-            settings = overfit_config(settings, overfit, subset=subset)
         if evaluate_only:
-            run_evaluation(settings, folder=folder, device=chosen, checkpoint=finetune_from)
+            from deformable_detr.workflows.evaluation import evaluate_run
+
+            result = evaluate_run(
+                config,
+                overrides=settings,
+                run_dir=run_dir,
+                checkpoint=finetune_from,
+                device=device,
+            )
+            print_metrics(result)
+        elif overfit:
+            deformable_detr.overfit(
+                config,
+                overfit,
+                overrides=settings,
+                run_dir=run_dir,
+                overwrite=overwrite,
+                finetune_from=finetune_from,
+                device=device,
+            )
         else:
-            run_training(
-                settings,
-                folder=folder,
-                device=chosen,
+            deformable_detr.train(
+                config,
+                overrides=settings,
+                run_dir=run_dir,
                 resume=AUTO if resume_auto else resume,
                 overwrite=overwrite,
                 finetune_from=finetune_from,
+                device=device,
             )
-        if overfit:
-            report_overfit(settings, folder)
-    except PreemptedError as reason:
+    except deformable_detr.PreemptedError as reason:
         logging.getLogger(__name__).info("saved and stopped: %s; --resume goes on", reason)
-        raise typer.Exit(0 if distributed.is_started() else EXIT_PREEMPTED) from None
-    finally:
-        distributed.stop()
+        raise typer.Exit(0 if is_launched() else EXIT_PREEMPTED) from None

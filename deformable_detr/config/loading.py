@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from deformable_detr.config import ConfigError, RunConfig
 
 logger = logging.getLogger(__name__)
+Overrides = Sequence[str] | Mapping[str, Any]  # "dotted.key=value", or values by dotted key
 _PACKAGE = Path(__file__).parents[1]
 # In a wheel the files are inside the package, in a checkout beside it.
 _CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
@@ -49,24 +50,26 @@ _Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value))
 
 
-def load_config(config: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> RunConfig:
+def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> RunConfig:
     """Read a config and apply overrides.
 
     Args:
         config: a YAML file, or the name of one that comes with the package, such as
-            "deformable_detr_r50" or "backbones/resnet18".
+            "deformable_detr_r50" or "backbones/resnet18"; or a config that is loaded already.
         overrides: "dotted.key=value", the value written as in YAML; or values by dotted key,
             where a string is read as in YAML too.
 
     Raises:
         ConfigError: the file or an override is wrong.
     """
-    path = find_config(config)
-    layers = [RunConfig().model_dump(mode="json"), *_read_with_bases(path)]
-    merged = reduce(_merge, layers)
-    for override in _as_nested(overrides):
-        merged = _merge(merged, override)
-    return validate_config(merged, source=path.name)
+    if isinstance(config, RunConfig):
+        source, layers = "config", [config.model_dump(mode="json")]
+    else:
+        path = find_config(config)
+        source = path.name
+        layers = [RunConfig().model_dump(mode="json"), *_read_with_bases(path)]
+    merged = reduce(_merge, [*layers, *_as_nested(overrides)])
+    return validate_config(merged, source=source)
 
 
 def validate_config(
@@ -186,7 +189,7 @@ def _without(content: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name != key}
 
 
-def _as_nested(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _as_nested(overrides: Overrides) -> Iterator[dict[str, Any]]:
     """Each override as it would stand in a file."""
     if isinstance(overrides, str):
         raise ConfigError(f"overrides must be a list or a mapping, got {overrides!r}")

@@ -76,7 +76,9 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    os.environ.setdefault(*_WORKSPACE)
+    name, value = _WORKSPACE
+    workspace = os.environ.get(name)
+    os.environ.setdefault(name, value)
     before = torch.are_deterministic_algorithms_enabled()
     benchmark = torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
@@ -86,3 +88,5 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            del os.environ[name]

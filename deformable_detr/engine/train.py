@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from itertools import islice
 
 import torch
@@ -37,13 +37,10 @@ from deformable_detr.engine.step import (
 from deformable_detr.losses.criterion import SetCriterion
 
 logger = logging.getLogger(__name__)
-MAX_GRAD_NORM = 0.1  # official recipe
-EPOCHS = 50  # official recipe
-CHECKPOINT_EVERY = 500  # steps
 
 
 def total_steps(steps_per_epoch: int, *, epochs: int, max_steps: int | None) -> int:
-    """Where training ends: after so many epochs or steps, whichever comes first."""
+    """Number of steps of a run: those of `epochs`, but at most `max_steps`."""
     for name, value in (("epochs", epochs), ("max_steps", max_steps)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -51,110 +48,105 @@ def total_steps(steps_per_epoch: int, *, epochs: int, max_steps: int | None) -> 
     return end if max_steps is None else min(end, max_steps)
 
 
-def fit(
-    state: TrainState,
-    criterion: SetCriterion,
-    loader: Iterable[Batch],
-    sampler: StepSampler,
-    *,
-    folder: RunFolder,
-    validation: Validation,
-    seed: int,
-    epochs: int = EPOCHS,
-    max_steps: int | None = None,
-    max_grad_norm: float = MAX_GRAD_NORM,
-    log_every_steps: int = 10,
-    checkpoint_every_steps: int = CHECKPOINT_EVERY,
-    stop: StopRequest | None = None,
-    timeout_s: float = distributed.TIMEOUT_S,
-) -> None:
-    """Train from where `state` is to the end; checkpoints, metrics and curves go to `folder`.
+@dataclass(frozen=True)
+class TrainLoop:
+    """The parts and settings of a training loop.
+
+    Attributes:
+        criterion: computes the losses.
+        loader: this process's micro-batches, in the order of `sampler`.
+        sampler: is told the epoch, and the step to start at.
+        folder: claimed for this run; gets checkpoints, metrics and curves.
+        validation: the evaluation, and when it is due.
+        seed: of dropout; samples and augmentation have theirs from the loader.
+        epochs: passes over the training set; each ends with a checkpoint.
+        max_steps: steps after which training ends even within an epoch, or None.
+        max_grad_norm: 2-norm that gradients are clipped to; 0 for no clipping.
+        log_every_steps: steps between two records in the metrics file.
+        checkpoint_every_steps: steps between two checkpoints within an epoch.
+        timeout_s: seconds without progress after which a run of several processes ends and names
+            the process that stalls.
+        stop: may request an end before the last step; the default never does.
+    """
+
+    criterion: SetCriterion
+    loader: Iterable[Batch]
+    sampler: StepSampler
+    folder: RunFolder
+    validation: Validation
+    seed: int
+    epochs: int
+    max_steps: int | None
+    max_grad_norm: float
+    log_every_steps: int
+    checkpoint_every_steps: int
+    timeout_s: float = distributed.TIMEOUT_S
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def end(self) -> int:
+        """The last step."""
+        steps_per_epoch = self.sampler.steps_per_epoch
+        return total_steps(steps_per_epoch, epochs=self.epochs, max_steps=self.max_steps)
+
+    def is_evaluation_due(self, state: TrainState) -> bool:
+        """Whether to evaluate before the next step."""
+        return self.validation.is_due(state, self.sampler.steps_per_epoch, self.end)
+
+
+@dataclass(frozen=True)
+class _Run(TrainLoop):
+    """The loop with what exists only while it runs."""
+
+    progress: TrainingProgress = field(kw_only=True)
+    recorder: FailureRecorder = field(kw_only=True)
+    writer: CheckpointWriter = field(kw_only=True)
+
+
+def fit(state: TrainState, loop: TrainLoop) -> None:
+    """Train from where `state` is to the end; checkpoints, metrics and curves go to the run folder.
 
     A process that is killed loses the steps since the newest checkpoint: at most
     `checkpoint_every_steps`, and those taken while that one was being written.
 
     Args:
         state: is trained.
-        criterion: computes the losses.
-        loader: this process's micro-batches, in the order of `sampler`.
-        sampler: is told the epoch, and the step to start at.
-        folder: claimed for this run.
-        validation: what to evaluate on, and when.
-        seed: of dropout; samples and augmentation have theirs from the loader.
-        epochs: passes over the training set; each ends with a checkpoint.
-        max_steps: steps after which training ends even within an epoch, or None.
-        max_grad_norm: 2-norm that gradients are clipped to; 0 for no clipping.
-        log_every_steps: steps from one record in the metrics file to the next.
-        checkpoint_every_steps: steps from one checkpoint within an epoch to the next.
-        stop: may ask for an end before the last step; None is never asked.
-        timeout_s: of no progress, after which several processes end and name who is to blame.
+        loop: the parts and settings.
 
     Raises:
         PreemptedError: it was asked to stop, in every process; the state is saved.
         RuntimeError: a checkpoint could not be written.
     """
-    end = total_steps(sampler.steps_per_epoch, epochs=epochs, max_steps=max_steps)
-    if state.step >= end and not validation.is_due(state, sampler.steps_per_epoch, end):
-        logger.info("nothing is left to train: step %d of %d", state.step, end)
+    if state.step >= loop.end and not loop.is_evaluation_due(state):
+        logger.info("nothing is left to train: step %d of %d", state.step, loop.end)
         return
     with (
-        Watchdog(timeout_s) as watchdog,
+        Watchdog(loop.timeout_s) as watchdog,
         CheckpointWriter() as writer,
-        TrainingProgress(first_step=state.step, last_step=end) as progress,
+        TrainingProgress(first_step=state.step, last_step=loop.end) as progress,
     ):
-        loop = TrainLoop(
-            criterion=criterion,
-            loader=watchdog.over(loader, "a training batch"),
-            sampler=sampler,
-            end=end,
-            folder=folder,
-            validation=validation.watched_by(watchdog),
-            progress=progress,
-            recorder=FailureRecorder(folder, criterion, seed=seed),
-            writer=writer,
-            stop=stop or StopRequest(),
-            seed=seed,
-            max_grad_norm=max_grad_norm,
-            log_every_steps=log_every_steps,
-            checkpoint_every_steps=checkpoint_every_steps,
-        )
-        loop.recorder.note(state)
+        parts = {one.name: getattr(loop, one.name) for one in fields(loop)}
+        parts["loader"] = watchdog.over(loop.loader, "a training batch")
+        parts["validation"] = loop.validation.watched_by(watchdog)
+        recorder = FailureRecorder(loop.folder, loop.criterion, seed=loop.seed)
+        run = _Run(**parts, progress=progress, recorder=recorder, writer=writer)
+        run.recorder.note(state)
         try:
-            loop.stop.check()
-            _take_epochs(state, loop)
+            run.stop.check()
+            _take_epochs(state, run)
         except PreemptedError:
-            state.epoch = state.step // sampler.steps_per_epoch
-            _save(state, loop)
+            state.epoch = state.step // loop.sampler.steps_per_epoch
+            _save(state, run)
             raise
     if distributed.is_main():
-        draw_curves(folder.metrics, folder.curves)
+        draw_curves(loop.folder.metrics, loop.folder.curves)
 
 
-@dataclass(frozen=True)
-class TrainLoop:
-    """What `fit` gives to all epochs: its arguments, and what the run writes and asks."""
-
-    criterion: SetCriterion
-    loader: Iterable[Batch]
-    sampler: StepSampler
-    end: int
-    folder: RunFolder
-    validation: Validation
-    progress: TrainingProgress
-    recorder: FailureRecorder
-    writer: CheckpointWriter
-    stop: StopRequest
-    seed: int
-    max_grad_norm: float
-    log_every_steps: int
-    checkpoint_every_steps: int
-
-
-def _take_epochs(state: TrainState, loop: TrainLoop) -> None:
+def _take_epochs(state: TrainState, loop: _Run) -> None:
     """Evaluate where it is due, and train, until the last step."""
     steps_per_epoch = loop.sampler.steps_per_epoch
     while True:
-        if loop.validation.is_due(state, steps_per_epoch, loop.end):
+        if loop.is_evaluation_due(state):
             loop.progress.say(_validate(state, loop))
             _save(state, loop)
         if state.step >= loop.end:
@@ -173,7 +165,7 @@ def _take_epochs(state: TrainState, loop: TrainLoop) -> None:
         _save(state, loop)
 
 
-def train_one_epoch(state: TrainState, loop: TrainLoop) -> None:
+def train_one_epoch(state: TrainState, loop: _Run) -> None:
     """Take the steps that the loader has micro-batches for, until the last one."""
     state.model.train()
     means = RunningMean()
@@ -212,7 +204,7 @@ def train_step(
     criterion: SetCriterion,
     *,
     seed: int,
-    max_grad_norm: float = MAX_GRAD_NORM,
+    max_grad_norm: float,
 ) -> dict[str, Tensor]:
     """Take one optimiser step on this process's micro-batches of a global batch.
 
@@ -223,7 +215,7 @@ def train_step(
         batches: the micro-batches, on any device.
         criterion: computes the losses.
         seed: of dropout.
-        max_grad_norm: as for `fit`.
+        max_grad_norm: as for `TrainLoop`.
 
     Returns:
         The losses, the metrics, and the 2-norm of the gradient before clipping; scalars on
@@ -303,7 +295,7 @@ def _add(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str,
     return {name: first[name] + value if first else value for name, value in detached.items()}
 
 
-def _validate(state: TrainState, loop: TrainLoop) -> str:
+def _validate(state: TrainState, loop: _Run) -> str:
     """Evaluate, record the result, keep the weights if they are the best; a line for people."""
     record, detections = loop.validation.measure(state, loop.criterion, loop.stop)
     loop.folder.record("evaluation", record)
@@ -317,6 +309,6 @@ def _validate(state: TrainState, loop: TrainLoop) -> str:
     return f"step {state.step}: AP {record['AP']:.3f}, AP50 {record['AP50']:.3f}"
 
 
-def _save(state: TrainState, loop: TrainLoop) -> None:
+def _save(state: TrainState, loop: _Run) -> None:
     if distributed.is_main():
         loop.writer.write(loop.folder.last, state.to_checkpoint(), previous=loop.folder.previous)

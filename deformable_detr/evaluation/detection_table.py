@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deformable_detr.boxes import xyxy_to_xywh
+from deformable_detr.boxes import xywh_to_xyxy, xyxy_to_xywh
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Detections
 
@@ -113,6 +113,16 @@ class DetectionTable:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def of_image(self, image_id: int, label_space: LabelSpace) -> Detections:
+        """The detections of one image, best first; category ids become labels again."""
+        rows = np.flatnonzero(self.image_ids == image_id)
+        labels = [label_space.label(category) for category in self.category_ids[rows].tolist()]
+        return Detections(
+            torch.from_numpy(self.scores[rows]).float(),
+            torch.tensor(labels, dtype=torch.int64),
+            xywh_to_xyxy(torch.from_numpy(self.boxes_xywh[rows])).float(),
+        )
 
     def to_results(self) -> list[dict[str, Any]]:
         """COCO's list of results, rounded to what the numbers mean."""

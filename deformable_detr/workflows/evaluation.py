@@ -1,59 +1,173 @@
-"""`train --evaluate-only`: the detector of a run, or of a file, on the config's validation set."""
+"""Evaluation: a detector on annotated images, scored as COCO does."""
 
+import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from deformable_detr import distributed
 from deformable_detr.builders import build_dataset, build_eval_transform
-from deformable_detr.cli.evaluate import evaluate_detector
 from deformable_detr.config import RunConfig
-from deformable_detr.detector import Detector
+from deformable_detr.config.loading import Overrides, load_config
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.loader import build_loader
+from deformable_detr.data.samplers import EvaluationSampler
+from deformable_detr.data.transformed import TransformedDataset
+from deformable_detr.detector import DEFAULT_THRESHOLD, Detector
+from deformable_detr.engine import evaluate as engine
 from deformable_detr.engine.run.folder import RunFolder
+from deformable_detr.engine.run.progress import Tracked
+from deformable_detr.engine.run.tracking import Callback
+from deformable_detr.evaluation.coco_eval import (
+    STATISTICS,
+    CocoEvaluator,
+    CocoMetrics,
+    evaluate_results,
+)
+from deformable_detr.visualize.objects import draw_annotations, draw_detections, side_by_side
+from deformable_detr.workflows.places import require_file_place, require_folder_place, run_folder
+from deformable_detr.workflows.session import session
 
 logger = logging.getLogger(__name__)
 
 
-def run_evaluation(
-    config: RunConfig, *, folder: Path, device: torch.device, checkpoint: Path | None = None
-) -> None:
-    """Measure as `deformable-detr evaluate` does; every process must call it.
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The metrics of a detector on annotated images.
 
-    Model and classes are the checkpoint's; of the config, the validation set and the size that
-    photos are brought to count. The detections go to the run folder.
+    Attributes:
+        metrics: the twelve COCO metrics by name, such as "AP50", in [0, 1]; -1 where no annotated
+            object is of the kind.
+        per_class: AP by class name, in the same sense.
+        num_images: images scored.
+        num_detections: detections scored.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, float]
+    num_images: int
+    num_detections: int
+
+    @classmethod
+    def of(cls, metrics: CocoMetrics) -> "EvaluationResult":
+        """The result of a scored data set."""
+        return cls(metrics.as_dict(), metrics.class_ap, metrics.num_images, metrics.num_detections)
+
+    def rows(self) -> list[tuple[str, float, str]]:
+        """Name, value and meaning of each metric."""
+        return [(name, self.metrics[name], meaning) for name, meaning in STATISTICS.items()]
+
+
+def evaluate(
+    checkpoint: str | Path | Detector,
+    *,
+    images: str | Path,
+    annotations: str | Path,
+    device: str = "auto",
+    batch_size: int = 2,
+    num_workers: int = 2,
+    out: str | Path | None = None,
+    pictures: str | Path | None = None,
+    num_pictures: int = 8,
+    callback: Callback | None = None,
+) -> EvaluationResult:
+    """Measure a detector on annotated images; under torchrun every process must call it.
 
     Args:
-        config: of the run; training data need not be there.
-        folder: of the run.
-        device: of this process.
-        checkpoint: what to measure; None for the best of the run, or else its last.
+        checkpoint: a file as for `Detector.from_checkpoint`, or a detector.
+        images: the folder of the images.
+        annotations: their COCO annotation file, with the detector's categories.
+        device: as for `Detector.from_checkpoint`; a detector stays where it is.
+        batch_size: images that run at once, in each process.
+        num_workers: processes that read images, for each process.
+        out: gets the detections as COCO results.
+        pictures: folder for pictures of annotated and detected objects side by side.
+        num_pictures: number of pictures, spread evenly over the images.
+        callback: is called with "progress" and the numbers of batches done and in all.
+
+    Raises:
+        FileNotFoundError: a file or folder does not exist.
+        ValueError: the annotations have other categories, or a place cannot be written to.
+    """
+    out, pictures = (None if place is None else Path(place) for place in (out, pictures))
+    if out is not None:
+        require_file_place("out", out)
+    if pictures is not None:
+        require_folder_place("pictures", pictures)
+    with session(device) as chosen:
+        detector = _detector(checkpoint, str(chosen))
+        dataset = CocoDataset(Path(images), Path(annotations), label_space=detector.label_space)
+        evaluator, metrics = measure(
+            detector,
+            dataset,
+            Path(annotations),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            callback=callback,
+        )
+        if distributed.is_main():
+            if out is not None:
+                write_results(out, evaluator)
+            if pictures is not None:
+                _write_pictures(evaluator, dataset, pictures, count=num_pictures)
+    return EvaluationResult.of(metrics)
+
+
+def evaluate_run(
+    config: str | Path | RunConfig,
+    *,
+    overrides: Overrides = (),
+    run_dir: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    device: str = "auto",
+    callback: Callback | None = None,
+) -> EvaluationResult:
+    """Measure the detector of a run, or of a file, on the validation set of a config.
+
+    Model and classes are the checkpoint's; of the config, the validation set and the size that
+    images are resized to count. The detections go to `results.json` in the run folder. Under
+    torchrun every process must call it.
+
+    Args:
+        config: as for `train`; training data need not exist.
+        overrides: as for `train`.
+        run_dir: as for `train`.
+        checkpoint: what to measure; None for the run's `best.pth`, or else its `last.pth`.
+        device: as for `train`.
+        callback: as for `evaluate`.
 
     Raises:
         ValueError: the validation set has other classes than the checkpoint.
         FileNotFoundError: there is no checkpoint.
     """
-    if not distributed.is_main():
-        logging.getLogger("deformable_detr").setLevel(logging.WARNING)
-    files = RunFolder(folder)
-    path = checkpoint or files.best_or_last
-    detector = open_detector(config, path, device)
-    dataset = build_dataset(config, "val", label_space=detector.label_space)
-    assert config.data.val.annotations is not None  # else the data set could not be opened
-    logger.info("evaluating %s", path)
-    evaluate_detector(
-        detector,
-        dataset,
-        config.data.val.annotations,
-        batch_size=config.train.micro_batch,
-        num_workers=config.data.num_workers,
-        out=files.results,
-    )
-    logger.info("the detections are in %s", files.results)
+    files = RunFolder(run_folder(run_dir, config))
+    settings = load_config(config, overrides)
+    with session(device, timeout_s=settings.train.timeout_s) as chosen:
+        path = files.best_or_last if checkpoint is None else Path(checkpoint)
+        detector = open_detector(settings, path, chosen)
+        dataset = build_dataset(settings, "val", label_space=detector.label_space)
+        logger.info("evaluating %s", path)
+        evaluator, metrics = measure_validation_set(settings, detector, dataset, callback=callback)
+        if distributed.is_main():
+            write_results(files.results, evaluator)
+        logger.info("the detections are in %s", files.results)
+    return EvaluationResult.of(metrics)
+
+
+def score_results(results: str | Path, annotations: str | Path) -> EvaluationResult:
+    """Score a COCO results file against a COCO annotation file.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is not of its format, or the two do not fit each other.
+    """
+    return EvaluationResult.of(evaluate_results(Path(results), Path(annotations)))
 
 
 def open_detector(config: RunConfig, checkpoint: Path, device: torch.device) -> Detector:
-    """The detector of a checkpoint, for photos of the size that the config says."""
+    """The detector of a checkpoint, for images of the size that the config says."""
     detector = Detector.from_checkpoint(checkpoint, str(device))
     transform = build_eval_transform(config.data)
     if transform != detector.transform:
@@ -63,3 +177,99 @@ def open_detector(config: RunConfig, checkpoint: Path, device: torch.device) -> 
             config.data.eval_max_size,
         )
     return Detector(detector.model, detector.label_space, transform=transform, device=device)
+
+
+def measure_validation_set(
+    config: RunConfig,
+    detector: Detector,
+    dataset: CocoDataset,
+    *,
+    callback: Callback | None = None,
+) -> tuple[CocoEvaluator, CocoMetrics]:
+    """Run a detector over the validation set of a config; as `measure`."""
+    assert config.data.val.annotations is not None  # else there would be no data set
+    return measure(
+        detector,
+        dataset,
+        config.data.val.annotations,
+        batch_size=config.train.micro_batch,
+        num_workers=config.data.num_workers,
+        callback=callback,
+    )
+
+
+def measure(
+    detector: Detector,
+    dataset: CocoDataset,
+    annotations: Path,
+    *,
+    batch_size: int,
+    num_workers: int,
+    callback: Callback | None = None,
+) -> tuple[CocoEvaluator, CocoMetrics]:
+    """Run a detector over a data set; every process must call it.
+
+    Args:
+        detector: what to measure.
+        dataset: the images, with the labels of the detector.
+        annotations: their COCO annotation file.
+        batch_size: images that run at once in each process.
+        num_workers: processes that read images, for each process.
+        callback: as for `evaluate`.
+
+    Returns:
+        All its detections, and their metrics.
+    """
+    sampler = EvaluationSampler(
+        len(dataset),
+        batch_size=batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    loader = build_loader(
+        TransformedDataset(dataset, detector.transform, seed=0),
+        sampler,
+        num_workers=num_workers,
+        pin_memory=detector.device.type == "cuda",
+    )
+    evaluator = CocoEvaluator(annotations, detector.label_space)
+    metrics = engine.evaluate(
+        detector.model,
+        Tracked(loader, "evaluating", callback=callback),
+        evaluator,
+        device=detector.device,
+    )
+    return evaluator, metrics
+
+
+def _detector(checkpoint: str | Path | Detector, device: str) -> Detector:
+    if isinstance(checkpoint, Detector):
+        return checkpoint
+    return Detector.from_checkpoint(checkpoint, device)
+
+
+def write_results(path: Path, evaluator: CocoEvaluator) -> None:
+    """Write all detections as COCO results; in the main process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(evaluator.results()), encoding="utf-8")
+
+
+def _write_pictures(
+    evaluator: CocoEvaluator, dataset: CocoDataset, folder: Path, *, count: int
+) -> None:
+    """Annotated and detected objects side by side, for images evenly spread over the data set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names, table = dataset.label_space.names, evaluator.table
+    count = min(count, len(dataset))
+    for index in (number * len(dataset) // count for number in range(count)):
+        sample = dataset[index]
+        found = table.of_image(sample.image_id, dataset.label_space).above(DEFAULT_THRESHOLD)
+        pictures = [
+            draw_annotations(sample.image, sample.boxes_xyxy, sample.labels, names),
+            draw_detections(sample.image, found, names),
+        ]
+        captions = [
+            f"annotated: {len(sample.labels)}",
+            f"detected: {len(found)} of score {DEFAULT_THRESHOLD:g} or more",
+        ]
+        side_by_side(pictures, captions).save(folder / f"{sample.image_id}.png")

@@ -1,4 +1,4 @@
-"""Brings together what the report of a run says: its files, its data, its settings."""
+"""The report of a run on one page: its curves, its data, its mistakes, its settings."""
 
 import hashlib
 import logging
@@ -9,19 +9,23 @@ from typing import Any
 import torch
 
 from deformable_detr import distributed
+from deformable_detr.builders import build_dataset
 from deformable_detr.config import RunConfig
-from deformable_detr.config.loading import to_yaml
+from deformable_detr.config.loading import Overrides, load_config, to_yaml
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.header import describe_device
+from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.environment import cpu_name, current_versions, num_cores
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.reporting.findings import Findings
 from deformable_detr.reporting.gallery import Photo
 from deformable_detr.reporting.report import RunFacts, write_report
+from deformable_detr.workflows.evaluation import measure_validation_set, open_detector
 from deformable_detr.workflows.recipe import nearest_recipe
+from deformable_detr.workflows.session import kept_torch_state
 
 logger = logging.getLogger(__name__)
 _BLOCK_BYTES = 1 << 20
@@ -40,6 +44,52 @@ def describe_environment(config: RunConfig, device: torch.device) -> dict[str, s
     }
 
 
+def report(
+    run_dir: str | Path,
+    *,
+    overrides: Overrides = (),
+    device: str = "auto",
+    callback: Callback | None = None,
+) -> Path:
+    """Write `report.html` of a run: curves, AP per class, confusion, the worst mistakes, settings.
+
+    Training does so at its end. Where the detections of the best checkpoint on the validation set
+    are not in the folder, the checkpoint is evaluated first.
+
+    Args:
+        run_dir: the run folder.
+        overrides: settings that replace the run's, such as "data.val.images=DIR" where its
+            validation set has moved.
+        device: of the evaluation, as for `train`.
+        callback: as for `evaluate`.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileNotFoundError: the folder is not a run's, or has no checkpoint yet.
+        ValueError: a file is damaged.
+    """
+    files = RunFolder(Path(run_dir))
+    if not files.config.is_file():
+        raise FileNotFoundError(
+            f"RUN_DIR must be the folder of a run, got {run_dir}, which has no config.yaml; "
+            "give the --run-dir of `deformable-detr train`"
+        )
+    config = load_config(files.config, overrides)
+    checkpoint = load_checkpoint(files.best_or_last)
+    dataset = build_dataset(config, "val", label_space=checkpoint.label_space)
+    table = stored_detections(files, checkpoint.step)
+    if table is None:
+        with kept_torch_state(device) as chosen:
+            detector = open_detector(config, files.best_or_last, chosen)
+            evaluator, _ = measure_validation_set(config, detector, dataset, callback=callback)
+        table = evaluator.table
+        table.write(files.detections, step=checkpoint.step)
+    write_run_report(config, files, dataset, checkpoint, table)
+    return files.report
+
+
 def report_after_training(config: RunConfig, files: RunFolder, dataset: CocoDataset) -> None:
     """Write the report of a run that has just ended; whatever goes wrong is a warning.
 
@@ -49,7 +99,9 @@ def report_after_training(config: RunConfig, files: RunFolder, dataset: CocoData
     if not distributed.is_main():
         return
     try:
-        write_run_report(config, files, dataset)
+        checkpoint = load_checkpoint(files.best_or_last)
+        table = stored_detections(files, checkpoint.step)
+        write_run_report(config, files, dataset, checkpoint, table)
     except Exception as error:  # of any kind: the run itself is whole
         logger.warning(
             "the report could not be written (%s: %s); the run is whole. Try again with: "
@@ -60,23 +112,27 @@ def report_after_training(config: RunConfig, files: RunFolder, dataset: CocoData
         )
 
 
-def write_run_report(config: RunConfig, files: RunFolder, dataset: CocoDataset) -> None:
+def write_run_report(
+    config: RunConfig,
+    files: RunFolder,
+    dataset: CocoDataset,
+    checkpoint: Checkpoint,
+    table: DetectionTable | None,
+) -> None:
     """Write `report.html` from what is in the run folder.
 
     Args:
         config: of the run.
         files: of the run.
         dataset: its validation set.
+        checkpoint: the one in `files.best_or_last`.
+        table: its detections in `dataset`, or None without any.
 
     Raises:
-        FileNotFoundError: the run has no checkpoint yet.
         ValueError: a file is damaged.
     """
-    path = files.best_or_last
-    checkpoint = load_checkpoint(path)
     records = read_records(files.metrics) if files.metrics.is_file() else []
     recipe, deviations = nearest_recipe(config)
-    table = stored_detections(files, checkpoint.step)
     annotations = config.data.val.annotations
     assert annotations is not None  # else there would be no data set
     index_of = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
@@ -93,7 +149,7 @@ def write_run_report(config: RunConfig, files: RunFolder, dataset: CocoDataset) 
             recipe=recipe,
             deviations=deviations,
             config=to_yaml(config),
-            checkpoint=_identity(path, checkpoint),
+            checkpoint=_identity(files.best_or_last, checkpoint),
             environment=_environment(records, checkpoint),
         ),
         None if table is None else Findings.of(table, annotations),

@@ -1,4 +1,4 @@
-"""One training run, from its config to its end, in each of its processes."""
+"""Training: from a config and data to a run folder, in each process of the run."""
 
 import logging
 from contextlib import closing
@@ -20,16 +20,18 @@ from deformable_detr.builders import (
     largest_size,
 )
 from deformable_detr.config import RunConfig
-from deformable_detr.config.loading import to_yaml
+from deformable_detr.config.loading import Overrides, load_config, to_yaml
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.loader import build_loader
 from deformable_detr.data.samplers import EvaluationSampler, StepSampler
 from deformable_detr.data.transformed import TransformedDataset
+from deformable_detr.detector import Detector
 from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, config_changes
 from deformable_detr.engine.checkpoints.transfer import TransferReport
 from deformable_detr.engine.ema import ExponentialMovingAverage
 from deformable_detr.engine.evaluate import Validation
 from deformable_detr.engine.memory import warm_up
+from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.precision import deterministic_algorithms
 from deformable_detr.engine.run.folder import Resume, RunFolder
 from deformable_detr.engine.run.header import (
@@ -42,48 +44,121 @@ from deformable_detr.engine.run.header import (
 from deformable_detr.engine.run.resume import checkpoint_to_resume
 from deformable_detr.engine.run.session import locked, recorded_state
 from deformable_detr.engine.run.stopping import StopRequest
-from deformable_detr.engine.run.tracking import TensorBoard, require_tensorboard
+from deformable_detr.engine.run.tracking import Callback, TensorBoard, require_tensorboard
 from deformable_detr.engine.state import TrainState
-from deformable_detr.engine.train import fit, total_steps
+from deformable_detr.engine.train import TrainLoop, fit, total_steps
+from deformable_detr.evaluation.coco_eval import STATISTICS
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.workflows.finetuning import FinetuneSource
+from deformable_detr.workflows.places import BASELINE, data_settings, run_folder
 from deformable_detr.workflows.recipe import nearest_recipe
 from deformable_detr.workflows.run_report import describe_environment, report_after_training
+from deformable_detr.workflows.session import session
 
 logger = logging.getLogger(__name__)
 
 
-def run_training(
-    config: RunConfig,
+@dataclass(frozen=True)
+class TrainingResult:
+    """A training run that has ended.
+
+    Attributes:
+        run_dir: the run folder: checkpoints, metrics, curves, report.
+        checkpoint: `best.pth` in it, or `last.pth` of a run without an evaluation.
+        metrics: the twelve COCO metrics of the best evaluation by name, such as "AP50"; empty
+            without an evaluation.
+    """
+
+    run_dir: Path
+    checkpoint: Path
+    metrics: dict[str, float]
+
+    def detector(self, device: str = "auto") -> Detector:
+        """Load the detector of `checkpoint`.
+
+        Args:
+            device: as for `Detector.from_checkpoint`.
+        """
+        return Detector.from_checkpoint(self.checkpoint, device)
+
+
+def train(
+    config: str | Path | RunConfig | None = None,
     *,
-    folder: Path,
-    device: torch.device,
+    data: str | Path | None = None,
+    overrides: Overrides = (),
+    run_dir: str | Path | None = None,
     resume: Resume = False,
     overwrite: bool = False,
-    finetune_from: Path | None = None,
-) -> None:
-    """Train; every process of the run must call it.
+    finetune_from: str | Path | None = None,
+    device: str = "auto",
+    callback: Callback | None = None,
+) -> TrainingResult:
+    """Train a detector; checkpoints, metrics, curves and a report go to the run folder.
+
+    Under torchrun every process must call it. SIGTERM and SIGUSR1 end the run after the current
+    step, if the function is called in the main thread, as signals reach no other.
 
     Args:
-        config: of the whole run.
-        folder: where checkpoints, metrics and curves go.
-        device: of this process.
-        resume: continue the run in `folder`; "auto" from its newest whole checkpoint, if any.
-        overwrite: delete the run in `folder` first.
-        finetune_from: a file whose weights a new run starts with.
+        config: a YAML file, the name of one that comes with the package such as "quickstart", or a
+            `RunConfig`. None is "deformable_detr_r50", or with `resume` the config of the run.
+        data: a folder with `train.json` and `val.json`, COCO annotations, and beside them the
+            image folders `train` and `val`; None where the config or `overrides` have the paths.
+        overrides: settings that replace the config's, as for `load_config`.
+        run_dir: the run folder; None for `runs/NAME` with the config's name.
+        resume: continue the run in the folder, exactly; "auto" from the newest of its checkpoints
+            that is whole, or start one where there is none.
+        overwrite: delete the run in the folder first.
+        finetune_from: a checkpoint, of any classes, whose weights a new run starts with.
+        device: "auto" (CUDA, else MPS, else CPU), or as PyTorch names devices.
+        callback: is called with the kind and the values of every record of `metrics.jsonl`, such
+            as ("train", {"step": 10, "total": 9.1, ...}), in the main process. What it raises ends
+            the run; `resume` continues from its newest checkpoint.
+
+    Returns:
+        The run, the same in every process.
 
     Raises:
-        ValueError: `finetune_from` is given with `resume`, or `overwrite` would delete it.
+        ConfigError: a setting or a data path is wrong.
+        ValueError: arguments exclude each other, or a file is not what it should be.
         PreemptedError: the run was asked to stop by SIGTERM or SIGUSR1; it is saved.
     """
-    _check_finetune_from(finetune_from, folder, resume=resume, overwrite=overwrite)
-    if not distributed.is_main():
-        logging.getLogger("deformable_detr").setLevel(logging.WARNING)
-    files = RunFolder(folder)
+    files = RunFolder(run_folder(run_dir, config))
+    if config is None:
+        config = files.config if resume and files.config.is_file() else BASELINE
+    if data is not None:
+        config = load_config(config, data_settings(Path(data)))
+    settings = load_config(config, overrides)
+    with session(device, timeout_s=settings.train.timeout_s) as chosen:
+        _train(
+            settings,
+            files,
+            chosen,
+            resume=resume,
+            overwrite=overwrite,
+            finetune_from=None if finetune_from is None else Path(finetune_from),
+            callback=callback,
+        )
+        return _result(files)
+
+
+def _train(
+    config: RunConfig,
+    files: RunFolder,
+    device: torch.device,
+    *,
+    resume: Resume,
+    overwrite: bool,
+    finetune_from: Path | None,
+    callback: Callback | None,
+) -> None:
+    _check_finetune_from(finetune_from, files.path, resume=resume, overwrite=overwrite)
     files.check(resume=resume, overwrite=overwrite)
     if config.train.tensorboard:
         require_tensorboard()
+    if callback is not None:
+        files.tracking.callbacks.append(callback)
     data = _Data.open(config)
     source = None if finetune_from is None else FinetuneSource.read(finetune_from)
     with StopRequest() as stop, locked(files):
@@ -96,15 +171,8 @@ def run_training(
             state.origin = source.describe()
         if found is not None:
             _restore(state, *found)
-        files.claim(resume=resume, overwrite=overwrite)
-        files.rewind(state.step, is_evaluated=state.evaluated == state.step)
-        if distributed.is_main():
-            files.config.write_text(to_yaml(config), encoding="utf-8")
-            if config.train.tensorboard:
-                files.tracking.open(
-                    "TensorBoard", lambda: TensorBoard(files.tensorboard, first_step=state.step + 1)
-                )
-        _log_header(config, data, state, report, folder=folder)
+        _open_folder(config, files, state, resume=resume, overwrite=overwrite)
+        _log_header(config, data, state, report, folder=files.path)
         environment = describe_environment(config, device)
         files.record("start", {"step": state.step, "environment": environment})
         with (
@@ -112,9 +180,36 @@ def run_training(
             recorded_state(files, state),
             deterministic_algorithms(config.train.deterministic),
         ):
-            _fit(config, data, state, files, stop)
+            fit(state, _build_loop(config, data, state, files, stop))
         report_after_training(config, files, data.val)
-    logger.info("finished; the run is in %s", folder)
+    logger.info("finished; the run is in %s", files.path)
+
+
+def _open_folder(
+    config: RunConfig, files: RunFolder, state: TrainState, *, resume: Resume, overwrite: bool
+) -> None:
+    files.claim(resume=resume, overwrite=overwrite)
+    files.rewind(state.step, is_evaluated=state.evaluated == state.step)
+    if distributed.is_main():
+        files.config.write_text(to_yaml(config), encoding="utf-8")
+        if config.train.tensorboard:
+            files.tracking.open(
+                "TensorBoard", lambda: TensorBoard(files.tensorboard, first_step=state.step + 1)
+            )
+
+
+def _result(files: RunFolder) -> TrainingResult:
+    """The result as the main process reads it, in every process."""
+    result = None
+    if distributed.is_main():
+        records = read_records(files.metrics) if files.metrics.is_file() else []
+        evaluations = [record for record in records if record["kind"] == "evaluation"]
+        best = max(evaluations, key=lambda record: record["AP"], default={})
+        metrics = {name: best[name] for name in STATISTICS if name in best}
+        result = TrainingResult(files.path, files.best_or_last, metrics)
+    gathered = distributed.all_gather_objects(result)[0]
+    assert gathered is not None  # the main process has one
+    return gathered
 
 
 @dataclass(frozen=True)
@@ -218,36 +313,36 @@ def _restore(state: TrainState, path: Path, checkpoint: Checkpoint) -> None:
         logger.info("  the config has changed: %s", change)
 
 
-def _fit(
+def _build_loop(
     config: RunConfig, data: _Data, state: TrainState, files: RunFolder, stop: StopRequest
-) -> None:
+) -> TrainLoop:
     criterion = build_criterion(config)
+    train = config.train
     is_on_gpu = state.device.type == "cuda"
     if is_on_gpu:  # whose memory ends suddenly, and breaks into pieces
-        size, count = largest_size(config), config.train.micro_batch
-        warm_up(state, criterion, num_images=count, size=size)
-    fit(
-        state,
-        criterion,
-        build_loader(
-            data.train_samples,
-            data.sampler,
-            num_workers=config.data.num_workers,
-            pin_memory=is_on_gpu,
-            max_padded_pixels=config.data.max_padded_pixels,
-            timeout_s=config.train.timeout_s,
-        ),
+        warm_up(state, criterion, num_images=train.micro_batch, size=largest_size(config))
+    loader = build_loader(
+        data.train_samples,
         data.sampler,
+        num_workers=config.data.num_workers,
+        pin_memory=is_on_gpu,
+        max_padded_pixels=config.data.max_padded_pixels,
+        timeout_s=train.timeout_s,
+    )
+    return TrainLoop(
+        criterion=criterion,
+        loader=loader,
+        sampler=data.sampler,
         folder=files,
         validation=_build_validation(config, data, pin_memory=is_on_gpu),
-        seed=config.train.seed,
-        epochs=config.train.epochs,
-        max_steps=config.train.max_steps,
-        max_grad_norm=config.train.clip_norm,
-        log_every_steps=config.train.log_every,
-        checkpoint_every_steps=config.train.checkpoint_every,
+        seed=train.seed,
+        epochs=train.epochs,
+        max_steps=train.max_steps,
+        max_grad_norm=train.clip_norm,
+        log_every_steps=train.log_every,
+        checkpoint_every_steps=train.checkpoint_every,
+        timeout_s=train.timeout_s,
         stop=stop,
-        timeout_s=config.train.timeout_s,
     )
 
 

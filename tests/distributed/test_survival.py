@@ -16,10 +16,10 @@ from helpers.scripts import SCRIPTS, load_script
 from helpers.small_run import SMALL_RUN, data_settings
 
 import deformable_detr
+from deformable_detr.cli.train import EXIT_PREEMPTED
 from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
-from deformable_detr.engine.run.stopping import EXIT_PREEMPTED
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 survive_kills = load_script("survive_kills")

@@ -3,14 +3,13 @@
 import json
 
 import pytest
-import torch
 from helpers.coco_files import write_coco_set
 from helpers.models import reduced_config
 from helpers.shared_data import shared_data
 
 from deformable_detr.config.loading import config_names
 from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
-from deformable_detr.workflows.training import run_training
+from deformable_detr.workflows.training import train
 
 SMALL_RUN = (
     "data.num_workers=0",
@@ -51,7 +50,7 @@ def records(folder, kind):
 def test_every_config_takes_a_step_and_is_saved(name, tmp_path):
     files = write_coco_set(tmp_path / "set", num_images=3, size=(96, 128))
     config = small_config(name, *paths(files.images, files.annotations))
-    run_training(config, folder=tmp_path / "run", device=torch.device("cpu"))
+    train(config, run_dir=tmp_path / "run", device="cpu")
     assert load_checkpoint(tmp_path / "run" / "last.pth").step == 1
     (evaluation,) = records(tmp_path / "run", "evaluation")
     assert 0 <= evaluation["AP"] <= 1
@@ -72,7 +71,7 @@ def test_real_photos_train_twenty_steps_and_are_evaluated(tmp_path):
         "train.optimizer={lr: 1e-3, lr_sampling: 1e-3}",
     ]
     config = small_config("deformable_detr_r50_two_stage", *overrides)
-    run_training(config, folder=tmp_path / "run", device=torch.device("cpu"))
+    train(config, run_dir=tmp_path / "run", device="cpu")
     totals = [record["total"] for record in records(tmp_path / "run", "train")]
     assert len(totals) == 20
     assert sum(totals[-5:]) < 0.9 * sum(totals[:5])

@@ -18,7 +18,7 @@ from deformable_detr.data.coco import CocoDataset
 from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from deformable_detr.environment import current_versions
 from deformable_detr.layers.reparam.fuse import ReparameterizedBlock, fuse_model
-from deformable_detr.workflows.training import run_training
+from deformable_detr.workflows.training import train
 
 # Rates at which every branch has left its start after a few steps.
 LEARNING = (
@@ -60,9 +60,8 @@ def test_a_trained_detector_is_the_plain_one_once_it_is_fused(kind, tmp_path):
     plain_config = load_config(CONFIGS / "deformable_detr_r50.yaml", settings)
     baseline = tmp_path / "plain.pth"
     save_plain_detector(baseline, plain_config, files)
-    device = torch.device("cpu")
     with torch.enable_grad():
-        run_training(config, folder=tmp_path / "run", device=device, finetune_from=baseline)
+        train(config, run_dir=tmp_path / "run", device="cpu", finetune_from=baseline)
     detector = Detector.from_checkpoint(tmp_path / "run" / "last.pth", "cpu")
     blocks = [m for m in detector.model.modules() if isinstance(m, ReparameterizedBlock)]
     assert len(blocks) == 8

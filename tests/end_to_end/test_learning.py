@@ -3,11 +3,10 @@
 import json
 
 import pytest
-import torch
 from helpers.coco_files import write_coco_set
 
 from deformable_detr.config.loading import load_config
-from deformable_detr.workflows.training import run_training
+from deformable_detr.workflows.training import train
 
 # A detector that starts from nothing and sees the same four photos again and again.
 OVERFIT = (
@@ -44,7 +43,7 @@ def test_four_photos_are_learnt(tmp_path):
         for key in ("images", "annotations")
     ]
     config = load_config("deformable_detr_r50_two_stage", [*OVERFIT, *paths])
-    run_training(config, folder=tmp_path / "run", device=torch.device("cpu"))
+    train(config, run_dir=tmp_path / "run", device="cpu")
     records = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     evaluations = [r for r in map(json.loads, records) if r["kind"] == "evaluation"]
     assert evaluations[-1]["AP"] > 0.9

@@ -16,6 +16,7 @@ from helpers.tiny_training import (
     tiny_batch,
     tiny_criterion,
     tiny_detector,
+    tiny_loop,
     tiny_sampler,
     tiny_state,
 )
@@ -150,17 +151,9 @@ def train_tiny(folder: RunFolder, *, max_steps: int, resume: bool = False) -> Ma
         every_epochs=100,
         with_loss=True,
     )
-    fit(
-        state,
-        tiny_criterion(),
-        TinyLoader(sampler, dtype=torch.float64),
-        sampler,
-        folder=folder,
-        validation=validation,
-        seed=11,
-        max_steps=max_steps,
-        log_every_steps=2,
-    )
+    loader = TinyLoader(sampler, dtype=torch.float64)
+    settings = {"seed": 11, "max_steps": max_steps, "log_every_steps": 2}
+    fit(state, tiny_loop(folder, validation, loader=loader, sampler=sampler, **settings))
     return state.model.state_dict()
 
 
@@ -172,15 +165,9 @@ def failing_run(folder: RunFolder) -> str:
     if own == 1:
         batch.images.images[0, 0, 0, 0] = math.inf  # which tanh forgives
     try:
-        fit(
-            tiny_state(),
-            tiny_criterion(),
-            [batch],
-            tiny_sampler(num_samples=4, total_batch=4),
-            folder=folder,
-            validation=Validation([], folder.path),
-            seed=0,
-        )
+        sampler = tiny_sampler(num_samples=4, total_batch=4)
+        validation = Validation([], folder.path)
+        fit(tiny_state(), tiny_loop(folder, validation, loader=[batch], sampler=sampler))
     except NonFiniteError as error:
         return str(error)
     return "no error"
@@ -247,7 +234,9 @@ def _failure(batch: Batch, *, value: float) -> str:
         batch.images.images[0] = value
     state = tiny_state()
     try:
-        train_step(state, [batch, tiny_batch([3, 4], [1, 1])], tiny_criterion(), seed=0)
+        train_step(
+            state, [batch, tiny_batch([3, 4], [1, 1])], tiny_criterion(), seed=0, max_grad_norm=0.1
+        )
     except NonFiniteError as error:
         return f"{state.step}: {error}"
     return "no error"
@@ -266,7 +255,7 @@ def _overflow_once() -> dict[str, Any]:
         return torch.full_like(gradient, math.inf) if is_planted else gradient
 
     state.model.box_head.weight.register_hook(overflow)
-    train_step(state, [tiny_batch([1, 2], [1, 1])], tiny_criterion(), seed=0)
+    train_step(state, [tiny_batch([1, 2], [1, 1])], tiny_criterion(), seed=0, max_grad_norm=0.1)
     return {
         "attempts": len(attempts),
         "scale": state.scaler.get_scale() / scale,

@@ -1,21 +1,19 @@
 """Whole runs through the training command's own code, with a record of what each step saw."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 from helpers.coco_files import CocoFiles
 from helpers.small_run import SMALL_RUN, data_settings
 from torch import Tensor
 
 from deformable_detr.config.loading import load_config
 from deformable_detr.data.collate import Batch
-from deformable_detr.data.samplers import StepSampler
 from deformable_detr.engine.state import TrainState
-from deformable_detr.engine.train import fit
+from deformable_detr.engine.train import TrainLoop, fit
 from deformable_detr.workflows import training
 
 TOTAL_STEPS = 6  # of two steps an epoch, so that the run stops within one
@@ -34,18 +32,11 @@ class Recording:
     start: dict[str, Tensor] = field(default_factory=dict)
     steps: list[list[list[int]]] = field(default_factory=list)
 
-    def fit(
-        self,
-        state: TrainState,
-        criterion: object,
-        loader: Iterable[Batch],
-        sampler: StepSampler,
-        **options: Any,
-    ) -> None:
+    def fit(self, state: TrainState, loop: TrainLoop) -> None:
         """As the engine's, with everything written down."""
         self.start = {name: value.clone() for name, value in state.model.state_dict().items()}
-        size = sampler.micro_batches_per_step
-        fit(state, criterion, _Recorded(loader, self.steps, size), sampler, **options)
+        size = loop.sampler.micro_batches_per_step
+        fit(state, replace(loop, loader=_Recorded(loop.loader, self.steps, size)))
 
 
 @dataclass
@@ -67,10 +58,10 @@ def record_run(folder: Path, files: CocoFiles, *, max_steps: int, **options: Any
     settings = [*SMALL_RUN, *data_settings(files, files), f"train.max_steps={max_steps}"]
     recording = Recording()
     with mock.patch.object(training, "fit", recording.fit):
-        training.run_training(
+        training.train(
             load_config("deformable_detr_r50", settings),
-            folder=folder,
-            device=torch.device("cpu"),
+            run_dir=folder,
+            device="cpu",
             **options,
         )
     return recording

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from helpers.tiny_training import TinyLoader, tiny_criterion, tiny_sampler, tiny_state
+from helpers.tiny_training import TinyLoader, tiny_loop, tiny_sampler, tiny_state
 
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
 from deformable_detr.engine.evaluate import Validation
-from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.train import fit
 
 STILL_AT = 3  # the batch
@@ -43,15 +42,11 @@ def train(folder: Path, harm: str, timeout_s: float) -> None:
     """Train in one of the processes."""
     sampler = tiny_sampler(num_samples=40, total_batch=4)
     loader = TinyLoader(sampler)
+    batches = Harmed(loader, harm) if distributed.rank() == 1 else loader
+    validation = Validation([], folder)
     fit(
         tiny_state(),
-        tiny_criterion(),
-        Harmed(loader, harm) if distributed.rank() == 1 else loader,
-        sampler,
-        folder=RunFolder(folder),
-        validation=Validation([], folder),
-        seed=0,
-        timeout_s=timeout_s,
+        tiny_loop(folder, validation, loader=batches, sampler=sampler, timeout_s=timeout_s),
     )
 
 

@@ -1,6 +1,8 @@
 """A detector of a few hundred parameters and batches for it, to test the engine alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +11,13 @@ from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
 from deformable_detr.data.samplers import MicroBatchSampler, StepSampler
 from deformable_detr.engine.ema import ExponentialMovingAverage
+from deformable_detr.engine.evaluate import Validation
 from deformable_detr.engine.optimizer import adamw, parameter_groups
 from deformable_detr.engine.precision import Precision
+from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.schedule import Schedule, StepSchedule
 from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.train import TrainLoop
 from deformable_detr.labels import LabelSpace
 from deformable_detr.losses.criterion import LossWeights, SetCriterion
 from deformable_detr.losses.matcher import HungarianMatcher
@@ -128,6 +133,34 @@ def tiny_sampler(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         seed=5,
+    )
+
+
+def tiny_loop(
+    folder: Path | RunFolder,
+    validation: Validation,
+    *,
+    loader: Iterable[Batch] | None = None,
+    sampler: StepSampler | None = None,
+    **settings: Any,
+) -> TrainLoop:
+    """A loop over the tiny batches with the recipe's settings, but for those given."""
+    sampler = sampler or tiny_sampler()
+    recipe = {
+        "seed": 0,
+        "epochs": 50,
+        "max_steps": None,
+        "max_grad_norm": 0.1,
+        "log_every_steps": 10,
+        "checkpoint_every_steps": 500,
+    }
+    return TrainLoop(
+        criterion=tiny_criterion(),
+        loader=TinyLoader(sampler) if loader is None else loader,
+        sampler=sampler,
+        folder=RunFolder(folder) if isinstance(folder, Path) else folder,
+        validation=validation,
+        **recipe | settings,
     )
 
 

@@ -20,7 +20,7 @@ from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Detections
-from deformable_detr.workflows.training import run_training
+from deformable_detr.workflows.training import train
 
 OFFICIAL = "compat=official"
 
@@ -123,13 +123,13 @@ def test_an_official_run_is_trained_resumed_evaluated_and_predicted_with(
     capsys: pytest.CaptureFixture[str],
 ):
     config = config_with(OFFICIAL, *data_settings(files, files), "train.max_steps=1")
-    folder, cpu = tmp_path / "run", torch.device("cpu")
+    folder = tmp_path / "run"
     with caplog.at_level(logging.INFO):
-        run_training(config, folder=folder, device=cpu)
+        train(config, run_dir=folder, device="cpu")
     assert "compat         official" in caplog.text
     assert "{3: red thing, 7: blue thing} as labels of 8" in caplog.text
     longer = config_with(OFFICIAL, *data_settings(files, files), "train.max_steps=2")
-    run_training(longer, folder=folder, device=cpu, resume=True)
+    train(longer, run_dir=folder, device="cpu", resume=True)
     checkpoint = load_checkpoint(folder / "last.pth")
     assert checkpoint.step == 2
     assert checkpoint.label_space.num_classes == 8
@@ -153,10 +153,10 @@ def test_an_official_run_is_trained_resumed_evaluated_and_predicted_with(
 
 def test_a_run_cannot_change_its_labels_when_it_is_resumed(files, tmp_path):
     settings = data_settings(files, files)
-    folder, cpu = tmp_path / "run", torch.device("cpu")
-    run_training(config_with(*settings, "train.max_steps=1"), folder=folder, device=cpu)
+    folder = tmp_path / "run"
+    train(config_with(*settings, "train.max_steps=1"), run_dir=folder, device="cpu")
     with pytest.raises(ValueError, match="as labels of 8 where checkpoint"):
-        run_training(config_with(OFFICIAL, *settings), folder=folder, device=cpu, resume=True)
+        train(config_with(OFFICIAL, *settings), run_dir=folder, device="cpu", resume=True)
 
 
 def test_ids_too_large_for_raw_labels_are_refused_before_training(tmp_path):

@@ -175,7 +175,10 @@ class RunFolder:
         return tracking
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Write a record down, in the main process only; that cannot fail."""
+        """Append a record to the metrics file and its trackers, in the main process only.
+
+        Raises only what a callback raises.
+        """
         if distributed.is_main():
             self.tracking.record(kind, values)
 

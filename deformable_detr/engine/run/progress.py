@@ -1,10 +1,12 @@
-"""How far training is: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, a line in a notebook, log lines elsewhere."""
 
+import html
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from datetime import timedelta
 from types import TracebackType
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -17,41 +19,158 @@ from rich.progress import (
 )
 
 from deformable_detr import distributed
+from deformable_detr.engine.run.tracking import Callback
 
 logger = logging.getLogger(__name__)
 SHOWN = ("total", "loss_class", "loss_l1", "loss_giou", "lr")  # of a record, where there
+_T = TypeVar("_T")
+
+
+class _View(Protocol):
+    """A display of progress."""
+
+    def start(self) -> None:
+        """Show it."""
+
+    def stop(self) -> None:
+        """Let it stand as it is."""
+
+    def advance(self, done: int) -> None:
+        """Show how much is done."""
+
+    def describe(self, text: str) -> bool:
+        """Show a text beside it that changes; False if there is no place for one."""
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+
+
+class _Bar:
+    """A bar on a terminal."""
+
+    def __init__(self, name: str, *, done: int, total: int, console: Console) -> None:
+        self._bar = Progress(
+            TextColumn(name),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done)
+
+    def start(self) -> None:
+        self._bar.start()
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+    def advance(self, done: int) -> None:
+        self._bar.update(self._task, completed=done)
+
+    def describe(self, text: str) -> bool:
+        self._bar.update(self._task, description=text)
+        return True
+
+    def say(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False)
+
+
+class _NotebookLine:
+    """An HTML progress element in the output of a notebook's cell; lines that stay go below."""
+
+    EVERY_S = 0.5  # between two updates, which are messages to the browser
+
+    def __init__(self, name: str, *, done: int, total: int) -> None:
+        self._name, self._done, self._total = name, done, total
+        self._text = ""
+        self._lines: list[str] = []
+        self._shown_at = 0.0
+        self._handle: Any = None
+
+    def start(self) -> None:
+        from IPython.display import HTML, display  # which a notebook has
+
+        self._handle = display(HTML(self._page()), display_id=True)
+
+    def stop(self) -> None:
+        self._show()
+
+    def advance(self, done: int) -> None:
+        self._done = done
+        if time.monotonic() - self._shown_at > self.EVERY_S:
+            self._show()
+
+    def describe(self, text: str) -> bool:
+        self._text = text
+        return True
+
+    def say(self, text: str) -> None:
+        self._lines.append(text)
+        self._show()
+
+    def _show(self) -> None:
+        from IPython.display import HTML
+
+        self._shown_at = time.monotonic()
+        self._handle.update(HTML(self._page()))
+
+    def _page(self) -> str:
+        state = f"{self._name} {self._done}/{self._total} {self._text}"
+        lines = "".join(f"<br>{html.escape(line)}" for line in self._lines)
+        bar = f'<progress value="{self._done}" max="{self._total}"></progress>'
+        return f"<div>{bar} {html.escape(state)}{lines}</div>"
+
+
+class _Log:
+    """Log lines, for files and processes without a screen."""
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def advance(self, done: int) -> None:
+        pass
+
+    def describe(self, text: str) -> bool:
+        return False
+
+    def say(self, text: str) -> None:
+        logger.info(text)
+
+
+def _view(name: str, *, done: int, total: int, console: Console | None) -> _View:
+    """The display that suits the place that the main process's output goes to."""
+    console = console or Console(stderr=True)
+    if not distributed.is_main():
+        return _Log()
+    if console.is_jupyter:
+        return _NotebookLine(name, done=done, total=total)
+    if console.is_terminal:
+        return _Bar(name, done=done, total=total, console=console)
+    return _Log()
 
 
 class TrainingProgress:
-    """Shows the main process's progress; used as a context around the loop.
+    """The main process's progress; used as a context around the loop.
 
     Args:
         first_step: steps taken before, by the run that is resumed.
         last_step: where training will end.
-        console: where to draw; a bar if it is a terminal.
+        console: where to draw; the standard error stream, or the notebook, if None.
     """
 
     def __init__(self, *, first_step: int, last_step: int, console: Console | None = None) -> None:
-        console = console or Console(stderr=True)
         self._first_step, self._last_step = first_step, last_step
         self._started = time.monotonic()
-        self._bar: Progress | None = None
-        if console.is_terminal and distributed.is_main():
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-                console=console,
-            )
-            self._task = self._bar.add_task("", total=last_step, completed=first_step)
+        self._view = _view("training", done=first_step, total=last_step, console=console)
 
     def __enter__(self) -> "TrainingProgress":
-        if self._bar is not None:
-            self._bar.start()
+        self._view.start()
         return self
 
     def __exit__(
@@ -60,19 +179,16 @@ class TrainingProgress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._view.stop()
 
     def advance(self, step: int) -> None:
         """Show that `step` steps have been taken."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
+        self._view.advance(step)
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
         """Show the values of a logging step."""
         text = ", ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
-        if self._bar is not None:
-            self._bar.update(self._task, description=text)
+        if self._view.describe(text):
             return
         elapsed = time.monotonic() - self._started
         pace = elapsed / max(1, step - self._first_step)
@@ -83,7 +199,40 @@ class TrainingProgress:
 
     def say(self, text: str) -> None:
         """Show a line that stays."""
-        if self._bar is None:
-            logger.info(text)
-        else:
-            self._bar.console.print(text, highlight=False)
+        self._view.say(text)
+
+
+class Tracked(Iterable[_T]):
+    """The items of another iterable, with progress shown while they are used.
+
+    Args:
+        items: what to go through; has a length, or `total` is given.
+        name: of the work, such as "predicting".
+        total: number of items.
+        callback: is called with "progress" and {"done": ..., "total": ...} after each item.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[_T],
+        name: str,
+        *,
+        total: int | None = None,
+        callback: Callback | None = None,
+    ) -> None:
+        if total is None:
+            assert isinstance(items, Sized)
+            total = len(items)
+        self._items, self._name, self._total, self._callback = items, name, total, callback
+
+    def __iter__(self) -> Iterator[_T]:
+        view = _view(self._name, done=0, total=self._total, console=None)
+        view.start()
+        try:
+            for done, item in enumerate(self._items, start=1):
+                yield item
+                view.advance(done)
+                if self._callback is not None and distributed.is_main():
+                    self._callback("progress", {"done": done, "total": self._total})
+        finally:
+            view.stop()

@@ -12,7 +12,6 @@ import torch
 from deformable_detr import distributed
 
 logger = logging.getLogger(__name__)
-EXIT_PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
 # Windows has no SIGUSR1.
 SIGNALS = [number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1")]
 _T = TypeVar("_T")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
+Callback = Callable[[str, Mapping[str, Any]], None]  # kind of a record, and its values by name
 
 
 class Tracker(Protocol):
@@ -18,10 +19,17 @@ class Tracker(Protocol):
 
 
 class Tracking:
-    """Hands records to trackers; one that fails says so once, and is off from then on."""
+    """Hands records to trackers and callbacks.
+
+    A tracker is disabled after its first error, with one warning. What a callback raises is raised.
+
+    Attributes:
+        callbacks: functions of the caller, called with each record after the trackers.
+    """
 
     def __init__(self) -> None:
         self._trackers: dict[str, Tracker] = {}
+        self.callbacks: list[Callback] = []
 
     def open(self, name: str, make: Callable[[], Tracker]) -> None:
         """Begin to hand records to the tracker that `make` makes; `name` is for the warning."""
@@ -35,6 +43,8 @@ class Tracking:
         """Hand a record to every tracker that has not failed yet."""
         for name, tracker in list(self._trackers.items()):
             self._try(name, partial(tracker, kind, values))
+        for callback in self.callbacks:
+            callback(kind, values)
 
     def close(self) -> None:
         """Let trackers that keep anything back write it."""

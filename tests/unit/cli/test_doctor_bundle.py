@@ -74,10 +74,10 @@ def test_a_nan_in_an_image_names_the_image(
 def test_a_nan_in_a_weight_names_the_weight(
     tmp_path: Path, run: CommandLine, train: Callable[..., str]
 ) -> None:
-    def spoilt(state: Any, *arguments: Any, **options: Any) -> None:
+    def spoilt(state: Any, loop: Any) -> None:
         with torch.no_grad():
             state.model.get_parameter(BAD_WEIGHT)[3, 1] = math.nan
-        fit(state, *arguments, **options)
+        fit(state, loop)
 
     with mock.patch.object(training, "fit", spoilt):
         error = train()
@@ -103,10 +103,10 @@ def test_a_learning_rate_far_too_high_is_named_with_the_growth_of_the_weights(
 def test_activations_that_float16_cannot_hold_are_laid_to_the_precision(
     tmp_path: Path, run: CommandLine, train: Callable[..., str]
 ) -> None:
-    def spoilt(state: Any, *arguments: Any, **options: Any) -> None:
+    def spoilt(state: Any, loop: Any) -> None:
         with torch.no_grad():
             state.model.get_parameter(BAD_WEIGHT).mul_(1e7)
-        fit(state, *arguments, **options)
+        fit(state, loop)
 
     with mock.patch.object(training, "fit", spoilt):
         error = train("train.precision=float16")
@@ -119,10 +119,10 @@ def test_activations_that_float16_cannot_hold_are_laid_to_the_precision(
 def test_what_does_not_happen_here_is_said_not_to(
     tmp_path: Path, run: CommandLine, train: Callable[..., str]
 ) -> None:
-    def alarm(state: Any, criterion: Any, loader: Any, *_: Any, folder: Any, **__: Any) -> None:
+    def alarm(state: Any, loop: Any) -> None:
         state.model.train()
-        recorder = FailureRecorder(folder, criterion, seed=0)
-        raise NonFiniteError(recorder.write(state, [next(iter(loader))], "a false alarm"))
+        recorder = FailureRecorder(loop.folder, loop.criterion, seed=0)
+        raise NonFiniteError(recorder.write(state, [next(iter(loop.loader))], "a false alarm"))
 
     with mock.patch.object(training, "fit", alarm):
         assert "likely cause in process 0: not found" in train()

@@ -86,7 +86,7 @@ def test_an_unknown_deformable_layer_is_answered_with_those_there_are(
     )
 
     assert message == (
-        "--deform must name deformable convolutions of the model, got stem; it has "
+        "deform must name deformable convolutions of the model, got stem; it has "
         "backbone.body.layer4.1, backbone.body.layer4.2"
     )
 
@@ -98,8 +98,8 @@ def test_an_unknown_deformable_layer_is_answered_with_those_there_are(
         (("--erf", "neck.norms.0", "--cell", "99,0"), "cell must be within the map of"),
         (("--erf", "neck"), "layer neck must return a map (N, C, H, W), got Pyramid"),
         (("--cell", "1"), "--cell must be ROW,COLUMN, two whole numbers, got '1'"),
-        (("--fusion",), "--fusion must be given for a model with an ASFF neck, got one without"),
-        (("--deform", "stem"), "--deform must name deformable convolutions of the model, got stem"),
+        (("--fusion",), "fusion needs a model with an ASFF neck, got one without"),
+        (("--deform", "stem"), "deform must name deformable convolutions of the model, got stem"),
         (("--checkpoint", "none.pth"), "checkpoint none.pth does not exist"),
     ],
 )

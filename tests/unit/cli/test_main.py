@@ -6,6 +6,7 @@ from helpers.command_line import CommandLine
 
 from deformable_detr.cli import evaluate
 from deformable_detr.version import __version__
+from deformable_detr.workflows import evaluation
 
 
 def test_help_needs_no_pytorch() -> None:
@@ -88,10 +89,8 @@ def test_expected_kinds_of_errors_lose_their_traceback(
     def fail(_: object) -> None:
         raise error
 
-    monkeypatch.setattr(evaluate, "_print_metrics", fail)
-    monkeypatch.setattr(
-        "deformable_detr.evaluation.coco_eval.evaluate_results", lambda results, truth: None
-    )
+    monkeypatch.setattr(evaluate, "print_metrics", fail)
+    monkeypatch.setattr(evaluation, "score_results", lambda results, truth: None)
 
     assert run.fails(*WRONG) == line
 
@@ -99,7 +98,7 @@ def test_expected_kinds_of_errors_lose_their_traceback(
 def test_our_own_mistakes_keep_their_traceback(
     run: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deformable_detr.evaluation.coco_eval.evaluate_results", lambda: None)
+    monkeypatch.setattr(evaluation, "score_results", lambda: None)
 
     with pytest.raises(TypeError):
         run(*WRONG)
@@ -111,7 +110,7 @@ def test_an_interrupt_ends_quietly_with_its_own_exit_code(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deformable_detr.evaluation.coco_eval.evaluate_results", interrupt)
+    monkeypatch.setattr(evaluation, "score_results", interrupt)
 
     outcome = run(*WRONG)
 

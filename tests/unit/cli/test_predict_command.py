@@ -9,8 +9,9 @@ from helpers.command_line import CommandLine
 from helpers.tiny_checkpoint import LABEL_SPACE
 from PIL import Image
 
-from deformable_detr.cli.predict import find_photos, picture_files, predict
+from deformable_detr.cli.predict import predict
 from deformable_detr.detector import DEFAULT_THRESHOLD
+from deformable_detr.workflows.prediction import find_photos, picture_files
 
 PER_PHOTO = 15  # 5 queries, 3 classes
 
@@ -112,7 +113,7 @@ def test_photos_are_never_overwritten(run: CommandLine, checkpoint: Path, photos
 
     message = run.fails("predict", photos, "--checkpoint", checkpoint, "--out", photos)
 
-    assert message.startswith("--out must be another folder than that of the photos")
+    assert message.startswith("out must be another folder than that of the photos")
     assert (photos / "b.jpg").read_bytes() == before
 
 

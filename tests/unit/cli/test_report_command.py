@@ -19,14 +19,14 @@ from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.evaluation.coco_eval import evaluate_results
 from deformable_detr.evaluation.detection_table import DetectionTable
-from deformable_detr.workflows import run_report
-from deformable_detr.workflows.training import run_training
+from deformable_detr.workflows import evaluation, run_report
+from deformable_detr.workflows.training import train
 
 
-def train(folder: Path, val: CocoFiles) -> None:
+def train_small(folder: Path, val: CocoFiles) -> None:
     settings = [*SMALL_RUN, *data_settings(val, val), "train.max_steps=2", "train.seed=7"]
     config = load_config("deformable_detr_r50", settings)
-    run_training(config, folder=folder, device=torch.device("cpu"))
+    train(config, run_dir=folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def val(tmp_path_factory: pytest.TempPathFactory) -> CocoFiles:
 def trained(tmp_path_factory: pytest.TempPathFactory, val: CocoFiles) -> Path:
     """A run that has ended."""
     folder = tmp_path_factory.mktemp("runs") / "small"
-    train(folder, val)
+    train_small(folder, val)
     return folder
 
 
@@ -120,10 +120,8 @@ def test_an_old_run_is_evaluated_and_then_has_the_same_page(run: CommandLine, fo
 def test_what_is_stored_is_not_evaluated_again_unless_it_is_of_another_step(
     run: CommandLine, folder: Path
 ) -> None:
-    from deformable_detr.cli import evaluate
-
     table, step = DetectionTable.read(folder / "best_detections.npz")
-    with mock.patch.object(evaluate, "measure", wraps=evaluate.measure) as measure:
+    with mock.patch.object(evaluation, "measure", wraps=evaluation.measure) as measure:
         assert run("report", folder, "--device", "cpu").code == 0
         assert measure.call_count == 0
         table.write(folder / "best_detections.npz", step=step + 1)
@@ -162,7 +160,7 @@ def test_a_report_that_fails_does_not_lose_the_run(
         mock.patch.object(run_report, "write_report", side_effect=ZeroDivisionError("a defect")),
         caplog.at_level(logging.INFO),
     ):
-        train(tmp_path / "run", val)
+        train_small(tmp_path / "run", val)
     [warning] = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
     assert "the report could not be written (ZeroDivisionError: a defect)" in warning
     assert f"deformable-detr report {tmp_path / 'run'}" in warning
@@ -175,7 +173,7 @@ def test_detections_that_cannot_be_stored_do_not_stop_training(
 ) -> None:
     full = OSError(28, "No space left on device")
     with mock.patch.object(DetectionTable, "write", side_effect=full):
-        train(tmp_path / "run", val)
+        train_small(tmp_path / "run", val)
     assert "best_detections.npz could not be written" in caplog.text
     page = page_of(tmp_path / "run")
     assert "The detections of this checkpoint on the validation set are not stored" in " ".join(

@@ -1,7 +1,6 @@
 """Settings that change how a run computes, and not what: through the command, in small runs."""
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from deformable_detr.builders import build_sampler, largest_size
 from deformable_detr.config.loading import load_config
-from deformable_detr.data.collate import Batch
-from deformable_detr.data.samplers import BucketSampler, MicroBatchSampler, StepSampler
+from deformable_detr.data.samplers import BucketSampler, MicroBatchSampler
 from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
+from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.train import TrainLoop
 from deformable_detr.workflows import training
 
 CHANNELS_LAST = torch.channels_last
@@ -36,7 +36,7 @@ def train(folder: Path, data: list[str], *overrides: str) -> dict[str, Tensor]:
     """The weights after two steps."""
     settings = [*SMALL_RUN, *data, "train.max_steps=2", *overrides]
     config = load_config("deformable_detr_r50", settings)
-    training.run_training(config, folder=folder, device=torch.device("cpu"))
+    training.train(config, run_dir=folder, device="cpu")
     return load_checkpoint(folder / "last.pth").model
 
 
@@ -65,9 +65,9 @@ def test_a_run_that_is_asked_to_be_deterministic_is_while_it_trains(
     seen = []
     fit = training.fit
 
-    def look(*args: object, **options: object) -> None:
+    def look(state: TrainState, loop: TrainLoop) -> None:
         seen.append(torch.are_deterministic_algorithms_enabled())
-        fit(*args, **options)  # type: ignore[arg-type]
+        fit(state, loop)
 
     monkeypatch.setattr(training, "fit", look)
     assert_equal(train(tmp_path / "run", data, "train.deterministic=true"), plain)
@@ -106,17 +106,16 @@ def test_buckets_and_the_cap_on_pixels_reach_the_loop(
 ) -> None:
     seen: list[tuple[type, list[int]]] = []
 
-    def look(
-        state: object, criterion: object, loader: Iterable[Batch], sampler: StepSampler, **_: object
-    ) -> None:
-        shapes = [batch.images.images.shape for batch in loader]
-        seen.append((type(sampler), [N * H * W for N, _, H, W in shapes]))
+    def look(state: TrainState, loop: TrainLoop) -> None:
+        shapes = [batch.images.images.shape for batch in loop.loader]
+        seen.append((type(loop.sampler), [N * H * W for N, _, H, W in shapes]))
+        loop.folder.last.touch()
 
     monkeypatch.setattr(training, "fit", look)
     for settings in ([], ["train.sample_order=buckets", "data.max_padded_pixels=3000"]):
         config = load_config("deformable_detr_r50", [*SMALL_RUN, *data, *settings])
         name = "capped" if settings else "plain"
-        training.run_training(config, folder=tmp_path / name, device=torch.device("cpu"))
+        training.train(config, run_dir=tmp_path / name, device="cpu")
     (plain_order, plain_pixels), (order, pixels) = seen
     assert (plain_order, order) == (MicroBatchSampler, BucketSampler)
     assert min(plain_pixels) > 3000

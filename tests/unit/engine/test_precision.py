@@ -73,7 +73,9 @@ def test_all_that_is_a_coordinate_a_box_or_a_loss_is_in_float32(
         return operator(value, shapes, *others, **options)
 
     monkeypatch.setattr(attention, "ms_deform_attn_fused", record)
-    values = train_step(state, [tiny_batch([1, 2], [2, 3], size=64)], tiny_criterion(), seed=0)
+    values = train_step(
+        state, [tiny_batch([1, 2], [2, 3], size=64)], tiny_criterion(), seed=0, max_grad_norm=0.1
+    )
 
     assert {value.dtype for value in values.values()} == {torch.float32}
     output = outputs[0]
@@ -91,7 +93,9 @@ def test_mimicking_is_under_the_same_autocast() -> None:
     mimicking = state.model.mimicking
     assert isinstance(mimicking, nn.Module)
     mimicking.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    values = train_step(state, [tiny_batch([1, 2], [2, 3], size=64)], tiny_criterion(), seed=0)
+    values = train_step(
+        state, [tiny_batch([1, 2], [2, 3], size=64)], tiny_criterion(), seed=0, max_grad_norm=0.1
+    )
     assert seen[0].teacher.dtype == torch.bfloat16
     assert values["loss_mimic"].dtype == torch.float32
 
@@ -147,7 +151,7 @@ def test_evaluation_is_in_float32(tmp_path: Path) -> None:
     state.model.register_forward_hook(
         lambda module, inputs, output: seen.append(output.last.logits.dtype)
     )
-    train_step(state, [tiny_batch([1], [1])], tiny_criterion(), seed=0)
+    train_step(state, [tiny_batch([1], [1])], tiny_criterion(), seed=0, max_grad_norm=0.1)
     evaluator = CocoEvaluator(files.annotations, LABEL_SPACE)
     evaluate(state.model, [tiny_batch([1], [1])], evaluator, device=CPU)
     assert seen == [torch.bfloat16, torch.float32]
@@ -178,12 +182,12 @@ def test_a_step_that_overflows_is_computed_again_at_half_the_loss_scale(
     set_scale(never, 32.0)
     scales = overflow(once, attempts=1)
     with caplog.at_level(logging.INFO):
-        train_step(once, [batch], tiny_criterion(), seed=0)
+        train_step(once, [batch], tiny_criterion(), seed=0, max_grad_norm=0.1)
     assert scales == [64.0, 32.0]
     assert once.step == 1
     assert "gradients overflowed in float16 at a loss scale of 64;" in caplog.text
 
-    train_step(never, [batch], tiny_criterion(), seed=0)
+    train_step(never, [batch], tiny_criterion(), seed=0, max_grad_norm=0.1)
     for one, other in zip(weights(once), weights(never), strict=True):
         assert one.equal(other)
     assert once.ema is not None
@@ -197,7 +201,7 @@ def test_gradients_that_overflow_at_any_scale_stop_the_run() -> None:
     before = weights(state)
     scales = overflow(state, attempts=1000)
     with pytest.raises(NonFiniteError, match="the gradient of step 0 must be finite, got inf"):
-        train_step(state, [tiny_batch([1, 2], [2, 1])], tiny_criterion(), seed=0)
+        train_step(state, [tiny_batch([1, 2], [2, 1])], tiny_criterion(), seed=0, max_grad_norm=0.1)
     assert scales[-1] == 1
     assert state.step == 0
     assert all(a.equal(b) for a, b in zip(before, weights(state), strict=True))
@@ -219,7 +223,7 @@ def test_a_loss_that_is_not_finite_is_an_error_in_float16_too() -> None:
     batch = tiny_batch([1, 2], [0, 0])
     batch.images.images[0, 0, 0, 0] = math.nan
     with pytest.raises(NonFiniteError, match="the loss of step 0 must be finite"):
-        train_step(state, [batch], tiny_criterion(), seed=0)
+        train_step(state, [batch], tiny_criterion(), seed=0, max_grad_norm=0.1)
 
 
 def test_the_loss_scale_is_in_the_checkpoint(tmp_path: Path) -> None:

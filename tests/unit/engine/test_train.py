@@ -14,7 +14,7 @@ from helpers.tiny_training import (
     LABEL_SPACE,
     TinyLoader,
     tiny_batch,
-    tiny_criterion,
+    tiny_loop,
     tiny_sampler,
     tiny_state,
     weights,
@@ -59,19 +59,8 @@ class _SignalAt:
 def run(
     state: TrainState, folder: Path, validation: Validation, max_steps: int, **options: Any
 ) -> None:
-    sampler = tiny_sampler()
-    fit(
-        state,
-        tiny_criterion(),
-        options.pop("loader", None) or TinyLoader(sampler),
-        sampler,
-        folder=RunFolder(folder),
-        validation=validation,
-        seed=11,
-        max_steps=max_steps,
-        log_every_steps=2,
-        **options,
-    )
+    settings = {"seed": 11, "max_steps": max_steps, "log_every_steps": 2, **options}
+    fit(state, tiny_loop(folder, validation, **settings))
 
 
 def test_a_step_that_fails_leaves_a_bundle_of_its_failing_micro_batch(
@@ -83,20 +72,14 @@ def test_a_step_that_fails_leaves_a_bundle_of_its_failing_micro_batch(
     bad.images.images[1, 0, 0, :3] = math.nan
     good = [tiny_batch([n, n + 1], [1, 1]) for n in (39, 41)]
     state = tiny_state(dropout=0.5)
+    sampler = tiny_sampler(total_batch=4)
+    loop = tiny_loop(folder, validation, loader=[*good, bad, good[0]], sampler=sampler)
     with pytest.raises(
         NonFiniteError,
         match=r"process 0: predictions must be finite.*; likely cause in process 0: image 44 holds "
         r"3 of 192 numbers.*doctor bundle .*failure_step_1_rank_0\.pth",
     ):
-        fit(
-            state,
-            tiny_criterion(),
-            [*good, bad, good[0]],
-            tiny_sampler(total_batch=4),
-            folder=folder,
-            validation=validation,
-            seed=0,
-        )
+        fit(state, loop)
     bundle = FailureBundle.load(folder.failure(1, 0))
     assert (bundle.step, bundle.image_ids) == (1, [43, 44])
     torch.testing.assert_close(
@@ -265,15 +248,7 @@ def test_a_run_whose_ap_stays_zero_is_told_so_once_with_a_reason(
 
 def test_a_loader_that_ends_too_soon_is_refused(tmp_path: Path, validation: Validation) -> None:
     with pytest.raises(ValueError, match=r"micro-batches of 4 steps an epoch .* got 1 steps"):
-        fit(
-            tiny_state(),
-            tiny_criterion(),
-            [tiny_batch([1, 2], [1, 1])],
-            tiny_sampler(),
-            folder=RunFolder(tmp_path),
-            validation=validation,
-            seed=0,
-        )
+        fit(tiny_state(), tiny_loop(tmp_path, validation, loader=[tiny_batch([1, 2], [1, 1])]))
 
 
 def test_a_finished_run_has_nothing_left_to_do(

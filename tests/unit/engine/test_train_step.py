@@ -55,7 +55,7 @@ def test_a_step_uses_the_learning_rate_of_its_schedule() -> None:
     seen = []
     for _ in range(3):
         before = weights(state)
-        train_step(state, [batch], tiny_criterion(), seed=0)
+        train_step(state, [batch], tiny_criterion(), seed=0, max_grad_norm=0.1)
         seen.append(any(not a.equal(b) for a, b in zip(before, weights(state), strict=True)))
     assert seen == [True, True, False]
 
@@ -65,7 +65,8 @@ def test_dropout_depends_on_seed_and_step_and_not_on_what_was_drawn_before() -> 
         state = tiny_state(dropout=0.5)
         state.step = step
         torch.randn(drawn_before)
-        values = train_step(state, [tiny_batch([1, 2], [2, 1])], tiny_criterion(), seed=seed)
+        batch = tiny_batch([1, 2], [2, 1])
+        values = train_step(state, [batch], tiny_criterion(), seed=seed, max_grad_norm=0.1)
         return values["total"].item()
 
     assert loss(1, 5, 0) == loss(1, 5, 100)
@@ -80,13 +81,15 @@ def test_dropout_differs_between_the_micro_batches_of_a_step() -> None:
         lambda module, inputs, output: drawn.append(output == 0)
     )
     batch = tiny_batch([1, 2], [2, 1])
-    train_step(state, [batch, batch], tiny_criterion(), seed=0)
+    train_step(state, [batch, batch], tiny_criterion(), seed=0, max_grad_norm=0.1)
     assert not drawn[0].equal(drawn[1])
 
 
 def test_a_step_without_any_object_has_a_finite_loss_and_trains_the_classes() -> None:
     state = tiny_state()
-    values = train_step(state, [tiny_batch([1, 2], [0, 0])], tiny_criterion(), seed=0)
+    values = train_step(
+        state, [tiny_batch([1, 2], [0, 0])], tiny_criterion(), seed=0, max_grad_norm=0.1
+    )
     assert values["total"].isfinite()
     assert state.model.class_head.weight.grad.abs().sum() > 0
 
@@ -100,7 +103,7 @@ def test_a_loss_that_is_not_finite_names_its_terms_and_changes_nothing() -> None
         NonFiniteError,
         match=r"the loss of step 0 must be finite, got process 0: loss_class nan.*total nan",
     ):
-        train_step(state, [batch], tiny_criterion(), seed=0)
+        train_step(state, [batch], tiny_criterion(), seed=0, max_grad_norm=0.1)
     assert state.step == 0
     assert all(a.equal(b) for a, b in zip(before, weights(state), strict=True))
 
@@ -109,7 +112,7 @@ def test_predictions_that_cannot_be_matched_stop_the_run_with_the_matchers_words
     batch = tiny_batch([1, 2], [1, 1])
     batch.images.images[1] = math.inf
     with pytest.raises(NonFiniteError, match="process 0: predictions must be finite"):
-        train_step(tiny_state(), [batch], tiny_criterion(), seed=0)
+        train_step(tiny_state(), [batch], tiny_criterion(), seed=0, max_grad_norm=0.1)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_nothing() -> None:
@@ -118,6 +121,6 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_nothing() -> No
     batch = tiny_batch([1, 2], [1, 1])
     state.model.box_head.weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(NonFiniteError, match="gradient of step 0 must be finite, got nan"):
-        train_step(state, [batch], tiny_criterion(), seed=0)
+        train_step(state, [batch], tiny_criterion(), seed=0, max_grad_norm=0.1)
     assert state.step == 0
     assert all(a.equal(b) for a, b in zip(before, weights(state), strict=True))

@@ -27,7 +27,9 @@ def step(model: DeformableDETR) -> list[str]:
     groups = parameter_groups(model, lr=1e-2, lr_by_role=dict.fromkeys(ROLES, 1e-2))
     state = TrainState(model, adamw(groups), CONSTANT, label_space=LABEL_SPACE, config={})
     model.train()
-    train_step(state, [tiny_batch([1, 2], [2, 3], size=64)], tiny_criterion(), seed=0)
+    train_step(
+        state, [tiny_batch([1, 2], [2, 3], size=64)], tiny_criterion(), seed=0, max_grad_norm=0.1
+    )
     return [group["role"] for group in groups]
 
 

@@ -11,7 +11,8 @@ from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import load_config
 from deformable_detr.engine.metrics import append_record
 from deformable_detr.workflows import overfitting
-from deformable_detr.workflows.overfitting import overfit_config, report_overfit
+from deformable_detr.workflows.overfitting import judge_overfit, overfit_config
+from deformable_detr.workflows.training import TrainingResult
 
 
 @pytest.fixture
@@ -74,15 +75,15 @@ def test_the_command_trains_on_them_and_gives_its_verdict(
     assert outcome.code == 0
     assert (tmp_path / "run_images.json").is_file()
     assert "2 images" in caplog.text
-    assert "NOT learnt by heart: AP50 0." in caplog.text
+    assert "overfit check FAILED: AP50 0." in caplog.text
     assert "the median object is " in caplog.text
 
 
 @pytest.mark.parametrize(
     ("ap50", "eval_size", "words"),
     [
-        (0.95, 64, "learnt by heart: AP50 0.950, loss 9 -> 2 in 300 steps; model, labels and"),
-        (0.85, 64, "NOT learnt by heart: AP50 0.850, loss 9 -> 2 in 300 steps; the median object"),
+        (0.95, 64, "overfit check passed: AP50 0.950, loss 9 -> 2 in 300 steps; model, labels and"),
+        (0.85, 64, "overfit check FAILED: AP50 0.850, loss 9 -> 2 in 300 steps; the median object"),
         (0.0, 8, "px as the model sees it, too small to be found; raise data.eval_size"),
     ],
 )
@@ -102,8 +103,11 @@ def test_the_verdict_follows_from_the_last_evaluation_and_the_sizes(
     ):
         append_record(tmp_path / "metrics.jsonl", record)
     with caplog.at_level(logging.INFO):
-        report_overfit(config_of(files, f"data.eval_size={eval_size}"), tmp_path)
+        training = TrainingResult(tmp_path, tmp_path / "last.pth", {})
+        result = judge_overfit(config_of(files, f"data.eval_size={eval_size}"), training)
     assert words in caplog.text
+    assert (result.passed, result.ap50, result.losses) == (ap50 > 0.9, ap50, (9.0, 2.0))
+    assert bool(result.advice) != result.passed
 
 
 def test_it_stands_alone(run: CommandLine, files: CocoFiles) -> None:

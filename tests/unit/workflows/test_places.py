@@ -3,17 +3,17 @@ from pathlib import Path
 import pytest
 from helpers.command_line import CommandLine
 
-from deformable_detr.cli.outputs import require_file_place, require_folder_place
+from deformable_detr.workflows.places import require_file_place, require_folder_place
 
 
 def test_places_that_are_there_or_can_be_made_are_taken(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text("[]")
     for folder in (tmp_path, tmp_path / "a" / "b"):
-        require_folder_place("--out", folder)
+        require_folder_place("out", folder)
         folder.mkdir(parents=True, exist_ok=True)
         assert folder.is_dir()
     for file in (tmp_path / "old.json", tmp_path / "a" / "new.json"):
-        require_file_place("--out", file)
+        require_file_place("out", file)
         assert file.write_text("{}") == 2
 
 
@@ -21,24 +21,24 @@ def test_places_that_are_there_or_can_be_made_are_taken(tmp_path: Path) -> None:
 def test_a_folder_where_there_is_a_file_is_refused(tmp_path: Path, inside: str) -> None:
     file = tmp_path / "file"
     file.write_text("x")
-    with pytest.raises(ValueError, match=rf"^--out must name a folder, .* where {file} is a file"):
-        require_folder_place("--out", file / inside)
+    with pytest.raises(ValueError, match=rf"^out must name a folder, .* where {file} is a file"):
+        require_folder_place("out", file / inside)
 
 
 def test_a_file_where_there_is_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"^--out must be a file, got the folder {tmp_path}"):
-        require_file_place("--out", tmp_path)
+    with pytest.raises(ValueError, match=rf"^out must be a file, got the folder {tmp_path}"):
+        require_file_place("out", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("command", "option"),
     [
-        ("evaluate --checkpoint no.pth --images . --annotations a --out {}/x", "--out"),
+        ("evaluate --checkpoint no.pth --images . --annotations a --out {}/x", "out"),
         (
             "evaluate --checkpoint no.pth --images . --annotations a --pictures {}",
-            "--pictures",
+            "pictures",
         ),
-        ("predict --checkpoint no.pth --out {} .", "--out"),
+        ("predict --checkpoint no.pth --out {} .", "out"),
         ("convert no.pth {}/x.pth", "OUT"),
     ],
 )

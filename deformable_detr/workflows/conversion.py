@@ -1,0 +1,119 @@
+"""Conversion: a detector's weights from one implementation's file to another's."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from deformable_detr.builders.weights import model_with_weights, numbered_classes
+from deformable_detr.config import RunConfig
+from deformable_detr.config.loading import load_config, validate_config
+from deformable_detr.conversion.files import read_weights
+from deformable_detr.conversion.weights import Weights
+from deformable_detr.conversion.writing import write_weights
+from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from deformable_detr.environment import current_versions
+from deformable_detr.labels import LabelSpace
+from deformable_detr.models.deformable_detr import DeformableDETR
+from deformable_detr.workflows.places import require_folder_place
+
+Target = Literal["official", "transformers", "detrex", "mmdet", "native"]
+
+
+@dataclass(frozen=True)
+class ConversionResult:
+    """A file of weights that was written for another implementation.
+
+    Attributes:
+        out: the file; for transformers, a folder.
+        weights: what the source file held.
+        label_space: the classes.
+        is_inferred: whether the model's settings follow from the file, not from a config.
+    """
+
+    out: Path
+    weights: Weights
+    label_space: LabelSpace
+    is_inferred: bool
+
+    def describe(self) -> Iterator[str]:
+        """What was found in the source file, line by line."""
+        weights, space = self.weights, self.label_space
+        yield f"source: {weights.source}, {len(weights.state_dict)} tensors"
+        if weights.ignored:
+            first = weights.ignored[0]
+            yield f"ignored, as they carry no weights: {len(weights.ignored)}, first: {first}"
+        rows = weights.num_rows
+        if rows is not None and rows != space.num_classes:
+            yield f"class rows: {space.num_classes} of {rows} stand for a category, which are kept"
+        known = "" if weights.label_space else ", which the file does not name"
+        yield f"classes: {space.num_classes}{known}, {space.describe(limit=3)}"
+        if self.is_inferred and weights.source != "native":
+            yield "inferred: " + ", ".join(_settings(weights.config["model"]))
+            for assumption in weights.assumed:
+                yield f"assumed, as the file does not tell (else give --config): {assumption}"
+
+
+def convert(
+    source: str | Path, out: str | Path, *, to: Target = "native", config: str | Path | None = None
+) -> ConversionResult:
+    """Convert weights between implementations; the source's follows from its names.
+
+    Args:
+        source: a file of this package, the official code, transformers (its folder too), detrex or
+            mmdetection 3.x.
+        out: what to write; must not exist.
+        to: the implementation to write for. A native file holds weights only: `train` fine-tunes
+            from it and does not resume it.
+        config: of the model, where the file does not tell.
+
+    Raises:
+        FileExistsError: `out` exists.
+        ValueError: the file is not a detector's, or does not fit the config.
+    """
+    source, out = Path(source), Path(out)
+    if out.exists():
+        raise FileExistsError(f"OUT must not exist yet, got {out}; choose another name")
+    require_folder_place("OUT", out.parent)
+    weights = read_weights(source, with_settings=config is None)
+    what = f"checkpoint {source}"
+    run = (
+        validate_config(weights.config, source=what, ignore_unknown=True)
+        if config is None
+        else load_config(config, ["model.backbone.weights=none"])
+    )
+    model = model_with_weights(weights, run, what)
+    space = weights.label_space or numbered_classes(weights)
+    if to == "native":
+        _write_native(out, model, space, run, source, weights.source)
+    else:
+        content = run.model_dump(mode="json")
+        write_weights(out, model, to=to, label_space=space, config=content)
+    return ConversionResult(out, weights, space, is_inferred=config is None)
+
+
+def _write_native(
+    out: Path, model: DeformableDETR, space: LabelSpace, run: RunConfig, path: Path, source: str
+) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = Checkpoint(
+        model=model.state_dict(),
+        ema=None,
+        optimizer={},
+        epoch=0,
+        step=0,
+        best_ap=None,
+        label_space=space,
+        config=run.model_dump(mode="json"),
+        versions={**current_versions(), "converted_from": source},
+        origin=f"converted from {path} ({source})",
+    )
+    save_checkpoint(out, checkpoint)
+
+
+def _settings(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={value}"

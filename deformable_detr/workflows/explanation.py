@@ -1,0 +1,155 @@
+"""Explanation: pictures of what a detector attends to in a photo."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from deformable_detr.detector import Detector
+from deformable_detr.models.necks.level_fusion import LevelFusion
+from deformable_detr.photos import ImageLike, as_photo
+from deformable_detr.structures import ImageBatch
+from deformable_detr.visualize.attention import record_outputs
+from deformable_detr.visualize.deform_points import chained_points, record_deform_convs
+from deformable_detr.visualize.pictures import (
+    draw_deform_points,
+    draw_level_weights,
+    draw_query,
+    draw_receptive_field,
+)
+from deformable_detr.visualize.receptive_field import effective_receptive_field
+from deformable_detr.workflows.places import require_folder_place
+from deformable_detr.workflows.session import kept_torch_state
+
+Cell = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ExplanationResult:
+    """Pictures that explain detections.
+
+    Attributes:
+        pictures: by the name of what they show, such as "query_1" or "fusion".
+        files: the same pictures where they were written; empty if `out` was not given.
+    """
+
+    pictures: dict[str, Image.Image]
+    files: dict[str, Path]
+
+
+def explain(
+    photo: ImageLike,
+    *,
+    checkpoint: str | Path | Detector,
+    out: str | Path | None = None,
+    queries: int = 3,
+    erf: str | None = None,
+    noise: int = 0,
+    deform: Sequence[str] = (),
+    fusion: bool = False,
+    cell: Cell | None = None,
+    device: str = "auto",
+) -> ExplanationResult:
+    """Draw what a detector attends to: sampling points, receptive fields, weights of levels.
+
+    Layers are named as in the model, such as "neck.projections.0".
+
+    Args:
+        photo: as for `Detector.predict`.
+        checkpoint: a file as for `Detector.from_checkpoint`, or a detector.
+        out: folder for the pictures.
+        queries: number of detections, best first, whose sampling points are drawn.
+        erf: a layer; the effective receptive field of one of its cells is drawn.
+        noise: average the receptive field over this many images of noise, in place of the photo.
+        deform: a deformable convolution, whose sampling points are drawn; of several that follow
+            each other, those of the chain.
+        fusion: whether to draw the weights of the levels of an ASFF neck.
+        cell: (row, column) for `erf` and `deform`; the middle one if None.
+        device: as for `Detector.from_checkpoint`; a detector stays where it is.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: the model has no such layer or neck, or `cell` is outside its map.
+    """
+    if out is not None:
+        require_folder_place("out", Path(out))
+    image = as_photo(photo)
+    with kept_torch_state(device) as chosen:
+        if not isinstance(checkpoint, Detector):
+            checkpoint = Detector.from_checkpoint(checkpoint, str(chosen))
+        view = _View(checkpoint, image)
+        # All are drawn before the first is written: an error leaves no incomplete set.
+        pictures = dict(view.queries(queries)) if queries else {}
+        if erf is not None:
+            pictures[f"erf_{erf}"] = view.receptive_field(erf, cell, noise)
+        if deform:
+            last, picture = view.deform_points(deform, cell)
+            pictures[f"deform_{last}"] = picture
+        if fusion:
+            pictures["fusion"] = view.fusion()
+    files = {}
+    if out is not None:
+        files = {name: Path(out) / f"{name}.png" for name in pictures}
+        Path(out).mkdir(parents=True, exist_ok=True)
+        for name, picture in pictures.items():
+            picture.save(files[name])
+    return ExplanationResult(pictures, files)
+
+
+class _View:
+    """A detector and the photo that it looks at."""
+
+    def __init__(self, detector: Detector, image: Image.Image) -> None:
+        self._detector, self._image = detector, image
+        self._batch = ImageBatch.from_images([detector.preprocess(image)]).to(detector.device)
+
+    def queries(self, count: int) -> Iterator[tuple[str, Image.Image]]:
+        """Names and pictures of the best detections, by the last layer of the decoder."""
+        names = self._detector.label_space.names
+        looks = self._detector.explain(self._image, queries=count)
+        for rank, look in enumerate(looks, start=1):
+            yield f"query_{rank}", draw_query(self._image, look, names)
+
+    def receptive_field(self, layer: str, cell: Cell | None, noise: int) -> Image.Image:
+        images = self._batch.images
+        if noise:
+            generator = torch.Generator().manual_seed(0)
+            shape = (noise, *images.shape[1:])
+            images = torch.randn(shape, generator=generator).to(images)
+        field = effective_receptive_field(self._detector.model, images, layer, cell=cell)
+        return draw_receptive_field(self._image, field)
+
+    def deform_points(self, layers: Sequence[str], cell: Cell | None) -> tuple[str, Image.Image]:
+        """The last of the layers, and the picture."""
+        model = self._detector.model
+        with torch.inference_mode(), record_deform_convs(model) as calls:
+            model(self._batch)
+        known = [call.module for call in calls]
+        unknown = [layer for layer in layers if layer not in known]
+        if unknown:
+            raise ValueError(
+                f"deform must name deformable convolutions of the model, got {', '.join(unknown)}; "
+                f"it has {', '.join(known) or 'none'}"
+            )
+        chain = [call for call in calls if call.module in layers]
+        H, W = chain[-1].output_size
+        row, column = cell or (H // 2, W // 2)
+        points = chained_points(chain, (row, column))
+        height, width = chain[0].input_size
+        relative = points / points.new_tensor([width, height])
+        center = ((column + 0.5) / W, (row + 0.5) / H)
+        last = chain[-1].module
+        title = f"{last}, cell {row},{column} of {H} x {W}"
+        if len(chain) > 1:
+            title = f"{len(chain)} layers from {chain[0].module}\nto {title}"
+        return last, draw_deform_points(self._image, relative, center, title)
+
+    def fusion(self) -> Image.Image:
+        model = self._detector.model
+        with torch.inference_mode(), record_outputs(model, LevelFusion) as calls:
+            model(self._batch)
+        if not calls:
+            raise ValueError("fusion needs a model with an ASFF neck, got one without")
+        return draw_level_weights(self._image, [level.weights[0] for _, level in calls])

@@ -1,0 +1,54 @@
+"""Replay: the step of a failure bundle, computed again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deformable_detr.builders import build_criterion, build_model
+from deformable_detr.config.loading import validate_config
+from deformable_detr.engine.checkpoints.checkpoint import load_weights
+from deformable_detr.engine.failures.bundle import FailureBundle
+from deformable_detr.engine.failures.replay import Examination, examine
+from deformable_detr.workflows.session import kept_torch_state
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """A failed step as it was recorded, and as it is on this machine's CPU.
+
+    Attributes:
+        bundle: what the run recorded.
+        examination: of the same step, computed again.
+    """
+
+    bundle: FailureBundle
+    examination: Examination
+
+
+def replay_bundle(path: str | Path) -> ReplayResult:
+    """Compute the step of a failure bundle again, on the CPU.
+
+    Args:
+        path: `failure_step_N_rank_R.pth` of a run folder.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no bundle, or is damaged.
+    """
+    found = FailureBundle.load(Path(path))
+    what = f"bundle {path}"
+    config = validate_config(found.config, source=what, ignore_unknown=True)
+    with kept_torch_state("cpu"):
+        model = build_model(
+            config, num_classes=len(found.label_space), load_backbone_weights=False
+        ).train()
+        load_weights(model, found.model, what)
+        examination = examine(
+            model,
+            build_criterion(config),
+            found.batch,
+            num_boxes=found.num_boxes,
+            dropout_seed=found.dropout_seed,
+            low_precision=found.low_precision,
+            loss_scale=found.loss_scale,
+        )
+    return ReplayResult(found, examination)
