@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
+from deformable_detr.ops.geometry import ConvGeometry
 from deformable_detr.structures import Size
 
 
@@ -20,19 +21,13 @@ class DeformConvCall:
         module: name of the module that made it.
         offsets: (N, G * K * 2, H_out, W_out) in cells of the input: for each of G groups and K
             taps, row by row, (y, x), as torchvision orders them.
-        kernel_size: (height, width), whose product is K.
-        stride: (vertical, horizontal), as the next two.
-        padding: in cells.
-        dilation: in cells.
+        geometry: of the convolution; its kernel has K taps.
         input_size: (height, width) of the layer's input.
     """
 
     module: str
     offsets: Tensor
-    kernel_size: Size
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    geometry: ConvGeometry
     input_size: Size
 
     @property
@@ -59,13 +54,10 @@ class DeformConvCall:
         row, column = cell
         if not (0 <= row < H and 0 <= column < W):
             raise ValueError(f"cell must be within the map of {H} x {W} cells, got {row},{column}")
-        kh, kw = self.kernel_size
-        taps = self.offsets[image, :, row, column].unflatten(0, (-1, kh, kw, 2))[group]
-        tap_y = torch.arange(kh, device=taps.device)[:, None]
-        tap_x = torch.arange(kw, device=taps.device)[None]
-        y = row * self.stride[0] - self.padding[0] + tap_y * self.dilation[0] + taps[..., 0]
-        x = column * self.stride[1] - self.padding[1] + tap_x * self.dilation[1] + taps[..., 1]
-        return torch.stack((x, y), dim=-1).flatten(0, 1) + 0.5
+        offsets = self.offsets[image].unflatten(0, (-1, *self.geometry.kernel_size, 2))[group]
+        rows, columns = self.geometry.tap_positions(offsets)
+        points = torch.stack((columns[..., row, column], rows[..., row, column]), dim=-1)
+        return points.flatten(0, 1) + 0.5
 
 
 def chained_points(calls: Sequence[DeformConvCall], cell: tuple[int, int]) -> Tensor:
@@ -119,9 +111,8 @@ def record_deform_convs(model: nn.Module) -> Iterator[list[DeformConvCall]]:
             module: DeformConv2d | ModulatedDeformConv2d, inputs: tuple[Tensor], output: Tensor
         ) -> None:
             offsets, _ = module.sampling(*inputs)
-            geometry = (module.kernel_size, module.stride, module.padding, module.dilation)
             size = (inputs[0].shape[2], inputs[0].shape[3])
-            calls.append(DeformConvCall(name, offsets, *geometry, input_size=size))
+            calls.append(DeformConvCall(name, offsets, module.geometry, input_size=size))
 
         return hook
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from deformable_detr.ops import library
-from deformable_detr.ops.deform_kernel.products import ConvGeometry
+from deformable_detr.ops.geometry import ConvGeometry
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
