@@ -1,4 +1,4 @@
-"""The geometry, the norms and the fusion that the re-parameterised blocks share."""
+"""What re-parameterized blocks have in common: fusion, geometry, norms."""
 
 import copy
 import functools
@@ -18,13 +18,28 @@ from deformable_detr.layers.norm import (
 )
 from deformable_detr.layers.reparam.algebra import Kernel
 from deformable_detr.layers.reparam.branches import NormLayer
-from deformable_detr.layers.reparam.fuse import ReparameterizedBlock
 from deformable_detr.layers.reparam.windows import conv_through, square_window
 from deformable_detr.ops.geometry import IntPair
 
 Statistics = Literal["frozen", "train"]
 Init = Literal["own_branch", "paper"]
 DEFAULT_NORM_EPS = 1e-5  # of nn.BatchNorm2d
+
+
+class ReparameterizedBlock(nn.Module):
+    """Branches that together are one convolution."""
+
+    @abstractmethod
+    def equivalent_kernel(self) -> Kernel:
+        """The kernel on the stored statistics; differentiable in every parameter."""
+
+    @abstractmethod
+    def fuse(self) -> nn.Conv2d:
+        """A new convolution that computes what the block computes in eval mode.
+
+        Raises:
+            ValueError: the block would now use the statistics of the batch.
+        """
 
 
 class BranchBlock(ReparameterizedBlock):
