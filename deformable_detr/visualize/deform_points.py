@@ -1,7 +1,7 @@
 """Where deformable convolutions sample: one layer's points, and those of a chain of layers."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deformable_detr.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
 from deformable_detr.ops.geometry import ConvGeometry
 from deformable_detr.structures import Size
+from deformable_detr.visualize.recording import modules_of, recorded
 
 
 @dataclass(frozen=True)
@@ -96,33 +97,24 @@ def chained_points(calls: Sequence[DeformConvCall], cell: tuple[int, int]) -> Te
     return points
 
 
-@contextmanager
-def record_deform_convs(model: nn.Module) -> Iterator[list[DeformConvCall]]:
+def record_deform_convs(model: nn.Module) -> AbstractContextManager[list[DeformConvCall]]:
     """Record every call of a `DeformConv2d` or a `ModulatedDeformConv2d`.
 
-    Yields:
-        A list that grows with each call, in the order of the calls.
+    Returns:
+        Within the context, a list that grows with each call, in the order of the calls.
     """
-    calls: list[DeformConvCall] = []
+    modules = modules_of(model, DeformConv2d) | modules_of(model, ModulatedDeformConv2d)
+    return recorded(modules, _deform_conv_call)
 
-    def hook_of(name: str) -> Any:
-        @torch.no_grad()
-        def hook(
-            module: DeformConv2d | ModulatedDeformConv2d, inputs: tuple[Tensor], output: Tensor
-        ) -> None:
-            offsets, _ = module.sampling(*inputs)
-            size = (inputs[0].shape[2], inputs[0].shape[3])
-            calls.append(DeformConvCall(name, offsets, module.geometry, input_size=size))
 
-        return hook
-
-    handles = [
-        module.register_forward_hook(hook_of(name))
-        for name, module in model.named_modules()
-        if isinstance(module, DeformConv2d | ModulatedDeformConv2d)
-    ]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+@torch.no_grad()
+def _deform_conv_call(
+    name: str,
+    module: DeformConv2d | ModulatedDeformConv2d,
+    args: tuple[Tensor],
+    kwargs: dict[str, Any],
+    output: Tensor,
+) -> DeformConvCall:
+    offsets, _ = module.sampling(*args)
+    size = (args[0].shape[2], args[0].shape[3])
+    return DeformConvCall(name, offsets, module.geometry, input_size=size)
