@@ -11,8 +11,7 @@ from torch import Tensor
 from deformable_detr.benchmark.workload import locations_of, weights_of
 from deformable_detr.ops import available_backends, ms_deform_attn, ms_deform_attn_fused
 from deformable_detr.ops.ms_deformable_attention.reference import ms_deform_attn_core_pytorch
-
-LevelShapes = tuple[tuple[int, int], ...]
+from deformable_detr.structures import LevelShapes
 
 REFERENCE = "reference"
 REFERENCE_MODULE = "reference module"

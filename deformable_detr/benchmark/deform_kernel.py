@@ -8,11 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deformable_detr.ops.deform_kernel.dispatch import (
-    deform_kernel_conv2d,
-    deform_kernel_conv2d_core_pytorch,
-)
-from deformable_detr.ops.deform_kernel.products import ConvGeometry
+from deformable_detr.ops.deform_kernel.dispatch import deform_kernel_conv2d
+from deformable_detr.ops.deform_kernel.reference import deform_kernel_conv2d_core_pytorch
+from deformable_detr.ops.geometry import ConvGeometry
 
 SHAPE = (1, 96, 50, 67)
 SCOPE = 4

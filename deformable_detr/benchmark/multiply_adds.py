@@ -24,10 +24,9 @@ class _AsPlain(nn.Module):
     def __init__(self, deformed: _Deformed) -> None:
         super().__init__()
         self.generators = [m for m in deformed.children() if isinstance(m, OffsetGenerator)]
-        window = deformed.geometry if isinstance(deformed, DeformKernelConv2d) else deformed
-        kernel_size = window.kernel_size
-        self.weight = deformed.weight.new_empty(*deformed.weight.shape[:2], *kernel_size)
-        self.arguments = (window.stride, window.padding, window.dilation, deformed.groups)
+        geometry = deformed.geometry
+        self.weight = deformed.weight.new_empty(*deformed.weight.shape[:2], *geometry.kernel_size)
+        self.arguments = (*geometry[1:], deformed.groups)
 
     def forward(self, features: Tensor) -> Tensor:
         for generator in self.generators:

@@ -20,7 +20,8 @@ from deformable_detr.conversion.recognition import SOURCES, layout_of, recognize
 from deformable_detr.conversion.structure import structure_of_model
 from deformable_detr.conversion.translate import Translation, clean, to_ours, to_theirs
 from deformable_detr.labels import LabelSpace
-from deformable_detr.layers.reparam.fuse import ReparameterizedBlock, with_official_norms
+from deformable_detr.layers.reparam.base import ReparameterizedBlock
+from deformable_detr.layers.reparam.official_layout import with_official_norms
 from deformable_detr.models.deformable_detr import DeformableDETR
 
 _COUNTER = "num_batches_tracked"
@@ -181,7 +182,7 @@ def export_weights(
 
     Args:
         model: where they are from; the tensors share its memory as those of `state_dict` do. One
-            with re-parameterised blocks must have gone through `fuse_model`, whose convolutions
+            with re-parameterized blocks must have gone through `fuse_model`, whose convolutions
             get frozen norms that add their biases.
         to: "native", "official", "transformers", "detrex" or "mmdet".
         label_space: what the model's classes are. The official layout counts rows by category
@@ -195,7 +196,7 @@ def export_weights(
     blocks = sum(isinstance(module, ReparameterizedBlock) for module in model.modules())
     if blocks:
         raise ValueError(
-            f"model must be fused for the layout of {to}, got {blocks} re-parameterised blocks; "
+            f"model must be fused for the layout of {to}, got {blocks} re-parameterized blocks; "
             "give fuse_model(model)"
         )
     layout, structure = layout_of(to), structure_of_model(model)

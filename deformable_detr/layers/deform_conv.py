@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.layers.precision import at_least_float32, without_autocast
-from deformable_detr.ops.deform_conv.dispatch import IntPair, deform_conv2d, pair
+from deformable_detr.ops import deform_conv2d
+from deformable_detr.ops.geometry import ConvGeometry, IntPair
 
 _OLD_SUFFIX = "_offset"
 
@@ -66,24 +67,17 @@ class _DeformableConvolution(nn.Module):
                 )
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = pair(kernel_size)
-        self.stride = pair(stride)
-        self.padding = pair(padding)
-        self.dilation = pair(dilation)
+        self.geometry = ConvGeometry.of(kernel_size, stride, padding, dilation)
+        k_h, k_w = self.geometry.kernel_size
         self.groups = groups
         self.offset_groups = offset_groups
-        self.num_taps = self.kernel_size[0] * self.kernel_size[1]
-        self.weight = nn.Parameter(
-            torch.empty(out_channels, in_channels // groups, *self.kernel_size)
-        )
+        self.num_taps = k_h * k_w
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, k_h, k_w))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.conv_offset = OffsetGenerator(
             in_channels,
             maps_per_tap * offset_groups * self.num_taps,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
+            *self.geometry,
         )
 
     @abstractmethod
@@ -93,26 +87,21 @@ class _DeformableConvolution(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H_out, W_out) in the same dtype."""
         offset, mask = self.sampling(features)
-        return deform_conv2d(
-            features,
-            offset,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            mask,
-        )
+        return deform_conv2d(features, offset, self.weight, self.bias, *self.geometry[1:], mask)
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, after those that have none."""
         text = (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"stride={self.stride}"
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.geometry.kernel_size}, "
+            f"stride={self.geometry.stride}"
         )
-        for name, default in (("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1)):
-            if getattr(self, name) != default:
-                text += f", {name}={getattr(self, name)}"
+        for name, value, default in (
+            ("padding", self.geometry.padding, (0, 0)),
+            ("dilation", self.geometry.dilation, (1, 1)),
+            ("groups", self.groups, 1),
+        ):
+            if value != default:
+                text += f", {name}={value}"
         if self.bias is None:
             text += ", bias=False"
         return text + f", offset_groups={self.offset_groups}"

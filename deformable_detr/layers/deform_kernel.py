@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from deformable_detr.layers.deform_conv import OffsetGenerator
 from deformable_detr.layers.precision import at_least_float32
-from deformable_detr.ops.deform_kernel.dispatch import deform_kernel_conv2d, sample_scope
-from deformable_detr.ops.deform_kernel.interpolation import tent
-from deformable_detr.ops.deform_kernel.products import ConvGeometry, Pair
+from deformable_detr.ops.deform_kernel.dispatch import deform_kernel_conv2d
+from deformable_detr.ops.deform_kernel.interpolation import linear_weights
+from deformable_detr.ops.deform_kernel.scope import sample_scope
+from deformable_detr.ops.geometry import ConvGeometry, IntPair, pair
+from deformable_detr.structures import Size
 
 DeformKernelMode = Literal["local", "global"]
 
@@ -56,14 +58,14 @@ class DeformKernelConv2d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | Pair,
-        stride: int | Pair = 1,
-        padding: int | Pair = 0,
-        dilation: int | Pair = 1,
+        kernel_size: IntPair,
+        stride: IntPair = 1,
+        padding: IntPair = 0,
+        dilation: IntPair = 1,
         groups: int = 1,
         bias: bool = True,
         *,
-        scope_size: int | Pair | None = None,
+        scope_size: IntPair | None = None,
         mode: DeformKernelMode = "local",
         rotation_groups: int = 1,
         clip_to_scope: bool = True,
@@ -71,11 +73,9 @@ class DeformKernelConv2d(nn.Module):
         image_offsets: bool = False,
     ) -> None:
         super().__init__()
-        self.geometry = ConvGeometry(
-            *(_pair(option) for option in (kernel_size, stride, padding, dilation))
-        )
+        self.geometry = ConvGeometry.of(kernel_size, stride, padding, dilation)
         k_h, k_w = self.geometry.kernel_size
-        self.scope_size = (k_h + 1, k_w + 1) if scope_size is None else _pair(scope_size)
+        self.scope_size = (k_h + 1, k_w + 1) if scope_size is None else pair(scope_size)
         _check_depthwise(in_channels, out_channels, groups)
         _check_options(mode, clip_to_scope, kernel_offsets, image_offsets)
         _check_scope(self.scope_size, self.geometry.kernel_size)
@@ -195,7 +195,7 @@ class DeformKernelResidual(nn.Module):
         channels: int,
         *,
         kernel_size: int = 3,
-        scope_size: int | Pair = 4,
+        scope_size: IntPair = 4,
         mode: DeformKernelMode = "local",
         rotation_groups: int = 1,
         clip_to_scope: bool = True,
@@ -231,7 +231,7 @@ class DeformKernelResidual(nn.Module):
         return features + self.norm(self.pointwise(self.depthwise(features)))
 
 
-def centered_scope_weight(kernel: Tensor, scope_size: int | Pair) -> Tensor:
+def centered_scope_weight(kernel: Tensor, scope_size: IntPair) -> Tensor:
     """The smallest scope from which zero rotations read a given kernel.
 
     Where scope and kernel differ by an even number, that is the kernel within zeros. Otherwise
@@ -250,7 +250,7 @@ def centered_scope_weight(kernel: Tensor, scope_size: int | Pair) -> Tensor:
     """
     if kernel.ndim != 4 or kernel.shape[1] != 1:
         raise ValueError(f"kernel must have shape (C, 1, k_h, k_w), got {tuple(kernel.shape)}")
-    scope = _pair(scope_size)
+    scope = pair(scope_size)
     _check_scope(scope, (kernel.shape[2], kernel.shape[3]))
     # Reading is a product of one matrix an axis, and so is its pseudo-inverse.
     rows, columns = (
@@ -263,11 +263,7 @@ def centered_scope_weight(kernel: Tensor, scope_size: int | Pair) -> Tensor:
 def _reading_matrix(taps: int, cells: int) -> Tensor:
     """(taps, cells) shares of the cells in what zero rotations read along one axis."""
     coordinates = torch.arange(taps, dtype=torch.float64) + (cells - taps) / 2
-    return tent(coordinates[None, None], cells)[0, 0].mT
-
-
-def _pair(option: int | Pair) -> Pair:
-    return (option, option) if isinstance(option, int) else (option[0], option[1])
+    return linear_weights(coordinates[None, None], cells)[0, 0].mT
 
 
 def _check_depthwise(in_channels: int, out_channels: int, groups: int) -> None:
@@ -278,7 +274,7 @@ def _check_depthwise(in_channels: int, out_channels: int, groups: int) -> None:
         )
 
 
-def _check_scope(scope_size: Pair, kernel_size: Pair) -> None:
+def _check_scope(scope_size: Size, kernel_size: Size) -> None:
     if scope_size[0] < kernel_size[0] or scope_size[1] < kernel_size[1]:
         raise ValueError(
             f"scope_size must be at least kernel_size, got {scope_size} and {kernel_size}"

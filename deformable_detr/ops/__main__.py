@@ -4,8 +4,7 @@ import sys
 
 import torch
 
-from deformable_detr.ops import available_backends
-from deformable_detr.ops.ms_deformable_attention import native
+from deformable_detr.ops import available_backends, library
 
 
 def report() -> str:
@@ -16,10 +15,10 @@ def report() -> str:
         for device in devices
         for backend, reason in available_backends(device).items()
     ]
-    if native.LOAD_ERROR is None:
+    if library.LOAD_ERROR is None:
         lines += [
-            f"CPU instruction set in use: {native.cpu_instruction_set()}",
-            f"CUDA architectures compiled in: {', '.join(native.cuda_architectures()) or 'none'}",
+            f"CPU instruction set in use: {library.cpu_instruction_set()}",
+            f"CUDA architectures compiled in: {', '.join(library.cuda_architectures()) or 'none'}",
         ]
     return "\n".join(lines)
 

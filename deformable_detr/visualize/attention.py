@@ -1,12 +1,7 @@
-"""Where a detector looks: sampling points, attention weights, and whatever else a module gives.
-
-Recorders are context managers: inside, calls of the model are written down; what the model
-computes is not changed.
-"""
+"""Where a detector looks: sampling points, attention weights, and whatever else a module gives."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +12,7 @@ from deformable_detr.layers.attention import MSDeformAttn
 from deformable_detr.layers.precision import at_least_float32
 from deformable_detr.ops.ms_deformable_attention.reference import sampling_locations
 from deformable_detr.structures import LevelShapes, Predictions
+from deformable_detr.visualize.recording import modules_of, recorded
 
 
 @dataclass(frozen=True)
@@ -63,89 +59,46 @@ class QueryLook:
     weights: Tensor
 
 
-@contextmanager
-def record_outputs(model: nn.Module, kind: type[nn.Module]) -> Iterator[list[tuple[str, Any]]]:
+def record_outputs(
+    model: nn.Module, kind: type[nn.Module]
+) -> AbstractContextManager[list[tuple[str, Any]]]:
     """Record what modules of a kind return.
 
     Args:
         model: whose modules.
         kind: their class.
 
-    Yields:
-        A list that grows with each call: the name of the module, and its output.
+    Returns:
+        Within the context, a list that grows with each call: the name of the module, and its
+        output.
     """
-    calls: list[tuple[str, Any]] = []
-
-    def hook_of(name: str) -> Any:
-        return lambda module, inputs, output: calls.append((name, output))
-
-    with _hooks(
-        module.register_forward_hook(hook_of(name))
-        for name, module in model.named_modules()
-        if isinstance(module, kind)
-    ):
-        yield calls
+    return recorded(
+        modules_of(model, kind), lambda name, module, args, kwargs, output: (name, output)
+    )
 
 
-@contextmanager
-def record_attention(model: nn.Module) -> Iterator[list[AttentionCall]]:
+def record_attention(model: nn.Module) -> AbstractContextManager[list[AttentionCall]]:
     """Record where each deformable attention looks, and how much it takes from there.
 
     Args:
         model: the detector, or the part of it of interest, such as its decoder.
 
-    Yields:
-        A list that grows with each call, in the order of the calls.
+    Returns:
+        Within the context, a list that grows with each call, in the order of the calls.
     """
-    calls: list[AttentionCall] = []
-
-    def hook_of(name: str) -> Any:
-        def hook(module: MSDeformAttn, args: Any, kwargs: Any, output: Tensor) -> None:
-            arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-            calls.append(
-                _attention_call(
-                    name,
-                    module,
-                    query=arguments["query"],
-                    reference_points=arguments["reference_points"],
-                    level_shapes=arguments["level_shapes"],
-                )
-            )
-
-        return hook
-
-    with _hooks(
-        module.register_forward_hook(hook_of(name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if isinstance(module, MSDeformAttn)
-    ):
-        yield calls
-
-
-@contextmanager
-def _hooks(handles: Any) -> Iterator[None]:
-    """Remove the hooks at the end, however that comes."""
-    held = list(handles)
-    try:
-        yield
-    finally:
-        for handle in held:
-            handle.remove()
+    return recorded(modules_of(model, MSDeformAttn), _attention_call)
 
 
 @torch.no_grad()
 def _attention_call(
-    name: str,
-    module: MSDeformAttn,
-    *,
-    query: Tensor,
-    reference_points: Tensor,
-    level_shapes: LevelShapes,
+    name: str, module: MSDeformAttn, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
 ) -> AttentionCall:
+    arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    query, level_shapes = arguments["query"], arguments["level_shapes"]
     shape = (*query.shape[:2], module.num_heads, module.num_levels, module.num_points)
     offsets = at_least_float32(module.sampling_offsets(query)).view(*shape, 2)
     logits = at_least_float32(module.attention_weights(query)).view(shape)
-    references = reference_points.detach().to(offsets.dtype)
+    references = arguments["reference_points"].detach().to(offsets.dtype)
     return AttentionCall(
         module=name,
         reference_points=references,

@@ -1,7 +1,7 @@
 """Where deformable convolutions sample: one layer's points, and those of a chain of layers."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
+from deformable_detr.ops.geometry import ConvGeometry
 from deformable_detr.structures import Size
+from deformable_detr.visualize.recording import modules_of, recorded
 
 
 @dataclass(frozen=True)
@@ -20,19 +22,13 @@ class DeformConvCall:
         module: name of the module that made it.
         offsets: (N, G * K * 2, H_out, W_out) in cells of the input: for each of G groups and K
             taps, row by row, (y, x), as torchvision orders them.
-        kernel_size: (height, width), whose product is K.
-        stride: (vertical, horizontal), as the next two.
-        padding: in cells.
-        dilation: in cells.
+        geometry: of the convolution; its kernel has K taps.
         input_size: (height, width) of the layer's input.
     """
 
     module: str
     offsets: Tensor
-    kernel_size: Size
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    geometry: ConvGeometry
     input_size: Size
 
     @property
@@ -59,13 +55,10 @@ class DeformConvCall:
         row, column = cell
         if not (0 <= row < H and 0 <= column < W):
             raise ValueError(f"cell must be within the map of {H} x {W} cells, got {row},{column}")
-        kh, kw = self.kernel_size
-        taps = self.offsets[image, :, row, column].unflatten(0, (-1, kh, kw, 2))[group]
-        tap_y = torch.arange(kh, device=taps.device)[:, None]
-        tap_x = torch.arange(kw, device=taps.device)[None]
-        y = row * self.stride[0] - self.padding[0] + tap_y * self.dilation[0] + taps[..., 0]
-        x = column * self.stride[1] - self.padding[1] + tap_x * self.dilation[1] + taps[..., 1]
-        return torch.stack((x, y), dim=-1).flatten(0, 1) + 0.5
+        offsets = self.offsets[image].unflatten(0, (-1, *self.geometry.kernel_size, 2))[group]
+        rows, columns = self.geometry.tap_positions(offsets)
+        points = torch.stack((columns[..., row, column], rows[..., row, column]), dim=-1)
+        return points.flatten(0, 1) + 0.5
 
 
 def chained_points(calls: Sequence[DeformConvCall], cell: tuple[int, int]) -> Tensor:
@@ -104,34 +97,24 @@ def chained_points(calls: Sequence[DeformConvCall], cell: tuple[int, int]) -> Te
     return points
 
 
-@contextmanager
-def record_deform_convs(model: nn.Module) -> Iterator[list[DeformConvCall]]:
+def record_deform_convs(model: nn.Module) -> AbstractContextManager[list[DeformConvCall]]:
     """Record every call of a `DeformConv2d` or a `ModulatedDeformConv2d`.
 
-    Yields:
-        A list that grows with each call, in the order of the calls.
+    Returns:
+        Within the context, a list that grows with each call, in the order of the calls.
     """
-    calls: list[DeformConvCall] = []
+    modules = modules_of(model, DeformConv2d) | modules_of(model, ModulatedDeformConv2d)
+    return recorded(modules, _deform_conv_call)
 
-    def hook_of(name: str) -> Any:
-        @torch.no_grad()
-        def hook(
-            module: DeformConv2d | ModulatedDeformConv2d, inputs: tuple[Tensor], output: Tensor
-        ) -> None:
-            offsets, _ = module.sampling(*inputs)
-            geometry = (module.kernel_size, module.stride, module.padding, module.dilation)
-            size = (inputs[0].shape[2], inputs[0].shape[3])
-            calls.append(DeformConvCall(name, offsets, *geometry, input_size=size))
 
-        return hook
-
-    handles = [
-        module.register_forward_hook(hook_of(name))
-        for name, module in model.named_modules()
-        if isinstance(module, DeformConv2d | ModulatedDeformConv2d)
-    ]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+@torch.no_grad()
+def _deform_conv_call(
+    name: str,
+    module: DeformConv2d | ModulatedDeformConv2d,
+    args: tuple[Tensor],
+    kwargs: dict[str, Any],
+    output: Tensor,
+) -> DeformConvCall:
+    offsets, _ = module.sampling(*args)
+    size = (args[0].shape[2], args[0].shape[3])
+    return DeformConvCall(name, offsets, module.geometry, input_size=size)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.structures import Size
+from deformable_detr.visualize.recording import recorded
 
 _MAX_SUGGESTIONS = 6
 _ROUNDING = 1e-9  # of the energy, by which sums of parts may miss the whole
@@ -117,24 +118,20 @@ def effective_receptive_field(
 
 
 class _LayerReached(Exception):  # noqa: N818  # nothing is wrong: the rest need not run
-    """Ends a forward pass at the layer of interest."""
+    """Ends a forward pass at the layer of interest, with its output."""
 
 
 def _output_of(model: nn.Module, images: Tensor, layer: str) -> Any:
     """What the layer returns."""
-    reached = []
 
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        reached.append(output)
-        raise _LayerReached
+    def stop(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        raise _LayerReached(output)
 
-    handle = find_layer(model, layer).register_forward_hook(hook)
-    try:
-        model(images)
-    except _LayerReached:
-        return reached[0]
-    finally:
-        handle.remove()
+    with recorded({layer: find_layer(model, layer)}, stop):
+        try:
+            model(images)
+        except _LayerReached as reached:
+            return reached.args[0]
     raise ValueError(f"layer {layer} must take part in the forward pass, but did not run")
 
 

@@ -17,7 +17,8 @@ from deformable_detr.conversion.weights import export_weights, import_weights
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from deformable_detr.environment import current_versions
-from deformable_detr.layers.reparam.fuse import ReparameterizedBlock, fuse_model
+from deformable_detr.layers.reparam.base import ReparameterizedBlock
+from deformable_detr.layers.reparam.fuse import fuse_model
 from deformable_detr.workflows.training import train
 
 # Rates at which every branch has left its start after a few steps.

@@ -1,4 +1,4 @@
-"""Re-parameterised blocks with random weights and statistics, and what they compute, in float64."""
+"""Re-parameterized blocks with random weights and statistics, and what they compute, in float64."""
 
 import torch
 from torch import nn

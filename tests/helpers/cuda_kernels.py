@@ -48,7 +48,8 @@ def form_of(dtype: torch.dtype, D: int) -> int:
 def instantiations(dtype: torch.dtype, D: int) -> str:
     """C++ text: all kernels of a value type and a form."""
     T = _CPP_TYPES[dtype]
-    lines = ['#include "cuda/ms_deform_gather.cuh"', '#include "cuda/ms_deform_im2col.cuh"']
+    folder = "cuda/ms_deformable_attention"
+    lines = [f'#include "{folder}/{name}.cuh"' for name in ("gather", "im2col")]
     lines += ["using namespace deformable_detr;"]
     signature = f"(const __grid_constant__ Call<{T}>);"
     for fused in ("false", "true"):

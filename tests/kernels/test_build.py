@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.operator_calls import requires_native
 
-from deformable_detr.ops.ms_deformable_attention import native
+from deformable_detr.ops import library
 
 SETUP = Path(__file__).parents[2] / "setup.py"
 
@@ -157,7 +157,7 @@ def test_the_runtime_of_the_toolkit_comes_before_that_of_torchs_packages(build, 
 
 @requires_native
 def test_the_binary_serves_every_python():
-    assert native._C.__file__.endswith(("_C.abi3.so", "_C.pyd"))
+    assert library._C.__file__.endswith(("_C.abi3.so", "_C.pyd"))
 
 
 def symbols(path, *options):
@@ -171,7 +171,9 @@ def symbols(path, *options):
 @requires_native
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the symbols with nm")
 def test_the_binary_needs_only_the_stable_interface_of_a_torch_for_the_cpu():
-    needed = {name for kind, name in symbols(native._C.__file__, "--undefined-only") if kind == "U"}
+    needed = {
+        name for kind, name in symbols(library._C.__file__, "--undefined-only") if kind == "U"
+    }
     # Mangled names of at::, c10:: and torch:: begin so, whatever they qualify.
     unstable = [
         name
@@ -181,14 +183,14 @@ def test_the_binary_needs_only_the_stable_interface_of_a_torch_for_the_cpu():
     assert unstable == []
     of_torch = {name for name in needed if name.startswith(("aoti_torch_", "torch_"))}
     assert "aoti_torch_library_impl" in of_torch or "torch_library_impl" in of_torch
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    assert of_torch <= {name for _, name in symbols(library, "--defined-only")}
+    of_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    assert of_torch <= {name for _, name in symbols(of_cpu, "--defined-only")}
 
 
 @requires_native
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the symbols with nm")
 def test_the_binary_shows_one_name_of_ours_and_none_of_cuda():
-    shown = [name for _, name in symbols(native._C.__file__, "--defined-only")]
+    shown = [name for _, name in symbols(library._C.__file__, "--defined-only")]
     ours_or_of_cuda = [
         name for name in shown if name.startswith(("Py", "cu")) or "deformable_detr" in name
     ]

@@ -195,7 +195,7 @@ PLANTED_FAULTS = {
     "shared memory too short": ("samples.cuh", "kPlaces = kQueries * (kLanes + 1)", "kPlaces = 8"),
     "groups past the last query at work": ("samples.cuh", "active = query < Q;", "active = true;"),
     "one shuffle missing": (
-        "ms_deform_im2col.cuh",
+        "im2col.cuh",
         "exchange(is_upper, lower.bottom_left, upper.bottom_left, kStep)",
         "lower.bottom_left",
     ),
@@ -206,7 +206,7 @@ PLANTED_FAULTS = {
 def test_a_planted_fault_is_noticed(fault, tmp_path):
     name, right, wrong = PLANTED_FAULTS[fault]
     shutil.copytree(SOURCES, tmp_path / "src")
-    path = tmp_path / "src" / "cuda" / name
+    path = tmp_path / "src" / "cuda" / "ms_deformable_attention" / name
     text = path.read_text()
     assert text.count(right) == 1, "the source has changed: plant the fault anew"
     path.write_text(text.replace(right, wrong))

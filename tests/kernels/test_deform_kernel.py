@@ -8,9 +8,9 @@ from helpers.operator_calls import requires_native
 from deformable_detr.ops.deform_kernel.dispatch import (
     deform_kernel_conv2d,
     deform_kernel_conv2d_by_products,
-    deform_kernel_conv2d_core_pytorch,
 )
-from deformable_detr.ops.deform_kernel.products import ConvGeometry
+from deformable_detr.ops.deform_kernel.reference import deform_kernel_conv2d_core_pytorch
+from deformable_detr.ops.geometry import ConvGeometry
 
 pytestmark = requires_native
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from deformable_detr.builders import build_model
 from deformable_detr.config.loading import load_config
 from deformable_detr.conversion.weights import export_weights, import_weights
-from deformable_detr.layers.reparam.fuse import ReparameterizedBlock, fuse_model
+from deformable_detr.layers.reparam.base import ReparameterizedBlock
+from deformable_detr.layers.reparam.fuse import fuse_model
 from deformable_detr.models.backbones.surgery import (
     ac_block,
     diverse_branch_block,

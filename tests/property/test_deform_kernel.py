@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from deformable_detr.ops.deform_kernel.dispatch import (
     deform_kernel_conv2d,
     deform_kernel_conv2d_by_products,
-    deform_kernel_conv2d_core_pytorch,
 )
-from deformable_detr.ops.deform_kernel.products import ConvGeometry
+from deformable_detr.ops.deform_kernel.reference import deform_kernel_conv2d_core_pytorch
+from deformable_detr.ops.geometry import ConvGeometry
 
 
 def pairs(low, high):

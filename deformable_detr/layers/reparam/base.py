@@ -1,4 +1,4 @@
-"""The geometry, the norms and the fusion that the re-parameterised blocks share."""
+"""What re-parameterized blocks have in common: fusion, geometry, norms."""
 
 import copy
 import functools
@@ -18,12 +18,28 @@ from deformable_detr.layers.norm import (
 )
 from deformable_detr.layers.reparam.algebra import Kernel
 from deformable_detr.layers.reparam.branches import NormLayer
-from deformable_detr.layers.reparam.fuse import ReparameterizedBlock
-from deformable_detr.layers.reparam.windows import Size, square_window
+from deformable_detr.layers.reparam.windows import conv_through, square_window
+from deformable_detr.ops.geometry import IntPair
 
 Statistics = Literal["frozen", "train"]
 Init = Literal["own_branch", "paper"]
 DEFAULT_NORM_EPS = 1e-5  # of nn.BatchNorm2d
+
+
+class ReparameterizedBlock(nn.Module):
+    """Branches that together are one convolution."""
+
+    @abstractmethod
+    def equivalent_kernel(self) -> Kernel:
+        """The kernel on the stored statistics; differentiable in every parameter."""
+
+    @abstractmethod
+    def fuse(self) -> nn.Conv2d:
+        """A new convolution that computes what the block computes in eval mode.
+
+        Raises:
+            ValueError: the block would now use the statistics of the batch.
+        """
 
 
 class BranchBlock(ReparameterizedBlock):
@@ -37,10 +53,10 @@ class BranchBlock(ReparameterizedBlock):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Size,
-        stride: Size,
-        padding: Size,
-        dilation: Size,
+        kernel_size: IntPair,
+        stride: IntPair,
+        padding: IntPair,
+        dilation: IntPair,
         groups: int,
         bias: bool,
         *,
@@ -95,14 +111,14 @@ class BranchBlock(ReparameterizedBlock):
             raise ValueError(
                 f"conv_norm must be a batch norm that stores statistics, or None, got {conv_norm}"
             )
+        # Of two numbers each, though nn.Conv2d does not say so.
+        names = ("kernel_size", "stride", "padding", "dilation")
+        geometry: dict[str, Any] = {name: getattr(conv, name) for name in names}
         block = cls(
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
+            **geometry,
+            groups=conv.groups,
             bias=conv_norm is None and conv.bias is not None,
             norm=norm,
             norm_eps=DEFAULT_NORM_EPS if conv_norm is None else conv_norm.eps,
@@ -156,8 +172,8 @@ class BranchBlock(ReparameterizedBlock):
             exact = copy.deepcopy(self).to("cpu", torch.float64).equivalent_kernel()
             # Without values of its own, which would be drawn from the global generator.
             with torch.device("meta"):
-                conv = self.window.conv(
-                    self.in_channels, self.out_channels, groups=self.groups, bias=True
+                conv = conv_through(
+                    self.window, self.in_channels, self.out_channels, groups=self.groups, bias=True
                 )
             conv.weight, conv.bias = (nn.Parameter(tensor.to(own)) for tensor in exact)
         return conv.train(self.training)

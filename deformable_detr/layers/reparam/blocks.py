@@ -12,7 +12,8 @@ from deformable_detr.layers.reparam.algebra import (
 )
 from deformable_detr.layers.reparam.base import DEFAULT_NORM_EPS, BranchBlock, Init, Statistics
 from deformable_detr.layers.reparam.branches import AverageBranch, ChainBranch, ConvNormBranch
-from deformable_detr.layers.reparam.windows import Size, Window
+from deformable_detr.layers.reparam.windows import conv_through
+from deformable_detr.ops.geometry import ConvGeometry, IntPair
 
 
 class ACBlock(BranchBlock):
@@ -43,10 +44,10 @@ class ACBlock(BranchBlock):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        dilation: Size = 1,
+        kernel_size: IntPair,
+        stride: IntPair = 1,
+        padding: IntPair = 0,
+        dilation: IntPair = 1,
         groups: int = 1,
         bias: bool = False,
         *,
@@ -69,26 +70,26 @@ class ACBlock(BranchBlock):
         )
         window, channels = self.window, (in_channels, out_channels)
         rows, columns = window.padding
-        middle_row, middle_column = window.reach
+        middle_row, middle_column = _middle(window)
         # The single column stands in the middle of the window, and so may look at less padding
         # than the square, or at none and less of the map.
         self._crop = (max(middle_row - rows, 0), max(middle_column - columns, 0))
-        column = Window(
+        column = ConvGeometry(
             (window.kernel_size[0], 1),
             window.stride,
             (rows, max(columns - middle_column, 0)),
             window.dilation,
         )
-        row = Window(
+        row = ConvGeometry(
             (1, window.kernel_size[1]),
             window.stride,
             (max(rows - middle_row, 0), columns),
             window.dilation,
         )
-        self.square_conv = window.conv(*channels, groups=groups)
+        self.square_conv = conv_through(window, *channels, groups=groups)
         self.square_bn = self.norm_layer(out_channels)
-        self.ver_conv = column.conv(*channels, groups=groups)
-        self.hor_conv = row.conv(*channels, groups=groups)
+        self.ver_conv = conv_through(column, *channels, groups=groups)
+        self.hor_conv = conv_through(row, *channels, groups=groups)
         self.ver_bn = self.norm_layer(out_channels)
         self.hor_bn = self.norm_layer(out_channels)
         if init == "own_branch":
@@ -148,10 +149,10 @@ class DiverseBranchBlock(BranchBlock):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        dilation: Size = 1,
+        kernel_size: IntPair,
+        stride: IntPair = 1,
+        padding: IntPair = 0,
+        dilation: IntPair = 1,
         groups: int = 1,
         bias: bool = False,
         *,
@@ -174,9 +175,9 @@ class DiverseBranchBlock(BranchBlock):
             norm_eps=norm_eps,
         )
         window = self.window
-        if window.padding != window.reach:
+        if window.padding != _middle(window):
             raise ValueError(
-                f"padding must be dilation * (kernel_size // 2) = {window.reach}, "
+                f"padding must be dilation * (kernel_size // 2) = {_middle(window)}, "
                 f"got {window.padding}"
             )
         is_depthwise = groups == in_channels == out_channels
@@ -196,13 +197,13 @@ class DiverseBranchBlock(BranchBlock):
     def _build_branches(self, internal_channels: int, *, has_1x1: bool) -> None:
         channels = (self.in_channels, self.out_channels)
         groups, layer = self.groups, self.norm_layer
-        conv = self.window.conv(*channels, groups=groups)
+        conv = conv_through(self.window, *channels, groups=groups)
         self.dbb_origin = ConvNormBranch(conv, layer(self.out_channels))
         self.dbb_avg = AverageBranch(*channels, window=self.window, groups=groups, norm_layer=layer)
         self.dbb_1x1: ConvNormBranch | None = None
         if has_1x1:
-            pixel = Window((1, 1), self.window.stride, (0, 0), (1, 1))
-            conv = pixel.conv(*channels, groups=groups)
+            pixel = ConvGeometry((1, 1), self.window.stride)
+            conv = conv_through(pixel, *channels, groups=groups)
             self.dbb_1x1 = ConvNormBranch(conv, layer(self.out_channels))
         self.dbb_1x1_kxk = ChainBranch(
             self.in_channels,
@@ -233,3 +234,9 @@ class DiverseBranchBlock(BranchBlock):
             pixel = self.dbb_1x1.equivalent_kernel()
             kernels.append(pad_kernel(pixel, self.window.kernel_size))
         return add_branches(*kernels)
+
+
+def _middle(window: ConvGeometry) -> tuple[int, int]:
+    """How far (rows, columns) the middle of an odd window is from its first cell."""
+    rows, columns = window.reach
+    return rows // 2, columns // 2

@@ -1,4 +1,4 @@
-"""What the branches of a re-parameterised block are made of; each is one convolution."""
+"""What the branches of a re-parameterized block are made of; each is one convolution."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,8 @@ from deformable_detr.layers.reparam.algebra import (
     kernel_of,
     without_bias,
 )
-from deformable_detr.layers.reparam.windows import Pair, Window
+from deformable_detr.layers.reparam.windows import average_pool, conv_through
+from deformable_detr.ops.geometry import ConvGeometry
 
 NormLayer = Callable[[int], Norm]
 
@@ -62,7 +63,7 @@ class NormAndPad(nn.Module):
         padding: (rows, columns) added on either side.
     """
 
-    def __init__(self, norm: Norm, padding: Pair) -> None:
+    def __init__(self, norm: Norm, padding: tuple[int, int]) -> None:
         super().__init__()
         self.bn = norm
         self.padding = padding
@@ -113,7 +114,7 @@ class AverageBranch(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
-        window: Window,
+        window: ConvGeometry,
         groups: int,
         norm_layer: NormLayer,
     ) -> None:
@@ -124,9 +125,9 @@ class AverageBranch(nn.Module):
         if not groups == in_channels == out_channels:
             self.conv = nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=False)
             self.bn = NormAndPad(norm_layer(out_channels), window.padding)
-            window = window.without_padding()
+            window = window._replace(padding=(0, 0))
         self.kernel_size = window.kernel_size[0]
-        self.avg = window.average_pool()
+        self.avg = average_pool(window)
         self.avgbn = norm_layer(out_channels)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ class ChainBranch(nn.Module):
         internal_channels: int,
         out_channels: int,
         *,
-        window: Window,
+        window: ConvGeometry,
         groups: int,
         norm_layer: NormLayer,
     ) -> None:
@@ -184,7 +185,8 @@ class ChainBranch(nn.Module):
         else:
             self.conv1 = nn.Conv2d(in_channels, internal_channels, 1, groups=groups, bias=False)
         self.bn1 = NormAndPad(norm_layer(internal_channels), window.padding)
-        self.conv2 = window.without_padding().conv(internal_channels, out_channels, groups=groups)
+        padded = window._replace(padding=(0, 0))
+        self.conv2 = conv_through(padded, internal_channels, out_channels, groups=groups)
         self.bn2 = norm_layer(out_channels)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -2,83 +2,16 @@
 
 import copy
 import itertools
-from abc import abstractmethod
 from collections import Counter
-from typing import TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.ops import FrozenBatchNorm2d
 
-from deformable_detr.layers.norm import (
-    is_affine_norm,
-    uses_batch_statistics,
-)
-from deformable_detr.layers.reparam.algebra import Kernel, fuse_conv_norm, kernel_of
+from deformable_detr.layers.norm import is_affine_norm, uses_batch_statistics
+from deformable_detr.layers.reparam.algebra import fuse_conv_norm, kernel_of
+from deformable_detr.layers.reparam.base import ReparameterizedBlock
 from deformable_detr.layers.reparam.folding import FoldingSequential
-
-_Model = TypeVar("_Model", bound=nn.Module)
-OFFICIAL_NORM_EPS = 1e-5  # of the frozen batch norm of the official Deformable DETR
-
-
-class ReparameterizedBlock(nn.Module):
-    """Branches that together are one convolution."""
-
-    @abstractmethod
-    def equivalent_kernel(self) -> Kernel:
-        """The kernel on the stored statistics; differentiable in every parameter."""
-
-    @abstractmethod
-    def fuse(self) -> nn.Conv2d:
-        """A new convolution that computes what the block computes in eval mode.
-
-        Raises:
-            ValueError: the block would now use the statistics of the batch.
-        """
-
-
-def as_official_conv_norm(weight: Tensor, bias: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """A convolution with a bias as one without, and the frozen batch norm that adds the bias.
-
-    The layout of the official Deformable DETR, where each convolution of the backbone has a norm.
-
-    Args:
-        weight: (C_out, C_in / G, height, width).
-        bias: (C_out,).
-
-    Returns:
-        The weight, and the state of a norm whose eps is `OFFICIAL_NORM_EPS`.
-    """
-    ones = torch.ones_like(bias)
-    norm = {
-        "weight": ones,
-        "bias": bias,
-        "running_mean": torch.zeros_like(bias),
-        "running_var": ones - OFFICIAL_NORM_EPS,  # the square root of it plus eps is 1
-    }
-    return weight, norm
-
-
-def with_official_norms(model: _Model) -> _Model:
-    """A copy of a fused model in which each convolution has a frozen batch norm behind it again.
-
-    The layout of the official Deformable DETR: what `fuse_model` made a bias is now the norm's.
-    `model` itself does not change; all other tensors of the copy are its own.
-    """
-    tensors = [*model.parameters(), *model.buffers()]
-    unfused = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    for parent in list(unfused.modules()):
-        for conv_name, norm_name in conv_norm_pairs(parent):
-            conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
-            if type(conv) is nn.Conv2d and conv.bias is not None and type(norm) is nn.Identity:
-                _, state = as_official_conv_norm(conv.weight.detach(), conv.bias.detach())
-                official = FrozenBatchNorm2d(conv.out_channels, eps=OFFICIAL_NORM_EPS)
-                official.to(conv.bias).load_state_dict(state)
-                conv.bias = None
-                setattr(parent, norm_name, official)
-    return unfused
 
 
 def fuse_model(model: nn.Module) -> nn.Module:

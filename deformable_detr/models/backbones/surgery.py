@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from deformable_detr.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
 from deformable_detr.layers.deform_kernel import DeformKernelConv2d, centered_scope_weight
 from deformable_detr.layers.norm import is_affine_norm
-from deformable_detr.layers.reparam.base import Statistics
+from deformable_detr.layers.reparam.base import ReparameterizedBlock, Statistics
 from deformable_detr.layers.reparam.blocks import ACBlock, DiverseBranchBlock
-from deformable_detr.layers.reparam.fuse import ReparameterizedBlock, conv_norm_pairs
+from deformable_detr.layers.reparam.fuse import conv_norm_pairs
 from deformable_detr.models.backbones.base import Backbone
 
 _Block = TypeVar("_Block", DeformConv2d, ModulatedDeformConv2d, DeformKernelConv2d)

@@ -1,4 +1,4 @@
-"""The shares that a linear sample takes of cells in a row."""
+"""Weights of linear interpolation: the share of each cell in a row in a sample between them."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from torch.autograd.function import once_differentiable
 _OUTSIDE = -2.0  # from every cell by more than one
 
 
-def tent(coordinates: Tensor, size: int) -> Tensor:
-    """How much of each of `size` cells a bilinear sample takes: max(0, 1 - |coordinate - cell|).
+def linear_weights(coordinates: Tensor, size: int) -> Tensor:
+    """Weights of `size` cells in a linear sample: the triangle max(0, 1 - |coordinate - cell|).
 
     The derivative on a cell's centre is the one from above, and on the last one from below, so
     that a sample at the scope's edge is drawn inwards or not at all.
@@ -36,17 +36,17 @@ def _low_cells(coordinates: Tensor, size: int) -> Tensor:
 
 
 def _cells_of_axis(coordinates: Tensor, size: int) -> Tensor:
-    """The cells' own coordinates, along the axis that `tent` adds."""
+    """The cells' own coordinates, along the axis that `linear_weights` adds."""
     cells = torch.arange(size, device=coordinates.device, dtype=coordinates.dtype)
     return cells.view(-1, *[1] * (coordinates.ndim - 2))
 
 
-class Tent(torch.autograd.Function):
-    """`tent` in few passes over memory."""
+class LinearWeights(torch.autograd.Function):
+    """`linear_weights` in few passes over memory."""
 
     @staticmethod
     def forward(ctx: Any, coordinates: Tensor, size: int) -> Tensor:
-        """The shares; NaN takes nothing, like a place far outside."""
+        """The weights; NaN takes nothing, like a place far outside."""
         coordinates = coordinates.nan_to_num(nan=_OUTSIDE)
         ctx.size = size
         ctx.save_for_backward(coordinates)
@@ -55,14 +55,14 @@ class Tent(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_tents: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_weights: Tensor) -> tuple[Tensor, None]:
         """The gradient of the coordinates."""
         (coordinates,) = ctx.saved_tensors
         low = _low_cells(coordinates, ctx.size).clamp_(-2, ctx.size).long()
-        return _grad_of_cell(grad_tents, low + 1) - _grad_of_cell(grad_tents, low), None
+        return _grad_of_cell(grad_weights, low + 1) - _grad_of_cell(grad_weights, low), None
 
 
-def _grad_of_cell(grad_tents: Tensor, cells: Tensor) -> Tensor:
-    size = grad_tents.shape[2]
-    grad = grad_tents.gather(2, cells.clamp(0, size - 1).unsqueeze(2)).squeeze(2)
+def _grad_of_cell(grad_weights: Tensor, cells: Tensor) -> Tensor:
+    size = grad_weights.shape[2]
+    grad = grad_weights.gather(2, cells.clamp(0, size - 1).unsqueeze(2)).squeeze(2)
     return grad * ((cells >= 0) & (cells < size))

@@ -6,14 +6,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from deformable_detr.ops.deform_kernel.products import ConvGeometry
-from deformable_detr.ops.ms_deformable_attention import native
+from deformable_detr.ops import library
+from deformable_detr.ops.geometry import ConvGeometry
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def can_serve(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the operator is built and takes tensors of this kind."""
-    is_built = native.LOAD_ERROR is None
+    is_built = library.LOAD_ERROR is None
     return is_built and device.type == "cpu" and dtype in (torch.float32, torch.float64)
 
 
@@ -23,7 +23,7 @@ def deform_kernel_conv2d(
     """See `deformable_detr.ops.deform_kernel.dispatch.deform_kernel_conv2d`; all in one dtype."""
     numbers = list(itertools.chain.from_iterable(geometry))
     operator = torch.ops.deformable_detr.deform_kernel_conv2d
-    return native.call(operator, x, weight, rotation, numbers, clip_to_scope)
+    return library.call(operator, x, weight, rotation, numbers, clip_to_scope)
 
 
 def _fake_forward(
@@ -70,5 +70,5 @@ def _register() -> None:
     torch.library.register_autograd(f"{operator}_backward", _refuse_second_derivative)
 
 
-if native.LOAD_ERROR is None:
+if library.LOAD_ERROR is None:
     _register()

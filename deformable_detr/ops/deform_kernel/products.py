@@ -2,58 +2,26 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Pair = tuple[int, int]
+from deformable_detr.ops.geometry import ConvGeometry
 
 # Products of kernel values and features that are held at once: they stay in the second level
 # cache on a CPU, and are few launches on a GPU.
 _CPU_CHUNK_ELEMENTS = 2**19
 _GPU_CHUNK_ELEMENTS = 2**26
-_FAR = 1e6  # cells; exact, and no map is as large
-
-
-class ConvGeometry(NamedTuple):
-    """Where the taps of a convolution lie; every pair is (height, width)."""
-
-    kernel_size: Pair
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
-
-    @property
-    def reach(self) -> Pair:
-        """Distance of the last tap from the first, in cells."""
-        return tuple(  # type: ignore[return-value]  # two, as the pairs
-            step * (size - 1) for step, size in zip(self.dilation, self.kernel_size, strict=True)
-        )
-
-    def output_size(self, size: Pair) -> Pair:
-        """Size of the output for an input of `size`; not positive where the kernel does not fit."""
-        return tuple(  # type: ignore[return-value]  # two, as the pairs
-            (cells + 2 * padding - reach - 1) // stride + 1
-            for cells, padding, reach, stride in zip(
-                size, self.padding, self.reach, self.stride, strict=True
-            )
-        )
-
-    def tap_cells(self, axis: int, num_outputs: int, device: torch.device) -> Tensor:
-        """(k, num_outputs): the row (axis 0) or column (axis 1) under every tap of every output."""
-        taps = torch.arange(self.kernel_size[axis], device=device) * self.dilation[axis]
-        outputs = torch.arange(num_outputs, device=device) * self.stride[axis]
-        return taps[:, None] + (outputs - self.padding[axis])
 
 
 def sum_of_taps(
     x: Tensor,
     weight: Tensor,
-    row_tents: Tensor,
-    column_tents: Tensor,
+    row_weights: Tensor,
+    column_weights: Tensor,
     geometry: ConvGeometry | None,
 ) -> Tensor:
     """Sum over taps of features times bilinearly read kernel values, without a loop over taps.
@@ -61,59 +29,24 @@ def sum_of_taps(
     Args:
         x: (N, C, H, W) features, or (N, C, k_h, k_w, H_out, W_out) taps without a geometry.
         weight: (C, S_h * S_w) kernel values of the scope.
-        row_tents: (N, R, S_h, k_h * k_w, H_out, W_out) share of every row of the scope in a tap's
-            kernel value, for channels c of c % R.
-        column_tents: (N, R, S_w, k_h * k_w, H_out, W_out), of every column.
+        row_weights: (N, R, S_h, k_h * k_w, H_out, W_out) interpolation weight of every row of the
+            scope in a tap's kernel value, for channels c of c % R.
+        column_weights: (N, R, S_w, k_h * k_w, H_out, W_out), of every column.
         geometry: of the convolution.
 
     Returns:
         (N, C, H_out, W_out).
     """
-    output: Tensor = _SumOfTaps.apply(x, weight, row_tents, column_tents, geometry)
+    output: Tensor = _SumOfTaps.apply(x, weight, row_weights, column_weights, geometry)
     return output
-
-
-def finite_offsets(image_offsets: Tensor) -> Tensor:
-    """Offsets whose infinite and NaN ones lead far outside of every map, without a gradient."""
-    return image_offsets.nan_to_num(nan=_FAR, posinf=_FAR, neginf=-_FAR)
-
-
-def sampled_taps(x: Tensor, image_offsets: Tensor, geometry: ConvGeometry) -> Tensor:
-    """Features sampled bilinearly at the displaced taps, zero outside the map.
-
-    Args:
-        x: (N, C, H, W) features.
-        image_offsets: (N, k_h * k_w * 2, H_out, W_out) in cells of the map, (row, column)
-            innermost.
-        geometry: of the convolution.
-
-    Returns:
-        (N, C, k_h, k_w, H_out, W_out).
-    """
-    N, C, H, W = x.shape
-    k_h, k_w = geometry.kernel_size
-    height, width = geometry.output_size((H, W))
-    # Zeros up to powers of two: whole cells are then exact in the grid's units, so that zero
-    # offsets give the very features, with the derivative from above.
-    sides = [2 ** (side - 1).bit_length() for side in (H, W)]
-    x = F.pad(x, (0, sides[1] - W, 0, sides[0] - H))
-    offsets = finite_offsets(image_offsets).view(N, k_h, k_w, 2, height, width)
-    rows = offsets[:, :, :, 0] + geometry.tap_cells(0, height, x.device)[:, None, :, None]
-    columns = offsets[:, :, :, 1] + geometry.tap_cells(1, width, x.device)[:, None]
-    # grid_sample wants (x, y) in [-1, 1], where -1 and 1 are the outer edges of the map.
-    grid = [
-        (cells + 0.5) * (2 / side) - 1 for cells, side in ((columns, sides[1]), (rows, sides[0]))
-    ]
-    positions = torch.stack(grid, dim=-1).view(N, k_h * k_w * height, width, 2)
-    return F.grid_sample(x, positions, align_corners=False).view(N, C, k_h, k_w, height, width)
 
 
 class _SumOfTaps(torch.autograd.Function):
     """`sum_of_taps`, without ever holding all the products.
 
-    With A[(i, j), (tap, position)] the product of the tents, the kernel values of a few channels
-    are one matrix product, weight @ A, and so are the gradients of weight and A from
-    Y = grad_output * features: Y @ A^T and weight^T @ Y. Saved are the inputs and no product.
+    With A[(i, j), (tap, position)] the product of the interpolation weights, the kernel values of
+    a few channels are one matrix product, weight @ A, and so are the gradients of weight and A
+    from Y = grad_output * features: Y @ A^T and weight^T @ Y. Saved are the inputs and no product.
     """
 
     @staticmethod
@@ -121,18 +54,18 @@ class _SumOfTaps(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         weight: Tensor,
-        row_tents: Tensor,
-        column_tents: Tensor,
+        row_weights: Tensor,
+        column_weights: Tensor,
         geometry: ConvGeometry | None,
     ) -> Tensor:
         ctx.geometry = geometry
-        ctx.save_for_backward(x, weight, row_tents, column_tents)
+        ctx.save_for_backward(x, weight, row_weights, column_weights)
         taps = x if geometry is None else _tap_view(x, geometry)
         output = x.new_empty(*taps.shape[:2], *taps.shape[4:])
         scratch = _scratch(taps)
         with torch.autocast(x.device.type, enabled=False):
-            for n, r, R in _groups(row_tents):
-                coefficients = _coefficients(row_tents[n, r], column_tents[n, r])
+            for n, r, R in _groups(row_weights):
+                coefficients = _coefficients(row_weights[n, r], column_weights[n, r])
                 for channels, products in _chunks(scratch, r, R, len(weight)):
                     torch.mm(weight[channels], coefficients, out=products.flatten(1))
                     products.mul_(taps[n, channels])
@@ -142,17 +75,17 @@ class _SumOfTaps(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, row_tents, column_tents = ctx.saved_tensors
+        x, weight, row_weights, column_weights = ctx.saved_tensors
         geometry = ctx.geometry
         taps = x if geometry is None else _tap_view(x, geometry)
         scratch = _scratch(taps)
         grad_x = torch.empty_like(x)
         fold = _CopyTaps(grad_x) if geometry is None else _FoldTaps(grad_x, scratch, geometry)
         grad_weight = torch.zeros_like(weight)
-        grad_tents = (torch.empty_like(row_tents), torch.empty_like(column_tents))
+        grad_interpolation = (torch.empty_like(row_weights), torch.empty_like(column_weights))
         with torch.autocast(x.device.type, enabled=False):
-            for n, r, R in _groups(row_tents):
-                coefficients = _coefficients(row_tents[n, r], column_tents[n, r])
+            for n, r, R in _groups(row_weights):
+                coefficients = _coefficients(row_weights[n, r], column_weights[n, r])
                 grad_coefficients = torch.empty_like(coefficients)
                 for channels, products in _chunks(scratch, r, R, len(weight)):
                     values, grad = weight[channels], grad_output[n, channels, None, None]
@@ -163,8 +96,9 @@ class _SumOfTaps(torch.autograd.Function):
                     grad_coefficients.addmm_(values.mT, matrix, beta=0 if is_first else 1)
                     torch.mm(values, coefficients, out=matrix)
                     fold(n, channels, products, grad)
-                _split_gradient(grad_coefficients, n, r, (row_tents, column_tents), grad_tents)
-        return grad_x, grad_weight, *grad_tents, None
+                interpolation = (row_weights, column_weights)
+                _split_gradient(grad_coefficients, n, r, interpolation, grad_interpolation)
+        return grad_x, grad_weight, *grad_interpolation, None
 
 
 class _CopyTaps:
@@ -241,9 +175,9 @@ def _scratch(taps: Tensor) -> Tensor:
     return taps.new_empty(min(channels, taps.shape[1]), *taps.shape[2:])
 
 
-def _groups(row_tents: Tensor) -> Iterator[tuple[int, int, int]]:
+def _groups(row_weights: Tensor) -> Iterator[tuple[int, int, int]]:
     """Every image n and rotation group r, with the number R of groups."""
-    N, R = row_tents.shape[:2]
+    N, R = row_weights.shape[:2]
     return ((n, r, R) for n in range(N) for r in range(R))
 
 
@@ -254,19 +188,19 @@ def _chunks(scratch: Tensor, r: int, R: int, num_channels: int) -> Iterator[tupl
         yield channels, scratch[: len(range(num_channels)[channels])]
 
 
-def _coefficients(row_tents: Tensor, column_tents: Tensor) -> Tensor:
-    """(S_h, K, ...) and (S_w, K, ...) tents -> (S_h * S_w, K * positions) coefficients."""
-    return (row_tents[:, None] * column_tents).flatten(2).flatten(0, 1)
+def _coefficients(row_weights: Tensor, column_weights: Tensor) -> Tensor:
+    """(S_h, K, ...) and (S_w, K, ...) weights -> (S_h * S_w, K * positions) coefficients."""
+    return (row_weights[:, None] * column_weights).flatten(2).flatten(0, 1)
 
 
 def _split_gradient(
     grad_coefficients: Tensor,
     n: int,
     r: int,
-    tents: tuple[Tensor, Tensor],
-    grad_tents: tuple[Tensor, Tensor],
+    interpolation: tuple[Tensor, Tensor],
+    grad_interpolation: tuple[Tensor, Tensor],
 ) -> None:
-    rows, columns = tents[0][n, r], tents[1][n, r]
+    rows, columns = interpolation[0][n, r], interpolation[1][n, r]
     grad = grad_coefficients.view(len(rows), *columns.shape)
-    grad_tents[0][n, r] = (grad * columns).sum(1)
-    grad_tents[1][n, r] = (grad * rows[:, None]).sum(0)
+    grad_interpolation[0][n, r] = (grad * columns).sum(1)
+    grad_interpolation[1][n, r] = (grad * rows[:, None]).sum(0)

@@ -7,7 +7,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from deformable_detr.ops import library
 from deformable_detr.ops.ms_deformable_attention import native, reference
+from deformable_detr.structures import LevelShapes
 
 Backend = Literal["auto", "native", "reference"]
 
@@ -23,7 +25,7 @@ _REFERENCE_COST = {
 
 def available_backends(device: torch.device | str = "cpu") -> dict[str, str]:
     """Every back-end and, where it cannot serve `device`, the reason; "" where it can."""
-    return {"native": native.obstacle(torch.device(device)), "reference": ""}
+    return {"native": library.obstacle(torch.device(device)), "reference": ""}
 
 
 # The choice is a constant of a compiled graph, as the device is.
@@ -40,7 +42,7 @@ def resolve_backend(backend: Backend, device: torch.device | str) -> Literal["na
     if backend == "reference":
         return "reference"
     device = torch.device(device)
-    obstacle = native.obstacle(device)
+    obstacle = library.obstacle(device)
     if not obstacle:
         return "native"
     if backend == "native":
@@ -62,7 +64,7 @@ def _warn_of_reference(device_type: str, obstacle: str) -> None:
 
 def ms_deform_attn(
     value: Tensor,
-    level_shapes: tuple[tuple[int, int], ...],
+    level_shapes: LevelShapes,
     sampling_locations: Tensor,
     attention_weights: Tensor,
     *,
@@ -101,7 +103,7 @@ def ms_deform_attn(
 
 def ms_deform_attn_fused(
     value: Tensor,
-    level_shapes: tuple[tuple[int, int], ...],
+    level_shapes: LevelShapes,
     reference_points: Tensor,
     sampling_offsets: Tensor,
     attention_logits: Tensor,
@@ -151,7 +153,7 @@ def ms_deform_attn_fused(
 
 def check_arguments(
     value: Tensor,
-    level_shapes: tuple[tuple[int, int], ...],
+    level_shapes: LevelShapes,
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> None:
@@ -166,7 +168,7 @@ def check_arguments(
     _check_tensor("attention_weights", attention_weights, points_shape, value)
 
 
-def _check_value(value: Tensor, level_shapes: tuple[tuple[int, int], ...]) -> None:
+def _check_value(value: Tensor, level_shapes: LevelShapes) -> None:
     if value.ndim != 4:
         raise ValueError(f"value must have shape (N, S, M, D), got {tuple(value.shape)}")
     if value.dtype not in _DTYPES:
@@ -185,9 +187,7 @@ def _check_value(value: Tensor, level_shapes: tuple[tuple[int, int], ...]) -> No
         )
 
 
-def _check_points(
-    name: str, points: Tensor, value: Tensor, level_shapes: tuple[tuple[int, int], ...]
-) -> None:
+def _check_points(name: str, points: Tensor, value: Tensor, level_shapes: LevelShapes) -> None:
     N, _, M, _ = value.shape
     L = len(level_shapes)
     shape = tuple(points.shape)

@@ -1,66 +1,13 @@
-"""The compiled operators: loads them, and tells PyTorch their shapes and their gradients."""
+"""The compiled operators: their calls, their shapes and their gradients."""
 
-import importlib
 import itertools
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-try:
-    _C = importlib.import_module("deformable_detr.ops._C")
-    LOAD_ERROR: ImportError | None = None
-except ImportError as error:
-    LOAD_ERROR = error
-
-LevelShapes = tuple[tuple[int, int], ...]
-
-
-def obstacle(device: torch.device) -> str:
-    """Why tensors on this device cannot be served, and the remedy; "" if they can."""
-    if LOAD_ERROR is not None:
-        return f"the native ops are not built; reinstall with a C++ compiler ({LOAD_ERROR})"
-    match device.type:
-        case "cpu" | "meta":
-            return ""
-        case "cuda" if not cuda_architectures():
-            return "the native ops are built without CUDA; reinstall where nvcc fits torch"
-        case "cuda" if torch.version.cuda is None:
-            return "the native ops need NVIDIA's CUDA, and this torch is built without it"
-        case "cuda":
-            capability = torch.cuda.get_device_capability(device)
-            return _architecture_obstacle(capability, torch.cuda.get_device_name(device))
-        case _:
-            return f"the native ops do not serve {device.type} devices"
-
-
-def cuda_architectures() -> tuple[str, ...]:
-    """What the CUDA kernels are compiled for: machine code "sm_90", or PTX "compute_120"."""
-    return () if LOAD_ERROR is not None else tuple(_C.CUDA_ARCHITECTURES.split())
-
-
-def cpu_instruction_set() -> str:
-    """The one that the CPU kernels use on this machine: "generic", "AVX2" or "AVX-512"."""
-    name: str = torch.ops.deformable_detr.cpu_capability(-1)
-    return name
-
-
-def _architecture_obstacle(capability: tuple[int, int], device_name: str) -> str:
-    """Machine code runs on later devices of its generation, PTX on every later device."""
-    major, minor = capability
-    for architecture in cuda_architectures():
-        kind, number = architecture.split("_")
-        is_specific = not number.isdecimal()  # "90a" runs on 9.0 only
-        code = divmod(int(number.rstrip("af")), 10)
-        is_later = capability == code if is_specific else capability >= code
-        if is_later and (kind == "compute" or code[0] == major):
-            return ""
-    return (
-        f"the native ops are built for {', '.join(cuda_architectures())}, not for {device_name} "
-        f"(sm_{major}{minor}); reinstall with TORCH_CUDA_ARCH_LIST={major}.{minor}"
-    )
+from deformable_detr.ops import library
+from deformable_detr.structures import LevelShapes
 
 
 def ms_deform_attn(
@@ -71,7 +18,7 @@ def ms_deform_attn(
 ) -> Tensor:
     """See `deformable_detr.ops.ms_deform_attn`."""
     operator = torch.ops.deformable_detr.ms_deform_attn
-    return call(operator, value, _flat(level_shapes), sampling_locations, attention_weights)
+    return library.call(operator, value, _flat(level_shapes), sampling_locations, attention_weights)
 
 
 def ms_deform_attn_backward(
@@ -100,33 +47,7 @@ def ms_deform_attn_fused(
     """See `deformable_detr.ops.ms_deform_attn_fused`."""
     operator = torch.ops.deformable_detr.ms_deform_attn_fused
     tensors = (reference_points, sampling_offsets, attention_logits)
-    return call(operator, value, _flat(level_shapes), *tensors)
-
-
-def call(operator: Callable[..., Tensor], *arguments: object) -> Tensor:
-    """Call a compiled operator; the derivatives that it lacks are errors, with the remedy.
-
-    PyTorch gives operators with a registered backward a forward-mode derivative of zero, and
-    refuses the gradient transforms of `torch.func` in words about its own classes.
-
-    Raises:
-        NotImplementedError: in forward mode, or under a gradient transform of `torch.func`.
-    """
-    for tensor in arguments:
-        if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(
-                f"{operator} has no forward-mode derivative (jvp, jacfwd); use reverse mode "
-                "(backward, torch.autograd.grad)"
-            )
-    try:
-        return operator(*arguments)
-    except RuntimeError as error:
-        if "setup_context staticmethod" not in str(error):
-            raise
-        raise NotImplementedError(
-            f"{operator} takes no gradient transform of torch.func (grad, vjp, jacrev); use "
-            "backward or torch.autograd.grad or, where the operator has it, backend='reference'"
-        ) from error
+    return library.call(operator, value, _flat(level_shapes), *tensors)
 
 
 def _flat(level_shapes: LevelShapes) -> list[int]:
@@ -244,5 +165,5 @@ def _register() -> None:
         torch.library.register_autograd(f"{operator}_backward", _refuse_second_derivative)
 
 
-if LOAD_ERROR is None:
+if library.LOAD_ERROR is None:
     _register()

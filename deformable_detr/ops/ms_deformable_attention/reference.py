@@ -4,13 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deformable_detr.structures import LevelShapes
+
 # Far enough outside for a level of any size, and small enough to be an exact grid coordinate.
 _OUTSIDE_LOW, _OUTSIDE_HIGH = -2.0, 3.0
 
 
 def ms_deform_attn_core_pytorch(
     value: Tensor,
-    level_shapes: tuple[tuple[int, int], ...],
+    level_shapes: LevelShapes,
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
@@ -48,7 +50,7 @@ def ms_deform_attn_core_pytorch(
 
 def ms_deform_attn_fused_pytorch(
     value: Tensor,
-    level_shapes: tuple[tuple[int, int], ...],
+    level_shapes: LevelShapes,
     reference_points: Tensor,
     sampling_offsets: Tensor,
     attention_logits: Tensor,
@@ -62,7 +64,7 @@ def ms_deform_attn_fused_pytorch(
 def sampling_locations(
     reference_points: Tensor,
     sampling_offsets: Tensor,
-    level_shapes: tuple[tuple[int, int], ...],
+    level_shapes: LevelShapes,
 ) -> Tensor:
     """Where the samples lie: reference points plus offsets in their units.
 

@@ -33,8 +33,8 @@ namespace {
 using deformable_detr::BFloat16;
 using deformable_detr::Half;
 
-#include "deform_kernel.h"
-#include "unit.h"
+#include "deform_kernel/convolution.h"
+#include "ms_deformable_attention/unit.h"
 
 struct Avx512 {
   using Scalar = float;

@@ -16,8 +16,8 @@ namespace {
 using deformable_detr::BFloat16;
 using deformable_detr::Half;
 
-#include "deform_kernel.h"
-#include "unit.h"
+#include "deform_kernel/convolution.h"
+#include "ms_deformable_attention/unit.h"
 
 inline float to_float(float number) { return number; }
 inline double to_float(double number) { return number; }

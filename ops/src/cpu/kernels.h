@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "../dims.h"
-#include "deform_kernel_call.h"
+#include "deform_kernel/call.h"
 
 namespace deformable_detr {
 

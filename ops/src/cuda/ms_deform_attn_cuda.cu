@@ -16,9 +16,9 @@
 #include <vector>
 
 #include "../checks.h"
-#include "launch.cuh"
-#include "ms_deform_gather.cuh"
-#include "ms_deform_im2col.cuh"
+#include "ms_deformable_attention/gather.cuh"
+#include "ms_deformable_attention/im2col.cuh"
+#include "ms_deformable_attention/launch.cuh"
 
 namespace deformable_detr {
 

@@ -41,9 +41,9 @@ class MSDeformAttnFunction(Function):
 @pytest.fixture(params=["as installed", "without the extension"])
 def _install(request, monkeypatch):
     if request.param == "without the extension":
-        from deformable_detr.ops.ms_deformable_attention import native
+        from deformable_detr.ops import library
 
-        monkeypatch.setattr(native, "LOAD_ERROR", ImportError("not built"))
+        monkeypatch.setattr(library, "LOAD_ERROR", ImportError("not built"))
 
 
 def official_inputs(dtype=torch.float64, *, D=2, N=1):

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deformable_detr.ops import available_backends, ms_deform_attn
+from deformable_detr.ops import available_backends, library, ms_deform_attn
 from deformable_detr.ops.__main__ import report
-from deformable_detr.ops.ms_deformable_attention import dispatch, native
+from deformable_detr.ops.ms_deformable_attention import dispatch
 
 CPU = torch.device("cpu")
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def pure_install(monkeypatch):
     """As if there were no compiled module."""
-    monkeypatch.setattr(native, "LOAD_ERROR", ImportError("No module named '_C'"))
+    monkeypatch.setattr(library, "LOAD_ERROR", ImportError("No module named '_C'"))
     dispatch._warn_of_reference.cache_clear()
     yield
     dispatch._warn_of_reference.cache_clear()
@@ -28,14 +28,14 @@ def compiled_for(monkeypatch):
     """As if the CUDA kernels were compiled for some architectures, and the device were another."""
 
     def pretend(architectures, capability):
-        monkeypatch.setattr(native, "LOAD_ERROR", None)
+        monkeypatch.setattr(library, "LOAD_ERROR", None)
         monkeypatch.setattr(
-            native, "_C", SimpleNamespace(CUDA_ARCHITECTURES=architectures), raising=False
+            library, "_C", SimpleNamespace(CUDA_ARCHITECTURES=architectures), raising=False
         )
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GPU X")
-        return native.obstacle(torch.device("cuda"))
+        return library.obstacle(torch.device("cuda"))
 
     return pretend
 
@@ -121,7 +121,7 @@ def test_a_binary_without_cuda_says_so(compiled_for):
 
 def test_the_report_names_back_ends_and_architectures(monkeypatch, compiled_for):
     compiled_for("sm_90 compute_120", (9, 0))
-    monkeypatch.setattr(native, "cpu_instruction_set", lambda: "AVX2")
+    monkeypatch.setattr(library, "cpu_instruction_set", lambda: "AVX2")
     text = report()
     assert "CPU instruction set in use: AVX2" in text
     assert "CUDA architectures compiled in: sm_90, compute_120" in text

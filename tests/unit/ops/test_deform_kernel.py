@@ -6,11 +6,10 @@ from deformable_detr.ops.deform_kernel import products
 from deformable_detr.ops.deform_kernel.dispatch import (
     deform_kernel_conv2d,
     deform_kernel_conv2d_by_products,
-    deform_kernel_conv2d_core_pytorch,
-    kernel_coordinates,
-    sample_scope,
 )
-from deformable_detr.ops.deform_kernel.products import ConvGeometry
+from deformable_detr.ops.deform_kernel.reference import deform_kernel_conv2d_core_pytorch
+from deformable_detr.ops.deform_kernel.scope import kernel_coordinates, sample_scope
+from deformable_detr.ops.geometry import ConvGeometry
 
 PATHS = [
     deform_kernel_conv2d,

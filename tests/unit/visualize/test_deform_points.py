@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deformable_detr.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
+from deformable_detr.ops.geometry import ConvGeometry
+from deformable_detr.structures import Size
 from deformable_detr.visualize.deform_points import (
     DeformConvCall,
     chained_points,
@@ -20,9 +22,11 @@ def deformable(kernel_size: int = 3, **options: int) -> DeformConv2d:
     return layer
 
 
-def _call(offsets: Tensor, **options: object) -> DeformConvCall:
-    geometry = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "input_size": (9, 11)}
-    return DeformConvCall("conv", offsets, (3, 3), **{**geometry, **options})
+def _call(
+    offsets: Tensor, *, input_size: Size = (9, 11), stride: tuple[int, int] = (1, 1)
+) -> DeformConvCall:
+    geometry = ConvGeometry((3, 3), stride, padding=(1, 1))
+    return DeformConvCall("conv", offsets, geometry, input_size)
 
 
 def test_without_offsets_the_points_are_the_taps() -> None:
@@ -81,8 +85,7 @@ def test_recording_changes_nothing_and_knows_the_modules(mode: type) -> None:
 
     assert torch.equal(output, before)
     assert [call.module for call in calls] == ["0", "2"]
-    assert calls[1].stride == (2, 2)
-    assert calls[1].padding == (1, 1)
+    assert calls[1].geometry == ConvGeometry((3, 3), stride=(2, 2), padding=(1, 1))
     assert calls[1].input_size == (9, 12)
     assert calls[1].output_size == (5, 6)
     assert calls[1].offsets.shape == (1, 18, 5, 6)

@@ -18,7 +18,7 @@ from deformable_detr.layers.reparam.algebra import (
     kernel_of,
     pad_kernel,
 )
-from deformable_detr.layers.reparam.fuse import as_official_conv_norm
+from deformable_detr.layers.reparam.official_layout import as_official_conv_norm
 
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-12}
 

@@ -10,7 +10,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from deformable_detr.layers.reparam.blocks import ACBlock, DiverseBranchBlock
 from deformable_detr.layers.reparam.folding import fold_frozen_norms
-from deformable_detr.layers.reparam.fuse import as_official_conv_norm, fuse_model
+from deformable_detr.layers.reparam.fuse import fuse_model
+from deformable_detr.layers.reparam.official_layout import as_official_conv_norm
 
 BOTH = pytest.mark.parametrize("kind", [ACBlock, DiverseBranchBlock])
 

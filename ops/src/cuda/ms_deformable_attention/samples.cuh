@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "../bilinear.h"
-#include "../dims.h"
+#include "../../bilinear.h"
+#include "../../dims.h"
 #include "channels.cuh"
 
 namespace deformable_detr {

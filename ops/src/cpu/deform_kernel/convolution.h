@@ -2,7 +2,7 @@
 // vector holds the same tap of several channels, which read the scope at the same place.
 #pragma once
 
-#include "deform_kernel_rows.h"
+#include "rows.h"
 
 // Vectors of channels that are worked on together.
 template <typename V>
