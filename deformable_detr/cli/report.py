@@ -32,7 +32,7 @@ def report(
     from deformable_detr import distributed
     from deformable_detr.builders import build_dataset
     from deformable_detr.cli.evaluate import measure
-    from deformable_detr.config.loading import load_config
+    from deformable_detr.config.loading import load_run_config
     from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
     from deformable_detr.engine.run.folder import RunFolder
     from deformable_detr.workflows.evaluation import open_detector
@@ -44,7 +44,7 @@ def report(
             f"RUN_DIR must be the folder of a run, got {run_dir}, which has no config.yaml; "
             "give the --run-dir of `deformable-detr train`"
         )
-    config = load_config(str(files.config), overrides or [])
+    config = load_run_config(files.config, overrides or [])
     checkpoint = load_checkpoint(files.best_or_last)
     dataset = build_dataset(config, "val", label_space=checkpoint.label_space)
     if stored_detections(files, checkpoint.step) is None:

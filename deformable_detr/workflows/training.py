@@ -305,7 +305,7 @@ def _log_header(
         ),
         "length": f"{end} steps, {data.sampler.steps_per_epoch} an epoch",
         "learning rates": describe_learning_rates(state.optimizer),
-        "compat": config.compat,
+        "match_official": str(config.match_official).lower(),
         "recipe": recipe,
     }
     if state.origin:
