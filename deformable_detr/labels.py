@@ -75,7 +75,8 @@ class LabelSpace:
         if lowest < 0 or highest >= MAX_RAW_LABELS:
             raise ValueError(
                 f"category ids must be in 0..{MAX_RAW_LABELS - 1} to be labels themselves, got "
-                f"{lowest if lowest < 0 else highest}; use compat: none, which takes any ids"
+                f"{lowest if lowest < 0 else highest}; use match_official: false, "
+                "which takes any ids"
             )
         name_of = {category_id: self.names[label] for category_id, label in self._labels.items()}
         ids = range(highest + 1)

@@ -3,20 +3,28 @@
 For each config and seed, in processes of the command line: train, measure on the photo of another
 place, and, for the first seed, go on for some more steps and detect on a photo of another site. A
 line of JSON is written for each; what is in the file already is not done again, so that an
-interrupted comparison goes on. The exit code is 1 if the loss of a run did not fall. Needs what
-`deformable-detr data` fetches; 60 steps of 3 seeds are half an hour of one idle core.
+interrupted comparison goes on. Needs what `deformable-detr data` fetches; 60 steps of 3 seeds are
+half an hour of one idle core.
+
+With `--vary`, each config is trained with each value of a setting, in turns, and the mean AP50 of
+each value is held against that of the first: the difference may be as large as the standard
+deviation over the first's seeds, or 0.02. The exit code is 1 if it is larger, or if the loss of a
+run did not fall.
 
 Usage: .venv/bin/python scripts/compare_configs.py [--steps 60] [--seeds 0 1 2] [CONFIG ...]
-           [--set KEY=VALUE ...]
+           [--set KEY=VALUE ...] [--vary KEY=VALUE,VALUE]
+
+Low precision: compare_configs.py quickstart --steps 200 --vary train.precision=float32,bfloat16
 """
 
 import argparse
+import hashlib
 import json
 import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +42,9 @@ CONFIGS = (
 )
 RECORDS = 10  # of the losses of a run: the first and the last are compared
 MORE_STEPS = 10  # that a run is resumed for
+LEAST_TOLERANCE = 0.02  # of AP50: less says nothing on 25 tiles
 Record = dict[str, Any]
+Variant = tuple[str, tuple[str, ...]]  # config and settings
 
 
 def main() -> None:
@@ -43,10 +53,14 @@ def main() -> None:
     file = arguments.out / "runs.jsonl"
     arguments.out.mkdir(parents=True, exist_ok=True)
     done = {_key(record): record for record in read_records(file)}
-    settings = arguments.set
+    variants: list[Variant] = [
+        (config, (*arguments.set, *varied))
+        for config in arguments.configs
+        for varied in _varied(arguments.vary)
+    ]
     for seed in arguments.seeds:  # first, so that what there is is comparable at any time
-        for config in arguments.configs:
-            key = (config, seed, arguments.steps, tuple(settings))
+        for config, settings in variants:
+            key = (config, seed, arguments.steps, settings)
             if key not in done:
                 done[key] = run(
                     *(config, seed, arguments.steps, settings, arguments.out),
@@ -55,11 +69,12 @@ def main() -> None:
                 with file.open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps(done[key]) + "\n")
     records = [
-        done[config, seed, arguments.steps, tuple(settings)]
-        for config in arguments.configs
+        done[config, seed, arguments.steps, settings]
+        for config, settings in variants
         for seed in arguments.seeds
     ]
     print("\n".join(table(records)))
+    missed = list(differences(records)) if arguments.vary else []
     risen = [
         f"{record['config']} seed {record['seed']}"
         for record in records
@@ -67,6 +82,8 @@ def main() -> None:
     ]
     if risen:
         sys.exit(f"error: the loss must fall in every run, got none in {', '.join(risen)}")
+    if missed:
+        sys.exit("\n".join(missed))
 
 
 def _parse() -> argparse.Namespace:
@@ -81,13 +98,31 @@ def _parse() -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="settings in which all configs differ from their files",
     )
+    parser.add_argument(
+        "--vary", metavar="KEY=VALUE,VALUE", help="values of a setting to compare with the first"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.vary and len(arguments.seeds) < 2:
+        parser.error("--seeds must be at least two numbers, as their spread is needed")
+    return arguments
+
+
+def _varied(vary: str | None) -> list[tuple[str, ...]]:
+    """Settings that are added, one run each."""
+    if vary is None:
+        return [()]
+    key, _, values = vary.partition("=")
+    return [(f"{key}={value}",) for value in values.split(",")]
+
+
+def _variant(record: Record) -> Variant:
+    return record["config"], tuple(record.get("settings", ()))  # which older files lack
 
 
 def _key(record: Record) -> tuple[str, int, int, tuple[str, ...]]:
-    settings = tuple(record.get("settings", ()))  # which older files lack
-    return record["config"], record["seed"], record["steps"], settings
+    config, settings = _variant(record)
+    return config, record["seed"], record["steps"], settings
 
 
 def read_records(file: Path) -> list[Record]:
@@ -105,7 +140,8 @@ def run(
     config: str, seed: int, steps: int, settings: Sequence[str], out: Path, *, goes_on: bool
 ) -> Record:
     """Train and measure; and, where it `goes_on`, resume and detect on a photo of another site."""
-    folder = out / f"{config.replace('/', '_')}_{steps}_{seed}"
+    suffix = f"_{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]}" if settings else ""
+    folder = out / f"{config.replace('/', '_')}_{steps}_{seed}{suffix}"
     train = [
         *("train", "--config", config, "--run-dir", str(folder), *settings, f"train.seed={seed}"),
         "train.eval_every_epochs=1000000",  # at the end only
@@ -159,19 +195,42 @@ def table(records: Sequence[Record]) -> list[str]:
         "| config | parameters | G multiply-adds | loss, first and last tenth | AP50 | CPU s |",
         "|---|---|---|---|---|---|",
     ]
-    for config in dict.fromkeys(record["config"] for record in records):
-        own = [record for record in records if record["config"] == config]
+    shared = set.intersection(*(set(_variant(record)[1]) for record in records))
+    for (config, settings), own in _by_variant(records).items():
+        name = " ".join([config, *(setting for setting in settings if setting not in shared)])
         first, last, ap50, seconds = (
             [record[name] for record in own]
             for name in ("first_loss", "last_loss", "AP50", "cpu_seconds")
         )
         rows.append(
-            f"| `{config}` | {_size(config, own[0].get('settings', ()))} | "
+            f"| `{name}` | {_size(config, settings)} | "
             f"{statistics.mean(first):.2f}, {statistics.mean(last):.2f} | "
             f"{statistics.mean(ap50):.3f} ({min(ap50):.3f} to {max(ap50):.3f}) | "
             f"{statistics.mean(seconds):.0f} |"
         )
     return rows
+
+
+def _by_variant(records: Sequence[Record]) -> dict[Variant, list[Record]]:
+    grouped: dict[Variant, list[Record]] = {}
+    for record in records:
+        grouped.setdefault(_variant(record), []).append(record)
+    return grouped
+
+
+def differences(records: Sequence[Record]) -> Iterator[str]:
+    """Yield a line for each variant whose mean AP50 differs too much from its config's first."""
+    first: dict[str, list[float]] = {}
+    for (config, settings), own in _by_variant(records).items():
+        ap50 = [record["AP50"] for record in own]
+        baseline = first.setdefault(config, ap50)
+        difference = statistics.mean(ap50) - statistics.mean(baseline)
+        tolerance = max(LEAST_TOLERANCE, statistics.stdev(baseline))
+        if abs(difference) > tolerance:
+            yield (
+                f"error: AP50 of {config} must be within {tolerance:.3f} of the first's with "
+                f"{settings[-1]}, got a difference of {difference:+.3f}"
+            )
 
 
 def _size(config: str, overrides: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Times deformable convolutions and fused models beside what they stand for, in turns."""
+"""Time deformable layers and fused models against what they stand for, in turns."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,11 +18,16 @@ from deformable_detr.models.backbones.surgery import (
     replace_convs,
 )
 from deformable_detr.models.backbones.torchvision_adapter import build_resnet
+from deformable_detr.ops.deform_kernel.dispatch import deform_kernel_conv2d
+from deformable_detr.ops.deform_kernel.reference import deform_kernel_conv2d_core_pytorch
+from deformable_detr.ops.geometry import ConvGeometry
 
 DEFORM_LIMIT = 1.05  # of the time of torchvision's function
 FUSED_LIMIT = 1.03  # of the time of the plain model
+KERNEL_LIMIT = 1.0  # of the time of the plain PyTorch function
 # The stages of strides 8 to 32 of a ResNet-50 at 800 x 1072: channels, height and width.
 DEFORM_SHAPES = ((128, 100, 134), (256, 50, 67), (512, 25, 34))
+KERNEL_SHAPE = (96, 50, 67)
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,10 @@ class Comparison:
 
     def describe(self) -> str:
         """In a line."""
-        ratio = self.ratio
         verdict = "holds" if self.holds else "MISSED"
         return (
             f"{self.pair.name}: {self.own_ms.median:.2f} ms, {self.other_ms.median:.2f} ms, "
-            f"ratio {ratio.median:.3f} ({ratio.lower_quartile:.3f} to {ratio.upper_quartile:.3f}), "
+            f"ratio {self.ratio.describe(3)}, "
             f"limit {self.pair.limit:.2f} {verdict}"
         )
 
@@ -76,7 +80,7 @@ class Comparison:
 def measure(rounds: int, report: Callable[[str], None]) -> Iterator[Comparison]:
     """Compare, pair after pair; the two of a pair take turns."""
     torch.manual_seed(0)
-    for pair in (*deform_pairs(), *fused_pairs()):
+    for pair in (*deform_pairs(), kernel_pair(), *fused_pairs()):
 
         def report_pair(text: str, name: str = pair.name) -> None:
             report(f"{name}: {text}")
@@ -128,6 +132,30 @@ def _deform_pairs(
     name = f"{kind.__name__} at {(1, *shape)}"
     yield Pair(f"{name}, forward", torch.no_grad()(own), torch.no_grad()(other), DEFORM_LIMIT)
     yield Pair(f"{name}, all gradients", with_gradients(own), with_gradients(other), DEFORM_LIMIT)
+
+
+def kernel_pair() -> Pair:
+    """Deformable kernels against their reference, with all gradients."""
+    C, H, W = KERNEL_SHAPE
+    inputs = [
+        torch.randn(1, C, H, W, requires_grad=True),
+        torch.randn(C, 1, 4, 4, requires_grad=True),  # the scope
+        (0.5 * torch.randn(1, 2 * 9, H, W)).requires_grad_(),  # rotations in cells of the scope
+    ]
+    grad_output = torch.randn(1, C, H, W)
+    geometry = ConvGeometry((3, 3), padding=(1, 1))
+
+    def with_gradients(function: Callable[..., Tensor]) -> Callable[[], Tensor]:
+        return lambda: torch.autograd.grad(
+            function(*inputs, geometry=geometry), inputs, grad_output
+        )[0]
+
+    return Pair(
+        f"deform_kernel_conv2d at {(1, C, H, W)}, all gradients",
+        with_gradients(deform_kernel_conv2d),
+        with_gradients(deform_kernel_conv2d_core_pytorch),
+        KERNEL_LIMIT,
+    )
 
 
 def fused_pairs(*, depth: int = 50, size: int = 320) -> Iterator[Pair]:

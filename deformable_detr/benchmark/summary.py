@@ -1,4 +1,4 @@
-"""Numbers of several rounds -> their median and spread."""
+"""Median and spread of the numbers of several rounds."""
 
 import statistics
 from collections.abc import Sequence
@@ -14,6 +14,11 @@ class Summary:
     median: float
     upper_quartile: float
 
+    def describe(self, digits: int) -> str:
+        """Median and quartiles, with so many digits behind the point."""
+        low, high = self.lower_quartile, self.upper_quartile
+        return f"{self.median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
 
 def summarize(numbers: Sequence[float]) -> Summary:
     """Median and spread; quartiles are interpolated between the numbers."""
@@ -24,7 +29,7 @@ def summarize(numbers: Sequence[float]) -> Summary:
 
 
 def paired_ratio(baseline: Sequence[float], own: Sequence[float]) -> Summary:
-    """How many times less than the baseline, round by round.
+    """Baseline over own, round by round: the speed-up where the numbers are times.
 
     Rounds are paired, so that a machine that slows down for some of them changes both parts of
     their ratios.

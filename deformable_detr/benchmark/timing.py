@@ -89,7 +89,7 @@ def _page_faults() -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """One contender at one thing.
+    """A thing to time.
 
     Attributes:
         prepare: makes ready, untimed, for so many calls, and returns them.
@@ -133,13 +133,13 @@ def measure(
 
 
 def _calls_a_turn(task: Task, clock: Clock) -> int:
-    """As many as a turn needs to last; the preparation has warmed the contender up."""
+    """As many as a turn needs to last; the preparation has warmed the task up."""
     lap = clock.time(task.prepare(1))
     return min(MOST_CALLS, math.ceil(SHORTEST_TURN_MS / max(1e-3, min(lap.ms, lap.wall_ms))))
 
 
 def order_of_round(count: int, round_index: int) -> list[int]:
-    """In which order `count` contenders take their turns.
+    """Order in which `count` tasks take their turns.
 
     The rows of Williams' design: over `count` rounds each has each place once, and (over twice as
     many, where `count` is odd) follows every other one equally often. A mere rotation would always

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 
 from deformable_detr import distributed
 from deformable_detr.benchmark.memory import peak_extra_megabytes
+from deformable_detr.benchmark.summary import paired_ratio, summarize
 from deformable_detr.builders import build_criterion, build_model, build_optimizer
 from deformable_detr.config.loading import load_config
 from deformable_detr.data.collate import Batch
@@ -153,12 +153,6 @@ def _ask(connections: list[Connection], request: str) -> list[Any]:
     return [connection.recv() for connection in connections]
 
 
-def _spread(values: list[float], digits: int = 2) -> str:
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
 def measure_settings(
     *, size: int, images: int, rounds: int, overrides: Sequence[str] = ()
 ) -> Iterator[str]:
@@ -184,8 +178,8 @@ def measure_settings(
                 own += _ask([connection], "pass")
     measured = [own[WARM_UP_STEPS:] for own in times]
     for name, own, megabytes in zip(SETTINGS, measured, memory, strict=True):
-        ratios = [one / plain for one, plain in zip(own, measured[0], strict=True)]
-        line = f"{name:22} {_spread(own)} s, {_spread(ratios)} of plain"
+        share = paired_ratio(own, measured[0])
+        line = f"{name:22} {summarize(own).describe(2)} s, {share.describe(2)} of plain"
         if megabytes is not None:
             line += f"; {megabytes:,.0f} MB, {megabytes / memory[0]:.2f} of plain"
         yield line
@@ -216,7 +210,6 @@ def measure_processes(
             alone_rates.append(images / _ask([alone], "step")[0])
             pair_rates.append(2 * images / max(_ask(together, "step")))
     alone_rates, pair_rates = alone_rates[WARM_UP_STEPS:], pair_rates[WARM_UP_STEPS:]
-    ratios = [two / one for one, two in zip(alone_rates, pair_rates, strict=True)]
-    yield f"one process    {_spread(alone_rates, 3)} images a second"
-    yield f"two processes  {_spread(pair_rates, 3)} images a second"
-    yield f"ratio          {_spread(ratios)}"
+    yield f"one process    {summarize(alone_rates).describe(3)} images a second"
+    yield f"two processes  {summarize(pair_rates).describe(3)} images a second"
+    yield f"ratio          {paired_ratio(pair_rates, alone_rates).describe(2)}"

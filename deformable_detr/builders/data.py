@@ -51,7 +51,7 @@ def build_dataset(
         paths.images,
         paths.annotations,
         label_space=label_space,
-        raw_labels=config.compat == "official",
+        raw_labels=config.match_official,
         cache_images=config.data.cache_images,
     )
 

@@ -68,7 +68,7 @@ from deformable_detr.models.queries import LearnedQueries
 _LOGGER = logging.getLogger(__name__)
 _Layer = TypeVar("_Layer", DeformableTransformerEncoderLayer, DeformableTransformerDecoderLayer)
 _WEIGHT_FILES = (".pth", ".pt", ".safetensors")
-_COCO_CLASSES = {"none": 80, "official": 91}  # contiguous; raw category ids, which end at 90
+_COCO_CLASSES = {False: 80, True: 91}  # contiguous; raw category ids, which end at 90
 
 
 def build_model(
@@ -78,11 +78,11 @@ def build_model(
 
     Args:
         config: of the run.
-        num_classes: K, from the label space; None for COCO's: 80, or 91 with `compat: official`.
+        num_classes: K, from the label space; None for COCO's: 80, or 91 with `match_official`.
         load_backbone_weights: False where a checkpoint is going to be loaded.
     """
     if num_classes is None:
-        num_classes = _COCO_CLASSES[config.compat]
+        num_classes = _COCO_CLASSES[config.match_official]
     return _build_detector(
         config.model,
         num_classes=num_classes,

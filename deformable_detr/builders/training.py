@@ -32,7 +32,7 @@ OFFSET_RATE = 0.1  # of offset generators in a backbone to its rate (Zhu et al.,
 def build_criterion(config: RunConfig) -> SetCriterion:
     """The losses of a run and their matcher."""
     loss = config.loss
-    is_official = config.compat == "official"
+    is_official = config.match_official
     matcher = HungarianMatcher(
         class_cost=loss.class_cost,
         l1_cost=loss.l1_cost,
@@ -68,7 +68,7 @@ def build_sampler(
         aspect_ratios: height over width of each image; needed for `sample_order: buckets` alone.
     """
     train = config.train
-    order = "official" if config.compat == "official" else train.sample_order
+    order = "official" if config.match_official else train.sample_order
     match order:
         case "global_batches":
             return MicroBatchSampler(

@@ -3,18 +3,13 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-# What needs PyTorch is imported when the command runs, so that help is there at once.
-if TYPE_CHECKING:
-    from deformable_detr.benchmark.goals import Verdict
-    from deformable_detr.benchmark.suite import Report
-
-EXIT_GOAL_MISSED = 1
-_CHECKED = ("cpu", "float32", "all")  # what the goals are about: device, dtype, shape
+# Commands import what needs PyTorch themselves, so that help is there at once.
+EXIT_LIMIT_MISSED = 1
 
 app = typer.Typer(help="Measure how fast this machine computes.", no_args_is_help=True)
 
@@ -22,20 +17,6 @@ app = typer.Typer(help="Measure how fast this machine computes.", no_args_is_hel
 @app.callback()
 def _root() -> None:
     """Measure how fast this machine computes."""
-
-
-@app.command()
-def deform_kernel(
-    rounds: Annotated[int, typer.Option(min=2, help="Turns of each.")] = 50,
-) -> None:
-    """Time deformable kernels beside their reference, forward and backward, on one thread.
-
-    In turns, at (1, 96, 50, 67), scope 4, kernel 3, float32. The machine should be idle.
-    """
-    from deformable_detr.benchmark.deform_kernel import measure
-
-    for line in measure(rounds):
-        typer.echo(line)
 
 
 _OverridesArgument = Annotated[
@@ -92,7 +73,7 @@ def processes(
 def layers(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 15,
 ) -> None:
-    """Time deformable convolutions beside torchvision's, and fused backbones beside plain ones.
+    """Time deformable layers against plain functions, and fused backbones against plain ones.
 
     In turns, by CPU time of all threads: ours, what it stands for, and their ratio with quartiles.
     Exit code 1 if a ratio is above its limit. The machine should be idle.
@@ -105,7 +86,7 @@ def layers(
             typer.echo(comparison.describe())
             missed |= not comparison.holds
     if missed:
-        raise typer.Exit(EXIT_GOAL_MISSED)
+        raise typer.Exit(EXIT_LIMIT_MISSED)
 
 
 @app.command()
@@ -119,57 +100,40 @@ def ops(
         Literal["encoder", "decoder", "all"],
         typer.Option(help="A query for each of 17,821 cells, 300 queries, or both."),
     ] = "all",
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 9,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each implementation.")] = 9,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of tables.")
-    ] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Hold the CPU goals; exit code 1 if one is missed.")
     ] = False,
 ) -> None:
     """Time deformable attention: reference, compiled operators, other implementations.
 
-    The contenders take turns in one process, once with the default allocator and once with one
-    that keeps freed memory. Takes about six minutes on two cores, which should be idle.
+    The implementations take turns in one process, once with the default allocator and once with
+    one that keeps freed memory. Takes about six minutes on two cores, which should be idle.
     """
-    if check:
-        _check_is_possible((device, dtype, shape), rounds)
     from deformable_detr.benchmark.machine import describe_machine
-    from deformable_detr.benchmark.record import as_record
-    from deformable_detr.benchmark.suite import SHAPES, Plan, check_device, judge, run
+    from deformable_detr.benchmark.ops import record, suite, tables
 
-    check_device(device)
+    suite.check_device(device)
     machine = describe_machine(device)
     if machine.warning:
         typer.echo(f"warning: {machine.warning}", err=True)
-    plan = Plan(
+    plan = suite.Plan(
         device=device,
         dtype=dtype,
-        shapes=SHAPES[shape],
+        shapes=suite.SHAPES[shape],
         rounds=rounds,
         with_extras=shape != "decoder",
     )
     with _progress() as report_progress:
-        report = run(plan, machine, report_progress)
-    verdicts = judge(report) if check else None
+        report = suite.run(plan, machine, report_progress)
     if as_json:
-        typer.echo(json.dumps(as_record(report, verdicts), indent=2))
-    else:
-        _print(report, verdicts)
-    if verdicts is not None and not all(verdict.passes for verdict in verdicts):
-        raise typer.Exit(EXIT_GOAL_MISSED)
-
-
-def _check_is_possible(chosen: tuple[str, str, str], rounds: int) -> None:
-    from deformable_detr.benchmark.goals import LEAST_ROUNDS
-
-    if chosen != _CHECKED:
-        raise ValueError(
-            f"--check must run on cpu, in float32 and at all shapes, got {', '.join(chosen)}; "
-            "leave out --device, --dtype and --shape"
-        )
-    if rounds < LEAST_ROUNDS:
-        raise ValueError(f"--rounds must be at least {LEAST_ROUNDS} with --check, got {rounds}")
+        typer.echo(json.dumps(record.as_record(report), indent=2))
+        return
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file has no width, and its figures must not be cut
+        console = Console(highlight=False, width=100)
+    for part in tables.show(report):
+        console.print(part)
 
 
 @contextmanager
@@ -189,15 +153,3 @@ def _progress() -> Iterator[Callable[[str], None]]:
         return
     with console.status("starting") as status:
         yield status.update
-
-
-def _print(report: "Report", verdicts: "list[Verdict] | None") -> None:
-    from deformable_detr.benchmark.tables import show, show_goals
-
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file has no width, and its figures must not be cut
-        console = Console(highlight=False, width=100)
-    for part in show(report):
-        console.print(part)
-    if verdicts is not None:
-        console.print(show_goals(verdicts))

@@ -7,8 +7,6 @@ Every setting has a default, and a new one gets the default under which a config
 what it meant before: checkpoints hold configs, and old ones stay readable.
 """
 
-from typing import Literal
-
 from deformable_detr.config.backbone import (
     ACBlockConfig,
     BackboneBase,
@@ -113,13 +111,13 @@ __all__ = [
 class RunConfig(FrozenModel):
     """A whole run.
 
-    `compat: official` computes what the official code computes, wherever this package does
+    `match_official: true` computes what the official code computes, wherever this package does
     otherwise on purpose: labels are raw category ids (91 classes for COCO), the matching cost has
     alpha 0.25 whatever `loss.focal_alpha` is, proposals have no weight without auxiliary losses,
     and samples come in the order of `train.sample_order: official`.
     """
 
-    compat: Literal["none", "official"] = "none"
+    match_official: bool = False
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     data: DataConfig = DataConfig()

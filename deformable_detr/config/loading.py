@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from deformable_detr.config import ConfigError, RunConfig
+from deformable_detr.config.upgrade import find_renamed, upgrade
 
 logger = logging.getLogger(__name__)
 Overrides = Sequence[str] | Mapping[str, Any]  # "dotted.key=value", or values by dotted key
@@ -66,10 +67,23 @@ def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> Ru
         source, layers = "config", [config.model_dump(mode="json")]
     else:
         path = find_config(config)
-        source = path.name
-        layers = [RunConfig().model_dump(mode="json"), *_read_with_bases(path)]
-    merged = reduce(_merge, [*layers, *_as_nested(overrides)])
-    return validate_config(merged, source=source)
+        source, layers = path.name, [_defaults(), *_read_with_bases(path)]
+    return validate_config(reduce(_merge, [*layers, *_as_nested(overrides)]), source=source)
+
+
+def load_run_config(path: Path, overrides: Overrides = ()) -> RunConfig:
+    """Read the `config.yaml` of a run folder, of whichever version, and apply overrides.
+
+    Args:
+        path: the file.
+        overrides: as for `load_config`, and checked to the letter as there.
+
+    Raises:
+        ConfigError: the file or an override is wrong.
+    """
+    content = _merge(_defaults(), upgrade(_read_yaml(path)))
+    written = validate_config(content, source=path.name, ignore_unknown=True)
+    return load_config(written, overrides)
 
 
 def validate_config(
@@ -135,6 +149,10 @@ def config_names() -> list[str]:
 def to_yaml(config: RunConfig) -> str:
     """The whole config as YAML that `load_config` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _defaults() -> dict[str, Any]:
+    return RunConfig().model_dump(mode="json")
 
 
 def _read_with_bases(path: Path) -> list[dict[str, Any]]:
@@ -225,6 +243,10 @@ def _describe(detail: ErrorDetails, source: str) -> str:
     given = detail["input"]
     match detail["type"]:
         case "extra_forbidden":
+            if row := find_renamed(_without_kinds(parts)):
+                value = row.new_value(given)
+                text = value if isinstance(value, str) else json.dumps(value)
+                return f"{where}: has been renamed; write {row.new}: {text}"
             names = _known_keys(parts[:-1])
             return f"{where}: unknown key{_suggest(parts[-1], names)}"
         case "missing":

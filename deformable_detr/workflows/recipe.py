@@ -17,7 +17,7 @@ RECIPES = (
 # Where a run is, how fast, and what it writes down; which samples make a step is chance anyway.
 FREE_SETTINGS = frozenset(
     {
-        "compat",  # has a line of its own in the header
+        "match_official",  # has a line of its own in the header
         "data.cache_images",
         "data.num_workers",
         "data.train.annotations",

@@ -11,7 +11,7 @@ import torch
 from deformable_detr import distributed
 from deformable_detr.builders import build_dataset
 from deformable_detr.config import RunConfig
-from deformable_detr.config.loading import Overrides, load_config, to_yaml
+from deformable_detr.config.loading import Overrides, load_run_config, to_yaml
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from deformable_detr.engine.metrics import read_records
@@ -76,7 +76,7 @@ def report(
             f"RUN_DIR must be the folder of a run, got {run_dir}, which has no config.yaml; "
             "give the --run-dir of `deformable-detr train`"
         )
-    config = load_config(files.config, overrides)
+    config = load_run_config(files.config, overrides)
     checkpoint = load_checkpoint(files.best_or_last)
     dataset = build_dataset(config, "val", label_space=checkpoint.label_space)
     table = stored_detections(files, checkpoint.step)

@@ -20,7 +20,7 @@ from deformable_detr.builders import (
     largest_size,
 )
 from deformable_detr.config import RunConfig
-from deformable_detr.config.loading import Overrides, load_config, to_yaml
+from deformable_detr.config.loading import Overrides, load_config, load_run_config, to_yaml
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.loader import build_loader
 from deformable_detr.data.samplers import EvaluationSampler, StepSampler
@@ -126,7 +126,8 @@ def train(
     """
     files = RunFolder(run_folder(run_dir, config))
     if config is None:
-        config = files.config if resume and files.config.is_file() else BASELINE
+        is_there = resume and files.config.is_file()
+        config = load_run_config(files.config) if is_there else BASELINE
     if data is not None:
         config = load_config(config, data_settings(Path(data)))
     settings = load_config(config, overrides)
@@ -400,7 +401,7 @@ def _log_header(
         ),
         "length": f"{end} steps, {data.sampler.steps_per_epoch} an epoch",
         "learning rates": describe_learning_rates(state.optimizer),
-        "compat": config.compat,
+        "match_official": str(config.match_official).lower(),
         "recipe": recipe,
     }
     if state.origin:

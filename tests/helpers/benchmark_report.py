@@ -1,6 +1,7 @@
 """Reports of benchmarks that were never run, with times of the test's choice."""
 
-from deformable_detr.benchmark.contenders import (
+from deformable_detr.benchmark.machine import Machine
+from deformable_detr.benchmark.ops.implementations import (
     NATIVE,
     NATIVE_BFLOAT16,
     NATIVE_FUSED,
@@ -9,12 +10,10 @@ from deformable_detr.benchmark.contenders import (
     REFERENCE_MODULE,
     TRANSFORMERS,
 )
-from deformable_detr.benchmark.jobs import Allocator, Memory, Timing
-from deformable_detr.benchmark.limits import Limits
-from deformable_detr.benchmark.machine import Machine
-from deformable_detr.benchmark.suite import SPANS, Plan, Report
-from deformable_detr.benchmark.timing import Rounds
-from deformable_detr.benchmark.workload import (
+from deformable_detr.benchmark.ops.jobs import Allocator, Memory, Timing
+from deformable_detr.benchmark.ops.limits import Limits
+from deformable_detr.benchmark.ops.suite import SPANS, Plan, Report
+from deformable_detr.benchmark.ops.workload import (
     DECODER,
     DIRECTIONS,
     ENCODER,
@@ -22,6 +21,7 @@ from deformable_detr.benchmark.workload import (
     Direction,
     Shape,
 )
+from deformable_detr.benchmark.timing import Rounds
 
 BASELINES = {NATIVE_FUSED: REFERENCE_MODULE}
 # Of a call, such that every goal is just about reached.
@@ -37,7 +37,7 @@ MS = {
 
 
 def make_timing(
-    contender: str, shape: Shape = ENCODER, direction: Direction = "forward", *, ms: float
+    implementation: str, shape: Shape = ENCODER, direction: Direction = "forward", *, ms: float
 ) -> Timing:
     """A timing of three rounds around `ms`, half of that by the wall clock."""
     rounds = Rounds(calls=2)
@@ -48,8 +48,8 @@ def make_timing(
     return Timing(
         shape=shape.name,
         direction=direction,
-        contender=contender,
-        baseline=BASELINES.get(contender, REFERENCE),
+        implementation=implementation,
+        baseline=BASELINES.get(implementation, REFERENCE),
         samples=shape.samples,
         flop=shape.flop(direction),
         num_bytes=60_000_000,
@@ -58,7 +58,7 @@ def make_timing(
 
 
 def make_timings(**changed: float) -> dict[Allocator, list[Timing]]:
-    """All contenders, shapes and directions; times by name, with _ for spaces, may be changed."""
+    """All implementations, shapes and directions; times by name (_ for a space) may be changed."""
     times = MS | {name.replace("_", " "): ms for name, ms in changed.items()}
     timings = [
         make_timing(name, shape, direction, ms=ms)

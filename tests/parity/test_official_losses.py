@@ -1,4 +1,4 @@
-"""`compat: official` against the official criterion's formulas in float64, on whole detectors.
+"""`match_official: true` against the official criterion's formulas in float64, on whole detectors.
 
 Two encoder and two decoder layers, 20 queries, two images of different sizes, every weight
 randomised. The oracle (`helpers/official_losses.py`) shares no code with the package.
@@ -18,7 +18,7 @@ from deformable_detr.structures import ModelOutput, Predictions, Target
 
 OFFICIAL_VARIANTS = ("single_scale", "single_scale_dc5", "multi_scale", "refine", "two_stage")
 REDUCED = (
-    "compat=official",
+    "match_official=true",
     "model.backbone.weights=none",
     "model.encoder.num_layers=2",
     "model.decoder.num_layers=2",

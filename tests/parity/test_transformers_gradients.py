@@ -28,7 +28,7 @@ SETTINGS = {
     "two_stage": {"box_refinement": True, "two_stage": True},
 }
 OVERRIDES = (
-    "compat=official",
+    "match_official=true",
     "model.backbone.weights=none",
     f"model.encoder.num_layers={NUM_LAYERS}",
     f"model.decoder.num_layers={NUM_LAYERS}",

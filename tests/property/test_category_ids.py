@@ -50,11 +50,11 @@ def annotated(files: CocoFiles) -> dict[int, set[int]]:
     return found
 
 
-def check_round_trip(folder: Path, ids: list[int], compat: str) -> None:
+def check_round_trip(folder: Path, ids: list[int], *, match_official: bool) -> None:
     files = write_set(folder / "set", ids)
     paths = {"images": files.images, "annotations": files.annotations}
     settings = {f"data.train.{key}": str(path) for key, path in paths.items()}
-    config = load_config("deformable_detr_r50", {"compat": compat, **settings})
+    config = load_config("deformable_detr_r50", {"match_official": match_official, **settings})
     dataset = build_dataset(config, "train")
     space = dataset.label_space
     samples = TransformedDataset(dataset, resize_only(24), seed=0)
@@ -97,7 +97,7 @@ def check_round_trip(folder: Path, ids: list[int], compat: str) -> None:
 @example([2**62])
 def test_any_category_ids_survive_training_and_prediction(ids):
     with tempfile.TemporaryDirectory() as folder:
-        check_round_trip(Path(folder), ids, "none")
+        check_round_trip(Path(folder), ids, match_official=False)
 
 
 @settings(max_examples=4)
@@ -107,4 +107,4 @@ def test_any_category_ids_survive_training_and_prediction(ids):
 @example([MAX_RAW_LABELS - 1])
 def test_raw_labels_survive_training_and_prediction(ids):
     with tempfile.TemporaryDirectory() as folder:
-        check_round_trip(Path(folder), ids, "official")
+        check_round_trip(Path(folder), ids, match_official=True)

@@ -1,20 +1,15 @@
 """The comparison of configs goes on after an interruption, and says what it has found."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_configs.py"
+from helpers.scripts import load_script
 
 
 @pytest.fixture
 def script(monkeypatch):
-    specification = importlib.util.spec_from_file_location("compare_configs", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    module = load_script("compare_configs")
     monkeypatch.setattr(module, "_size", lambda config, settings: f"{len(config)} | 0.5")
     return module
 
@@ -72,7 +67,30 @@ def test_other_settings_are_other_runs(script, monkeypatch, tmp_path):
         call(
             script, monkeypatch, tmp_path, "a", "--seeds", "0", "--set", "train.clip_norm=1", "b=2"
         )
-    assert runs == [("a", []), ("a", ["train.clip_norm=1", "b=2"])]
+    assert runs == [("a", ()), ("a", ("train.clip_norm=1", "b=2"))]
+
+
+@pytest.mark.parametrize(("ap50", "passes"), [(0.39, True), (0.19, False), (0.41, False)])
+def test_values_of_a_setting_take_turns_and_are_held_against_the_first(
+    script, monkeypatch, tmp_path, capsys, ap50, passes
+):
+    runs = []
+
+    def run(config, seed, steps, settings, out, *, goes_on):
+        runs.append((seed, settings))
+        measured = 0.2 + 0.1 * seed if settings[-1] == "p=x" else ap50
+        return record(config, seed) | {"settings": list(settings), "AP50": measured}
+
+    monkeypatch.setattr(script, "run", run)
+    arguments = ("a", "--seeds", "0", "1", "2", "--set", "b=2", "--vary", "p=x,y")
+    if passes:
+        call(script, monkeypatch, tmp_path, *arguments)
+    else:
+        with pytest.raises(SystemExit, match=r"of a must be within 0\.100 .* with p=y, got a diff"):
+            call(script, monkeypatch, tmp_path, *arguments)
+    assert runs == [(seed, ("b=2", value)) for seed in (0, 1, 2) for value in ("p=x", "p=y")]
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| `a p=x`", "| `a p=y`"]
 
 
 def test_settings_reach_the_command(script, monkeypatch, tmp_path):

@@ -6,7 +6,13 @@ import yaml
 from helpers.models import CONFIGS, VARIANTS
 
 from deformable_detr.config import ConfigError, RunConfig
-from deformable_detr.config.loading import config_names, load_config, to_yaml, validate_config
+from deformable_detr.config.loading import (
+    config_names,
+    load_config,
+    load_run_config,
+    to_yaml,
+    validate_config,
+)
 
 
 def load(tmp_path, text="", *overrides):
@@ -164,7 +170,7 @@ def test_every_config_says_what_it_is_in_its_first_line():
 
 def test_overrides_may_be_a_mapping_of_values():
     settings = {
-        "compat": "official",
+        "match_official": True,
         "model.encoder.dropout": 0,
         "model.backbone.weights": "none",
         "train.max_steps": "5",
@@ -174,7 +180,7 @@ def test_overrides_may_be_a_mapping_of_values():
     }
     config = load_config("deformable_detr_r50", settings)
     lines = [
-        "compat=official",
+        "match_official=true",
         "model.encoder.dropout=0",
         "model.backbone.weights=none",
         "train.max_steps=5",
@@ -187,13 +193,26 @@ def test_overrides_may_be_a_mapping_of_values():
 
 
 def test_one_string_of_overrides_is_refused():
-    with pytest.raises(ConfigError, match="overrides must be a list or a mapping, got 'compat=n"):
-        load_config("deformable_detr_r50", "compat=none")
+    with pytest.raises(ConfigError, match="overrides must be a list or a mapping, got 'match_o"):
+        load_config("deformable_detr_r50", "match_official=true")
 
 
-def test_a_wrong_compat_is_refused():
-    with pytest.raises(ConfigError, match=r"compat: must be 'none' or 'official', got 'on'"):
-        load_config("deformable_detr_r50", ["compat=on"])
+def test_a_renamed_setting_is_refused_with_its_new_name_and_value(tmp_path):
+    (tmp_path / "old.yaml").write_text("compat: official")
+    new = "compat: has been renamed; write match_official: "
+    with pytest.raises(ConfigError, match=rf"^old\.yaml\.{new}true$"):
+        load_config(tmp_path / "old.yaml")
+    with pytest.raises(ConfigError, match=f"{new}false$"):
+        load_config("deformable_detr_r50", ["compat=none"])
+
+
+def test_the_config_of_a_run_folder_is_read_whichever_version_wrote_it(tmp_path):
+    written = {"compat": "official", "gone": 1, "train": {"epochs": 3}}
+    (tmp_path / "config.yaml").write_text(json.dumps(written))
+    config = load_run_config(tmp_path / "config.yaml", ["train.seed=5"])
+    assert (config.match_official, config.train.epochs, config.train.seed) == (True, 3, 5)
+    with pytest.raises(ConfigError, match=r"^config\.yaml\.typo: unknown key"):
+        load_run_config(tmp_path / "config.yaml", ["typo=1"])
 
 
 def saved_config():
@@ -202,7 +221,7 @@ def saved_config():
 
 def test_a_saved_config_without_a_newer_setting_means_what_it_meant():
     content = saved_config()
-    del content["compat"]
+    del content["match_official"]
     assert validate_config(content, source="checkpoint x") == RunConfig()
 
 

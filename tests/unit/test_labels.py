@@ -144,6 +144,6 @@ def test_another_layout_of_the_same_categories_is_another_space():
 @pytest.mark.parametrize("category_id", [-1, MAX_RAW_LABELS, 10**12])
 def test_ids_that_cannot_be_labels_are_refused_with_the_remedy(category_id):
     space = LabelSpace.from_categories([{"id": 5}, {"id": category_id}])
-    message = rf"must be in 0..2047 to be labels .* got {category_id}; use compat: none"
+    message = rf"must be in 0..2047 to be labels .* got {category_id}; use match_official: false"
     with pytest.raises(ValueError, match=message):
         space.with_raw_labels()

@@ -23,6 +23,7 @@ ROWS = (
     {"boxes", "config", "distributed", "labels", "photos", "structures", "version"},
 )
 ONLY_FOR_CONFIG = {"__init__", "benchmark", "builders", "cli", "detector", "workflows"}
+UPGRADE = "deformable_detr.config.upgrade"  # of plain JSON, for whoever reads a file that holds it
 
 
 def part_of(path: Path) -> str:
@@ -67,7 +68,7 @@ def offenders() -> list[str]:
             is_beside = row_of(other) == row_of(part) < len(ROWS) - 1
             if is_above or is_beside:
                 wrong.append(f"{where}: {part} imports {other}")
-            if other == "config" and part not in ONLY_FOR_CONFIG:
+            if other == "config" and part not in ONLY_FOR_CONFIG and module != UPGRADE:
                 wrong.append(f"{where}: {part} imports config")
     return wrong
 

@@ -1,7 +1,8 @@
-"""What `compat: official` changes, place by place; tests/parity holds the numbers it leads to."""
+"""Effects of `match_official: true`, place by place; tests/parity holds the resulting numbers."""
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,13 @@ from helpers.tiny_checkpoint import write_checkpoint
 from deformable_detr import Detector, build_criterion, build_model, load_config
 from deformable_detr.builders import build_dataset, build_sampler
 from deformable_detr.data.samplers import DistributedOrderSampler, MicroBatchSampler
-from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
+from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Detections
 from deformable_detr.workflows.training import train
 
-OFFICIAL = "compat=official"
+OFFICIAL = "match_official=true"
 
 
 def config_with(*overrides: str):
@@ -32,6 +33,12 @@ def config_with(*overrides: str):
 @pytest.fixture
 def files(tmp_path: Path) -> CocoFiles:
     return write_coco_set(tmp_path / "set", num_images=4, size=(48, 64))  # categories 3 and 7
+
+
+def write_as_an_earlier_version(path: Path) -> None:
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.config.pop("match_official")
+    save_checkpoint(path, replace(checkpoint, config={**checkpoint.config, "compat": "official"}))
 
 
 @pytest.mark.parametrize(("overrides", "count"), [([], 80), ([OFFICIAL], 91)])
@@ -59,10 +66,12 @@ def test_the_matching_cost_has_the_official_alpha_and_gamma():
 
 
 @pytest.mark.parametrize("auxiliary", ["true", "false"])
-@pytest.mark.parametrize("compat", ["none", "official"])
-def test_proposals_have_no_weight_only_where_the_official_code_gives_them_none(compat, auxiliary):
-    config = config_with(f"compat={compat}", f"loss.auxiliary={auxiliary}")
-    expected = not (compat == "official" and auxiliary == "false")
+@pytest.mark.parametrize("match_official", ["false", "true"])
+def test_proposals_have_no_weight_only_where_the_official_code_gives_them_none(
+    match_official, auxiliary
+):
+    config = config_with(f"match_official={match_official}", f"loss.auxiliary={auxiliary}")
+    expected = not (match_official == "true" and auxiliary == "false")
     assert build_criterion(config).weigh_proposals == expected
 
 
@@ -126,10 +135,15 @@ def test_an_official_run_is_trained_resumed_evaluated_and_predicted_with(
     folder = tmp_path / "run"
     with caplog.at_level(logging.INFO):
         train(config, run_dir=folder, device="cpu")
-    assert "compat         official" in caplog.text
+    assert "match_official true" in caplog.text
     assert "{3: red thing, 7: blue thing} as labels of 8" in caplog.text
+    write_as_an_earlier_version(folder / "last.pth")
     longer = config_with(OFFICIAL, *data_settings(files, files), "train.max_steps=2")
-    train(longer, run_dir=folder, device="cpu", resume=True)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        train(longer, run_dir=folder, device="cpu", resume=True)
+    (change,) = (line for line in caplog.messages if "has changed" in line)
+    assert change.endswith("train.max_steps: 1 -> 2")
     checkpoint = load_checkpoint(folder / "last.pth")
     assert checkpoint.step == 2
     assert checkpoint.label_space.num_classes == 8
@@ -162,7 +176,7 @@ def test_a_run_cannot_change_its_labels_when_it_is_resumed(files, tmp_path):
 def test_ids_too_large_for_raw_labels_are_refused_before_training(tmp_path):
     files = write_coco_set(tmp_path, num_images=1, categories={10**9: "a"})
     config = config_with(OFFICIAL, *data_settings(files, files))
-    with pytest.raises(ValueError, match=r"in 0\.\.2047 to be labels.*use compat: none"):
+    with pytest.raises(ValueError, match=r"in 0\.\.2047 to be labels.*use match_official: false"):
         build_dataset(config, "train")
 
 
@@ -170,7 +184,7 @@ def test_a_checkpoint_with_settings_of_another_version_is_read(tmp_path, caplog)
     path = tmp_path / "last.pth"
     write_checkpoint(path)
     content = torch.load(path, weights_only=True)
-    del content["config"]["compat"]
+    del content["config"]["match_official"]
     content["config"]["model"]["gone"] = 1
     torch.save(content, path)
     assert Detector.from_checkpoint(path, device="cpu").label_space.num_classes == 3

@@ -11,7 +11,7 @@ import deformable_detr
 def test_importing_the_package_and_reading_a_config_need_no_pytorch():
     code = (
         "import sys, deformable_detr\n"
-        "deformable_detr.load_config('deformable_detr_r50', ['compat=official'])\n"
+        "deformable_detr.load_config('deformable_detr_r50', ['match_official=true'])\n"
         "print('torch' in sys.modules)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from deformable_detr.config.upgrade import upgrade
 from deformable_detr.engine.checkpoints.sealed_file import read_file, write_file
 from deformable_detr.labels import LabelSpace
 
@@ -29,7 +30,7 @@ class Checkpoint:
         step: number of optimiser steps taken; the schedule is a function of it.
         best_ap: highest AP of an evaluation so far, or None before the first.
         label_space: the classes that the detector tells apart.
-        config: the resolved configuration, plain JSON.
+        config: the resolved configuration, plain JSON; one that is read has today's names.
         versions: of the packages that wrote it, for people.
         origin: the weights that training started from, for people; "" for those of the config.
         scaler: the state_dict of the loss scale in float16; empty for other precisions.
@@ -93,6 +94,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"checkpoint {path} lacks {', '.join(absent)}")
     values = {name: content[name] for name in names}
     _check_types(path, values)
+    values["config"] = upgrade(values["config"])
     try:
         values["label_space"] = LabelSpace.from_categories(values["label_space"])
     except ValueError as error:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deformable_detr.config.upgrade import upgrade
 from deformable_detr.data.collate import Batch
 from deformable_detr.engine.checkpoints.sealed_file import read_file, write_file
 from deformable_detr.engine.precision import low_precision
@@ -38,7 +39,7 @@ class FailureBundle:
         examination: the fields of `Examination`.
         model: the detector's state_dict before the step.
         label_space: the classes, as in a checkpoint.
-        config: the resolved configuration, plain JSON.
+        config: the resolved configuration, plain JSON; one that is read has today's names.
         versions: of the packages that wrote it.
     """
 
@@ -114,7 +115,8 @@ class FailureBundle:
                 f"bundle {path} must be one that this version wrote, got another kind of file; "
                 "a checkpoint is measured with `deformable-detr evaluate`"
             )
-        return cls(**{name: content[name] for name in names})
+        values = {name: content[name] for name in names}
+        return cls(**{**values, "config": upgrade(values["config"])})
 
 
 def batch_to_plain(batch: Batch) -> dict[str, Any]:

@@ -2,14 +2,23 @@ import pytest
 import torch
 
 from deformable_detr.benchmark import layers
-from deformable_detr.benchmark.layers import Pair, deform_pairs, fused_pairs
+from deformable_detr.benchmark.layers import Pair, deform_pairs, fused_pairs, kernel_pair
 
 
-@pytest.mark.parametrize("pairs", ["deform", "fused"])
-def test_both_of_a_pair_compute_the_same(pairs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("pairs", "count"), [("deform", 4), ("kernel", 1), ("fused", 2)])
+def test_both_of_a_pair_compute_the_same(
+    pairs: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(layers, "DEFORM_SHAPES", ((8, 5, 6),))
-    made = list(deform_pairs() if pairs == "deform" else fused_pairs(depth=18, size=64))
-    assert len(made) == (4 if pairs == "deform" else 2)
+    monkeypatch.setattr(layers, "KERNEL_SHAPE", (8, 5, 6))
+    match pairs:
+        case "deform":
+            made = list(deform_pairs())
+        case "kernel":
+            made = [kernel_pair()]
+        case _:
+            made = list(fused_pairs(depth=18, size=64))
+    assert len(made) == count
     for pair in made:
         wanted = pair.other()
         assert wanted.std() > 0
@@ -25,7 +34,8 @@ def test_a_pair_takes_turns_and_is_compared(monkeypatch: pytest.MonkeyPatch) -> 
         return matrix @ matrix
 
     pair = Pair("this", lambda: work("own", 700), lambda: work("other", 70), limit=1)
-    monkeypatch.setattr(layers, "deform_pairs", lambda: [pair])
+    monkeypatch.setattr(layers, "deform_pairs", list)
+    monkeypatch.setattr(layers, "kernel_pair", lambda: pair)
     monkeypatch.setattr(layers, "fused_pairs", list)
     messages: list[str] = []
     (found,) = layers.measure(2, messages.append)

@@ -5,8 +5,8 @@ import pytest
 from helpers.benchmark_report import make_machine
 
 from deformable_detr.benchmark import machine
-from deformable_detr.benchmark.limits import Limits
 from deformable_detr.benchmark.machine import OtherPrograms, describe_machine
+from deformable_detr.benchmark.ops.limits import Limits
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from deformable_detr.benchmark import memory
-from deformable_detr.benchmark.jobs import Memory, MemoryJob, MemorySpan
 from deformable_detr.benchmark.memory import peak_extra_megabytes
-from deformable_detr.benchmark.processes import run_job
-from deformable_detr.benchmark.workload import Shape
+from deformable_detr.benchmark.ops.jobs import Memory, MemoryJob, MemorySpan
+from deformable_detr.benchmark.ops.processes import run_job
+from deformable_detr.benchmark.ops.workload import Shape
 
 needs_peak = pytest.mark.skipif(
     not memory._CLEAR_REFS.exists(), reason="this system cannot reset the peak of its memory"

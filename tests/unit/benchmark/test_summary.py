@@ -7,6 +7,10 @@ def test_a_summary_holds_the_least_the_quartiles_and_the_median() -> None:
     assert summarize([5.0, 1.0, 3.0, 2.0, 4.0]) == Summary(1.0, 2.0, 3.0, 4.0)
 
 
+def test_a_summary_is_described_by_median_and_quartiles() -> None:
+    assert summarize([5.0, 1.0, 3.0, 2.0, 4.0]).describe(1) == "3.0 (2.0 to 4.0)"
+
+
 def test_one_outlier_does_not_move_the_median() -> None:
     assert summarize([10.0, 11.0, 12.0, 11.0, 9000.0]).median == 11.0
 

@@ -19,7 +19,7 @@ from deformable_detr.benchmark.timing import (
 
 
 @pytest.mark.parametrize("count", range(1, 9))
-def test_in_as_many_rounds_each_contender_has_each_place_once(count: int) -> None:
+def test_in_as_many_rounds_each_task_has_each_place_once(count: int) -> None:
     orders = [order_of_round(count, index) for index in range(count)]
 
     for place in range(count):
@@ -27,7 +27,7 @@ def test_in_as_many_rounds_each_contender_has_each_place_once(count: int) -> Non
 
 
 @pytest.mark.parametrize("count", range(2, 9))
-def test_each_contender_follows_every_other_one_equally_often(count: int) -> None:
+def test_each_task_follows_every_other_one_equally_often(count: int) -> None:
     pairs = Counter(
         pair
         for index in range(2 * count)
@@ -82,7 +82,7 @@ def test_short_calls_are_repeated_until_a_turn_is_long(ms: float, calls: int) ->
     assert taken["one"].calls == calls  # by the shorter of both clocks, half of ms
 
 
-def test_contenders_take_turns_in_another_order_each_round() -> None:
+def test_tasks_take_turns_in_another_order_each_round() -> None:
     turns: list[str] = []
     tasks = [make_task(name, 100.0, turns) for name in "abcd"]
 

@@ -38,7 +38,7 @@ def test_a_run_is_trained_refused_and_resumed(
     assert "train.total_batch is 4, the recipe has 32" in header
     assert "8 images" in header
     assert "recipe         deformable_detr_r50_single_scale" in header
-    assert "compat         none" in header
+    assert "match_official false" in header
     assert load_config(folder / "config.yaml").train.max_steps == 1
     assert load_checkpoint(folder / "best.pth").step == 1
 

@@ -159,7 +159,7 @@ def test_a_recipe_does_not_deviate_from_itself(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_where_and_how_fast_a_run_is_does_not_matter(name):
     overrides = [
-        "compat=official",
+        "match_official=true",
         "data.train.images=a",
         "data.num_workers=0",
         "model.attention.backend=reference",

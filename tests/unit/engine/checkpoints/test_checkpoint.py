@@ -187,6 +187,12 @@ def test_a_file_from_before_origins_were_kept_is_read(tmp_path: Path, stored: Ch
     assert load_checkpoint(path).origin == ""
 
 
+def test_settings_of_an_earlier_version_are_renamed(tmp_path: Path, stored: Checkpoint) -> None:
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, replace(stored, config={"compat": "official", "seed": 1}))
+    assert load_checkpoint(path).config == {"match_official": True, "seed": 1}
+
+
 def test_inference_uses_the_average_where_there_is_one(stored: Checkpoint) -> None:
     assert weights_for_inference(stored) is stored.ema
     assert weights_for_inference(replace(stored, ema=None)) is stored.model

@@ -1,4 +1,5 @@
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,6 +41,11 @@ def test_a_bundle_is_tensors_and_plain_values(path: Path) -> None:
             assert isinstance(value, (str, int, float, torch.Tensor, type(None))), type(value)
 
     assert_plain(torch.load(path, weights_only=True))
+
+
+def test_settings_of_an_earlier_version_are_renamed(path: Path) -> None:
+    replace(FailureBundle.load(path), config={"compat": "none"}).save(path)
+    assert FailureBundle.load(path).config == {"match_official": False}
 
 
 def test_a_bundle_that_cannot_be_written_does_not_hide_the_cause(tmp_path: Path) -> None:

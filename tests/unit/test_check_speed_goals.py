@@ -1,13 +1,23 @@
+"""The acceptance gates of the native operators, on reports with times of the test's choice."""
+
+import dataclasses
+
 import pytest
-from helpers.benchmark_report import make_memory, make_scaling, make_timings
+from helpers.benchmark_report import make_memory, make_report, make_scaling
+from helpers.scripts import load_script
 
-from deformable_detr.benchmark.goals import Verdict, judge
-from deformable_detr.benchmark.workload import DECODER, ENCODER
+from deformable_detr.benchmark.ops.suite import Report
+from deformable_detr.benchmark.ops.workload import DECODER, ENCODER
+
+script = load_script("check_speed_goals")
 
 
-def judge_all(**changed: float) -> dict[str, Verdict]:
-    verdicts = judge(make_timings(**changed), make_scaling(), make_memory())
-    return {verdict.title: verdict for verdict in verdicts}
+def judge(report: Report) -> dict[str, script.Verdict]:
+    return {verdict.title: verdict for verdict in script.judge(report)}
+
+
+def judge_all(**changed: float) -> dict[str, script.Verdict]:
+    return judge(make_report(**changed))
 
 
 def test_every_goal_has_a_line_and_can_be_reached() -> None:
@@ -53,7 +63,7 @@ def test_a_speed_passes_from_085_of_its_goal_on(title: str, goal: float) -> None
     assert (verdict.goal, verdict.gate) == (goal, pytest.approx(0.85 * goal))
     assert verdict.measured == pytest.approx(0.849 * goal)
     samples = DECODER.samples if title.startswith("decoder") else ENCODER.samples
-    assert verdict.ns_a_sample == pytest.approx(missed * 1e6 / samples)
+    assert verdict.ns_per_sample == pytest.approx(missed * 1e6 / samples)
 
 
 def test_the_fused_operator_is_compared_with_what_a_module_runs() -> None:
@@ -81,20 +91,48 @@ def test_the_reference_must_be_as_fast_as_others_are(speed: float, passes: bool)
 
 @pytest.mark.parametrize(("cost", "passes"), [(2.09, True), (2.11, False)])
 def test_two_images_must_cost_little_more_than_twice_one(cost: float, passes: bool) -> None:
-    verdicts = judge(make_timings(), make_scaling(cost_of_pair=cost), make_memory())
+    verdicts = judge(dataclasses.replace(make_report(), scaling=make_scaling(cost_of_pair=cost)))
 
-    assert [v.passes for v in verdicts if "N = 2" in v.title] == [passes] * 2
+    assert [v.passes for title, v in verdicts.items() if "N = 2" in title] == [passes] * 2
 
 
 def test_memory_has_a_ceiling_without_tolerance() -> None:
-    verdicts = judge(make_timings(), make_scaling(), make_memory(forward=26.1, both=75.0))
+    memory = make_memory(forward=26.1, both=75.0)
+    verdicts = judge(dataclasses.replace(make_report(), memory=memory))
 
-    assert [v.passes for v in verdicts if "memory" in v.title] == [False, True]
+    assert [v.passes for title, v in verdicts.items() if "memory" in title] == [False, True]
 
 
 def test_what_was_not_measured_does_not_pass() -> None:
-    verdicts = judge({}, [], make_memory(forward=None, both=None))
+    memory = make_memory(forward=None, both=None)
+    verdicts = judge(dataclasses.replace(make_report(), timings={}, scaling=[], memory=memory))
 
-    assert len(verdicts) == len(judge_all())
-    assert {verdict.measured for verdict in verdicts} == {None}
-    assert not any(verdict.passes for verdict in verdicts)
+    assert list(verdicts) == list(judge_all())
+    assert {verdict.measured for verdict in verdicts.values()} == {None}
+    assert not any(verdict.passes for verdict in verdicts.values())
+
+
+@pytest.mark.parametrize(("native", "code", "word"), [(10.0, 0, "pass"), (20.0, 1, "FAIL")])
+def test_the_command_prints_a_line_per_goal_and_its_exit_code_is_the_verdict(
+    native: float,
+    code: int,
+    word: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(script, "run", lambda plan, machine, report: make_report(native=native))
+    monkeypatch.setattr(script.sys, "argv", ["check_speed_goals.py"])
+
+    assert script.main() == code
+    lines = capsys.readouterr().out.split("Goals\n")[1].splitlines()
+    assert len(lines) == len(judge_all())
+    assert (
+        f"{word}  encoder forward, default: native / reference: {750 / native:.2f} x, "
+        f"must be at least 63.8 (goal 75), {native * 1e6 / ENCODER.samples:.2f} ns per sample"
+    ) in lines
+
+
+def test_fewer_rounds_say_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script.sys, "argv", ["check_speed_goals.py", "--rounds", "8"])
+    with pytest.raises(SystemExit):
+        script.main()

@@ -12,16 +12,16 @@ from typing import IO, TypeVar
 
 from pydantic import TypeAdapter
 
-from deformable_detr.benchmark.jobs import Allocator, Job
+from deformable_detr.benchmark.ops.jobs import Allocator, Job
 
 Result = TypeVar("Result")
 
 # With `python -m`, a checkout in the present folder would come before the package that runs here.
 _START = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
-    "from deformable_detr.benchmark.worker import main; main()"
+    "from deformable_detr.benchmark.ops.worker import main; main()"
 )
-_COMMAND = (sys.executable, "-c", _START, str(Path(__file__).parents[2]))
+_COMMAND = (sys.executable, "-c", _START, str(Path(__file__).parents[3]))
 # A thread that waits in a loop would count as CPU time.
 _WAIT_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 # Memory once had is kept: large buffers come from the heap, which is never trimmed.

@@ -1,4 +1,4 @@
-"""Who competes: the reference, the native operators, and other implementations."""
+"""The implementations that are timed: reference, native operators, other libraries."""
 
 import importlib.util
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deformable_detr.benchmark.workload import locations_of, weights_of
+from deformable_detr.benchmark.ops.workload import locations_of, weights_of
 from deformable_detr.ops import available_backends, ms_deform_attn, ms_deform_attn_fused
 from deformable_detr.ops.ms_deformable_attention.reference import ms_deform_attn_core_pytorch
 from deformable_detr.structures import LevelShapes
@@ -33,14 +33,14 @@ MEANING = {
 
 
 @dataclass(frozen=True)
-class Contender:
+class Implementation:
     """One implementation.
 
     Attributes:
         function: of value, level_shapes and, if fused, reference_points, sampling_offsets and
             attention_logits; else of sampling_locations and attention_weights.
         dtype: of value and of the output.
-        baseline: the contender that it is compared with.
+        baseline: name of the implementation that it is compared with.
     """
 
     name: str
@@ -50,11 +50,13 @@ class Contender:
     is_fused: bool = False
 
 
-def find_contenders(device: str, dtype: torch.dtype) -> tuple[list[Contender], dict[str, str]]:
-    """Those that can run here, and why the others cannot."""
+def find_implementations(
+    device: str, dtype: torch.dtype
+) -> tuple[list[Implementation], dict[str, str]]:
+    """Those that can run here, and why each other one cannot, by name."""
     found = [
-        Contender(REFERENCE, ms_deform_attn_core_pytorch, dtype),
-        Contender(REFERENCE_MODULE, _reference_module, dtype, is_fused=True),
+        Implementation(REFERENCE, ms_deform_attn_core_pytorch, dtype),
+        Implementation(REFERENCE_MODULE, _reference_module, dtype, is_fused=True),
     ]
     missing = {}
     if dtype != torch.float32:
@@ -62,18 +64,22 @@ def find_contenders(device: str, dtype: torch.dtype) -> tuple[list[Contender], d
     elif importlib.util.find_spec("transformers") is None:
         missing[TRANSFORMERS] = "it is not installed; pip install transformers"
     else:
-        found.append(Contender(TRANSFORMERS, _transformers, dtype))
+        found.append(Implementation(TRANSFORMERS, _transformers, dtype))
     with_bfloat16 = dtype == torch.float32
     if with_bfloat16:
-        found.append(Contender(REFERENCE_BFLOAT16, ms_deform_attn_core_pytorch, torch.bfloat16))
+        found.append(
+            Implementation(REFERENCE_BFLOAT16, ms_deform_attn_core_pytorch, torch.bfloat16)
+        )
     obstacle = available_backends(device)["native"]
     if obstacle:
         missing[NATIVE] = obstacle
         return found, missing
-    found.append(Contender(NATIVE, _native, dtype))
-    found.append(Contender(NATIVE_FUSED, _native_fused, dtype, REFERENCE_MODULE, is_fused=True))
+    found.append(Implementation(NATIVE, _native, dtype))
+    found.append(
+        Implementation(NATIVE_FUSED, _native_fused, dtype, REFERENCE_MODULE, is_fused=True)
+    )
     if with_bfloat16:
-        found.append(Contender(NATIVE_BFLOAT16, _native, torch.bfloat16))
+        found.append(Implementation(NATIVE_BFLOAT16, _native, torch.bfloat16))
     return found, missing
 
 

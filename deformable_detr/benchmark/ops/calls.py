@@ -1,27 +1,27 @@
-"""A contender with its inputs: calls that only need to be made."""
+"""An implementation bound to its inputs: calls that only need to be made."""
 
 import torch
 from torch import Tensor
 
-from deformable_detr.benchmark.contenders import REFERENCE, Contender
+from deformable_detr.benchmark.ops.implementations import REFERENCE, Implementation
+from deformable_detr.benchmark.ops.workload import SEED, Direction, Workload
 from deformable_detr.benchmark.timing import Call
-from deformable_detr.benchmark.workload import SEED, Direction, Workload
 
 
-class BoundContender:
-    """A contender and a workload, in the contender's dtype.
+class BoundImplementation:
+    """An implementation and a workload, in the implementation's dtype.
 
     Forward runs without a graph. Backward gives the gradients of value and of both tensors that
     come from the queries; it is timed alone, on a graph that was recorded before.
     """
 
-    def __init__(self, contender: Contender, workload: Workload) -> None:
-        self.contender, self.workload = contender, workload
-        self._function = contender.function
+    def __init__(self, implementation: Implementation, workload: Workload) -> None:
+        self.implementation, self.workload = implementation, workload
+        self._function = implementation.function
         shape = workload.shape
-        value = workload.value.to(contender.dtype)
+        value = workload.value.to(implementation.dtype)
         between: tuple[object, ...] = (shape.level_shapes,)
-        if contender.is_fused:
+        if implementation.is_fused:
             between = (*between, workload.reference_points)
             points, weights = workload.sampling_offsets, workload.attention_logits
         else:
@@ -48,8 +48,8 @@ class BoundContender:
     def prepare(self, direction: Direction, calls: int) -> list[Call]:
         """Calls in one direction, as `Task.prepare` wants them.
 
-        Another call is made before: it pays for the state in which the contender whose turn it was
-        left the heap and the caches.
+        Another call is made before: it pays for the state in which the previous implementation left
+        the heap and the caches.
         """
         if direction == "backward":
             self.record()()
@@ -59,24 +59,24 @@ class BoundContender:
         return [self.forward] * calls
 
 
-def check_agreement(contenders: list[BoundContender]) -> None:
+def check_agreement(implementations: list[BoundImplementation]) -> None:
     """Refuse to time what computes something else than the reference.
 
     Raises:
         RuntimeError: an output lies further from the reference's than rounding can explain.
     """
-    reference = next(bound for bound in contenders if bound.contender.name == REFERENCE)
+    reference = next(bound for bound in implementations if bound.implementation.name == REFERENCE)
     expected = reference.forward().float()
     sides = [size for level in reference.workload.shape.level_shapes for size in level]
     # Pixels are rounded to float32 of the level's size, and neighbours differ by a few units.
     coordinate_error = torch.finfo(torch.float32).eps * max(sides)
     largest_value = float(reference.workload.value.abs().max())
-    for bound in contenders:
-        output_error = torch.finfo(bound.contender.dtype).eps * float(expected.abs().max())
+    for bound in implementations:
+        output_error = torch.finfo(bound.implementation.dtype).eps * float(expected.abs().max())
         limit = 4 * (coordinate_error * largest_value + output_error)
         difference = float((bound.forward().float() - expected).abs().max())
         if not difference <= limit:  # NaN is not
             raise RuntimeError(
-                f"{bound.contender.name} must agree with the reference to {limit:.2g}, "
+                f"{bound.implementation.name} must agree with the reference to {limit:.2g}, "
                 f"got a difference of {difference:.2g}; do not use it"
             )

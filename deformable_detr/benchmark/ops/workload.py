@@ -20,7 +20,7 @@ class Shape:
 
     Attributes:
         level_shapes: (height, width) of the L levels.
-        Q: queries; None for one a cell, at its centre, as in the encoder. Else they are
+        Q: queries; None for one a cell, at its center, as in the encoder. Else they are
             uniform over the image, as in the decoder.
     """
 
@@ -114,7 +114,7 @@ def make_workload(shape: Shape, device: str = "cpu") -> Workload:
     generator = torch.Generator().manual_seed(SEED)
     points = (shape.N, shape.num_queries, shape.M, shape.L, shape.P)
     if shape.Q is None:
-        references = _cell_centres(shape.level_shapes).expand(shape.N, -1, -1)
+        references = _cell_centers(shape.level_shapes).expand(shape.N, -1, -1)
     else:
         references = torch.rand(shape.N, shape.Q, 2, generator=generator)
     value = torch.randn(shape.N, shape.S, shape.M, shape.D, generator=generator)
@@ -152,8 +152,8 @@ def weights_of(attention_logits: Tensor) -> Tensor:
     return attention_logits.flatten(3).softmax(-1).view_as(attention_logits)
 
 
-def _cell_centres(level_shapes: tuple[tuple[int, int], ...]) -> Tensor:
-    """(1, S, 2) relative (x, y) of the centres of all cells."""
+def _cell_centers(level_shapes: tuple[tuple[int, int], ...]) -> Tensor:
+    """(1, S, 2) relative (x, y) of the centers of all cells."""
     grids = []
     for height, width in level_shapes:
         y, x = torch.meshgrid(

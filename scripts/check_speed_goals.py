@@ -1,14 +1,22 @@
-"""What the native operators must reach on a CPU, and whether they do.
+"""Measure the native operators on a CPU and hold them against their goals.
 
-The goals were set with a prototype on two cores of a Zen 4 (AVX-512); the shapes are those of
-`workload.py`. A ratio passes at 0.85 of its goal, since machines differ; a ceiling is a ceiling.
+The goals were set with a prototype on two cores of a Zen 4 (AVX-512), for the shapes of
+`deformable_detr/benchmark/ops/workload.py`. A ratio passes at 0.85 of its goal, since machines
+differ; a ceiling is a ceiling. Takes about six minutes on two cores, which should be idle.
+
+Usage: .venv/bin/python scripts/check_speed_goals.py [--rounds 9]
 """
 
+import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from deformable_detr.benchmark.contenders import (
+from rich.console import Console
+
+from deformable_detr.benchmark.machine import describe_machine
+from deformable_detr.benchmark.ops.implementations import (
     NATIVE,
     NATIVE_BFLOAT16,
     NATIVE_FUSED,
@@ -16,10 +24,18 @@ from deformable_detr.benchmark.contenders import (
     REFERENCE_MODULE,
     TRANSFORMERS,
 )
-from deformable_detr.benchmark.jobs import Allocator, Memory, MemorySpan, Timing
-from deformable_detr.benchmark.workload import DECODER, ENCODER, ENCODER_PAIR, Direction, Shape
+from deformable_detr.benchmark.ops.jobs import Allocator, Memory, MemorySpan, Timing, find, ratio
+from deformable_detr.benchmark.ops.suite import SHAPES, Plan, Report, run
+from deformable_detr.benchmark.ops.tables import show
+from deformable_detr.benchmark.ops.workload import (
+    DECODER,
+    ENCODER,
+    ENCODER_PAIR,
+    Direction,
+    Shape,
+)
 
-LEAST_ROUNDS = 9
+ROUNDS = 9  # fewer say too little
 GATE_SHARE = 0.85
 REFERENCE_TOLERANCE = 0.10  # by which it may differ from transformers' function
 
@@ -31,8 +47,8 @@ class Verdict:
     """One goal, and what was measured; None if nothing was.
 
     Attributes:
-        measured: a ratio "a / b" of contenders is one of speeds, "N = 2 / N = 1" one of costs.
-        ns_a_sample: what the first of a ratio costs.
+        measured: a ratio "a / b" of implementations is one of speeds, "N = 2 / N = 1" one of costs.
+        ns_per_sample: what the first of a ratio costs.
     """
 
     title: str
@@ -41,7 +57,7 @@ class Verdict:
     kind: Literal["at least", "at most", "within"]
     unit: Literal["x", "MB"]
     measured: float | None
-    ns_a_sample: float | None
+    ns_per_sample: float | None
 
     @property
     def passes(self) -> bool:
@@ -56,16 +72,26 @@ class Verdict:
             case "within":
                 return abs(self.measured - 1) <= self.gate
 
+    def describe(self) -> str:
+        """In a line."""
+        gate = f"1 +- {self.gate:.2f}" if self.kind == "within" else f"{self.gate:.1f}"
+        found = "not measured" if self.measured is None else f"{self.measured:.2f} {self.unit}"
+        cost = "" if self.ns_per_sample is None else f", {self.ns_per_sample:.2f} ns per sample"
+        return (
+            f"{'pass' if self.passes else 'FAIL'}  {self.title}: {found}, must be {self.kind} "
+            f"{gate} (goal {self.goal:g}){cost}"
+        )
+
 
 @dataclass(frozen=True)
 class _Speed:
-    """How often a contender must fit into a baseline."""
+    """How often a implementation must fit into a baseline."""
 
     goal: float
     allocator: Allocator
     shape: Shape
     direction: Direction
-    contender: str
+    implementation: str
     baseline: str = REFERENCE
 
 
@@ -82,55 +108,52 @@ _MEGABYTES: dict[MemorySpan, float] = {"forward": 26, "forward+backward": 75}
 _PAIR_COST = 2.1  # of two images, in times of one
 
 
-def judge(
-    timings: TimingsByAllocator, scaling: Sequence[Timing], memory: Sequence[Memory]
-) -> list[Verdict]:
+def main() -> int:
+    """Measure, print the tables and the goals; the exit code is 1 if a goal is missed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    rounds = parser.parse_args().rounds
+    if rounds < ROUNDS:
+        parser.error(f"--rounds must be at least {ROUNDS}, got {rounds}")
+    plan = Plan("cpu", "float32", SHAPES["all"], rounds=rounds, with_extras=True)
+    report = run(plan, describe_machine("cpu"), lambda text: print(text, file=sys.stderr))
+    console = Console(highlight=False, width=100)
+    for part in show(report):
+        console.print(part)
+    verdicts = judge(report)
+    print("\nGoals", *map(Verdict.describe, verdicts), sep="\n")
+    return 0 if all(verdict.passes for verdict in verdicts) else 1
+
+
+def judge(report: Report) -> list[Verdict]:
     """Every goal, beginning with those that make the others' baseline trustworthy."""
     return [
-        *_judge_reference(timings),
-        *(_judge_speed(speed, timings) for speed in _SPEEDS),
-        *_judge_scaling(scaling),
-        *_judge_memory(memory),
+        *_judge_reference(report.timings),
+        *(_judge_speed(speed, report.timings) for speed in _SPEEDS),
+        *_judge_scaling(report.scaling),
+        *_judge_memory(report.memory),
     ]
 
 
-def find(
-    timings: Sequence[Timing], shape: Shape, direction: Direction, contender: str
-) -> Timing | None:
-    """The timing of a contender, if it was taken."""
-    wanted = (shape.name, direction, contender)
-    for timing in timings:
-        if (timing.shape, timing.direction, timing.contender) == wanted:
-            return timing
-    return None
-
-
-def ratio(baseline: Timing | None, own: Timing | None) -> float | None:
-    """The median ratio of two timings, if both were taken."""
-    if baseline is None or own is None:
-        return None
-    return own.times_less_than(baseline).median
-
-
-def _ns_a_sample(timing: Timing | None) -> float | None:
-    return None if timing is None else timing.ns_a_sample
+def _ns_per_sample(timing: Timing | None) -> float | None:
+    return None if timing is None else timing.ns_per_sample
 
 
 def _judge_speed(speed: _Speed, timings: TimingsByAllocator) -> Verdict:
     taken = timings.get(speed.allocator, [])
     baseline, own = (
-        find(taken, speed.shape, speed.direction, name)
-        for name in (speed.baseline, speed.contender)
+        find(taken, speed.shape.name, speed.direction, name)
+        for name in (speed.baseline, speed.implementation)
     )
     return Verdict(
         title=f"{speed.shape.name} {speed.direction}, {speed.allocator}: "
-        f"{speed.contender} / {speed.baseline}",
+        f"{speed.implementation} / {speed.baseline}",
         goal=speed.goal,
         gate=GATE_SHARE * speed.goal,
         kind="at least",
         unit="x",
         measured=ratio(baseline, own),
-        ns_a_sample=_ns_a_sample(own),
+        ns_per_sample=_ns_per_sample(own),
     )
 
 
@@ -140,7 +163,9 @@ def _judge_reference(timings: TimingsByAllocator) -> list[Verdict]:
     verdicts = []
     for allocator, shape, direction in judged:
         taken = timings.get(allocator, [])
-        theirs, ours = (find(taken, shape, direction, name) for name in (TRANSFORMERS, REFERENCE))
+        theirs, ours = (
+            find(taken, shape.name, direction, name) for name in (TRANSFORMERS, REFERENCE)
+        )
         verdicts.append(
             Verdict(
                 title=f"{shape.name} {direction}, {allocator}: {REFERENCE} / {TRANSFORMERS}",
@@ -149,7 +174,7 @@ def _judge_reference(timings: TimingsByAllocator) -> list[Verdict]:
                 kind="within",
                 unit="x",
                 measured=ratio(theirs, ours),
-                ns_a_sample=_ns_a_sample(ours),
+                ns_per_sample=_ns_per_sample(ours),
             )
         )
     return verdicts
@@ -159,7 +184,7 @@ def _judge_scaling(scaling: Sequence[Timing]) -> list[Verdict]:
     verdicts = []
     for direction in ("forward", "backward"):
         pair, single = (
-            find(scaling, shape, direction, NATIVE) for shape in (ENCODER_PAIR, ENCODER)
+            find(scaling, shape.name, direction, NATIVE) for shape in (ENCODER_PAIR, ENCODER)
         )
         verdicts.append(
             Verdict(
@@ -169,14 +194,14 @@ def _judge_scaling(scaling: Sequence[Timing]) -> list[Verdict]:
                 kind="at most",
                 unit="x",
                 measured=ratio(pair, single),
-                ns_a_sample=_ns_a_sample(pair),
+                ns_per_sample=_ns_per_sample(pair),
             )
         )
     return verdicts
 
 
 def _judge_memory(memory: Sequence[Memory]) -> list[Verdict]:
-    measured = {one.span: one.megabytes for one in memory if one.contender == NATIVE}
+    measured = {one.span: one.megabytes for one in memory if one.implementation == NATIVE}
     return [
         Verdict(
             title=f"encoder {span}: {NATIVE}, peak extra memory",
@@ -185,7 +210,11 @@ def _judge_memory(memory: Sequence[Memory]) -> list[Verdict]:
             kind="at most",
             unit="MB",
             measured=measured.get(span),
-            ns_a_sample=None,
+            ns_per_sample=None,
         )
         for span, ceiling in _MEGABYTES.items()
     ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

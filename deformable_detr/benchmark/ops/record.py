@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from deformable_detr.benchmark.contenders import REFERENCE_BFLOAT16
-from deformable_detr.benchmark.goals import Verdict
-from deformable_detr.benchmark.jobs import Allocator, Timing
-from deformable_detr.benchmark.suite import Report
+from deformable_detr.benchmark.ops.implementations import REFERENCE_BFLOAT16
+from deformable_detr.benchmark.ops.jobs import Allocator, Timing, find
+from deformable_detr.benchmark.ops.suite import Report
 
-FORMAT = 1  # counts up when a key changes its meaning or goes
+FORMAT = 2  # counts up when a key changes its meaning or goes
 
 
-def as_record(report: Report, verdicts: Sequence[Verdict] | None) -> dict[str, Any]:
+def as_record(report: Report) -> dict[str, Any]:
     """What `--json` prints: times in milliseconds, sizes in bytes or 10^6 bytes, shares of one."""
     return {
         "format": FORMAT,
@@ -34,46 +33,35 @@ def as_record(report: Report, verdicts: Sequence[Verdict] | None) -> dict[str, A
         "scaling": [_timing(one, "default", report.scaling, report) for one in report.scaling],
         "memory": [asdict(memory) for memory in report.memory],
         "missing": report.missing,
-        "goals": None
-        if verdicts is None
-        else [asdict(verdict) | {"passes": verdict.passes} for verdict in verdicts],
     }
-
-
-def baseline_of(timing: Timing, timings: Sequence[Timing], name: str = "") -> Timing | None:
-    """What a timing is compared with: its baseline, or the contender of that name."""
-    for other in timings:
-        if (other.shape, other.direction) == (timing.shape, timing.direction) and (
-            other.contender == (name or timing.baseline)
-        ):
-            return other
-    return None
 
 
 def _timing(
     timing: Timing, allocator: Allocator, timings: Sequence[Timing], report: Report
 ) -> dict[str, Any]:
-    baseline = baseline_of(timing, timings)
-    same_dtype = baseline_of(timing, timings, REFERENCE_BFLOAT16)
+    baseline, same_dtype = (
+        find(timings, timing.shape, timing.direction, name)
+        for name in (timing.baseline, REFERENCE_BFLOAT16)
+    )
     read_share, arithmetic_share = timing.shares_of(report.limits)
     return {
         "shape": timing.shape,
         "direction": timing.direction,
         "allocator": allocator,
-        "contender": timing.contender,
-        "calls_a_round": timing.rounds.calls,
+        "implementation": timing.implementation,
+        "calls_per_round": timing.rounds.calls,
         "ms": asdict(timing.ms),
         "wall_ms": asdict(timing.wall_ms),
         "page_faults": asdict(timing.page_faults),
-        "ns_a_sample": timing.ns_a_sample,
+        "ns_per_sample": timing.ns_per_sample,
         "samples": timing.samples,
         "flop": timing.flop,
         "bytes": timing.num_bytes,
         "baseline": timing.baseline,
-        "ratio": None if baseline is None else asdict(timing.times_less_than(baseline)),
+        "ratio": None if baseline is None else asdict(timing.speedup_over(baseline)),
         "ratio_to_reference_bfloat16": None
         if same_dtype is None
-        else asdict(timing.times_less_than(same_dtype)),
+        else asdict(timing.speedup_over(same_dtype)),
         "share_of_read_limit": read_share,
         "share_of_arithmetic_limit": arithmetic_share,
         "rounds_ms": timing.rounds.ms,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from deformable_detr.benchmark.workload import (
+from deformable_detr.benchmark.ops.workload import (
     DECODER,
     ENCODER,
     ENCODER_PAIR,

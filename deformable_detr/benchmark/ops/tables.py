@@ -1,4 +1,4 @@
-"""A report for people: tables of at most a hundred columns."""
+"""A report as tables of at most a hundred columns."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,17 +8,15 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from deformable_detr.benchmark.contenders import (
+from deformable_detr.benchmark.ops.implementations import (
     MEANING,
     NATIVE,
     NATIVE_BFLOAT16,
     REFERENCE_BFLOAT16,
 )
-from deformable_detr.benchmark.goals import Verdict, find, ratio
-from deformable_detr.benchmark.jobs import Timing
-from deformable_detr.benchmark.record import baseline_of
-from deformable_detr.benchmark.suite import Report
-from deformable_detr.benchmark.workload import (
+from deformable_detr.benchmark.ops.jobs import Timing, find, ratio
+from deformable_detr.benchmark.ops.suite import Report
+from deformable_detr.benchmark.ops.workload import (
     DIRECTIONS,
     ENCODER,
     ENCODER_PAIR,
@@ -28,7 +26,7 @@ from deformable_detr.benchmark.workload import (
 
 
 def show(report: Report) -> Iterator[RenderableType]:
-    """Everything but the goals, from top to bottom."""
+    """Everything, from top to bottom."""
     yield _machine(report)
     if report.machine.warning:
         yield Text(f"warning: {report.machine.warning}", style="yellow")
@@ -41,34 +39,6 @@ def show(report: Report) -> Iterator[RenderableType]:
         yield _memory(report)
     yield Text()
     yield from _remarks(report)
-
-
-def show_goals(verdicts: Sequence[Verdict]) -> RenderableType:
-    """The goals of the native operators; bfloat16 has its goal against float32."""
-    table = _table("Goals")
-    table.add_column("")
-    for heading in ("goal", "gate", "measured", "ns a\nsample", ""):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for verdict in verdicts:
-        table.add_row(
-            escape(verdict.title),
-            _sign(verdict) + _quantity(verdict, verdict.goal),
-            f"+-{verdict.gate:.0%}"
-            if verdict.kind == "within"
-            else _quantity(verdict, verdict.gate),
-            "not measured" if verdict.measured is None else _quantity(verdict, verdict.measured),
-            "" if verdict.ns_a_sample is None else _digits(verdict.ns_a_sample),
-            "[green]pass[/]" if verdict.passes else "[bold red]fail[/]",
-        )
-    return table
-
-
-def _sign(verdict: Verdict) -> str:
-    return {"at least": ">= ", "at most": "<= ", "within": ""}[verdict.kind]
-
-
-def _quantity(verdict: Verdict, number: float) -> str:
-    return f"{_digits(number)}{'x' if verdict.unit == 'x' else ' MB'}"
 
 
 def _table(title: str) -> Table:
@@ -136,20 +106,20 @@ def _timings(report: Report, shape: Shape, direction: Direction) -> Table:
 def _timing_row(timing: Timing, timings: Sequence[Timing], report: Report) -> list[str]:
     ms, wall_ms = timing.ms, timing.wall_ms.median
     read_share, arithmetic_share = timing.shares_of(report.limits)
-    baseline = baseline_of(timing, timings)
-    times = "" if baseline is None else _ratio(timing.times_less_than(baseline).median)
+    baseline = find(timings, timing.shape, timing.direction, timing.baseline)
+    speedup = ratio(baseline, timing)
     return [
-        timing.contender,
+        timing.implementation,
         _digits(ms.median),
         _digits(ms.min),
         f"{_digits(ms.lower_quartile)}-{_digits(ms.upper_quartile)}",
-        _digits(timing.ns_a_sample),
+        _digits(timing.ns_per_sample),
         _digits(wall_ms),
         f"{timing.page_faults.median:,.0f}",
         f"{timing.num_bytes / 1e6:.1f}",
         f"{read_share:.0%}",
         f"{arithmetic_share:.0%}",
-        times,
+        "" if speedup is None else _ratio(speedup),
     ]
 
 
@@ -167,14 +137,14 @@ def _ratio(number: float) -> str:
 def _legend(report: Report) -> Text:
     lines = [
         "ms: one call's, by the clock above; median, least and quartiles of the rounds. A round of "
-        "a contender lasts 50 ms or one call. ns/sample: the median's. wall ms, faults (memory "
-        "pages asked of the kernel): medians. MB: what must move even if every cache were "
+        "an implementation lasts 50 ms or one call. ns/sample: the median's. wall ms, faults "
+        "(memory pages asked of the kernel): medians. MB: what must move even if every cache were "
         "infinite. read, FMA: shares of the limits above at the wall time, for these MB and the "
         "GFLOP; what caches keep between calls can lift the first above 100 %. ratio: to the "
         "reference, median of the rounds. backward: all three gradients, timed alone, on a graph "
         "that was recorded before.",
     ]
-    names = {timing.contender for taken in report.timings.values() for timing in taken}
+    names = {timing.implementation for taken in report.timings.values() for timing in taken}
     lines += [f"{name}: {meaning}." for name, meaning in MEANING.items() if name in names]
     return Text("\n".join(lines), style="dim")
 
@@ -187,7 +157,7 @@ def _memory(report: Report) -> Table:
     by_name: dict[str, list[str]] = {}
     for one in report.memory:
         text = "not told" if one.megabytes is None else f"{one.megabytes:.1f} MB"
-        by_name.setdefault(one.contender, []).append(text)
+        by_name.setdefault(one.implementation, []).append(text)
     for name, cells in by_name.items():
         table.add_row(name, *cells)
     return table
@@ -196,7 +166,7 @@ def _memory(report: Report) -> Table:
 def _remarks(report: Report) -> Iterator[Text]:
     for direction in DIRECTIONS:
         pair, single = (
-            find(report.scaling, shape, direction, NATIVE) for shape in (ENCODER_PAIR, ENCODER)
+            find(report.scaling, shape.name, direction, NATIVE) for shape in (ENCODER_PAIR, ENCODER)
         )
         cost = ratio(pair, single)
         if cost is not None:
@@ -218,12 +188,12 @@ def _bfloat16_remarks(report: Report) -> Iterator[Text]:
             times = []
             for allocator, timings in report.timings.items():
                 own, baseline = (
-                    find(timings, shape, direction, name)
+                    find(timings, shape.name, direction, name)
                     for name in (NATIVE_BFLOAT16, REFERENCE_BFLOAT16)
                 )
-                if own is not None and baseline is not None:
-                    median = own.times_less_than(baseline).median
-                    times.append(f"{_ratio(median)} ({allocator})")
+                speedup = ratio(baseline, own)
+                if speedup is not None:
+                    times.append(f"{_ratio(speedup)} ({allocator})")
             if times:
                 yield Text(
                     f"{shape.name}, {direction}: {NATIVE_BFLOAT16} / {REFERENCE_BFLOAT16}: "

@@ -2,31 +2,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from deformable_detr.benchmark import contenders
-from deformable_detr.benchmark.calls import BoundContender, check_agreement
-from deformable_detr.benchmark.contenders import (
+from deformable_detr.benchmark.ops import implementations
+from deformable_detr.benchmark.ops.calls import BoundImplementation, check_agreement
+from deformable_detr.benchmark.ops.implementations import (
     REFERENCE,
     TRANSFORMERS,
-    Contender,
-    find_contenders,
+    Implementation,
+    find_implementations,
 )
-from deformable_detr.benchmark.workload import Shape, make_workload
+from deformable_detr.benchmark.ops.workload import Shape, make_workload
 from deformable_detr.ops import available_backends
 from deformable_detr.ops.ms_deformable_attention.reference import ms_deform_attn_core_pytorch
 
 SMALL = Shape("small", ((9, 7), (5, 4)), N=2, M=2, D=4, P=2)
 
 
-def names(found: list[Contender]) -> set[str]:
-    return {contender.name for contender in found}
+def names(found: list[Implementation]) -> set[str]:
+    return {implementation.name for implementation in found}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_all_that_can_run_here_compute_the_same(dtype: torch.dtype) -> None:
-    found, _ = find_contenders("cpu", dtype)
+    found, _ = find_implementations("cpu", dtype)
     workload = make_workload(SMALL)
 
-    check_agreement([BoundContender(contender, workload) for contender in found])
+    check_agreement([BoundImplementation(implementation, workload) for implementation in found])
 
 
 def test_what_computes_something_else_is_not_timed() -> None:
@@ -35,7 +35,7 @@ def test_what_computes_something_else_is_not_timed() -> None:
 
     workload = make_workload(SMALL)
     bound = [
-        BoundContender(Contender(name, function, torch.float32), workload)
+        BoundImplementation(Implementation(name, function, torch.float32), workload)
         for name, function in ((REFERENCE, ms_deform_attn_core_pytorch), ("other", wrong))
     ]
 
@@ -50,7 +50,7 @@ def test_not_a_number_is_no_agreement() -> None:
         return torch.full((SMALL.N, SMALL.S, SMALL.M * SMALL.D), torch.nan)
 
     bound = [
-        BoundContender(Contender(name, function, torch.float32), workload)
+        BoundImplementation(Implementation(name, function, torch.float32), workload)
         for name, function in ((REFERENCE, ms_deform_attn_core_pytorch), ("other", broken))
     ]
 
@@ -59,9 +59,9 @@ def test_not_a_number_is_no_agreement() -> None:
 
 
 def test_a_missing_library_is_missing_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contenders.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(implementations.importlib.util, "find_spec", lambda name: None)
 
-    found, missing = find_contenders("cpu", torch.float32)
+    found, missing = find_implementations("cpu", torch.float32)
 
     assert TRANSFORMERS not in names(found)
     assert missing[TRANSFORMERS] == "it is not installed; pip install transformers"
@@ -69,33 +69,35 @@ def test_a_missing_library_is_missing_with_a_remedy(monkeypatch: pytest.MonkeyPa
 
 def test_native_is_there_exactly_if_its_back_end_is(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = available_backends("cpu")["native"]
-    found, missing = find_contenders("cpu", torch.float32)
+    found, missing = find_implementations("cpu", torch.float32)
     assert missing.get("native", "") == reason
     assert {"native", "native fused", "native bfloat16"} & names(found) == (
         set() if reason else {"native", "native fused", "native bfloat16"}
     )
 
-    monkeypatch.setattr(contenders, "available_backends", lambda device: {"native": "not built"})
-    found, missing = find_contenders("cpu", torch.float32)
+    monkeypatch.setattr(
+        implementations, "available_backends", lambda device: {"native": "not built"}
+    )
+    found, missing = find_implementations("cpu", torch.float32)
     assert missing["native"] == "not built"
     assert not any(name.startswith("native") for name in names(found))
 
 
 def test_low_precision_has_no_second_row_in_bfloat16() -> None:
-    found, missing = find_contenders("cpu", torch.bfloat16)
+    found, missing = find_implementations("cpu", torch.bfloat16)
 
     assert not any("bfloat16" in name for name in names(found))
-    assert {contender.dtype for contender in found} == {torch.bfloat16}
+    assert {implementation.dtype for implementation in found} == {torch.bfloat16}
     assert TRANSFORMERS in missing
 
 
 def test_backward_gives_the_gradients_of_value_points_and_weights() -> None:
     workload = make_workload(SMALL)
     gradients = {}
-    for contender in find_contenders("cpu", torch.float32)[0]:
-        if contender.dtype == torch.float32 and not contender.is_fused:
-            (call,) = BoundContender(contender, workload).prepare("backward", 1)
-            gradients[contender.name] = call()
+    for implementation in find_implementations("cpu", torch.float32)[0]:
+        if implementation.dtype == torch.float32 and not implementation.is_fused:
+            (call,) = BoundImplementation(implementation, workload).prepare("backward", 1)
+            gradients[implementation.name] = call()
 
     expected = gradients.pop(REFERENCE)
     assert isinstance(expected, tuple)
@@ -117,7 +119,9 @@ def test_as_many_calls_are_prepared_as_are_asked_for(direction: str) -> None:
         made.append(value.requires_grad)
         return ms_deform_attn_core_pytorch(value, *others)  # type: ignore[arg-type]
 
-    bound = BoundContender(Contender("one", function, torch.float32), make_workload(SMALL))
+    bound = BoundImplementation(
+        Implementation("one", function, torch.float32), make_workload(SMALL)
+    )
     calls = bound.prepare(direction, 3)  # type: ignore[arg-type]
 
     assert len(calls) == 3

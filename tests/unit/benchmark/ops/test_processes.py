@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from deformable_detr.benchmark import processes
-from deformable_detr.benchmark.contenders import REFERENCE, REFERENCE_MODULE
-from deformable_detr.benchmark.jobs import LimitsJob, MemoryJob, TimingJob, Timings
-from deformable_detr.benchmark.limits import Limits
-from deformable_detr.benchmark.processes import environment_of, run_job
-from deformable_detr.benchmark.workload import DIRECTIONS, Shape
+from deformable_detr.benchmark.ops import processes
+from deformable_detr.benchmark.ops.implementations import REFERENCE, REFERENCE_MODULE
+from deformable_detr.benchmark.ops.jobs import LimitsJob, MemoryJob, TimingJob, Timings
+from deformable_detr.benchmark.ops.limits import Limits
+from deformable_detr.benchmark.ops.processes import environment_of, run_job
+from deformable_detr.benchmark.ops.workload import DIRECTIONS, Shape
 
 TINY = Shape("tiny", ((4, 6), (2, 3)), M=2, D=4, P=2)
 
@@ -32,11 +32,13 @@ def test_the_allocators_differ_in_what_glibc_keeps(monkeypatch: pytest.MonkeyPat
 
 def test_a_job_is_done_in_a_child_and_its_answer_comes_back() -> None:
     progress: list[str] = []
-    job = TimingJob("cpu", "float32", (TINY,), rounds=2, contenders=(REFERENCE, REFERENCE_MODULE))
+    job = TimingJob(
+        "cpu", "float32", (TINY,), rounds=2, implementations=(REFERENCE, REFERENCE_MODULE)
+    )
 
     answer = run_job(job, Timings, allocator="warm", report=progress.append)
 
-    assert [(one.contender, one.direction) for one in answer.timings] == [
+    assert [(one.implementation, one.direction) for one in answer.timings] == [
         (name, direction) for direction in DIRECTIONS for name in (REFERENCE, REFERENCE_MODULE)
     ]
     for timing in answer.timings:

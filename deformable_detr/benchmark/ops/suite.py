@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
-from deformable_detr.benchmark import goals
-from deformable_detr.benchmark.contenders import NATIVE, NATIVE_FUSED, REFERENCE
-from deformable_detr.benchmark.jobs import (
+from deformable_detr.benchmark.machine import Machine, OtherPrograms, has_glibc
+from deformable_detr.benchmark.ops.implementations import NATIVE, NATIVE_FUSED, REFERENCE
+from deformable_detr.benchmark.ops.jobs import (
     Allocator,
     Device,
     DType,
@@ -20,11 +20,10 @@ from deformable_detr.benchmark.jobs import (
     TimingJob,
     Timings,
 )
-from deformable_detr.benchmark.limits import Limits
-from deformable_detr.benchmark.machine import Machine, OtherPrograms, has_glibc
-from deformable_detr.benchmark.processes import run_job
+from deformable_detr.benchmark.ops.limits import Limits
+from deformable_detr.benchmark.ops.processes import run_job
+from deformable_detr.benchmark.ops.workload import DECODER, ENCODER, ENCODER_PAIR, Shape
 from deformable_detr.benchmark.timing import clock_for
-from deformable_detr.benchmark.workload import DECODER, ENCODER, ENCODER_PAIR, Shape
 
 ShapeChoice = Literal["encoder", "decoder", "all"]
 SHAPES: dict[ShapeChoice, tuple[Shape, ...]] = {
@@ -59,7 +58,7 @@ class Report:
         clock: the one that ratios are taken by.
         timings: by allocator.
         scaling: of two images and of one, under the default allocator.
-        missing: why a contender was not measured, by its name.
+        missing: why an implementation was not measured, by its name.
     """
 
     plan: Plan
@@ -124,11 +123,6 @@ def run(plan: Plan, machine: Machine, report: Callable[[str], None]) -> Report:
         memory=memory,
         missing=missing,
     )
-
-
-def judge(report: Report) -> list[goals.Verdict]:
-    """Every goal of the native operators against a report."""
-    return goals.judge(report.timings, report.scaling, report.memory)
 
 
 def _within(stage: str, report: Callable[[str], None]) -> Callable[[str], None]:

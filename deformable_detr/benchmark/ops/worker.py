@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from deformable_detr.benchmark.calls import BoundContender, check_agreement
-from deformable_detr.benchmark.contenders import find_contenders
-from deformable_detr.benchmark.jobs import (
+from deformable_detr.benchmark.memory import peak_extra_megabytes
+from deformable_detr.benchmark.ops.calls import BoundImplementation, check_agreement
+from deformable_detr.benchmark.ops.implementations import find_implementations
+from deformable_detr.benchmark.ops.jobs import (
     Job,
     LimitsJob,
     Memory,
@@ -24,10 +25,9 @@ from deformable_detr.benchmark.jobs import (
     TimingJob,
     Timings,
 )
-from deformable_detr.benchmark.limits import Limits, measure_limits
-from deformable_detr.benchmark.memory import peak_extra_megabytes
+from deformable_detr.benchmark.ops.limits import Limits, measure_limits
+from deformable_detr.benchmark.ops.workload import DIRECTIONS, Direction, make_workload
 from deformable_detr.benchmark.timing import Task, clock_for, measure
-from deformable_detr.benchmark.workload import DIRECTIONS, Direction, make_workload
 
 
 def main() -> None:
@@ -52,18 +52,18 @@ def execute(job: Job, report: Callable[[str], None]) -> Limits | Timings | Memor
         case TimingJob():
             return _measure_timings(job, report)
         case MemoryJob():
-            report(f"{job.contender}, {job.span}")
+            report(f"{job.implementation}, {job.span}")
             return _measure_memory(job)
 
 
 def _measure_timings(job: TimingJob, report: Callable[[str], None]) -> Timings:
-    found, missing = find_contenders(job.device, getattr(torch, job.dtype))
-    wanted = [one for one in found if not job.contenders or one.name in job.contenders]
+    found, missing = find_implementations(job.device, getattr(torch, job.dtype))
+    wanted = [one for one in found if not job.implementations or one.name in job.implementations]
     bound = []
     for shape in job.shapes:
         workload = make_workload(shape, job.device)
-        check_agreement([BoundContender(one, workload) for one in found])
-        bound += [BoundContender(one, workload) for one in wanted]
+        check_agreement([BoundImplementation(one, workload) for one in found])
+        bound += [BoundImplementation(one, workload) for one in wanted]
     timings = []
     for direction in DIRECTIONS:
         tasks = {_task_name(one, direction): one for one in bound}
@@ -80,33 +80,35 @@ def _measure_timings(job: TimingJob, report: Callable[[str], None]) -> Timings:
     return Timings(timings, missing)
 
 
-def _task_name(bound: BoundContender, direction: Direction) -> str:
-    return f"{bound.contender.name}, {bound.workload.shape.name}, {direction}"
+def _task_name(bound: BoundImplementation, direction: Direction) -> str:
+    return f"{bound.implementation.name}, {bound.workload.shape.name}, {direction}"
 
 
-def _description(bound: BoundContender, direction: Direction) -> dict[str, Any]:
-    contender, shape = bound.contender, bound.workload.shape
+def _description(bound: BoundImplementation, direction: Direction) -> dict[str, Any]:
+    implementation, shape = bound.implementation, bound.workload.shape
     return {
         "shape": shape.name,
         "direction": direction,
-        "contender": contender.name,
-        "baseline": contender.baseline,
+        "implementation": implementation.name,
+        "baseline": implementation.baseline,
         "samples": shape.samples,
         "flop": shape.flop(direction),
         "num_bytes": bound.workload.compulsory_bytes(
-            direction, value_bytes=contender.dtype.itemsize, is_fused=contender.is_fused
+            direction, value_bytes=implementation.dtype.itemsize, is_fused=implementation.is_fused
         ),
     }
 
 
 def _measure_memory(job: MemoryJob) -> Memory:
-    found, missing = find_contenders(job.device, getattr(torch, job.dtype))
-    contender = next((one for one in found if one.name == job.contender), None)
-    if contender is None:
-        raise RuntimeError(f"{job.contender} cannot run here: {missing.get(job.contender)}")
-    bound = BoundContender(contender, make_workload(job.shape, job.device))
+    found, missing = find_implementations(job.device, getattr(torch, job.dtype))
+    implementation = next((one for one in found if one.name == job.implementation), None)
+    if implementation is None:
+        raise RuntimeError(
+            f"{job.implementation} cannot run here: {missing.get(job.implementation)}"
+        )
+    bound = BoundImplementation(implementation, make_workload(job.shape, job.device))
     # Making the inputs has started the threads, and this loads what every backward needs. The
-    # contender itself must not run yet: scratch that it keeps is part of its peak.
+    # implementation itself must not run yet: scratch that it keeps is part of its peak.
     torch.ones(2, requires_grad=True).sum().backward()
     call = bound.forward if job.span == "forward" else lambda: bound.record()()
-    return Memory(job.contender, job.span, peak_extra_megabytes(call, device=job.device))
+    return Memory(job.implementation, job.span, peak_extra_megabytes(call, device=job.device))

@@ -1,12 +1,13 @@
 """What one child process is asked to measure, and what it answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from deformable_detr.benchmark.limits import Limits
+from deformable_detr.benchmark.ops.limits import Limits
+from deformable_detr.benchmark.ops.workload import Direction, Shape
 from deformable_detr.benchmark.summary import Summary, paired_ratio, summarize
 from deformable_detr.benchmark.timing import Rounds
-from deformable_detr.benchmark.workload import Direction, Shape
 
 Device = Literal["cpu", "cuda"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -24,17 +25,17 @@ class LimitsJob:
 
 @dataclass(frozen=True)
 class TimingJob:
-    """Time contenders at shapes, all interleaved; answered by `Timings`.
+    """Time implementations at shapes, all interleaved; answered by `Timings`.
 
     Attributes:
-        contenders: their names; empty for all that can run here.
+        implementations: their names; empty for all that can run here.
     """
 
     device: Device
     dtype: DType
     shapes: tuple[Shape, ...]
     rounds: int
-    contenders: tuple[str, ...] = ()
+    implementations: tuple[str, ...] = ()
     task: Literal["timing"] = "timing"
 
 
@@ -45,7 +46,7 @@ class MemoryJob:
     device: Device
     dtype: DType
     shape: Shape
-    contender: str
+    implementation: str
     span: MemorySpan
     task: Literal["memory"] = "memory"
 
@@ -55,7 +56,7 @@ Job = LimitsJob | TimingJob | MemoryJob
 
 @dataclass(frozen=True)
 class Timing:
-    """All rounds of one contender at one shape in one direction.
+    """All rounds of one implementation at one shape in one direction.
 
     Attributes:
         flop, num_bytes: what a call of the shape cannot avoid.
@@ -63,7 +64,7 @@ class Timing:
 
     shape: str
     direction: Direction
-    contender: str
+    implementation: str
     baseline: str
     samples: int
     flop: int
@@ -86,12 +87,12 @@ class Timing:
         return summarize(self.rounds.page_faults)
 
     @property
-    def ns_a_sample(self) -> float:
+    def ns_per_sample(self) -> float:
         """The median call's, by the judged clock."""
         return self.ms.median * 1e6 / self.samples
 
-    def times_less_than(self, baseline: "Timing") -> Summary:
-        """How often this call fits into the baseline's, by the judged clock."""
+    def speedup_over(self, baseline: "Timing") -> Summary:
+        """Speed-up over a baseline by the judged clock, paired by round."""
         return paired_ratio(baseline.rounds.ms, self.rounds.ms)
 
     def shares_of(self, limits: Limits) -> tuple[float, float]:
@@ -101,9 +102,25 @@ class Timing:
         return read, arithmetic
 
 
+def find(
+    timings: Sequence[Timing], shape: str, direction: Direction, implementation: str
+) -> Timing | None:
+    """The timing of an implementation at a shape in a direction, if it was taken."""
+    wanted = (shape, direction, implementation)
+    for timing in timings:
+        if (timing.shape, timing.direction, timing.implementation) == wanted:
+            return timing
+    return None
+
+
+def ratio(baseline: Timing | None, own: Timing | None) -> float | None:
+    """The median speed-up over a baseline, if both were taken."""
+    return None if baseline is None or own is None else own.speedup_over(baseline).median
+
+
 @dataclass(frozen=True)
 class Timings:
-    """Timings, and why contenders are not among them."""
+    """Timings, and why implementations are not among them."""
 
     timings: list[Timing]
     missing: dict[str, str]
@@ -113,6 +130,6 @@ class Timings:
 class Memory:
     """The peak of one call above what was there before, in 10^6 bytes; None if it is not told."""
 
-    contender: str
+    implementation: str
     span: MemorySpan
     megabytes: float | None

@@ -1,0 +1,65 @@
+"""Renamed settings: configs that earlier versions wrote, in the terms of this one.
+
+Checkpoints, failure bundles and run folders hold configs. Only this module knows former names; a
+rename adds a row to `RENAMED`.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A setting that had another name or other values.
+
+    Attributes:
+        old: the dotted key before.
+        new: the dotted key now.
+        values: old value -> new value; any other stays as it is.
+    """
+
+    old: str
+    new: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def new_value(self, old: Any) -> Any:
+        """Translate a value."""
+        return self.values.get(old, old) if isinstance(old, str) else old
+
+
+RENAMED = (Renamed("compat", "match_official", {"none": False, "official": True}),)
+
+
+def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the settings of a config that an earlier version wrote.
+
+    Args:
+        content: plain JSON; is not changed.
+    """
+    upgraded = copy.deepcopy(dict(content))
+    for row in RENAMED:
+        *above, last = row.old.split(".")
+        section = reduce(_section, above, upgraded)
+        if last in section:
+            value = row.new_value(section.pop(last))
+            *above, last = row.new.split(".")
+            reduce(_section_to_write, above, upgraded)[last] = value
+    return upgraded
+
+
+def find_renamed(path: Sequence[str]) -> Renamed | None:
+    """The row of a former key, given as its parts; None if there was no such setting."""
+    return next((row for row in RENAMED if row.old == ".".join(path)), None)
+
+
+def _section(content: dict[str, Any], key: str) -> dict[str, Any]:
+    below = content.get(key)
+    return below if isinstance(below, dict) else {}
+
+
+def _section_to_write(content: dict[str, Any], key: str) -> dict[str, Any]:
+    below: dict[str, Any] = content.setdefault(key, {})
+    return below

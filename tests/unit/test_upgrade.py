@@ -1,0 +1,29 @@
+import pytest
+
+from deformable_detr.config import upgrade as module
+from deformable_detr.config.upgrade import Renamed, upgrade
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (Renamed("a.kind", "a.kind", {"old": "new"}), Renamed("b", "c.d"), Renamed("x.y", "e"))
+    monkeypatch.setattr(module, "RENAMED", rows)
+
+
+@pytest.mark.usefixtures("rows")
+def test_keys_and_values_are_renamed_and_everything_else_stays() -> None:
+    content = {"a": {"kind": "old", "k": 1}, "b": [1], "c": {"f": 2}, "x": {"y": None, "z": 3}}
+    before = str(content)
+    expected = {"a": {"kind": "new", "k": 1}, "c": {"d": [1], "f": 2}, "e": None, "x": {"z": 3}}
+    assert upgrade(content) == expected == upgrade(expected)
+    assert str(content) == before
+
+
+@pytest.mark.usefixtures("rows")
+def test_what_is_not_there_is_not_made() -> None:
+    assert upgrade({"a": 1}) == {"a": 1}
+
+
+@pytest.mark.parametrize(("old", "new"), [("none", False), ("official", True), ("on", "on")])
+def test_former_names(old: str, new: object) -> None:
+    assert upgrade({"compat": old}) == {"match_official": new}
