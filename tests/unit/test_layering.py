@@ -20,7 +20,7 @@ ROWS = (
     {"layers"},
     {"ops"},
     {"environment", "quickstart"},
-    {"boxes", "config", "distributed", "labels", "photos", "structures", "version"},
+    {"boxes", "config", "distributed", "files", "labels", "photos", "structures", "version"},
 )
 ONLY_FOR_CONFIG = {"__init__", "benchmark", "builders", "cli", "detector", "workflows"}
 
