@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
-from deformable_detr.data.samplers import MicroBatchSampler, StepSampler
+from deformable_detr.data.samplers import BatchPlan, MicroBatchSampler, StepSampler
 from deformable_detr.engine.ema import ExponentialMovingAverage
 from deformable_detr.engine.optimizer import adamw, parameter_groups
 from deformable_detr.engine.precision import Precision
@@ -121,14 +121,13 @@ class TinyLoader:
 def tiny_sampler(
     *, num_samples: int = 9, micro_batch: int = 2, total_batch: int = 2
 ) -> StepSampler:
-    return MicroBatchSampler(
-        num_samples,
+    plan = BatchPlan(
         total_batch=total_batch,
         micro_batch=micro_batch,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
-        seed=5,
     )
+    return MicroBatchSampler(num_samples, plan, seed=5)
 
 
 def weights(state: TrainState) -> list[Tensor]:
