@@ -119,7 +119,6 @@ def _evaluate_checkpoint(
     evaluate_detector(
         detector,
         CocoDataset(images, annotations, label_space=detector.label_space),
-        annotations,
         batch_size=batch_size,
         num_workers=num_workers,
         out=out,
@@ -131,7 +130,6 @@ def _evaluate_checkpoint(
 def evaluate_detector(
     detector: "Detector",
     dataset: "CocoDataset",
-    annotations: Path,
     *,
     batch_size: int,
     num_workers: int,
@@ -144,7 +142,6 @@ def evaluate_detector(
     Args:
         detector: what to measure.
         dataset: the images, with the labels of the detector.
-        annotations: their COCO annotation file.
         batch_size: images that run at once in each process.
         num_workers: processes that read images, for each process.
         out: where to write the detections, as COCO results.
@@ -153,9 +150,7 @@ def evaluate_detector(
     """
     from deformable_detr import distributed
 
-    evaluator, metrics = measure(
-        detector, dataset, annotations, batch_size=batch_size, num_workers=num_workers
-    )
+    evaluator, metrics = measure(detector, dataset, batch_size=batch_size, num_workers=num_workers)
     if not distributed.is_main():
         return
     _print_metrics(metrics)
@@ -169,7 +164,6 @@ def evaluate_detector(
 def measure(
     detector: "Detector",
     dataset: "CocoDataset",
-    annotations: Path,
     *,
     batch_size: int,
     num_workers: int,
@@ -198,7 +192,7 @@ def measure(
         num_workers=num_workers,
         pin_memory=detector.device.type == "cuda",
     )
-    evaluator = CocoEvaluator(annotations, detector.label_space)
+    evaluator = CocoEvaluator(dataset.annotations, detector.label_space)
     metrics = engine.evaluate(detector.model, loader, evaluator, device=detector.device)
     return evaluator, metrics
 

@@ -48,11 +48,9 @@ def report(
     checkpoint = load_checkpoint(files.best_or_last)
     dataset = build_dataset(config, "val", label_space=checkpoint.label_space)
     if stored_detections(files, checkpoint.step) is None:
-        assert config.data.val.annotations is not None  # else there would be no data set
         evaluator, _ = measure(
             open_detector(config, files.best_or_last, distributed.choose_device(device)),
             dataset,
-            config.data.val.annotations,
             batch_size=config.train.micro_batch,
             num_workers=config.data.num_workers,
         )

@@ -42,6 +42,7 @@ class CocoDataset(Dataset[Sample]):
         files: paths of the images by index.
         sizes: (height, width) by index.
         num_dropped: number of annotations left out, by reason; see `Annotations`.
+        annotations: all that the file says, to score detections against.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class CocoDataset(Dataset[Sample]):
         self.image_ids = tuple(image.image_id for image in parsed.images)
         self.sizes = [image.size for image in parsed.images]
         self.num_dropped: Mapping[str, int] = parsed.num_dropped
+        self.annotations = parsed.ground_truth
         self.files = [images / image.file_name for image in parsed.images]
         # Flat columns: cheap to send to worker processes. Segmentations stay behind.
         self._boxes_xyxy = parsed.objects.boxes_xyxy

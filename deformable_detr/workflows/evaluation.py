@@ -39,12 +39,10 @@ def run_evaluation(
     path = checkpoint or files.best_or_last
     detector = open_detector(config, path, device)
     dataset = build_dataset(config, "val", label_space=detector.label_space)
-    assert config.data.val.annotations is not None  # else the data set could not be opened
     logger.info("evaluating %s", path)
     evaluate_detector(
         detector,
         dataset,
-        config.data.val.annotations,
         batch_size=config.train.micro_batch,
         num_workers=config.data.num_workers,
         out=files.results,

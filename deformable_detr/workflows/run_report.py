@@ -77,8 +77,6 @@ def write_run_report(config: RunConfig, files: RunFolder, dataset: CocoDataset) 
     records = read_records(files.metrics) if files.metrics.is_file() else []
     recipe, deviations = nearest_recipe(config)
     table = stored_detections(files, checkpoint.step)
-    annotations = config.data.val.annotations
-    assert annotations is not None  # else there would be no data set
     index_of = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
 
     def read_photo(image_id: int) -> Photo:
@@ -96,7 +94,7 @@ def write_run_report(config: RunConfig, files: RunFolder, dataset: CocoDataset) 
             checkpoint=_identity(path, checkpoint),
             environment=_environment(records, checkpoint),
         ),
-        None if table is None else Findings.of(table, annotations),
+        None if table is None else Findings.of(table, dataset.annotations),
         read_photo,
     )
 

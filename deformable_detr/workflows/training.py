@@ -252,7 +252,6 @@ def _fit(
 
 
 def _build_validation(config: RunConfig, data: _Data, *, pin_memory: bool) -> Validation:
-    assert config.data.val.annotations is not None  # else the data set could not be opened
     sampler = EvaluationSampler(
         len(data.val),
         batch_size=config.train.micro_batch,
@@ -270,7 +269,7 @@ def _build_validation(config: RunConfig, data: _Data, *, pin_memory: bool) -> Va
             pin_memory=pin_memory,
             timeout_s=config.train.timeout_s,
         ),
-        config.data.val.annotations,
+        data.val.annotations,
         every_epochs=config.train.eval_every_epochs,
         with_loss=config.train.validation_loss,
     )

@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from helpers.tiny_training import TinyLoader, tiny_criterion, tiny_sampler, tiny_state
+from helpers.tiny_training import (
+    NOTHING_ANNOTATED,
+    TinyLoader,
+    tiny_criterion,
+    tiny_sampler,
+    tiny_state,
+)
 
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
@@ -49,7 +55,7 @@ def train(folder: Path, harm: str, timeout_s: float) -> None:
         Harmed(loader, harm) if distributed.rank() == 1 else loader,
         sampler,
         folder=RunFolder(folder),
-        validation=Validation([], folder),
+        validation=Validation([], NOTHING_ANNOTATED),
         seed=0,
         timeout_s=timeout_s,
     )

@@ -1,6 +1,7 @@
 """A detector of a few hundred parameters and batches for it, to test the engine alone."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from deformable_detr.engine.optimizer import adamw, parameter_groups
 from deformable_detr.engine.precision import Precision
 from deformable_detr.engine.schedule import Schedule, StepSchedule
 from deformable_detr.engine.state import TrainState
+from deformable_detr.ground_truth import GroundTruth
 from deformable_detr.labels import LabelSpace
 from deformable_detr.losses.criterion import LossWeights, SetCriterion
 from deformable_detr.losses.matcher import HungarianMatcher
@@ -21,6 +23,9 @@ from deformable_detr.structures import ImageBatch, ModelOutput, Predictions, Tar
 NUM_CLASSES = 3
 NUM_QUERIES = 6
 LABEL_SPACE = LabelSpace((1, 2, 7), ("a", "b", "c"))
+NOTHING_ANNOTATED = GroundTruth.of(
+    Path("none.json"), {"images": [], "categories": LABEL_SPACE.to_json()}
+)
 CONSTANT = StepSchedule(drop_steps=1_000_000)
 
 

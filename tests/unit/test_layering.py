@@ -19,7 +19,7 @@ ROWS = (
     {"models"},
     {"layers"},
     {"ops"},
-    {"environment", "quickstart"},
+    {"environment", "ground_truth", "quickstart"},
     {"boxes", "config", "distributed", "files", "labels", "photos", "structures", "version"},
 )
 ONLY_FOR_CONFIG = {"__init__", "benchmark", "builders", "cli", "detector", "workflows"}
