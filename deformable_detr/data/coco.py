@@ -9,14 +9,12 @@ from torch.utils.data import Dataset
 
 from deformable_detr.data.annotations import ImageRecord, read_annotations
 from deformable_detr.labels import LabelSpace
-from deformable_detr.photos import to_rgb
+from deformable_detr.photos import UNREADABLE, decode
 from deformable_detr.structures import Sample, Size
 
 # What the last bytes of a whole file hold, by Pillow's name of its format.
 _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL_BYTES = 4096  # some cameras and tools append a little after the end
-# What Pillow raises on a file that is no image, broken, cut off or absurdly large.
-_UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
 
 
 class CocoDataset(Dataset[Sample]):
@@ -101,11 +99,7 @@ class CocoDataset(Dataset[Sample]):
 
 
 def _decode(file: Path) -> Image.Image:
-    try:
-        with Image.open(file) as image:
-            return to_rgb(image)
-    except _UNREADABLE as error:
-        raise ValueError(f"{file} must be a readable image, got: {error}") from error
+    return decode(file, str(file), upright=False)
 
 
 def _check_image(folder: Path, record: ImageRecord) -> None:
@@ -123,7 +117,7 @@ def _check_image(folder: Path, record: ImageRecord) -> None:
         raise FileNotFoundError(
             f"{what} must exist, got no such file; file names are relative to {folder}"
         ) from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ValueError(f"{what} must be a readable image, got: {error}") from error
     if size != record.size:
         raise ValueError(
