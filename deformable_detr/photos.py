@@ -11,8 +11,9 @@ from torch import Tensor
 
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
 
-# What ImageOps and Image.open raise at files that are no whole images.
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+# What Pillow raises on a file that is no image, broken, cut off or absurdly large.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+_ORIENTATION, _UPRIGHT = 0x0112, 1  # an EXIF tag, and its usual value
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # how Pillow opens 16-bit greys
 _TO_EIGHT_BITS = 257  # 65535 / 255
 
@@ -26,11 +27,25 @@ def read_photo(path: Path) -> Image.Image:
     """
     if not path.is_file():
         raise FileNotFoundError(f"photo {path} must exist, got no such file")
+    return decode(path, f"photo {path}", upright=True)
+
+
+def decode(file: Path, what: str, *, upright: bool) -> Image.Image:
+    """Decode an image file as RGB.
+
+    Args:
+        file: its path.
+        what: it is, for the error.
+        upright: turn it as its EXIF orientation says; else the pixels stay where they are stored.
+
+    Raises:
+        ValueError: the file is not there, not an image, or not a whole one.
+    """
     try:
-        with Image.open(path) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
-    except _UNREADABLE as error:
-        raise ValueError(f"photo {path} must be a readable image, got: {error}") from error
+        with Image.open(file) as image:
+            return to_rgb(ImageOps.exif_transpose(image) if upright else image)
+    except UNREADABLE as error:
+        raise ValueError(f"{what} must be a readable image, got: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -47,7 +62,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def as_photo(image: ImageLike) -> Image.Image:
-    """The image as an upright RGB photo.
+    """The image as an upright RGB photo; the very image where it is one already.
 
     Args:
         image: a path, a Pillow image of any mode, an array (height, width, 3) of uint8, or a
@@ -60,6 +75,9 @@ def as_photo(image: ImageLike) -> Image.Image:
     if isinstance(image, str | Path):
         return read_photo(Path(image))
     if isinstance(image, Image.Image):
+        image.load()
+        if image.mode == "RGB" and image.getexif().get(_ORIENTATION, _UPRIGHT) == _UPRIGHT:
+            return image
         return to_rgb(ImageOps.exif_transpose(image))
     if isinstance(image, Tensor):
         return Image.fromarray(_tensor_pixels(image))

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from deformable_detr.engine.checkpoints.sealed_file import partial_file
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
+from deformable_detr.files import partial_path
 
 VICTIMS = ("a worker", "all workers", "the launcher")
 MOMENTS = ("in a step", "while writing", "in its start")
@@ -79,7 +79,7 @@ class Run:
 
     def is_writing(self) -> bool:
         """Whether a checkpoint has been begun and not finished."""
-        return partial_file(self.files.last).exists()
+        return partial_path(self.files.last).exists()
 
 
 def parent_of(pid: int) -> int | None:

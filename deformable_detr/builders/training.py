@@ -14,6 +14,7 @@ from deformable_detr.config import (
     StepScheduleConfig,
 )
 from deformable_detr.data.samplers import (
+    BatchPlan,
     BucketSampler,
     DistributedOrderSampler,
     MicroBatchSampler,
@@ -68,36 +69,23 @@ def build_sampler(
         aspect_ratios: height over width of each image; needed for `sample_order: buckets` alone.
     """
     train = config.train
+    plan = BatchPlan(
+        total_batch=train.total_batch,
+        micro_batch=train.micro_batch,
+        rank=rank,
+        world_size=world_size,
+    )
     order = "official" if config.match_official else train.sample_order
     match order:
         case "global_batches":
-            return MicroBatchSampler(
-                num_samples,
-                total_batch=train.total_batch,
-                micro_batch=train.micro_batch,
-                rank=rank,
-                world_size=world_size,
-                seed=train.seed,
-            )
+            return MicroBatchSampler(num_samples, plan, seed=train.seed)
         case "buckets":
             if not aspect_ratios:
                 raise ValueError("aspect_ratios must be given for sample_order: buckets, got none")
-            return BucketSampler(
-                [aspect_ratios[index % len(aspect_ratios)] for index in range(num_samples)],
-                total_batch=train.total_batch,
-                micro_batch=train.micro_batch,
-                rank=rank,
-                world_size=world_size,
-                seed=train.seed,
-            )
+            ratios = [aspect_ratios[index % len(aspect_ratios)] for index in range(num_samples)]
+            return BucketSampler(ratios, plan, seed=train.seed)
         case "official":
-            return DistributedOrderSampler(
-                num_samples,
-                total_batch=train.total_batch,
-                micro_batch=train.micro_batch,
-                rank=rank,
-                world_size=world_size,
-            )
+            return DistributedOrderSampler(num_samples, plan)
         case _:
             assert_never(order)
 

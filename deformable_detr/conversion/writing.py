@@ -1,8 +1,6 @@
 """Writing a detector's weights as another implementation's own loader expects them."""
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from deformable_detr.conversion.class_rows import UNUSED_NAME
 from deformable_detr.conversion.content import CONFIG_FILE, SAFETENSORS_FILE
 from deformable_detr.conversion.sources.transformers import file_name
 from deformable_detr.conversion.weights import export_weights
+from deformable_detr.files import write_whole
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.deformable_detr import DeformableDETR
 
@@ -47,27 +46,18 @@ def write_weights(
     if path.exists():
         raise FileExistsError(f"{path} must not exist yet; choose another name or remove it")
     state = export_weights(model, to, label_space=label_space)
-    temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if to == "transformers":
-            _write_folder(temporary, state, label_space, config)
-        else:
-            _write_file(temporary, _checkpoint(to, state, label_space, config["model"]))
-        temporary.replace(path)
+        with write_whole(path) as temporary:
+            if to == "transformers":
+                _write_folder(temporary, state, label_space, config)
+            else:
+                with temporary.open("wb") as file:
+                    torch.save(_checkpoint(to, state, label_space, config["model"]), file)
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.unlink(missing_ok=True)
         raise RuntimeError(
             f"{path} could not be written ({error}); free space or choose another place"
         ) from error
-
-
-def _write_file(path: Path, content: Mapping[str, Any]) -> None:
-    with path.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _checkpoint(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from deformable_detr.ground_truth import GroundTruth
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Size
 
@@ -60,6 +61,7 @@ class Annotations:
         offsets: the objects of images[i] are offsets[i] up to offsets[i + 1].
         num_dropped: how many annotations were left out, by reason: "crowd" (iscrowd is 1),
             "degenerate" (no width or no height), "outside" (nothing of it in the image).
+        ground_truth: all annotations as they stand in the file, to score detections against.
     """
 
     images: tuple[ImageRecord, ...]
@@ -67,6 +69,7 @@ class Annotations:
     objects: Objects
     offsets: tuple[int, ...]
     num_dropped: Mapping[str, int]
+    ground_truth: GroundTruth
 
 
 class _Object(NamedTuple):
@@ -129,6 +132,7 @@ def read_annotations(
         ),
         offsets=(0, *itertools.accumulate(per_image[i] for i in range(len(images)))),
         num_dropped=num_dropped,
+        ground_truth=GroundTruth.of(file, record),
     )
 
 

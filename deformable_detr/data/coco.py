@@ -9,14 +9,12 @@ from torch.utils.data import Dataset
 
 from deformable_detr.data.annotations import ImageRecord, read_annotations
 from deformable_detr.labels import LabelSpace
-from deformable_detr.photos import to_rgb
+from deformable_detr.photos import UNREADABLE, decode
 from deformable_detr.structures import Sample, Size
 
 # What the last bytes of a whole file hold, by Pillow's name of its format.
 _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL_BYTES = 4096  # some cameras and tools append a little after the end
-# What Pillow raises on a file that is no image, broken, cut off or absurdly large.
-_UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
 
 
 class CocoDataset(Dataset[Sample]):
@@ -42,6 +40,7 @@ class CocoDataset(Dataset[Sample]):
         files: paths of the images by index.
         sizes: (height, width) by index.
         num_dropped: number of annotations left out, by reason; see `Annotations`.
+        annotations: all that the file says, to score detections against.
     """
 
     def __init__(
@@ -64,6 +63,7 @@ class CocoDataset(Dataset[Sample]):
         self.image_ids = tuple(image.image_id for image in parsed.images)
         self.sizes = [image.size for image in parsed.images]
         self.num_dropped: Mapping[str, int] = parsed.num_dropped
+        self.annotations = parsed.ground_truth
         self.files = [images / image.file_name for image in parsed.images]
         # Flat columns: cheap to send to worker processes. Segmentations stay behind.
         self._boxes_xyxy = parsed.objects.boxes_xyxy
@@ -99,11 +99,7 @@ class CocoDataset(Dataset[Sample]):
 
 
 def _decode(file: Path) -> Image.Image:
-    try:
-        with Image.open(file) as image:
-            return to_rgb(image)
-    except _UNREADABLE as error:
-        raise ValueError(f"{file} must be a readable image, got: {error}") from error
+    return decode(file, str(file), upright=False)
 
 
 def _check_image(folder: Path, record: ImageRecord) -> None:
@@ -121,7 +117,7 @@ def _check_image(folder: Path, record: ImageRecord) -> None:
         raise FileNotFoundError(
             f"{what} must exist, got no such file; file names are relative to {folder}"
         ) from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ValueError(f"{what} must be a readable image, got: {error}") from error
     if size != record.size:
         raise ValueError(

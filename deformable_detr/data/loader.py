@@ -2,7 +2,6 @@
 
 import signal
 from functools import partial
-from typing import Literal
 
 from deformable_detr.data.collate import collate
 from deformable_detr.data.samplers import EvaluationSampler, StepSampler
@@ -17,7 +16,6 @@ def build_loader(
     num_workers: int,
     pin_memory: bool,
     max_padded_pixels: int | None = None,
-    start_method: Literal["fork", "spawn", "forkserver"] | None = None,
     timeout_s: float = 0,
 ) -> WatchedLoader:
     """Batches in the sampler's order, the same for any number of workers.
@@ -30,7 +28,6 @@ def build_loader(
         num_workers: processes that read and transform; 0 does it in this one.
         pin_memory: copy batches into page-locked memory, for a CUDA device.
         max_padded_pixels: of a batch, see `collate`.
-        start_method: how workers are started; None is the platform's way.
         timeout_s: how long a worker may take for a batch; 0 for any time.
 
     Returns:
@@ -44,7 +41,6 @@ def build_loader(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         worker_init_fn=_ignore_signals,
-        multiprocessing_context=start_method if num_workers > 0 else None,
         timeout=timeout_s if num_workers > 0 else 0,
     )
 

@@ -29,6 +29,43 @@ def derive_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """How the samples of a step are dealt out to processes and their forward passes.
+
+    Attributes:
+        total_batch: samples of a step, over all processes.
+        micro_batch: samples of one forward pass in one process.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    total_batch: int
+    micro_batch: int
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        _require_positive(total_batch=self.total_batch, micro_batch=self.micro_batch)
+        _require_rank(self.rank, self.world_size)
+        if self.total_batch % self.micro_batch != 0:
+            raise ValueError(
+                "total_batch must be a multiple of micro_batch, "
+                f"got {self.total_batch} and {self.micro_batch}"
+            )
+        if self.world_size > self.total_batch // self.micro_batch:
+            raise ValueError(
+                "total_batch must have a micro-batch for each process, "
+                f"got {self.total_batch} samples in micro-batches of {self.micro_batch} "
+                f"for {self.world_size} processes; choose a smaller micro_batch, or fewer processes"
+            )
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of this process in one step."""
+        return len(range(self.rank, self.total_batch // self.micro_batch, self.world_size))
+
+
 class StepSampler(Sampler[list[SampleKey]]):
     """What the training samplers have in common.
 
@@ -39,35 +76,11 @@ class StepSampler(Sampler[list[SampleKey]]):
 
     steps_per_epoch: int
 
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        total_batch: int,
-        micro_batch: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        _require_positive(num_samples=num_samples, total_batch=total_batch, micro_batch=micro_batch)
-        _require_rank(rank, world_size)
-        if total_batch % micro_batch != 0:
-            raise ValueError(
-                "total_batch must be a multiple of micro_batch, "
-                f"got {total_batch} and {micro_batch}"
-            )
-        count = total_batch // micro_batch
-        if world_size > count:
-            raise ValueError(
-                f"total_batch must have a micro-batch for each process, got {total_batch} samples "
-                f"in micro-batches of {micro_batch} for {world_size} processes; choose a smaller "
-                "micro_batch, or fewer processes"
-            )
-        self.micro_batches_per_step = len(range(rank, count, world_size))
+    def __init__(self, num_samples: int, plan: BatchPlan) -> None:
+        _require_positive(num_samples=num_samples)
+        self.micro_batches_per_step = plan.micro_batches_per_step
         self._num_samples = num_samples
-        self._total_batch = total_batch
-        self._micro_batch = micro_batch
-        self._rank = rank
-        self._world_size = world_size
+        self._plan = plan
         self._epoch = 0
         self._first_step = 0
 
@@ -89,7 +102,7 @@ class StepSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = self._order_of_rank()
-        size = self._micro_batch
+        size = self._plan.micro_batch
         begin = self._first_step * self.micro_batches_per_step
         for position in range(begin, self.steps_per_epoch * self.micro_batches_per_step):
             chunk = order[position * size : (position + 1) * size]
@@ -110,39 +123,22 @@ class MicroBatchSampler(StepSampler):
 
     Args:
         num_samples: of the data set.
-        total_batch: samples of a step, over all processes.
-        micro_batch: samples of one forward pass in one process.
-        rank: of this process.
-        world_size: number of processes.
+        plan: of a step.
         seed: of the run.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        total_batch: int,
-        micro_batch: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-    ) -> None:
-        super().__init__(
-            num_samples,
-            total_batch=total_batch,
-            micro_batch=micro_batch,
-            rank=rank,
-            world_size=world_size,
-        )
-        self.steps_per_epoch = max(num_samples // total_batch, 1)
+    def __init__(self, num_samples: int, plan: BatchPlan, *, seed: int) -> None:
+        super().__init__(num_samples, plan)
+        self.steps_per_epoch = max(num_samples // plan.total_batch, 1)
         self._seed = seed
 
     def _order_of_rank(self) -> list[int]:
         order = _shuffled(self._num_samples, derive_seed(self._seed, self._epoch))
-        order = _fill_up(order, self.steps_per_epoch * self._total_batch)
-        steps = self._arrange(order.view(self.steps_per_epoch, self._total_batch))
-        micro_batches = steps.reshape(self.steps_per_epoch, -1, self._micro_batch)
-        return micro_batches[:, self._rank :: self._world_size].flatten().tolist()
+        plan = self._plan
+        order = _fill_up(order, self.steps_per_epoch * plan.total_batch)
+        steps = self._arrange(order.view(self.steps_per_epoch, plan.total_batch))
+        micro_batches = steps.reshape(self.steps_per_epoch, -1, plan.micro_batch)
+        return micro_batches[:, plan.rank :: plan.world_size].flatten().tolist()
 
     def _arrange(self, steps: Tensor) -> Tensor:
         """The (steps, total_batch) samples of each step in the order they are cut up in."""
@@ -158,31 +154,12 @@ class BucketSampler(MicroBatchSampler):
 
     Args:
         aspect_ratios: height over width of each sample's image.
-        total_batch: samples of a step, over all processes.
-        micro_batch: samples of one forward pass in one process.
-        rank: of this process.
-        world_size: number of processes.
+        plan: of a step.
         seed: of the run.
     """
 
-    def __init__(
-        self,
-        aspect_ratios: Sequence[float],
-        *,
-        total_batch: int,
-        micro_batch: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-    ) -> None:
-        super().__init__(
-            len(aspect_ratios),
-            total_batch=total_batch,
-            micro_batch=micro_batch,
-            rank=rank,
-            world_size=world_size,
-            seed=seed,
-        )
+    def __init__(self, aspect_ratios: Sequence[float], plan: BatchPlan, *, seed: int) -> None:
+        super().__init__(len(aspect_ratios), plan, seed=seed)
         self._aspect_ratios = torch.tensor(aspect_ratios, dtype=torch.float64)
 
     def _arrange(self, steps: Tensor) -> Tensor:
@@ -198,33 +175,15 @@ class DistributedOrderSampler(StepSampler):
 
     Args:
         num_samples: of the data set.
-        total_batch: samples of a step, over all processes.
-        micro_batch: samples of one forward pass in one process.
-        rank: of this process.
-        world_size: number of processes.
-        shuffle: else the samples come in order.
+        plan: of a step.
 
     Raises:
         ValueError: processes would get different numbers of samples, or none.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        total_batch: int,
-        micro_batch: int,
-        rank: int,
-        world_size: int,
-        shuffle: bool = True,
-    ) -> None:
-        super().__init__(
-            num_samples,
-            total_batch=total_batch,
-            micro_batch=micro_batch,
-            rank=rank,
-            world_size=world_size,
-        )
+    def __init__(self, num_samples: int, plan: BatchPlan) -> None:
+        super().__init__(num_samples, plan)
+        total_batch, micro_batch, world_size = plan.total_batch, plan.micro_batch, plan.world_size
         if total_batch % (micro_batch * world_size) != 0:
             raise ValueError(
                 "total_batch must be a multiple of micro_batch * world_size in the official order, "
@@ -237,14 +196,12 @@ class DistributedOrderSampler(StepSampler):
                 f"total_batch must be at most the {num_samples} samples of the data set, "
                 f"got {total_batch}"
             )
-        self._shuffle = shuffle
 
     def _order_of_rank(self) -> list[int]:
-        order = torch.arange(self._num_samples)
-        if self._shuffle:
-            order = _shuffled(self._num_samples, self._epoch)
-        order = _fill_up(order, self._samples_per_rank * self._world_size)
-        return order.view(self._world_size, self._samples_per_rank)[self._rank].tolist()
+        world_size = self._plan.world_size
+        order = _shuffled(self._num_samples, self._epoch)
+        order = _fill_up(order, self._samples_per_rank * world_size)
+        return order.view(world_size, self._samples_per_rank)[self._plan.rank].tolist()
 
 
 class EvaluationSampler(Sampler[list[SampleKey]]):

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from deformable_detr.engine.state import TrainState
 from deformable_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS, select_detections
+from deformable_detr.ground_truth import GroundTruth
 from deformable_detr.losses.criterion import SetCriterion
 
 
@@ -106,14 +106,14 @@ class Validation:
 
     Attributes:
         loader: this process's part of the validation images.
-        annotations: their COCO annotation file.
+        annotations: of these images.
         every_epochs: epochs from one evaluation to the next; there always is one at the end.
         max_detections: how many detections an image may have.
         with_loss: whether to compute the loss too, in a pass of its own.
     """
 
     loader: Iterable[Batch]
-    annotations: Path
+    annotations: GroundTruth
     every_epochs: int = 1
     max_detections: int = MAX_DETECTIONS
     with_loss: bool = False

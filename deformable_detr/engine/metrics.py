@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deformable_detr import distributed
+from deformable_detr.files import write_whole
 from deformable_detr.losses.criterion import CriterionResult
 from deformable_detr.losses.matcher import Match
 from deformable_detr.structures import ModelOutput, Predictions, Target
@@ -168,6 +169,6 @@ def forget_records_after(path: Path, step: int, *, is_evaluated: bool = True) ->
         if record["step"] < step
         or (record["step"] == step and (is_evaluated or record["kind"] != "evaluation"))
     ]
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="ascii")
-    temporary.replace(path)
+    lines = "".join(json.dumps(record) + "\n" for record in kept)
+    with write_whole(path) as temporary:
+        temporary.write_text(lines, encoding="ascii")

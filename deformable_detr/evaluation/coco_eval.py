@@ -18,7 +18,8 @@ from pycocotools.cocoeval import COCOeval
 
 from deformable_detr.distributed import all_gather_objects
 from deformable_detr.evaluation.detection_table import DetectionTable
-from deformable_detr.evaluation.results_files import read_ground_truth, read_results
+from deformable_detr.evaluation.results_files import read_results
+from deformable_detr.ground_truth import GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Detections
 
@@ -69,19 +70,19 @@ class CocoEvaluator:
     of them to every process; `compute` and `results` speak of what is there.
 
     Args:
-        annotations: COCO annotation file.
-        label_space: what the labels of the detections mean; must have the file's categories.
+        annotations: of the images.
+        label_space: what the labels of the detections mean; must have the annotations' categories.
     """
 
-    def __init__(self, annotations: Path, label_space: LabelSpace) -> None:
-        self._ground_truth = read_ground_truth(annotations)
+    def __init__(self, annotations: GroundTruth, label_space: LabelSpace) -> None:
+        self._annotations = annotations
         self._label_space = label_space
         label_space.contiguous().require_same(
-            LabelSpace.from_categories(self._ground_truth["categories"]),
+            annotations.label_space,
             this="the label space of the detections",
-            that=f"annotation file {annotations}",
+            that=f"annotation file {annotations.file}",
         )
-        self._image_ids = {image["id"] for image in self._ground_truth["images"]}
+        self._image_ids = set(annotations.image_ids)
         self._tables: list[DetectionTable] = []
         self._seen: set[int] = set()
 
@@ -104,7 +105,8 @@ class CocoEvaluator:
 
     def compute(self) -> CocoMetrics:
         """Score what has been collected, over the images that were seen."""
-        return summarize(run_coco(self._ground_truth, self.table), self._ground_truth)
+        ground_truth = self._annotations.to_coco()
+        return summarize(run_coco(ground_truth, self.table), ground_truth)
 
     @property
     def table(self) -> DetectionTable:
@@ -123,7 +125,7 @@ def evaluate_results(results: Path, annotations: Path) -> CocoMetrics:
         FileNotFoundError: one of the files is missing.
         ValueError: a file is not what it should be, or they do not belong together.
     """
-    ground_truth = read_ground_truth(annotations)
+    ground_truth = read_ground_truth(annotations).to_coco()
     table = DetectionTable.from_results(
         read_results(results, ground_truth),
         seen=[image["id"] for image in ground_truth["images"]],
@@ -135,7 +137,7 @@ def run_coco(ground_truth: Mapping[str, Any], table: DetectionTable) -> COCOeval
     """Match and average as COCO does, over the images that were seen.
 
     Args:
-        ground_truth: of `read_ground_truth`.
+        ground_truth: of `GroundTruth.to_coco`.
         table: detections of its images. They are numbered from 1, as the annotations are.
 
     Returns:

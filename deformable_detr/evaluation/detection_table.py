@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from deformable_detr.boxes import xywh_to_xyxy, xyxy_to_xywh
+from deformable_detr.files import write_whole
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Detections
 
@@ -140,13 +141,8 @@ class DetectionTable:
     def write(self, path: Path, *, step: int) -> None:
         """Write the table as it is, to the last bit, with the step of the weights it is of."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        temporary = path.with_name(f".{path.stem}.partial.npz")
-        try:
-            np.savez_compressed(temporary, step=np.array(step), **columns)
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        with write_whole(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, step=np.array(step), **columns)
 
     @classmethod
     def read(cls, path: Path) -> tuple["DetectionTable", int]:

@@ -1,13 +1,12 @@
 """What the detections of a data set say about a detector."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from deformable_detr.evaluation.coco_eval import CocoMetrics, run_coco, summarize
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.matched_objects import MatchedObjects
 from deformable_detr.evaluation.precision_recall import PrecisionRecall, ScoreCurve
-from deformable_detr.evaluation.results_files import read_ground_truth
+from deformable_detr.ground_truth import GroundTruth
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,9 @@ class Findings:
     matched: MatchedObjects
 
     @classmethod
-    def of(cls, table: DetectionTable, annotations: Path) -> "Findings":
-        """Score detections of the images of a COCO annotation file."""
-        ground_truth = read_ground_truth(annotations)
+    def of(cls, table: DetectionTable, annotations: GroundTruth) -> "Findings":
+        """Score detections of the annotated images."""
+        ground_truth = annotations.to_coco()
         scorer = run_coco(ground_truth, table)
         matched = MatchedObjects.from_coco(scorer, ground_truth)
         return cls(

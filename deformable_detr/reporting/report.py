@@ -13,6 +13,7 @@ from deformable_detr.engine.run.curves import AP_LINES, LOSS_LINES
 from deformable_detr.evaluation.coco_eval import NOT_DEFINED, STATISTICS
 from deformable_detr.evaluation.error_analysis import false_detections, missed_objects
 from deformable_detr.evaluation.matched_objects import IOU_THRESHOLD
+from deformable_detr.files import write_whole
 from deformable_detr.reporting import tables
 from deformable_detr.reporting.charts import FRAME, Chart, Line, bar_chart, line_chart
 from deformable_detr.reporting.findings import Findings
@@ -66,9 +67,8 @@ def write_report(
             **({} if findings is None else _detection_sections(findings, read_photo)),
         )
     )
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    with write_whole(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def _environment() -> jinja2.Environment:

@@ -102,7 +102,6 @@ def evaluate(
         evaluator, metrics = measure(
             detector,
             dataset,
-            Path(annotations),
             batch_size=batch_size,
             num_workers=num_workers,
             callback=callback,
@@ -187,11 +186,9 @@ def measure_validation_set(
     callback: Callback | None = None,
 ) -> tuple[CocoEvaluator, CocoMetrics]:
     """Run a detector over the validation set of a config; as `measure`."""
-    assert config.data.val.annotations is not None  # else there would be no data set
     return measure(
         detector,
         dataset,
-        config.data.val.annotations,
         batch_size=config.train.micro_batch,
         num_workers=config.data.num_workers,
         callback=callback,
@@ -201,7 +198,6 @@ def measure_validation_set(
 def measure(
     detector: Detector,
     dataset: CocoDataset,
-    annotations: Path,
     *,
     batch_size: int,
     num_workers: int,
@@ -212,7 +208,6 @@ def measure(
     Args:
         detector: what to measure.
         dataset: the images, with the labels of the detector.
-        annotations: their COCO annotation file.
         batch_size: images that run at once in each process.
         num_workers: processes that read images, for each process.
         callback: as for `evaluate`.
@@ -232,7 +227,7 @@ def measure(
         num_workers=num_workers,
         pin_memory=detector.device.type == "cuda",
     )
-    evaluator = CocoEvaluator(annotations, detector.label_space)
+    evaluator = CocoEvaluator(dataset.annotations, detector.label_space)
     metrics = engine.evaluate(
         detector.model,
         Tracked(loader, "evaluating", callback=callback),

@@ -133,8 +133,6 @@ def write_run_report(
     """
     records = read_records(files.metrics) if files.metrics.is_file() else []
     recipe, deviations = nearest_recipe(config)
-    annotations = config.data.val.annotations
-    assert annotations is not None  # else there would be no data set
     index_of = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
 
     def read_photo(image_id: int) -> Photo:
@@ -152,7 +150,7 @@ def write_run_report(
             checkpoint=_identity(files.best_or_last, checkpoint),
             environment=_environment(records, checkpoint),
         ),
-        None if table is None else Findings.of(table, annotations),
+        None if table is None else Findings.of(table, dataset.annotations),
         read_photo,
     )
 

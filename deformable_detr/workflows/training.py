@@ -348,7 +348,6 @@ def _build_loop(
 
 
 def _build_validation(config: RunConfig, data: _Data, *, pin_memory: bool) -> Validation:
-    assert config.data.val.annotations is not None  # else the data set could not be opened
     sampler = EvaluationSampler(
         len(data.val),
         batch_size=config.train.micro_batch,
@@ -366,7 +365,7 @@ def _build_validation(config: RunConfig, data: _Data, *, pin_memory: bool) -> Va
             pin_memory=pin_memory,
             timeout_s=config.train.timeout_s,
         ),
-        config.data.val.annotations,
+        data.val.annotations,
         every_epochs=config.train.eval_every_epochs,
         with_loss=config.train.validation_loss,
     )

@@ -11,6 +11,7 @@ from helpers.models import small_detector
 from helpers.tiny_training import (
     CONSTANT,
     LABEL_SPACE,
+    NOTHING_ANNOTATED,
     NUM_CLASSES,
     TinyLoader,
     tiny_batch,
@@ -37,6 +38,7 @@ from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step import NonFiniteError
 from deformable_detr.engine.train import fit, train_step
+from deformable_detr.ground_truth import read_ground_truth
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 VARIANTS = ("multi_scale", "two_stage", "mimicking", "checkpointing")
@@ -147,7 +149,7 @@ def train_tiny(folder: RunFolder, *, max_steps: int, resume: bool = False) -> Ma
     sampler = tiny_sampler(num_samples=17, total_batch=TOTAL_BATCH, micro_batch=2)
     validation = Validation(
         [tiny_batch([1 + distributed.rank()], [1], dtype=torch.float64)],
-        folder.path.parent / "val" / "annotations.json",
+        read_ground_truth(folder.path.parent / "val" / "annotations.json"),
         every_epochs=100,
         with_loss=True,
     )
@@ -166,7 +168,7 @@ def failing_run(folder: RunFolder) -> str:
         batch.images.images[0, 0, 0, 0] = math.inf  # which tanh forgives
     try:
         sampler = tiny_sampler(num_samples=4, total_batch=4)
-        validation = Validation([], folder.path)
+        validation = Validation([], NOTHING_ANNOTATED)
         fit(tiny_state(), tiny_loop(folder, validation, loader=[batch], sampler=sampler))
     except NonFiniteError as error:
         return str(error)

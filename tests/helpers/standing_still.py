@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from helpers.tiny_training import TinyLoader, tiny_loop, tiny_sampler, tiny_state
+from helpers.tiny_training import NOTHING_ANNOTATED, TinyLoader, tiny_loop, tiny_sampler, tiny_state
 
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
@@ -43,7 +43,7 @@ def train(folder: Path, harm: str, timeout_s: float) -> None:
     sampler = tiny_sampler(num_samples=40, total_batch=4)
     loader = TinyLoader(sampler)
     batches = Harmed(loader, harm) if distributed.rank() == 1 else loader
-    validation = Validation([], folder)
+    validation = Validation([], NOTHING_ANNOTATED)
     fit(
         tiny_state(),
         tiny_loop(folder, validation, loader=batches, sampler=sampler, timeout_s=timeout_s),

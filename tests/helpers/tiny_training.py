@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
-from deformable_detr.data.samplers import MicroBatchSampler, StepSampler
+from deformable_detr.data.samplers import BatchPlan, MicroBatchSampler, StepSampler
 from deformable_detr.engine.ema import ExponentialMovingAverage
 from deformable_detr.engine.evaluate import Validation
 from deformable_detr.engine.optimizer import adamw, parameter_groups
@@ -18,6 +18,7 @@ from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.schedule import Schedule, StepSchedule
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import TrainLoop
+from deformable_detr.ground_truth import GroundTruth
 from deformable_detr.labels import LabelSpace
 from deformable_detr.losses.criterion import LossWeights, SetCriterion
 from deformable_detr.losses.matcher import HungarianMatcher
@@ -26,6 +27,9 @@ from deformable_detr.structures import ImageBatch, ModelOutput, Predictions, Tar
 NUM_CLASSES = 3
 NUM_QUERIES = 6
 LABEL_SPACE = LabelSpace((1, 2, 7), ("a", "b", "c"))
+NOTHING_ANNOTATED = GroundTruth.of(
+    Path("none.json"), {"images": [], "categories": LABEL_SPACE.to_json()}
+)
 CONSTANT = StepSchedule(drop_steps=1_000_000)
 
 
@@ -126,14 +130,13 @@ class TinyLoader:
 def tiny_sampler(
     *, num_samples: int = 9, micro_batch: int = 2, total_batch: int = 2
 ) -> StepSampler:
-    return MicroBatchSampler(
-        num_samples,
+    plan = BatchPlan(
         total_batch=total_batch,
         micro_batch=micro_batch,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
-        seed=5,
     )
+    return MicroBatchSampler(num_samples, plan, seed=5)
 
 
 def tiny_loop(

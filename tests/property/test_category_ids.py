@@ -72,7 +72,7 @@ def check_round_trip(folder: Path, ids: list[int], *, match_official: bool) -> N
     assert checkpoint.label_space == space
     model.load_state_dict(checkpoint.model)
 
-    evaluator = CocoEvaluator(files.annotations, checkpoint.label_space)
+    evaluator = CocoEvaluator(dataset.annotations, checkpoint.label_space)
     measured = evaluate(model, [batch], evaluator, device=CPU)
     results = folder / "results.json"
     results.write_text(json.dumps(evaluator.results()))

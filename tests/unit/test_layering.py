@@ -19,8 +19,8 @@ ROWS = (
     {"models"},
     {"layers"},
     {"ops"},
-    {"environment", "quickstart"},
-    {"boxes", "config", "distributed", "labels", "photos", "structures", "version"},
+    {"environment", "ground_truth", "quickstart"},
+    {"boxes", "config", "distributed", "files", "labels", "photos", "structures", "version"},
 )
 ONLY_FOR_CONFIG = {"__init__", "benchmark", "builders", "cli", "detector", "workflows"}
 UPGRADE = "deformable_detr.config.upgrade"  # of plain JSON, for whoever reads a file that holds it

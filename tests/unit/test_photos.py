@@ -43,10 +43,16 @@ def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif[ORIENTATION] = TURN_CLOCKWISE
     image.save(tmp_path / "turned.png", exif=exif)
 
-    photo = read_photo(tmp_path / "turned.png")
+    path = tmp_path / "turned.png"
 
-    assert photo.size == (2, 4)
-    assert photo.getpixel((1, 0)) == (255, 255, 255)
+    for photo in (read_photo(path), as_photo(Image.open(path))):
+        assert photo.size == (2, 4)
+        assert photo.getpixel((1, 0)) == (255, 255, 255)
+
+
+def test_an_upright_rgb_image_is_not_copied() -> None:
+    image = Image.new("RGB", (4, 2))
+    assert as_photo(image) is image
 
 
 def test_paths_arrays_and_tensors_of_one_picture_agree(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ The file is what `torch.save` writes, a zip archive, and `torch.load` reads it. 
 comment, its last bytes, is the SHA-256 of all bytes before it.
 """
 
-import contextlib
 import hashlib
 import os
 import pickle
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+
+from deformable_detr.files import write_whole
 
 ZIP_MAGIC = b"PK\x03\x04"  # torch.save writes zip archives
 HASH_LABEL = b"sha256:"
@@ -37,19 +38,11 @@ def write_file(
     Raises:
         RuntimeError: it could not be written; what was there before is untouched.
     """
-    temporary = partial_file(path)
     try:
-        with temporary.open("w+b") as file:
+        with write_whole(path, previous=previous) as temporary, temporary.open("w+b") as file:
             torch.save(content, file)
             _seal(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            _keep(path, previous)
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):  # where even that is refused it stays
-            temporary.unlink(missing_ok=True)
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise RuntimeError(
             f"{noun} {path} could not be written ({reason}); what was there before is "
@@ -88,11 +81,6 @@ def read_file(path: Path, *, noun: str = "checkpoint") -> Any:
     except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{noun} {path} is damaged ({reason})") from error
-
-
-def partial_file(path: Path) -> Path:
-    """Where a file is written before it is renamed to `path`; one that stays was not finished."""
-    return path.with_name(f".{path.name}.partial")
 
 
 def _seal(file: BinaryIO) -> None:
@@ -136,12 +124,3 @@ def _hash(file: BinaryIO, size: int) -> bytes:
         if not chunk:
             break
     return HASH_LABEL + digest.hexdigest().encode("ascii")
-
-
-def _keep(path: Path, previous: Path) -> None:
-    """Make `previous` another name of the file, as `path` is about to name the next one."""
-    previous.unlink(missing_ok=True)
-    try:
-        os.link(path, previous)
-    except OSError:  # a file system without hard links: for a moment nothing is at `path`
-        path.replace(previous)

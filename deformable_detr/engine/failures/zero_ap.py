@@ -8,7 +8,6 @@ almost nothing is found, it is tried again with the boxes, or the labels, read i
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from deformable_detr.boxes import iou_xyxy, xywh_to_xyxy, xyxy_to_xywh
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.evaluation.detection_table import DetectionTable
-from deformable_detr.evaluation.results_files import read_ground_truth
+from deformable_detr.ground_truth import GroundTruth
 
 MAX_IMAGES = 200  # with objects; enough to see what is wrong with all
 IOU_THRESHOLD = 0.5  # what AP50 calls found
@@ -101,7 +100,7 @@ def explain_zero_ap(ground_truth: Mapping[str, Any], table: DetectionTable) -> s
     """The likeliest reason, with the numbers that speak for it, in a sentence or two.
 
     Args:
-        ground_truth: of `read_ground_truth`.
+        ground_truth: of `GroundTruth.to_coco`.
         table: detections of its images.
     """
     pairs = _pairs(ground_truth, table)
@@ -244,10 +243,12 @@ ZERO_AP50 = 0.001
 FALLEN_TO = 0.8  # of the loss at the start: something has been learnt
 
 
-def warn_of_zero_ap(folder: RunFolder, annotations: Path, detections: DetectionTable) -> None:
+def warn_of_zero_ap(
+    folder: RunFolder, annotations: GroundTruth, detections: DetectionTable
+) -> None:
     """After an evaluation was recorded: say why AP stays 0 although the loss falls, if so."""
     if distributed.is_main() and ap_stays_zero(read_records(folder.metrics)):
-        finding = explain_zero_ap(read_ground_truth(annotations), detections)
+        finding = explain_zero_ap(annotations.to_coco(), detections)
         logger.warning("the loss falls, but AP50 stays 0: %s", finding)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deformable_detr import distributed
-from deformable_detr.engine.checkpoints.sealed_file import partial_file
 from deformable_detr.engine.metrics import append_record, forget_records_after
 from deformable_detr.engine.run.tracking import Tracking
 from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.files import partial_path
 
 logger = logging.getLogger(__name__)
 Resume = bool | Literal["auto"]  # the run of a folder: whether, or where there is one
@@ -148,7 +148,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             checkpoints = (self.last, self.previous, self.damaged, self.best)
             for file in checkpoints:
-                partial_file(file).unlink(missing_ok=True)  # of a process that was killed
+                partial_path(file).unlink(missing_ok=True)  # of a process that was killed
             if overwrite:
                 failures = self.path.glob(f"{_FAILURE}*.pth")
                 own = (self.metrics, self.curves, self.config, self.state, self.results)

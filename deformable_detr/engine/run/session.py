@@ -16,6 +16,7 @@ from deformable_detr import distributed
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.stopping import PreemptedError
 from deformable_detr.engine.state import TrainState
+from deformable_detr.files import write_whole
 
 try:
     import fcntl
@@ -127,6 +128,5 @@ def _write(path: Path, name: str, step: int) -> None:
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content) + "\n", encoding="ascii")
-    temporary.replace(path)
+    with write_whole(path) as temporary:
+        temporary.write_text(json.dumps(content) + "\n", encoding="ascii")

@@ -8,6 +8,7 @@ from helpers.shared_data import shared_data
 from PIL import Image
 
 from deformable_detr.data.coco import CocoDataset
+from deformable_detr.ground_truth import read_ground_truth
 from deformable_detr.labels import LabelSpace
 
 
@@ -39,6 +40,15 @@ def test_samples_hold_the_photo_and_its_objects(files):
         assert sample.area.tolist() == [entry["area"] for entry in expected]
         assert len(sample.boxes_xyxy) == len(expected)
     assert len(dataset[1].boxes_xyxy) == 0
+
+
+def test_what_is_scored_against_is_what_scoring_alone_reads(files):
+    record = files.read()
+    image = record["images"][0]["id"]
+    crowd = {"bbox": [-5, 0, 900, 0], "iscrowd": 1}
+    record["annotations"].insert(0, {"id": 99, "image_id": image, "category_id": 7, **crowd})
+    files.write(record)
+    assert open_set(files).annotations.to_coco() == read_ground_truth(files.annotations).to_coco()
 
 
 def test_boxes_lie_on_the_objects(files):

@@ -11,7 +11,7 @@ from helpers.coco_files import write_coco_set
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.collate import Batch, collate
 from deformable_detr.data.loader import build_loader
-from deformable_detr.data.samplers import EvaluationSampler, MicroBatchSampler, SampleKey
+from deformable_detr.data.samplers import BatchPlan, EvaluationSampler, MicroBatchSampler, SampleKey
 from deformable_detr.data.transformed import TransformedDataset
 from deformable_detr.data.transforms import (
     ColorJitter,
@@ -37,15 +37,21 @@ def open_set(files, *, seed=0, transform=AUGMENTATION, **options):
 
 
 def sampler_for(dataset, rank=0, world_size=1):
-    return MicroBatchSampler(
-        len(dataset), total_batch=4, micro_batch=1, rank=rank, world_size=world_size, seed=0
-    )
+    plan = BatchPlan(total_batch=4, micro_batch=1, rank=rank, world_size=world_size)
+    return MicroBatchSampler(len(dataset), plan, seed=0)
+
+
+def loader_for(dataset, sampler, *, num_workers=0, start_method="fork", **options):
+    loader = build_loader(dataset, sampler, num_workers=num_workers, pin_memory=False, **options)
+    if num_workers:
+        loader.multiprocessing_context = start_method
+    return loader
 
 
 def load(dataset, rank=0, world_size=1, epoch=0, **options):
     sampler = sampler_for(dataset, rank, world_size)
     sampler.set_epoch(epoch)
-    return list(build_loader(dataset, sampler, **{"num_workers": 0, "pin_memory": False} | options))
+    return list(loader_for(dataset, sampler, **options))
 
 
 def is_same(first, second):
@@ -77,8 +83,7 @@ def spawned(files):
     """A loader with a spawned worker, which takes seconds to start, and its sampler."""
     dataset = open_set(files)
     sampler = sampler_for(dataset)
-    options = {"num_workers": 1, "pin_memory": False, "start_method": "spawn"}
-    return build_loader(dataset, sampler, **options), sampler
+    return loader_for(dataset, sampler, num_workers=1, start_method="spawn"), sampler
 
 
 def test_a_spawned_worker_gives_the_batches_of_no_worker(files, spawned):
@@ -105,7 +110,7 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line(files, num_workers):
     path.write_text("gone bad")
     try:
         with pytest.raises(SampleError) as caught:
-            load(dataset, num_workers=num_workers, start_method="fork")
+            load(dataset, num_workers=num_workers)
     finally:
         path.write_bytes(content)
     expected = rf"image 2 \({path}\): {path} must be a readable image, got: [^\n]*"
@@ -137,7 +142,7 @@ def test_the_image_of_a_worker_that_dies_or_hangs_is_named(files, harm):
     dataset = open_set(files, transform=Sabotage(5, harm))
     options = {"timeout_s": 2} if harm == "hang" else {}
     with pytest.raises(SampleError) as caught:
-        load(dataset, num_workers=1, start_method="fork", **options)
+        load(dataset, num_workers=1, **options)
     expected = f"a data-loader worker failed at work on image 5 ({files.images / '0005.png'}): "
     assert str(caught.value).startswith(expected)
     # The death of a worker reaches the loader as a signal, or as a queue that stays empty.

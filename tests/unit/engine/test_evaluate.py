@@ -9,6 +9,7 @@ from torch import nn
 
 from deformable_detr.engine.evaluate import evaluate, validation_loss
 from deformable_detr.evaluation.coco_eval import CocoEvaluator
+from deformable_detr.ground_truth import read_ground_truth
 from deformable_detr.structures import ImageBatch, ModelOutput, Predictions
 
 CPU = torch.device("cpu")
@@ -45,7 +46,7 @@ def test_perfect_predictions_score_one(tmp_path: Path) -> None:
         target = replace(batch.targets[0], original_size=(image["height"], image["width"]))
         batches.append(replace(batch, targets=(target,)))
     model = Oracle(predictions)
-    evaluator = CocoEvaluator(files.annotations, LABEL_SPACE)
+    evaluator = CocoEvaluator(read_ground_truth(files.annotations), LABEL_SPACE)
     metrics = evaluate(model, batches, evaluator, device=CPU)
     assert metrics.as_dict()["AP"] == pytest.approx(1.0)
     assert model.training

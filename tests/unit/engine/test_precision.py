@@ -27,6 +27,7 @@ from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step import NonFiniteError
 from deformable_detr.engine.train import train_step
 from deformable_detr.evaluation.coco_eval import CocoEvaluator
+from deformable_detr.ground_truth import read_ground_truth
 from deformable_detr.layers import attention
 from deformable_detr.models.heads import BoxHead
 from deformable_detr.models.queries import LearnedQueries
@@ -152,7 +153,7 @@ def test_evaluation_is_in_float32(tmp_path: Path) -> None:
         lambda module, inputs, output: seen.append(output.last.logits.dtype)
     )
     train_step(state, [tiny_batch([1], [1])], tiny_criterion(), seed=0, max_grad_norm=0.1)
-    evaluator = CocoEvaluator(files.annotations, LABEL_SPACE)
+    evaluator = CocoEvaluator(read_ground_truth(files.annotations), LABEL_SPACE)
     evaluate(state.model, [tiny_batch([1], [1])], evaluator, device=CPU)
     assert seen == [torch.bfloat16, torch.float32]
 

@@ -31,6 +31,7 @@ from deformable_detr.engine.run.stopping import PreemptedError, StopRequest
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step import NonFiniteError
 from deformable_detr.engine.train import fit, total_steps
+from deformable_detr.ground_truth import read_ground_truth
 
 CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
 
@@ -39,7 +40,7 @@ CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
 def validation(tmp_path: Path) -> Validation:
     files = write_coco_set(tmp_path / "val", num_images=3, categories=CATEGORIES)
     loader = [tiny_batch([1, 2], [2, 1]), tiny_batch([3], [0])]
-    return Validation(loader, files.annotations, every_epochs=100)
+    return Validation(loader, read_ground_truth(files.annotations), every_epochs=100)
 
 
 class _SignalAt:

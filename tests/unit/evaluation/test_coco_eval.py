@@ -14,6 +14,7 @@ from deformable_detr.evaluation.coco_eval import (
     CocoEvaluator,
     evaluate_results,
 )
+from deformable_detr.ground_truth import read_ground_truth
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Detections
 
@@ -44,6 +45,10 @@ def _file(folder: Path, annotations: Sequence[dict[str, Any]], *, images: int = 
     return path
 
 
+def _evaluator(annotations: Path, label_space: LabelSpace) -> CocoEvaluator:
+    return CocoEvaluator(read_ground_truth(annotations), label_space)
+
+
 def _found(label: int, score: float = 0.9, count: int = 1) -> Detections:
     return Detections(
         torch.full((count,), score), torch.full((count,), label), torch.tensor([BOX] * count)
@@ -67,7 +72,7 @@ def test_the_published_numbers_of_a_published_result_file() -> None:
 
 def test_perfect_detections_score_one_and_classes_go_by_name(tmp_path: Path) -> None:
     annotations = _file(tmp_path, [_annotation(1, 0), _annotation(2, 0)])
-    evaluator = CocoEvaluator(annotations, LABELS)
+    evaluator = _evaluator(annotations, LABELS)
     evaluator.update({1: _found(0), 2: _found(0)})
 
     metrics = evaluator.compute()
@@ -79,7 +84,7 @@ def test_perfect_detections_score_one_and_classes_go_by_name(tmp_path: Path) -> 
 
 
 def test_annotations_that_share_an_id_all_count(tmp_path: Path) -> None:
-    evaluator = CocoEvaluator(_file(tmp_path, [_annotation(1, 0), _annotation(1, 17)]), LABELS)
+    evaluator = _evaluator(_file(tmp_path, [_annotation(1, 0), _annotation(1, 17)]), LABELS)
     evaluator.update({1: _found(0)})
 
     assert evaluator.compute().class_ap == {"cat": pytest.approx(1), "dog": 0}
@@ -87,7 +92,7 @@ def test_annotations_that_share_an_id_all_count(tmp_path: Path) -> None:
 
 def test_a_crowd_is_neither_missed_nor_a_mistake(tmp_path: Path) -> None:
     annotations = [_annotation(1, 0, iscrowd=1), _annotation(2, 0)]
-    evaluator = CocoEvaluator(_file(tmp_path, annotations), LABELS)
+    evaluator = _evaluator(_file(tmp_path, annotations), LABELS)
     evaluator.update({1: _found(0, count=3), 2: _found(0, score=0.1)})
 
     assert evaluator.compute().statistics["AP"] == pytest.approx(1)
@@ -96,7 +101,7 @@ def test_a_crowd_is_neither_missed_nor_a_mistake(tmp_path: Path) -> None:
 def test_no_detections_are_legal_and_score_zero(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluator = CocoEvaluator(_file(tmp_path, [_annotation(1, 0)]), LABELS)
+    evaluator = _evaluator(_file(tmp_path, [_annotation(1, 0)]), LABELS)
     evaluator.update({1: NOTHING, 2: NOTHING})
 
     assert evaluator.compute().statistics["AP"] == 0
@@ -105,28 +110,28 @@ def test_no_detections_are_legal_and_score_zero(
 
 
 def test_no_annotations_are_legal_and_leave_ap_undefined(tmp_path: Path) -> None:
-    evaluator = CocoEvaluator(_file(tmp_path, []), LABELS)
+    evaluator = _evaluator(_file(tmp_path, []), LABELS)
     evaluator.update({0: _found(1)})
 
     assert set(evaluator.compute().statistics.values()) == {NOT_DEFINED}
 
 
 def test_a_detection_on_an_image_without_objects_is_a_mistake(tmp_path: Path) -> None:
-    evaluator = CocoEvaluator(_file(tmp_path, [_annotation(1, 0)]), LABELS)
+    evaluator = _evaluator(_file(tmp_path, [_annotation(1, 0)]), LABELS)
     evaluator.update({0: _found(0, score=0.95), 1: _found(0, score=0.9)})
 
     assert evaluator.compute().statistics["AP"] == pytest.approx(0.5)
 
 
 def test_images_that_were_not_seen_are_not_counted_as_missed(tmp_path: Path) -> None:
-    evaluator = CocoEvaluator(_file(tmp_path, [_annotation(1, 0), _annotation(2, 0)]), LABELS)
+    evaluator = _evaluator(_file(tmp_path, [_annotation(1, 0), _annotation(2, 0)]), LABELS)
     evaluator.update({1: _found(0)})
 
     assert evaluator.compute().statistics["AP"] == pytest.approx(1)
 
 
 def test_an_image_given_twice_counts_once(tmp_path: Path) -> None:
-    evaluator = CocoEvaluator(_file(tmp_path, [_annotation(1, 0)]), LABELS)
+    evaluator = _evaluator(_file(tmp_path, [_annotation(1, 0)]), LABELS)
     evaluator.update({1: _found(0)})
     evaluator.update({1: _found(0)})
 
@@ -137,7 +142,7 @@ def test_synchronize_joins_all_ranks_and_drops_what_two_of_them_saw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     annotations = _file(tmp_path, [_annotation(1, 0), _annotation(2, 0)])
-    first, second = CocoEvaluator(annotations, LABELS), CocoEvaluator(annotations, LABELS)
+    first, second = _evaluator(annotations, LABELS), _evaluator(annotations, LABELS)
     first.update({1: _found(0), 2: _found(0)})
     second.update({2: _found(0), 0: NOTHING})
     sent: list[object] = []
@@ -157,7 +162,7 @@ def test_synchronize_joins_all_ranks_and_drops_what_two_of_them_saw(
 
 
 def test_a_rank_without_images_takes_part(tmp_path: Path) -> None:
-    evaluator = CocoEvaluator(_file(tmp_path, [_annotation(1, 0)]), LABELS)
+    evaluator = _evaluator(_file(tmp_path, [_annotation(1, 0)]), LABELS)
 
     evaluator.synchronize()
 
@@ -167,7 +172,7 @@ def test_a_rank_without_images_takes_part(tmp_path: Path) -> None:
 
 def test_scoring_the_written_results_gives_the_same_numbers(tmp_path: Path) -> None:
     annotations = _file(tmp_path, [_annotation(1, 0), _annotation(2, 17)])
-    evaluator = CocoEvaluator(annotations, LABELS)
+    evaluator = _evaluator(annotations, LABELS)
     evaluator.update({0: _found(1), 1: _found(0), 2: _found(1, score=0.3)})
     results = tmp_path / "results.json"
     results.write_text(json.dumps(evaluator.results()))
@@ -191,7 +196,7 @@ def test_classes_that_share_a_name_keep_an_ap_each(tmp_path: Path) -> None:
     path = tmp_path / "annotations.json"
     categories = [{"id": 1, "name": "bat"}, {"id": 2, "name": "bat"}]
     path.write_text(json.dumps({"images": [{"id": 0}], "categories": categories}))
-    evaluator = CocoEvaluator(path, LabelSpace.from_categories(categories))
+    evaluator = _evaluator(path, LabelSpace.from_categories(categories))
     evaluator.update({0: NOTHING})
 
     assert list(evaluator.compute().class_ap) == ["bat (category 1)", "bat (category 2)"]
@@ -199,11 +204,11 @@ def test_classes_that_share_a_name_keep_an_ap_each(tmp_path: Path) -> None:
 
 def test_other_categories_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"annotation file .* must have the categories of"):
-        CocoEvaluator(_file(tmp_path, []), LabelSpace((0,), ("cat",)))
+        _evaluator(_file(tmp_path, []), LabelSpace((0,), ("cat",)))
 
 
 def test_unknown_images_are_refused(tmp_path: Path) -> None:
-    evaluator = CocoEvaluator(_file(tmp_path, []), LABELS)
+    evaluator = _evaluator(_file(tmp_path, []), LABELS)
 
     with pytest.raises(ValueError, match=r"of the annotation file, got unknown \[99\]"):
         evaluator.update({99: NOTHING})

@@ -16,7 +16,8 @@ from deformable_detr.evaluation.error_analysis import (
 )
 from deformable_detr.evaluation.matched_objects import NONE, MatchedObjects
 from deformable_detr.evaluation.precision_recall import PrecisionRecall, ScoreCurve
-from deformable_detr.evaluation.results_files import read_ground_truth, read_results
+from deformable_detr.evaluation.results_files import read_results
+from deformable_detr.ground_truth import read_ground_truth
 
 CATEGORIES = [{"id": 2, "name": "cat"}, {"id": 5, "name": "dog"}]
 CAT, DOG = 2, 5
@@ -154,7 +155,7 @@ def test_nothing_detected_and_nothing_annotated_are_no_errors() -> None:
 
 def test_counts_and_curves_are_those_of_pycocotools_on_real_annotations() -> None:
     folder = shared_data("coco_val2014_100")
-    ground_truth = read_ground_truth(folder / "instances_val2014_100.json")
+    ground_truth = read_ground_truth(folder / "instances_val2014_100.json").to_coco()
     seen = [image["id"] for image in ground_truth["images"]]
     path = folder / "instances_val2014_fakebbox100_results.json"
     table = DetectionTable.from_results(read_results(path, ground_truth), seen=seen)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from deformable_detr.evaluation.coco_eval import evaluate_results
 from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.ground_truth import read_ground_truth
 from deformable_detr.reporting.findings import Findings
 from deformable_detr.reporting.gallery import MAX_PICTURES, Photo
 from deformable_detr.reporting.report import RunFacts, write_report
@@ -80,6 +81,10 @@ def simulate(
     return table, *paths
 
 
+def findings_of(table: DetectionTable, annotations: Path) -> Findings:
+    return Findings.of(table, read_ground_truth(annotations))
+
+
 def page_of(path: Path, facts: RunFacts = FACTS, findings: Findings | None = None) -> Element:
     write_report(path, facts, findings, read_photo)
     return Page(path.read_text(encoding="utf-8")).root
@@ -91,7 +96,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Element, Path, Path
     folder = tmp_path_factory.mktemp("small")
     table, annotations, results = simulate(folder, classes=["a", "b", "c", "d"], num_images=12)
     path = folder / "report.html"
-    return page_of(path, findings=Findings.of(table, annotations)), annotations, results, path
+    return (
+        page_of(path, findings=findings_of(table, annotations)),
+        annotations,
+        results,
+        path,
+    )
 
 
 def test_the_numbers_of_the_page_are_those_of_the_evaluation(
@@ -176,7 +186,7 @@ def test_text_of_users_stays_text(tmp_path: Path) -> None:
         checkpoint={**FACTS.checkpoint, HOSTILE: HOSTILE},
         environment={HOSTILE: HOSTILE},
     )
-    page = page_of(tmp_path / "report.html", facts, Findings.of(table, annotations))
+    page = page_of(tmp_path / "report.html", facts, findings_of(table, annotations))
     assert page.all("script") == page.all("b") == []
     assert page.all("h1")[0].text == HOSTILE
     assert page.all("pre")[0].text == HOSTILE
@@ -194,7 +204,7 @@ def test_many_classes_and_records_stay_small_and_legible(tmp_path: Path) -> None
         for step in range(1, 20_000)
     ]
     path = tmp_path / "report.html"
-    page = page_of(path, replace(FACTS, records=records), Findings.of(table, annotations))
+    page = page_of(path, replace(FACTS, records=records), findings_of(table, annotations))
     assert path.stat().st_size < MAX_BYTES / 2
     [classes_table] = page.by_id("classes").all("table")
     assert len(cells(classes_table)) == 1 + 1203
@@ -217,7 +227,7 @@ def test_planted_mistakes_are_the_first_pictures(tmp_path: Path) -> None:
     planted = {"image_id": 7, "category_id": 10, "bbox": [390, 290, 9, 9], "score": 0.999}
     seen = table.seen.tolist()
     table = DetectionTable.from_results([*found, planted], seen=seen)
-    page = page_of(tmp_path / "report.html", findings=Findings.of(table, annotations))
+    page = page_of(tmp_path / "report.html", findings=findings_of(table, annotations))
     false, missed = (page.by_id(name).all("figure")[0] for name in ("false", "missed"))
     assert false.all("strong")[0].text == "a, score 1.00"
     assert "no object there" in false.text
@@ -243,7 +253,7 @@ def test_a_run_without_records_objects_or_detections_has_a_page(
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     result = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5}
     table = DetectionTable.from_results([result] * detected, seen=[1])
-    findings = Findings.of(table, tmp_path / "annotations.json")
+    findings = findings_of(table, tmp_path / "annotations.json")
     page = page_of(tmp_path / "report.html", replace(FACTS, records=[]), findings)
     assert "Nothing has been recorded" in page.text
     [classes] = page.by_id("classes").all("table")

@@ -7,7 +7,7 @@ from helpers.models import CONFIGS
 
 from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import load_config
-from deformable_detr.data.samplers import MicroBatchSampler
+from deformable_detr.data.samplers import BatchPlan, MicroBatchSampler
 from deformable_detr.workflows.recipe import FREE_SETTINGS, RECIPES, nearest_recipe
 
 # Official options and their defaults, masks and panoptic apart: what they are called here.
@@ -136,10 +136,12 @@ def test_the_total_batch_stays_32_on_fewer_processes(name, world_size):
     samplers = [
         MicroBatchSampler(
             320,
-            total_batch=train.total_batch,
-            micro_batch=train.micro_batch,
-            rank=rank,
-            world_size=world_size,
+            BatchPlan(
+                total_batch=train.total_batch,
+                micro_batch=train.micro_batch,
+                rank=rank,
+                world_size=world_size,
+            ),
             seed=0,
         )
         for rank in range(world_size)

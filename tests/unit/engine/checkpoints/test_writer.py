@@ -9,7 +9,6 @@ import pytest
 import torch
 from helpers.tiny_training import tiny_batch, tiny_criterion, tiny_state
 
-from deformable_detr.engine.checkpoints import sealed_file
 from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from deformable_detr.engine.checkpoints.writer import CheckpointWriter, snapshot
 from deformable_detr.engine.state import TrainState
@@ -21,7 +20,7 @@ class SlowDisk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go, self.threads, self._fsync = threading.Event(), [], os.fsync
-        monkeypatch.setattr(sealed_file.os, "fsync", self)
+        monkeypatch.setattr("os.fsync", self)
 
     def __call__(self, descriptor: int) -> None:
         self.threads.append(threading.current_thread())
@@ -91,7 +90,7 @@ def test_an_error_of_the_thread_comes_up_where_training_sees_it(
     def fill_disk(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sealed_file.os, "fsync", fill_disk)
+    monkeypatch.setattr("os.fsync", fill_disk)
     with pytest.raises(RuntimeError, match=r"last\.pth could not be written .*No space.*; free"):
         write_until(moment, tmp_path)
 
