@@ -1,5 +1,6 @@
 """Config -> the detector."""
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from deformable_detr.config import (
     TimmConfig,
     TwoStageQueriesConfig,
 )
+from deformable_detr.layers.deform_kernel import DeformKernelResidual
 from deformable_detr.layers.position import LearnedPositionEmbedding, SinePositionEmbedding
 from deformable_detr.layers.reparam.base import Statistics
 from deformable_detr.models.backbones.base import Backbone
@@ -65,7 +67,7 @@ from deformable_detr.models.necks.deform_kernel import DeformKernelNeck
 from deformable_detr.models.proposals import ProposalQueries
 from deformable_detr.models.queries import LearnedQueries
 
-_LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _Layer = TypeVar("_Layer", DeformableTransformerEncoderLayer, DeformableTransformerDecoderLayer)
 _WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 _COCO_CLASSES = {False: 80, True: 91}  # contiguous; raw category ids, which end at 90
@@ -173,7 +175,7 @@ def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> Back
     """The backbone, with its pre-trained weights if wanted, then with other convolutions."""
     backbone = _build_plain_backbone(config, load_weights=load_weights)
     if replaced := replace_backbone_convs(backbone, config):
-        _LOGGER.info("%d convolutions replaced: %s", len(replaced), ", ".join(replaced))
+        logger.info("%d convolutions replaced: %s", len(replaced), ", ".join(replaced))
     return backbone
 
 
@@ -242,13 +244,16 @@ def build_replacement(
                 offset_groups=config.offset_groups, mask_scale=config.mask_scale
             )
         case ACBlockConfig():
-            return ac_block(norm=norm)
+            return ac_block(norm=norm, init=config.init)
         case DiverseBranchConfig():
-            return diverse_branch_block(norm=norm)
+            return diverse_branch_block(norm=norm, init=config.init)
         case DeformKernelConfig():
             return deform_kernel(
                 scope_size=config.scope_size,
                 rotation_groups=config.rotation_groups,
+                mode=config.mode,
+                clip_to_scope=config.clip_to_scope,
+                kernel_offsets=config.kernel_offsets,
                 image_offsets=config.image_offsets,
             )
         case _:
@@ -268,14 +273,34 @@ def build_neck(config: NeckConfig, *, channels: Sequence[int], embed_dim: int) -
         case ChannelMapperConfig():
             return ChannelMapper(channels, embed_dim=embed_dim, num_levels=config.num_levels)
         case ASFFNeckConfig():
-            fusion = ASFF(embed_dim, config.num_levels, mask_padding=config.mask_padding)
+            fusion = ASFF(
+                embed_dim,
+                config.num_levels,
+                rfb=config.rfb,
+                norm=config.norm,
+                activation=config.activation,
+                init=config.init,
+                mask_padding=config.mask_padding,
+                compress_equal=config.compress_equal,
+                logit_activation=config.logit_activation,
+            )
             return ASFFNeck(channels, embed_dim=embed_dim, fusion=fusion)
         case DeformKernelNeckConfig():
+            make_residual = functools.partial(
+                DeformKernelResidual,
+                embed_dim,
+                scope_size=config.scope_size,
+                rotation_groups=config.rotation_groups,
+                mode=config.mode,
+                clip_to_scope=config.clip_to_scope,
+                kernel_offsets=config.kernel_offsets,
+                image_offsets=config.image_offsets,
+            )
             return DeformKernelNeck(
                 channels,
                 embed_dim=embed_dim,
                 num_levels=config.num_levels,
-                scope_size=config.scope_size,
+                make_residual=make_residual,
             )
         case _:
             assert_never(config)

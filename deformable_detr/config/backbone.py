@@ -34,19 +34,44 @@ class ModulatedDeformConvConfig(ReplacedConvConfig):
     mask_scale: float = 2.0
 
 
-class ACBlockConfig(ReplacedConvConfig):
-    """Asymmetric convolution blocks; the statistics of their norms are fixed as `norm` says."""
+class BranchBlockConfig(ReplacedConvConfig):
+    """What blocks of branches have in common; their norms' statistics are fixed as `norm` says.
+
+    With `init: own_branch` a block starts as what it replaces; with `paper` all its branches
+    count from the first step.
+    """
+
+    init: Literal["own_branch", "paper"] = "own_branch"
+
+
+class ACBlockConfig(BranchBlockConfig):
+    """Asymmetric convolution blocks."""
 
     kind: Literal["ac_block"] = "ac_block"
 
 
-class DiverseBranchConfig(ReplacedConvConfig):
-    """Diverse branch blocks; norms as in `ACBlockConfig`."""
+class DiverseBranchConfig(BranchBlockConfig):
+    """Diverse branch blocks."""
 
     kind: Literal["diverse_branch"] = "diverse_branch"
 
 
-class DeformKernelConfig(ReplacedConvConfig):
+class DeformKernelOptions(FrozenModel):
+    """Deformable kernels: how each tap's value is read from a stored kernel of `scope_size`.
+
+    `kernel_offsets` predicts the places, a set a position (`mode: local`) or one an image
+    (`global`), kept in the scope with `clip_to_scope`; channels are in `rotation_groups`.
+    `image_offsets` moves the taps in the map too, in local mode.
+    """
+
+    rotation_groups: Positive = 1
+    image_offsets: bool = False
+    kernel_offsets: bool = True
+    mode: Literal["local", "global"] = "local"
+    clip_to_scope: bool = True
+
+
+class DeformKernelConfig(ReplacedConvConfig, DeformKernelOptions):
     """Deformable kernels, for depthwise convolutions.
 
     An even `scope_size` starts as the plain kernel too, but is sensitive to the first rotations.
@@ -54,8 +79,6 @@ class DeformKernelConfig(ReplacedConvConfig):
 
     kind: Literal["deform_kernel"] = "deform_kernel"
     scope_size: Positive = 5
-    rotation_groups: Positive = 1
-    image_offsets: bool = False
 
 
 ConvConfig = Annotated[

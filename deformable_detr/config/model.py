@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from deformable_detr.config.backbone import BackboneConfig, ResNetConfig
+from deformable_detr.config.backbone import BackboneConfig, DeformKernelOptions, ResNetConfig
 from deformable_detr.config.base import FrozenModel, Positive, Probability
 
 
@@ -18,16 +18,24 @@ class ChannelMapperConfig(FrozenModel):
 class ASFFNeckConfig(FrozenModel):
     """The channel mapper, and adaptively spatial feature fusion of its levels after it.
 
-    Starts as the channel mapper alone. With `mask_padding` nothing of the padding comes into other
-    cells when levels are resized.
+    With `init: own` it starts as the channel mapper alone, with `uniform` as the published code.
+    With `mask_padding` nothing of the padding comes into other cells when levels are resized.
+    `rfb` halves the width of the weights; without `compress_equal` coarser levels are resized as
+    they are. `logit_activation` is for weights of a published YOLOv5 variant; see `LevelFusion`.
     """
 
     kind: Literal["asff"] = "asff"
     num_levels: int = Field(4, ge=2, le=8)
     mask_padding: bool = False
+    rfb: bool = False
+    norm: Literal["group", "batch"] = "group"
+    activation: Literal["leaky_relu", "silu", "relu6"] = "leaky_relu"
+    init: Literal["own", "uniform"] = "own"
+    compress_equal: bool = True
+    logit_activation: bool = False
 
 
-class DeformKernelNeckConfig(FrozenModel):
+class DeformKernelNeckConfig(DeformKernelOptions):
     """The channel mapper, and a residual of depthwise deformable kernels on each level after it.
 
     Starts as the channel mapper alone.

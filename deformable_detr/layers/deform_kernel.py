@@ -17,6 +17,7 @@ from deformable_detr.structures import Size
 DeformKernelMode = Literal["local", "global"]
 
 _NORM_GROUPS = 32
+_RESIDUAL_KERNEL_SIZE = 3
 
 
 class DeformKernelConv2d(nn.Module):
@@ -174,16 +175,16 @@ class DeformKernelConv2d(nn.Module):
 class DeformKernelResidual(nn.Module):
     """Adds to a map what a deformable kernel makes of it; the identity at first.
 
-    A depthwise `DeformKernelConv2d`, a 1x1 convolution and group norm, whose scale starts at zero,
-    so that it can be put into a trained model.
+    A depthwise `DeformKernelConv2d` of 3x3 taps, a 1x1 convolution and group norm, whose scale
+    starts at zero, so that it can be put into a trained model.
 
     Args:
         channels: C, a multiple of 32, at least 64.
-        kernel_size: odd number of taps in height and width.
         scope_size: see `DeformKernelConv2d`.
         mode: see `DeformKernelConv2d`.
         rotation_groups: see `DeformKernelConv2d`.
         clip_to_scope: see `DeformKernelConv2d`.
+        kernel_offsets: see `DeformKernelConv2d`.
         image_offsets: see `DeformKernelConv2d`.
 
     Raises:
@@ -194,11 +195,11 @@ class DeformKernelResidual(nn.Module):
         self,
         channels: int,
         *,
-        kernel_size: int = 3,
-        scope_size: IntPair = 4,
+        scope_size: IntPair,
         mode: DeformKernelMode = "local",
         rotation_groups: int = 1,
         clip_to_scope: bool = True,
+        kernel_offsets: bool = True,
         image_offsets: bool = False,
     ) -> None:
         super().__init__()
@@ -207,19 +208,18 @@ class DeformKernelResidual(nn.Module):
             raise ValueError(
                 f"channels must be a multiple of {_NORM_GROUPS} and above it, got {channels}"
             )
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd to keep the map's size, got {kernel_size}")
         self.depthwise = DeformKernelConv2d(
             channels,
             channels,
-            kernel_size,
-            padding=kernel_size // 2,
+            _RESIDUAL_KERNEL_SIZE,
+            padding=_RESIDUAL_KERNEL_SIZE // 2,
             groups=channels,
             bias=False,
             scope_size=scope_size,
             mode=mode,
             rotation_groups=rotation_groups,
             clip_to_scope=clip_to_scope,
+            kernel_offsets=kernel_offsets,
             image_offsets=image_offsets,
         )
         self.pointwise = nn.Conv2d(channels, channels, kernel_size=1, bias=False)

@@ -146,7 +146,7 @@ def test_deformable_convolutions_of_a_resnet_run_in_onnxruntime():
     torch.manual_seed(0)
     backbone = build_resnet(18, out_strides=(8,))
     randomize_weights(backbone)
-    replace_convs(backbone, modulated_deform_conv(), strides=(8,))
+    replace_convs(backbone, modulated_deform_conv(mask_scale=2.0), strides=(8,))
     for name, tensor in backbone.eval().state_dict().items():
         if ".conv_offset." in name:
             tensor.normal_(std=0.02)

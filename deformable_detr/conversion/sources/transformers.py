@@ -35,7 +35,6 @@ _MODULE_NAMES = (
     (r"\.self_attn\.out_proj\.", ".self_attn.o_proj."),
     (r"(\.layers\.\d+)\.fc([12])\.", r"\1.mlp.fc\2."),
 )
-_HEAD = re.compile(r"^(?P<head>class_embed|bbox_embed)\.(?P<index>\d+)\.(?P<rest>.*)$")
 
 
 def file_name(module_name: str) -> str:

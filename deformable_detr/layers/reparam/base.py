@@ -22,7 +22,7 @@ from deformable_detr.layers.reparam.windows import conv_through, square_window
 from deformable_detr.ops.geometry import IntPair
 
 Statistics = Literal["frozen", "train"]
-Init = Literal["own_branch", "paper"]
+BlockInit = Literal["own_branch", "paper"]
 DEFAULT_NORM_EPS = 1e-5  # of nn.BatchNorm2d
 
 
@@ -61,12 +61,12 @@ class BranchBlock(ReparameterizedBlock):
         bias: bool,
         *,
         norm: Statistics,
-        init: Init = "own_branch",
+        init: BlockInit = "own_branch",
         norm_eps: float = DEFAULT_NORM_EPS,
     ) -> None:
         super().__init__()
         _require_choice("norm", norm, get_args(Statistics))
-        _require_choice("init", init, get_args(Init))
+        _require_choice("init", init, get_args(BlockInit))
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 "in_channels and out_channels must be divisible by groups, got "
@@ -83,18 +83,25 @@ class BranchBlock(ReparameterizedBlock):
 
     @classmethod
     def from_conv_norm(
-        cls, conv: nn.Conv2d, conv_norm: nn.Module | None, *, norm: Statistics = "frozen"
+        cls,
+        conv: nn.Conv2d,
+        conv_norm: nn.Module | None,
+        *,
+        norm: Statistics = "frozen",
+        init: BlockInit = "own_branch",
     ) -> Self:
         """A block that starts as a trained convolution and the norm behind it, which it replaces.
 
-        They become the branch of the whole kernel; the others start at zero. The block computes
-        in eval mode, and with `norm="frozen"` also in train mode, what the pair does in eval mode.
+        They become the branch of the whole kernel. With `init="own_branch"` the others start at
+        zero: the block computes in eval mode, and with `norm="frozen"` also in train mode, what
+        the pair does in eval mode.
 
         Args:
             conv: with a square, odd kernel and padding of zeros.
             conv_norm: a batch norm, frozen or not, or None for a convolution that has none, whose
                 bias the block keeps as its own.
             norm: as of the block.
+            init: as of the block.
 
         Raises:
             ValueError: the convolution or the norm is of another kind.
@@ -121,6 +128,7 @@ class BranchBlock(ReparameterizedBlock):
             groups=conv.groups,
             bias=conv_norm is None and conv.bias is not None,
             norm=norm,
+            init=init,
             norm_eps=DEFAULT_NORM_EPS if conv_norm is None else conv_norm.eps,
         )
         block._load_own_branch(conv, conv_norm)

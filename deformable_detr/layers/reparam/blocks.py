@@ -10,7 +10,7 @@ from deformable_detr.layers.reparam.algebra import (
     kernel_of,
     pad_kernel,
 )
-from deformable_detr.layers.reparam.base import DEFAULT_NORM_EPS, BranchBlock, Init, Statistics
+from deformable_detr.layers.reparam.base import DEFAULT_NORM_EPS, BlockInit, BranchBlock, Statistics
 from deformable_detr.layers.reparam.branches import AverageBranch, ChainBranch, ConvNormBranch
 from deformable_detr.layers.reparam.windows import conv_through
 from deformable_detr.ops.geometry import ConvGeometry, IntPair
@@ -52,7 +52,7 @@ class ACBlock(BranchBlock):
         bias: bool = False,
         *,
         norm: Statistics = "frozen",
-        init: Init = "own_branch",
+        init: BlockInit = "own_branch",
         norm_eps: float = DEFAULT_NORM_EPS,
     ) -> None:
         super().__init__(
@@ -157,7 +157,7 @@ class DiverseBranchBlock(BranchBlock):
         bias: bool = False,
         *,
         norm: Statistics = "frozen",
-        init: Init = "own_branch",
+        init: BlockInit = "own_branch",
         norm_eps: float = DEFAULT_NORM_EPS,
         internal_channels: int | None = None,
     ) -> None:

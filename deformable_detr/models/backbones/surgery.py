@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
-from deformable_detr.layers.deform_kernel import DeformKernelConv2d, centered_scope_weight
+from deformable_detr.layers.deform_kernel import (
+    DeformKernelConv2d,
+    DeformKernelMode,
+    centered_scope_weight,
+)
 from deformable_detr.layers.norm import is_affine_norm
-from deformable_detr.layers.reparam.base import ReparameterizedBlock, Statistics
+from deformable_detr.layers.reparam.base import BlockInit, ReparameterizedBlock, Statistics
 from deformable_detr.layers.reparam.blocks import ACBlock, DiverseBranchBlock
 from deformable_detr.layers.reparam.fuse import conv_norm_pairs
 from deformable_detr.models.backbones.base import Backbone
@@ -46,7 +50,7 @@ def deform_conv(*, offset_groups: int = 1) -> Replacement:
     return Replacement(make)
 
 
-def modulated_deform_conv(*, offset_groups: int = 1, mask_scale: float = 2.0) -> Replacement:
+def modulated_deform_conv(*, mask_scale: float, offset_groups: int = 1) -> Replacement:
     """Deformable convolutions, version 2; with `mask_scale` 2 they start as what they replace."""
 
     def make(conv: nn.Conv2d, _: nn.Module | None) -> nn.Module:
@@ -58,24 +62,33 @@ def modulated_deform_conv(*, offset_groups: int = 1, mask_scale: float = 2.0) ->
     return Replacement(make)
 
 
-def ac_block(*, norm: Statistics = "frozen") -> Replacement:
-    """Asymmetric convolution blocks; they start as the convolution and its norm."""
-    return Replacement(functools.partial(ACBlock.from_conv_norm, norm=norm), takes_norm=True)
+def ac_block(*, norm: Statistics = "frozen", init: BlockInit = "own_branch") -> Replacement:
+    """Asymmetric convolution blocks; with "own_branch" they start as what they replace."""
+    make = functools.partial(ACBlock.from_conv_norm, norm=norm, init=init)
+    return Replacement(make, takes_norm=True)
 
 
-def diverse_branch_block(*, norm: Statistics = "frozen") -> Replacement:
-    """Diverse branch blocks; they start as the convolution and its norm."""
-    make = functools.partial(DiverseBranchBlock.from_conv_norm, norm=norm)
+def diverse_branch_block(
+    *, norm: Statistics = "frozen", init: BlockInit = "own_branch"
+) -> Replacement:
+    """Diverse branch blocks; with "own_branch" they start as what they replace."""
+    make = functools.partial(DiverseBranchBlock.from_conv_norm, norm=norm, init=init)
     return Replacement(make, takes_norm=True)
 
 
 def deform_kernel(
-    *, scope_size: int = 5, rotation_groups: int = 1, image_offsets: bool = False
+    *,
+    scope_size: int,
+    rotation_groups: int = 1,
+    mode: DeformKernelMode = "local",
+    clip_to_scope: bool = True,
+    kernel_offsets: bool = True,
+    image_offsets: bool = False,
 ) -> Replacement:
     """Deformable kernels for depthwise convolutions; they start as what they replace.
 
     A scope that is larger by an even number holds the kernel as it is; see
-    `centered_scope_weight` for others.
+    `centered_scope_weight` for others. The arguments are those of `DeformKernelConv2d`.
     """
 
     def make(conv: nn.Conv2d, _: nn.Module | None) -> nn.Module:
@@ -83,6 +96,9 @@ def deform_kernel(
             *_geometry(conv),
             scope_size=scope_size,
             rotation_groups=rotation_groups,
+            mode=mode,
+            clip_to_scope=clip_to_scope,
+            kernel_offsets=kernel_offsets,
             image_offsets=image_offsets,
         )
         return _with_parameters(block, centered_scope_weight(conv.weight, scope_size), conv.bias)

@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from deformable_detr.models.necks.channel_mapper import ChannelMapper
 from deformable_detr.models.necks.level_fusion import (
-    WEIGHT_CHANNELS,
     Activation,
     FusedLevel,
-    Init,
+    FusionInit,
+    FusionNorm,
     LevelFusion,
-    Norm,
 )
 from deformable_detr.structures import Pyramid, Size
 
@@ -24,11 +23,11 @@ class ASFF(nn.Module):
     Args:
         channels: C, of every level; a multiple of 32 with norm "group".
         num_levels: L, at least 2.
-        weight_channels: see `LevelFusion`, as for the further arguments.
-        rfb: halve `weight_channels`.
+        rfb: halve the width of the weights; see `LevelFusion`, as for the further arguments.
         norm: "group", or "batch" for large batches.
         activation: "leaky_relu", "silu", or, with init "uniform", "relu6".
         init: "own" starts as the identity, "uniform" as the original.
+        compress_equal: whether coarser levels go through a 1x1 block too.
         mask_padding: set the padding to zero before the maps are resized, so that nothing of it
             comes into other cells; the residual of init "own" keeps it.
         logit_activation: only for weights of a published YOLOv5 variant.
@@ -42,11 +41,11 @@ class ASFF(nn.Module):
         channels: int,
         num_levels: int,
         *,
-        weight_channels: int = WEIGHT_CHANNELS,
         rfb: bool = False,
-        norm: Norm = "group",
+        norm: FusionNorm = "group",
         activation: Activation = "leaky_relu",
-        init: Init = "own",
+        init: FusionInit = "own",
+        compress_equal: bool = True,
         mask_padding: bool = False,
         logit_activation: bool = False,
     ) -> None:
@@ -61,11 +60,11 @@ class ASFF(nn.Module):
             LevelFusion(
                 (channels,) * num_levels,
                 level,
-                weight_channels=weight_channels,
                 rfb=rfb,
                 norm=norm,
                 activation=activation,
                 init=init,
+                compress_equal=compress_equal,
                 logit_activation=logit_activation,
             )
             for level in range(num_levels)

@@ -1,6 +1,6 @@
 """A neck whose levels go through depthwise deformable kernels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -19,19 +19,22 @@ class DeformKernelNeck(ChannelMapper):
         channels: channels of the backbone's maps, finest first.
         embed_dim: C.
         num_levels: L, at least the number of maps.
-        scope_size: of the deformable kernels, whose 3x3 taps read from it.
+        make_residual: makes the residual of a level.
 
     Raises:
-        ValueError: see `ChannelMapper`; or the scope is smaller than the kernel.
+        ValueError: see `ChannelMapper`.
     """
 
     def __init__(
-        self, channels: Sequence[int], *, embed_dim: int, num_levels: int, scope_size: int = 4
+        self,
+        channels: Sequence[int],
+        *,
+        embed_dim: int,
+        num_levels: int,
+        make_residual: Callable[[], DeformKernelResidual],
     ) -> None:
         super().__init__(channels, embed_dim=embed_dim, num_levels=num_levels)
-        self.residuals = nn.ModuleList(
-            DeformKernelResidual(embed_dim, scope_size=scope_size) for _ in range(num_levels)
-        )
+        self.residuals = nn.ModuleList(make_residual() for _ in range(num_levels))
 
     def forward(self, features: Sequence[Tensor], padding_mask: Tensor) -> Pyramid:
         """See `Neck`."""

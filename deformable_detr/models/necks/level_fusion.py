@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Norm = Literal["group", "batch"]
+FusionNorm = Literal["group", "batch"]
 Activation = Literal["leaky_relu", "silu", "relu6"]
-Init = Literal["own", "uniform"]
+FusionInit = Literal["own", "uniform"]
 
-WEIGHT_CHANNELS = 16  # GOATmessi7/ASFF, models/network_blocks.py
+_WEIGHT_CHANNELS = 16  # GOATmessi7/ASFF, models/network_blocks.py
+_RFB_WEIGHT_CHANNELS = 8
 OWN_LOGIT = 3.0  # softmax 0.87 on the own one of 4 levels
 _LEAKY_SLOPE = 0.1  # GOATmessi7/ASFF, add_conv
 _MAP_GROUPS = 32
@@ -38,7 +39,7 @@ class ConvNormAct(nn.Module):
         kernel_size: int,
         stride: int = 1,
         *,
-        norm: Norm,
+        norm: FusionNorm,
         norm_groups: int = _MAP_GROUPS,
         activation: Activation,
     ) -> None:
@@ -101,8 +102,8 @@ class LevelFusion(nn.Module):
         channels: of the L levels, finest first.
         level: the target, 0 is the finest.
         out_channels: of the output; None for those of the target.
-        weight_channels: c, to which every resized level is reduced for the weights.
-        rfb: halve `weight_channels`, as the original does to save memory.
+        rfb: reduce every resized level to 8 channels for the weights, as the original does to
+            save memory, not to 16.
         norm: "group" has 32 groups, and 4 in the blocks of the weights.
         activation: of every block.
         init: "uniform" is the original: PyTorch's own initialisation. "own" starts as the
@@ -124,11 +125,10 @@ class LevelFusion(nn.Module):
         level: int,
         *,
         out_channels: int | None = None,
-        weight_channels: int = WEIGHT_CHANNELS,
         rfb: bool = False,
-        norm: Norm = "group",
+        norm: FusionNorm = "group",
         activation: Activation = "leaky_relu",
-        init: Init = "own",
+        init: FusionInit = "own",
         compress_equal: bool = True,
         logit_activation: bool = False,
     ) -> None:
@@ -141,12 +141,7 @@ class LevelFusion(nn.Module):
         _check_widths((width, out_channels), norm, init)
         self.channels, self.level = tuple(channels), level
         self.is_residual = init == "own"
-        c = weight_channels // 2 if rfb else weight_channels
-        if c < 1 or (norm == "group" and c % _WEIGHT_GROUPS):
-            raise ValueError(
-                "weight_channels must be a multiple of "
-                f"{_WEIGHT_GROUPS if norm == 'group' else 1}, got {c}{' with rfb' if rfb else ''}"
-            )
+        c = _RFB_WEIGHT_CHANNELS if rfb else _WEIGHT_CHANNELS
 
         def block(in_channels: int, out: int, kernel_size: int, stride: int = 1) -> ConvNormAct:
             return ConvNormAct(
@@ -223,7 +218,7 @@ class LevelFusion(nn.Module):
 
 
 def _check_options(
-    norm: Norm, activation: Activation, init: Init, *, logit_activation: bool
+    norm: FusionNorm, activation: Activation, init: FusionInit, *, logit_activation: bool
 ) -> None:
     for name, value, known in (
         ("norm", norm, ("group", "batch")),
@@ -241,7 +236,7 @@ def _check_options(
         raise ValueError("init must be 'uniform' with logit_activation, got 'own'")
 
 
-def _check_widths(widths: tuple[int, int], norm: Norm, init: Init) -> None:
+def _check_widths(widths: tuple[int, int], norm: FusionNorm, init: FusionInit) -> None:
     """Refuse (target, output) channels that the norm or the residual cannot have."""
     for width in widths:
         if norm == "group" and width % _MAP_GROUPS:

@@ -243,7 +243,7 @@ def test_a_given_kernel_must_be_depthwise_and_fit():
 
 @pytest.mark.parametrize("options", [{}, {"mode": "global"}, {"image_offsets": True}])
 def test_the_residual_block_starts_as_the_identity_and_learns(options):
-    residual = DeformKernelResidual(64, **options)
+    residual = DeformKernelResidual(64, scope_size=4, **options)
     x = torch.randn(2, 64, 5, 6)
     assert torch.equal(residual(x), x)
     optimizer = torch.optim.SGD(residual.parameters(), lr=0.1)
@@ -255,7 +255,7 @@ def test_the_residual_block_starts_as_the_identity_and_learns(options):
 
 
 def test_the_residual_block_is_its_parts():
-    residual = randomize(DeformKernelResidual(64, rotation_groups=4))
+    residual = randomize(DeformKernelResidual(64, scope_size=4, rotation_groups=4))
     x = torch.randn(2, 64, 5, 6)
     made = F.conv2d(residual.depthwise(x), residual.pointwise.weight)
     made = F.group_norm(made, 32, residual.norm.weight, residual.norm.bias)
@@ -265,6 +265,4 @@ def test_the_residual_block_is_its_parts():
 
 def test_the_residual_block_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="channels must be a multiple of 32 and above it, got 32"):
-        DeformKernelResidual(32)
-    with pytest.raises(ValueError, match="kernel_size must be odd to keep the map's size, got 2"):
-        DeformKernelResidual(64, kernel_size=2)
+        DeformKernelResidual(32, scope_size=4)

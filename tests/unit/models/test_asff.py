@@ -160,8 +160,6 @@ def test_weights_come_back_from_a_file(tmp_path: Path) -> None:
         ({"norm": "layer"}, "norm must be one of"),
         ({"init": "zero"}, "init must be one of"),
         ({"logit_activation": True}, "init must be 'uniform' with logit_activation, got 'own'"),
-        ({"weight_channels": 10}, "weight_channels must be a multiple of 4, got 10"),
-        ({"weight_channels": 12, "rfb": True}, "multiple of 4, got 6 with rfb"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, object], message: str) -> None:

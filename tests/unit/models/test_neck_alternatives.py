@@ -15,6 +15,7 @@ from deformable_detr.models.deformable_detr import DeformableDETR
 NECKS = {
     "asff": "{kind: asff, num_levels: 4}",
     "asff_masked": "{kind: asff, num_levels: 5, mask_padding: true}",
+    "asff_rfb": "{kind: asff, num_levels: 4, rfb: true}",
     "deform_kernel": "{kind: deform_kernel, num_levels: 4}",
 }
 CLASSES = LabelSpace((1, 2, 3, 4, 5), ("a", "b", "c", "d", "e"))

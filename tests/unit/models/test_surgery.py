@@ -28,7 +28,7 @@ NETWORKS = {
 }
 DENSE = {
     "v1": deform_conv(),
-    "v2": modulated_deform_conv(),
+    "v2": modulated_deform_conv(mask_scale=2.0),
     "acb": ac_block(),
     "dbb": diverse_branch_block(),
 }
@@ -36,7 +36,11 @@ KERNELS = {
     "scope_3": deform_kernel(scope_size=3),
     "scope_5": deform_kernel(scope_size=5),
     "scope_4": deform_kernel(scope_size=4),
-    "combined": deform_kernel(image_offsets=True),
+    "combined": deform_kernel(scope_size=5, image_offsets=True),
+    "global": deform_kernel(scope_size=5, mode="global"),
+    "image_offsets_alone": deform_kernel(
+        scope_size=5, image_offsets=True, kernel_offsets=False, clip_to_scope=False
+    ),
 }
 CASES = [("resnet50", DENSE[name]) for name in DENSE] + [
     ("mobilenet_v2", replacement) for replacement in (*DENSE.values(), *KERNELS.values())
@@ -67,7 +71,7 @@ def test_features_start_as_the_plain_ones_relative_to_the_largest(network, repla
 
 def test_a_resnet50_with_v2_has_13_blocks_and_lacks_their_generators_alone():
     backbone = build_resnet(50)
-    names = replace_convs(backbone, modulated_deform_conv())
+    names = replace_convs(backbone, modulated_deform_conv(mask_scale=2.0))
     blocks = [m for m in backbone.modules() if isinstance(m, ModulatedDeformConv2d)]
     assert len(names) == len(blocks) == 13
     published = {
@@ -96,7 +100,7 @@ def test_only_blocks_of_the_given_strides_are_replaced_and_frozen_ones_stay():
 def test_what_cannot_be_is_refused_and_changes_nothing():
     backbone = build_resnet(18)
     with pytest.raises(ValueError, match="must have a trained depthwise convolution"):
-        replace_convs(backbone, deform_kernel())
+        replace_convs(backbone, deform_kernel(scope_size=5))
     with pytest.raises(ValueError, match=r"among \[2, 4, 8, 16, 32\], got \[64\]"):
         replace_convs(backbone, deform_conv(), strides=(64,))
     before = list(backbone.state_dict())

@@ -237,6 +237,8 @@ def test_the_trained_pair_is_in_the_published_place(kind):
     for name, tensor in trained[1].state_dict().items():
         assert torch.equal(state[f"{bn}.{name}"], tensor)
     assert state[f"{bn}.num_batches_tracked"] == 0
+    others = [n for n in kind.from_conv_norm(*trained, init="paper").modules() if hasattr(n, "eps")]
+    assert sum(bool((norm.weight == 1).all()) for norm in others) == len(others) - 1
 
 
 @BOTH
