@@ -18,9 +18,9 @@ from deformable_detr.structures import ModelOutput, Predictions, Target
 class LossWeights:
     """Weights of the three terms in the total, the same for every layer."""
 
-    class_: float = 2.0
-    l1: float = 5.0
-    giou: float = 2.0
+    class_: float
+    l1: float
+    giou: float
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class SetCriterion(nn.Module):
         matcher: HungarianMatcher,
         *,
         weights: LossWeights,
-        focal_alpha: float = 0.25,
-        focal_gamma: float = 2.0,
-        auxiliary: bool = True,
-        weigh_proposals: bool = True,
+        focal_alpha: float,
+        focal_gamma: float,
+        auxiliary: bool,
+        weigh_proposals: bool,
     ) -> None:
         super().__init__()
         self.matcher = matcher

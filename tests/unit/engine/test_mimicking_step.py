@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.models import small_detector
+from helpers.recipe import paper_groups
 from helpers.tiny_training import CONSTANT, LABEL_SPACE, NUM_CLASSES, tiny_batch, tiny_criterion
 from torch import nn
 
 from deformable_detr import export_weights, import_weights
 from deformable_detr.config import ConfigError
 from deformable_detr.config.loading import load_config
-from deformable_detr.engine.optimizer import adamw, parameter_groups
+from deformable_detr.engine.optimizer import adamw
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import train_step
 from deformable_detr.losses.mimicking import MIMIC_WEIGHT
@@ -27,7 +28,7 @@ def detector(*overrides: str) -> DeformableDETR:
 def step(model: DeformableDETR, *counts: int) -> dict[str, float]:
     """The losses of one step on images with so many objects, each a micro-batch."""
     state = TrainState(
-        model, adamw(parameter_groups(model)), CONSTANT, label_space=LABEL_SPACE, config={}
+        model, adamw(paper_groups(model)), CONSTANT, label_space=LABEL_SPACE, config={}
     )
     model.train()
     batches = [tiny_batch([index + 1], [count], size=64) for index, count in enumerate(counts)]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.coco_files import write_coco_set
 from helpers.models import VARIANTS, small_detector
+from helpers.recipe import paper_groups
 from helpers.tiny_training import (
     CONSTANT,
     LABEL_SPACE,
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from deformable_detr.engine.evaluate import evaluate
-from deformable_detr.engine.optimizer import adamw, parameter_groups
+from deformable_detr.engine.optimizer import adamw
 from deformable_detr.engine.precision import Precision, autocast
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step import NonFiniteError
@@ -43,7 +44,7 @@ def detector_state(variant: str, *overrides: str, precision: Precision) -> Train
     model = small_detector(variant, *overrides, num_classes=NUM_CLASSES).train()
     return TrainState(
         model,
-        adamw(parameter_groups(model)),
+        adamw(paper_groups(model)),
         CONSTANT,
         label_space=LABEL_SPACE,
         config={},

@@ -3,11 +3,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from helpers.models import make_target, small_detector
+from helpers.recipe import paper_criterion
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deformable_detr.losses.criterion import LossWeights, SetCriterion
-from deformable_detr.losses.matcher import HungarianMatcher, Match
+from deformable_detr.losses.matcher import Match
 from deformable_detr.losses.mimicking import MIMIC_WEIGHT, mimicking_losses
 from deformable_detr.models.backbones.base import Backbone
 from deformable_detr.models.mimicking import FeatureMimicking, crop_boxes
@@ -181,8 +181,7 @@ class MimickingDetector(nn.Module):
 
 def total_loss(replica, model, images, targets):
     output = replica(images)
-    criterion = SetCriterion(HungarianMatcher(), weights=LossWeights())
-    result = criterion(output, targets, 2.0)
+    result = paper_criterion()(output, targets, 2.0)
     features = model.mimicking(
         model.detector.backbone, images, model.hidden, targets, result.last_match
     )
