@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from helpers.models import small_detector
-from helpers.recipe import paper_groups
+from helpers.recipe import criterion_for, paper_groups
 from helpers.tiny_training import (
     CONSTANT,
     LABEL_SPACE,
@@ -89,7 +89,7 @@ def step_gradients(variant: str, dtype: str, counts: Sequence[int]) -> Tensor:
         for begin in range(0, share, size_of_micro_batch)
     ]
     state.model.train()
-    train_step(state, batches, tiny_criterion(), seed=0, max_grad_norm=0)
+    train_step(state, batches, criterion_for(model), seed=0, max_grad_norm=0)
     return _gradients(model)
 
 

@@ -20,8 +20,19 @@ def paper_matcher(**changes: float) -> HungarianMatcher:
 
 def paper_criterion(**changes: Any) -> SetCriterion:
     weights = LossWeights(class_=LOSS.class_weight, l1=LOSS.l1_weight, giou=LOSS.giou_weight)
-    options = {"weights": weights, "auxiliary": True, "weigh_proposals": True}
+    options = {
+        "weights": weights,
+        "auxiliary": True,
+        "weigh_proposals": True,
+        "mimicking_weight": 0.0,
+    }
     return SetCriterion(paper_matcher(), **options | FOCAL | changes)
+
+
+def criterion_for(model: nn.Module) -> SetCriterion:
+    """With the weight of feature mimicking where the model has it."""
+    has_mimicking = getattr(model, "mimicking", None) is not None
+    return paper_criterion(mimicking_weight=0.1 if has_mimicking else 0.0)
 
 
 def paper_groups(model: nn.Module, **changes: Any) -> list[dict[str, Any]]:

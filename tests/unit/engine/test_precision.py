@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.coco_files import write_coco_set
 from helpers.models import VARIANTS, small_detector
-from helpers.recipe import paper_groups
+from helpers.recipe import criterion_for, paper_groups
 from helpers.tiny_training import (
     CONSTANT,
     LABEL_SPACE,
@@ -93,7 +93,8 @@ def test_mimicking_is_under_the_same_autocast() -> None:
     mimicking = state.model.mimicking
     assert isinstance(mimicking, nn.Module)
     mimicking.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    values = train_step(state, [tiny_batch([1, 2], [2, 3], size=64)], tiny_criterion(), seed=0)
+    batch = tiny_batch([1, 2], [2, 3], size=64)
+    values = train_step(state, [batch], criterion_for(state.model), seed=0)
     assert seen[0].teacher.dtype == torch.bfloat16
     assert values["loss_mimic"].dtype == torch.float32
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from helpers.models import small_detector
-from helpers.recipe import paper_groups
+from helpers.recipe import criterion_for, paper_groups
 from helpers.tiny_training import CONSTANT, LABEL_SPACE, NUM_CLASSES, tiny_criterion
 from torch import nn
 
@@ -47,7 +47,7 @@ def test_it_sees_the_largest_batch_and_leaves_no_trace(
     for name, parameter in state.model.named_parameters():
         if parameter.requires_grad:
             parameter.register_hook(lambda _, name=name: gradients.append(name))
-    warm_up(state, tiny_criterion(), num_images=2, size=(64, 96))
+    warm_up(state, criterion_for(state.model), num_images=2, size=(64, 96))
 
     assert seen == [(2, 3, 64, 96)]
     trained = [
