@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-# A class head has a row for each label, and every query a logit; LVIS ends at 1203.
+# Where labels are category ids, a class head has a row for every id; LVIS ends at 1203.
 MAX_RAW_LABELS = 2048
 
 

@@ -27,6 +27,7 @@ from deformable_detr.losses.matcher import HungarianMatcher
 
 OFFICIAL_COST_ALPHA = 0.25  # official matcher, fixed there
 OFFICIAL_COST_GAMMA = 2.0
+MIMICKING_WEIGHT = 0.1  # Deformable ConvNets v2, of both losses against all others
 OFFSET_RATE = 0.1  # of offset generators in a backbone to its rate (Zhu et al., CVPR 2019)
 
 
@@ -48,6 +49,7 @@ def build_criterion(config: RunConfig) -> SetCriterion:
         focal_gamma=loss.focal_gamma,
         auxiliary=loss.auxiliary,
         weigh_proposals=loss.auxiliary or not is_official,
+        mimicking_weight=0.0 if config.model.mimicking is None else MIMICKING_WEIGHT,
     )
 
 

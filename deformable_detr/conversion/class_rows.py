@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from deformable_detr.conversion.coco_categories import COCO, NUM_RAW_ROWS
-from deformable_detr.labels import LabelSpace
+from deformable_detr.labels import MAX_RAW_LABELS, LabelSpace
 from deformable_detr.models.heads import PRIOR_PROB
 
 UNUSED_NAME = "N/A"  # how transformers calls rows without a category
-_MAX_RAW_ROWS = 2000  # rows for category ids above would be all but empty
 _DECODER_HEAD = re.compile(r"^decoder\.class_heads\.\d+\.(weight|bias)$")
 _PROPOSAL_HEAD = re.compile(r"^queries\.class_head\.(weight|bias)$")
 
@@ -128,9 +127,9 @@ def official_rows(num_classes: int, label_space: LabelSpace | None) -> tuple[Seq
             return range(num_classes), num_classes
         label_space = COCO
     low, high = min(label_space.category_ids), max(label_space.category_ids)
-    if low < 0 or high >= _MAX_RAW_ROWS:
+    if low < 0 or high >= MAX_RAW_LABELS:
         raise ValueError(
-            f"category ids must be between 0 and {_MAX_RAW_ROWS - 1} for the official layout, "
+            f"category ids must be between 0 and {MAX_RAW_LABELS - 1} for the official layout, "
             f"which has a row for every id up to the largest, got {low} to {high}"
         )
     return label_space.category_ids, high + 1

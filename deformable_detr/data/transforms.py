@@ -22,9 +22,6 @@ from deformable_detr.data.geometry import (
 )
 from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD, Sample, Target
 
-COCO_SHORT_SIDES = tuple(range(480, 801, 32))
-COCO_MAX_SIZE = 1333
-
 
 class Transform(Protocol):
     """What every transform of this module is."""
@@ -248,10 +245,10 @@ class ColorJitter:
 
 def coco_train_transform(
     *,
-    short_sides: tuple[int, ...] = COCO_SHORT_SIDES,
-    max_size: int = COCO_MAX_SIZE,
-    pre_crop_short_sides: tuple[int, ...] = (400, 500, 600),
-    crop_range: tuple[int, int] = (384, 600),
+    short_sides: tuple[int, ...],
+    max_size: int,
+    pre_crop_short_sides: tuple[int, ...],
+    crop_range: tuple[int, int],
 ) -> Transform:
     """The official training pipeline: flip; then resize, or resize, crop and resize again."""
     last_resize = RandomResize(short_sides, max_size)
@@ -261,7 +258,7 @@ def coco_train_transform(
     return Compose((RandomHorizontalFlip(), OneOf((last_resize, cropped))))
 
 
-def resize_only(short_side: int = COCO_SHORT_SIDES[-1], max_size: int = COCO_MAX_SIZE) -> Transform:
+def resize_only(short_side: int, max_size: int) -> Transform:
     """The official evaluation pipeline."""
     return RandomResize((short_side,), max_size)
 

@@ -15,7 +15,7 @@ from deformable_detr.engine.run.stopping import StopRequest
 from deformable_detr.engine.state import TrainState
 from deformable_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 from deformable_detr.evaluation.detection_table import DetectionTable
-from deformable_detr.evaluation.postprocess import MAX_DETECTIONS, select_detections
+from deformable_detr.evaluation.postprocess import select_detections
 from deformable_detr.ground_truth import GroundTruth
 from deformable_detr.losses.criterion import SetCriterion
 
@@ -27,7 +27,6 @@ def evaluate(
     evaluator: CocoEvaluator,
     *,
     device: torch.device,
-    max_detections: int = MAX_DETECTIONS,
 ) -> CocoMetrics:
     """Score a detector; every process takes its part of the images and gets the same result.
 
@@ -36,7 +35,6 @@ def evaluate(
         loader: this process's part of the images, which may be none.
         evaluator: a fresh one for the annotations of these images.
         device: where the model is.
-        max_detections: how many detections an image may have.
 
     Returns:
         The scores over all images.
@@ -45,9 +43,7 @@ def evaluate(
         for batch in loader:
             output = model(batch.images.to(device, non_blocking=True))
             detections = select_detections(
-                output.last,
-                [target.original_size for target in batch.targets],
-                max_detections=max_detections,
+                output.last, [target.original_size for target in batch.targets]
             )
             image_ids = [target.image_id for target in batch.targets]
             evaluator.update(dict(zip(image_ids, detections, strict=True)))
@@ -108,14 +104,12 @@ class Validation:
         loader: this process's part of the validation images.
         annotations: of these images.
         every_epochs: epochs from one evaluation to the next; there always is one at the end.
-        max_detections: how many detections an image may have.
         with_loss: whether to compute the loss too, in a pass of its own.
     """
 
     loader: Iterable[Batch]
     annotations: GroundTruth
     every_epochs: int = 1
-    max_detections: int = MAX_DETECTIONS
     with_loss: bool = False
 
     def watched_by(self, watchdog: Watchdog) -> "Validation":
@@ -146,7 +140,6 @@ class Validation:
             stop.check_between(self.loader),
             evaluator,
             device=state.device,
-            max_detections=self.max_detections,
         )
         record: dict[str, Any] = {"step": state.step, "epoch": state.epoch, **metrics.as_dict()}
         if self.with_loss:

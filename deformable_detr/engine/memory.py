@@ -146,7 +146,7 @@ def warm_up(state: TrainState, criterion: SetCriterion, *, num_images: int, size
                 output = model(batch.images)
             result = criterion(output, batch.targets, 1.0)
             with autocast(state.precision, device):
-                losses = with_mimicking(model, batch, output, result, 1.0)
+                losses = with_mimicking(model, criterion, batch, output, result, 1.0)
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             torch.autograd.grad(losses["total"], trained)
     except torch.OutOfMemoryError as error:

@@ -6,14 +6,6 @@ from typing import Any, Protocol
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-LR = 2e-4  # official recipe, for a total batch of 32
-LR_BY_ROLE = {
-    "backbone": 2e-5,  # official recipe
-    "sampling": 2e-5,  # official recipe
-    "backbone_sampling": 2e-6,  # a tenth of what is around it, as the sampling has
-}
-WEIGHT_DECAY = 1e-4  # official recipe, on norms and biases too
-MOMENTUM = 0.9  # official recipe with --sgd
 DEFAULT_ROLE = "default"
 
 
@@ -30,9 +22,9 @@ class HasParameterRoles(Protocol):
 def parameter_groups(
     model: HasParameterRoles,
     *,
-    lr: float = LR,
-    lr_by_role: Mapping[str, float] = LR_BY_ROLE,
-    weight_decay: float = WEIGHT_DECAY,
+    lr: float,
+    lr_by_role: Mapping[str, float],
+    weight_decay: float,
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters into one group a role, for an optimiser's constructor.
 
@@ -40,7 +32,7 @@ def parameter_groups(
         model: offers roles and parameters.
         lr: learning rate of the role "default".
         lr_by_role: learning rates of the other roles.
-        weight_decay: of every group.
+        weight_decay: of every group, on norms and biases too.
 
     Returns:
         The groups that have parameters, "default" first, each with its `role` and its
@@ -81,7 +73,7 @@ def adamw(groups: list[dict[str, Any]]) -> Optimizer:
     return AdamW(groups)
 
 
-def sgd(groups: list[dict[str, Any]], *, momentum: float = MOMENTUM) -> Optimizer:
+def sgd(groups: list[dict[str, Any]], *, momentum: float) -> Optimizer:
     """Gradient descent with momentum."""
     return SGD(groups, momentum=momentum)
 

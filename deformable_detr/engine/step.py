@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,7 @@ from torch import Tensor, nn
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
 from deformable_detr.data.samplers import derive_seed
-from deformable_detr.losses.criterion import CriterionResult, mean_num_boxes
-from deformable_detr.losses.mimicking import MIMIC_WEIGHT, mimicking_losses
+from deformable_detr.losses.criterion import CriterionResult, SetCriterion, mean_num_boxes
 from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.structures import ModelOutput
 
@@ -37,33 +37,30 @@ def mean_micro_batches(batches: Sequence[Batch]) -> float:
 
 def with_mimicking(
     model: nn.Module,
+    criterion: SetCriterion,
     batch: Batch,
     output: ModelOutput,
     result: CriterionResult,
     num_boxes: Tensor | float,
 ) -> dict[str, Tensor]:
-    """The losses of a micro-batch, those of feature mimicking included if the model has it.
+    """The losses of a micro-batch, those of feature mimicking included where they have a weight.
 
     Args:
         model: the detector itself, without a wrapper.
+        criterion: of the run.
         batch: N images.
         output: of the detector for them.
-        result: of the criterion for that.
+        result: of the criterion for them.
         num_boxes: what sums are divided by, as for the criterion.
 
     Returns:
         The terms by name; "total" is what to differentiate.
     """
-    if not isinstance(model, DeformableDETR) or model.mimicking is None:
+    if not criterion.mimicking_weight:
         return result.losses
-    hidden = output.last.hidden
-    assert hidden is not None  # of a decoder layer
-    features = model.mimicking(
-        model.backbone, batch.images, hidden, batch.targets, result.last_match
-    )
-    terms = mimicking_losses(features, num_boxes)
-    total = result.losses["total"] + MIMIC_WEIGHT * sum(terms.values())
-    return result.losses | terms | {"total": total}
+    detector = cast(DeformableDETR, model)  # no other has it
+    features = detector.mimic(batch.images, output, batch.targets, result.last_match)
+    return criterion.add_mimicking(result.losses, features, num_boxes)
 
 
 class NonFiniteError(RuntimeError):

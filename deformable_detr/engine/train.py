@@ -273,7 +273,9 @@ def _accumulate_gradients(
                 failure = error
             else:
                 with autocast(state.precision, state.device):
-                    losses = with_mimicking(state.model, batch, output, result, num_boxes)
+                    losses = with_mimicking(
+                        state.model, criterion, batch, output, result, num_boxes
+                    )
                 metrics = detection_metrics(output.last, batch.targets, result.last_match)
                 shares = {name: value * weight for name, value in metrics.items()}
                 values = _add(values, losses | shares)

@@ -1,6 +1,6 @@
 """SetCriterion: the losses of matched predictions, for every layer that predicts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +11,8 @@ from deformable_detr import distributed
 from deformable_detr.boxes import cxcywh_to_xyxy, giou_xyxy
 from deformable_detr.layers.precision import at_least_float32
 from deformable_detr.losses.matcher import HungarianMatcher, Match
+from deformable_detr.losses.mimicking import mimicking_losses
+from deformable_detr.models.mimicking import MimicFeatures
 from deformable_detr.structures import ModelOutput, Predictions, Target
 
 
@@ -18,9 +20,9 @@ from deformable_detr.structures import ModelOutput, Predictions, Target
 class LossWeights:
     """Weights of the three terms in the total, the same for every layer."""
 
-    class_: float = 2.0
-    l1: float = 5.0
-    giou: float = 2.0
+    class_: float
+    l1: float
+    giou: float
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class SetCriterion(nn.Module):
         focal_gamma: exponent that plays down what is already right.
         auxiliary: whether decoder layers before the last are supervised.
         weigh_proposals: whether the proposals' losses are in the total; they are computed anyway.
+        mimicking_weight: of both losses of feature mimicking; 0 for a model without it.
     """
 
     def __init__(
@@ -65,10 +68,11 @@ class SetCriterion(nn.Module):
         matcher: HungarianMatcher,
         *,
         weights: LossWeights,
-        focal_alpha: float = 0.25,
-        focal_gamma: float = 2.0,
-        auxiliary: bool = True,
-        weigh_proposals: bool = True,
+        focal_alpha: float,
+        focal_gamma: float,
+        auxiliary: bool,
+        weigh_proposals: bool,
+        mimicking_weight: float,
     ) -> None:
         super().__init__()
         self.matcher = matcher
@@ -77,6 +81,7 @@ class SetCriterion(nn.Module):
         self.focal_gamma = focal_gamma
         self.auxiliary = auxiliary
         self.weigh_proposals = weigh_proposals
+        self.mimicking_weight = mimicking_weight
 
     def forward(
         self,
@@ -120,6 +125,20 @@ class SetCriterion(nn.Module):
                 + self.weights.giou * terms["loss_giou"]
             )
         return CriterionResult(losses | {"total": total}, matches)
+
+    def add_mimicking(
+        self, losses: Mapping[str, Tensor], features: MimicFeatures, num_boxes: Tensor | float
+    ) -> dict[str, Tensor]:
+        """The losses of a batch with those of feature mimicking among them and in the total.
+
+        Args:
+            losses: of `forward`.
+            features: of the matched queries, and of the crops of their objects.
+            num_boxes: as for `forward`.
+        """
+        terms = mimicking_losses(features, num_boxes)
+        total = losses["total"] + self.mimicking_weight * sum(terms.values())
+        return {**losses, **terms, "total": total}
 
     def _unsupervised(self, output: ModelOutput) -> Tensor:
         """Zero that still depends on heads no loss reaches, so that none lacks a gradient."""

@@ -39,11 +39,11 @@ class HungarianMatcher(nn.Module):
     def __init__(
         self,
         *,
-        class_cost: float = 2.0,
-        l1_cost: float = 5.0,
-        giou_cost: float = 2.0,
-        focal_alpha: float = 0.25,
-        focal_gamma: float = 2.0,
+        class_cost: float,
+        l1_cost: float,
+        giou_cost: float,
+        focal_alpha: float,
+        focal_gamma: float,
     ) -> None:
         super().__init__()
         if not (class_cost or l1_cost or giou_cost):

@@ -6,8 +6,6 @@ from torch import Tensor
 from deformable_detr.layers.precision import at_least_float32
 from deformable_detr.models.mimicking import MimicFeatures
 
-MIMIC_WEIGHT = 0.1  # paper, of both losses against all others
-
 
 def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Sum over the regions of one minus the cosine of the two features.
@@ -32,7 +30,7 @@ def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def mimicking_losses(features: MimicFeatures, num_boxes: Tensor | float) -> dict[str, Tensor]:
-    """The two losses of mimicking, each to be weighted by `MIMIC_WEIGHT`.
+    """The two unweighted losses of mimicking.
 
     Args:
         features: of the matched queries of a batch, and of the crops of their objects.

@@ -12,11 +12,11 @@ from deformable_detr.models.backbones.base import Backbone
 from deformable_detr.models.decoder import DeformableTransformerDecoder
 from deformable_detr.models.encoder import DeformableTransformerEncoder
 from deformable_detr.models.memory import MemoryBuilder
-from deformable_detr.models.mimicking import FeatureMimicking
+from deformable_detr.models.mimicking import FeatureMimicking, MimicFeatures, Pairs
 from deformable_detr.models.necks.base import Neck
 from deformable_detr.models.proposals import ProposalQueries
 from deformable_detr.models.queries import LearnedQueries
-from deformable_detr.structures import ImageBatch, ModelOutput
+from deformable_detr.structures import ImageBatch, ModelOutput, Target
 
 
 class DeformableDETR(nn.Module):
@@ -77,6 +77,26 @@ class DeformableDETR(nn.Module):
         queries, proposals = self.queries(memory)
         *auxiliary, last = self.decoder(queries, memory)
         return ModelOutput(last, tuple(auxiliary), proposals)
+
+    def mimic(
+        self,
+        images: ImageBatch,
+        output: ModelOutput,
+        targets: Sequence[Target],
+        matches: Sequence[Pairs],
+    ) -> MimicFeatures:
+        """Features of matched queries and of crops of their objects, for the loss in training.
+
+        Args:
+            images: of `forward`.
+            output: of `forward` for them.
+            targets: one per image.
+            matches: of the last decoder layer, one per image.
+        """
+        hidden = output.last.hidden
+        assert self.mimicking is not None  # else there is no weight for its loss
+        assert hidden is not None  # of a decoder layer
+        return self.mimicking(self.backbone, images, hidden, targets, matches)
 
     def _freeze(self, frozen_roles: Sequence[str]) -> tuple[nn.Module, ...]:
         """Take the gradient from parameters of these roles; the modules that have no others."""

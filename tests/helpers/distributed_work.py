@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from helpers.models import small_detector
+from helpers.recipe import criterion_for, paper_groups
 from helpers.tiny_training import (
     CONSTANT,
     LABEL_SPACE,
@@ -33,7 +34,7 @@ from deformable_detr.engine.checkpoints.checkpoint import (
 )
 from deformable_detr.engine.evaluate import Validation, validation_loss
 from deformable_detr.engine.metrics import RunningMean
-from deformable_detr.engine.optimizer import adamw, parameter_groups
+from deformable_detr.engine.optimizer import adamw
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step import NonFiniteError
@@ -78,7 +79,7 @@ def step_gradients(variant: str, dtype: str, counts: Sequence[int]) -> Tensor:
     model = model.to(DTYPES[dtype])
     _perturb(model)
     state = TrainState(
-        model, adamw(parameter_groups(model)), CONSTANT, label_space=LABEL_SPACE, config={}
+        model, adamw(paper_groups(model)), CONSTANT, label_space=LABEL_SPACE, config={}
     )
     how: dict[str, Any] = {"dtype": DTYPES[dtype], "size": IMAGE_SIZE}
     share = len(counts) // distributed.world_size()
@@ -89,7 +90,7 @@ def step_gradients(variant: str, dtype: str, counts: Sequence[int]) -> Tensor:
         for begin in range(0, share, size_of_micro_batch)
     ]
     state.model.train()
-    train_step(state, batches, tiny_criterion(), seed=0, max_grad_norm=0)
+    train_step(state, batches, criterion_for(model), seed=0, max_grad_norm=0)
     return _gradients(model)
 
 
@@ -118,7 +119,7 @@ def variant_state(variant: str) -> TrainState:
     model = small_detector(variant, *NO_DROPOUT, *SMALLEST, num_classes=NUM_CLASSES).double()
     _perturb(model)
     model.train()
-    optimizer = adamw(parameter_groups(model, lr=1e-3))
+    optimizer = adamw(paper_groups(model, lr=1e-3))
     return TrainState(model, optimizer, CONSTANT, label_space=LABEL_SPACE, config={})
 
 

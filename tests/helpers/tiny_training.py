@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers.recipe import paper_criterion, paper_groups
 from torch import Tensor, nn
 
 from deformable_detr import distributed
@@ -12,7 +13,7 @@ from deformable_detr.data.collate import Batch
 from deformable_detr.data.samplers import BatchPlan, MicroBatchSampler, StepSampler
 from deformable_detr.engine.ema import ExponentialMovingAverage
 from deformable_detr.engine.evaluate import Validation
-from deformable_detr.engine.optimizer import adamw, parameter_groups
+from deformable_detr.engine.optimizer import adamw
 from deformable_detr.engine.precision import Precision
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.schedule import Schedule, StepSchedule
@@ -20,8 +21,7 @@ from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import TrainLoop
 from deformable_detr.ground_truth import GroundTruth
 from deformable_detr.labels import LabelSpace
-from deformable_detr.losses.criterion import LossWeights, SetCriterion
-from deformable_detr.losses.matcher import HungarianMatcher
+from deformable_detr.losses.criterion import SetCriterion
 from deformable_detr.structures import ImageBatch, ModelOutput, Predictions, Target
 
 NUM_CLASSES = 3
@@ -69,7 +69,7 @@ def tiny_detector(*, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -
 
 
 def tiny_criterion() -> SetCriterion:
-    return SetCriterion(HungarianMatcher(), weights=LossWeights())
+    return paper_criterion()
 
 
 def tiny_state(
@@ -84,7 +84,7 @@ def tiny_state(
     model = tiny_detector(dropout=dropout, dtype=dtype)
     return TrainState(
         model,
-        adamw(parameter_groups(model, lr=lr)),
+        adamw(paper_groups(model, lr=lr)),
         schedule,
         label_space=LABEL_SPACE,
         config={"lr": lr},

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from helpers.coco_files import CocoFiles, write_coco_set
+from helpers.recipe import paper_groups
 from helpers.tiny_training import CONSTANT, TinyDetector
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from deformable_detr.data.transforms import resize_only
 from deformable_detr.detector import Detector
 from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from deformable_detr.engine.evaluate import evaluate
-from deformable_detr.engine.optimizer import adamw, parameter_groups
+from deformable_detr.engine.optimizer import adamw
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import train_step
 from deformable_detr.evaluation.coco_eval import CocoEvaluator, evaluate_results
@@ -57,12 +58,12 @@ def check_round_trip(folder: Path, ids: list[int], *, match_official: bool) -> N
     config = load_config("deformable_detr_r50", {"match_official": match_official, **settings})
     dataset = build_dataset(config, "train")
     space = dataset.label_space
-    samples = TransformedDataset(dataset, resize_only(24), seed=0)
+    samples = TransformedDataset(dataset, resize_only(24, 1333), seed=0)
     batch = collate([samples[SampleKey(0, index)] for index in range(2)])
 
     torch.manual_seed(0)
     model = TinyDetector(num_classes=space.num_classes)
-    optimizer = adamw(parameter_groups(model, lr=2e-2))
+    optimizer = adamw(paper_groups(model, lr=2e-2))
     state = TrainState(model, optimizer, CONSTANT, label_space=space, config={})
     for _ in range(STEPS):
         train_step(state, [batch], build_criterion(config), seed=0, max_grad_norm=0)
@@ -79,7 +80,7 @@ def check_round_trip(folder: Path, ids: list[int], *, match_official: bool) -> N
     assert {result["category_id"] for result in json.loads(results.read_text())} <= set(ids)
     assert evaluate_results(results, files.annotations).num_detections == measured.num_detections
 
-    detector = Detector(model, checkpoint.label_space, transform=resize_only(24), device=CPU)
+    detector = Detector(model, checkpoint.label_space, transform=resize_only(24, 1333), device=CPU)
     for index, sample in enumerate(dataset[position] for position in range(2)):
         found = detector.predict(sample.image, threshold=0)
         best = found.select(found.scores == found.scores.max())

@@ -1,10 +1,10 @@
 from itertools import permutations
 
 import torch
+from helpers.recipe import paper_matcher
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deformable_detr.losses.matcher import HungarianMatcher
 from deformable_detr.structures import Predictions, Target
 
 
@@ -20,7 +20,7 @@ def random_problem(seed, num_queries, num_targets):
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 4))
 def test_no_assignment_is_cheaper(seed, num_queries, num_targets):
     predictions, target = random_problem(seed, num_queries, num_targets)
-    matcher = HungarianMatcher()
+    matcher = paper_matcher()
     cost = matcher.cost(predictions.logits[0], predictions.boxes[0], target)
     (((match,),)) = matcher([(predictions, [target])])
     found = cost[match.query_index, match.target_index].sum()
@@ -37,7 +37,7 @@ def test_no_assignment_is_cheaper(seed, num_queries, num_targets):
 def test_the_match_follows_a_permutation_of_the_objects(seed, order):
     predictions, target = random_problem(seed, 6, 4)
     shuffled = Target(target.boxes[list(order)], target.labels[list(order)], 0, (10, 10))
-    matcher = HungarianMatcher()
+    matcher = paper_matcher()
     ((before,), (after,)) = matcher([(predictions, [target]), (predictions, [shuffled])])
     pairs = set(zip(before.query_index.tolist(), before.target_index.tolist(), strict=True))
     restored = {

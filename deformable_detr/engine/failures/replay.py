@@ -81,7 +81,7 @@ def examine(
         except ValueError as error:  # predictions that are not finite are not matched
             return Examination(math.nan, str(error), watch.forward, "", watch.largest_input, {})
         with autocast:
-            total = with_mimicking(model, batch, output, result, num_boxes)["total"]
+            total = with_mimicking(model, criterion, batch, output, result, num_boxes)["total"]
         (loss_scale * total).backward()
     norms = {
         name: parameter.grad.cpu().double().norm().item() / loss_scale

@@ -72,7 +72,7 @@ class Watchdog:
             validation set, needs a larger one.
     """
 
-    def __init__(self, timeout_s: float = distributed.TIMEOUT_S) -> None:
+    def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._beat_s = min(_BEAT_S, timeout_s / 10)
         self._board = distributed.Board("watchdog") if distributed.is_started() else None

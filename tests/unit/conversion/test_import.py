@@ -226,6 +226,6 @@ def test_categories_of_one_s_own_are_rows_by_their_ids_in_the_official_layout() 
 def test_category_ids_that_would_need_too_many_rows_are_refused(ids: tuple[int, int]) -> None:
     space = LabelSpace(ids, ("cat", "dog"))
     with pytest.raises(
-        ValueError, match="category ids must be between 0 and 1999 for the official"
+        ValueError, match="category ids must be between 0 and 2047 for the official"
     ):
         export_weights(small_detector("multi_scale", num_classes=2), "official", label_space=space)

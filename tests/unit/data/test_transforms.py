@@ -4,6 +4,8 @@ import torch
 from PIL import Image
 
 from deformable_detr.boxes import area_xyxy
+from deformable_detr.builders.data import build_eval_transform, build_train_transform
+from deformable_detr.config.data import CocoAugmentationConfig, DataConfig
 from deformable_detr.data.transforms import (
     ColorJitter,
     Compose,
@@ -15,7 +17,6 @@ from deformable_detr.data.transforms import (
     RandomSoften,
     RandomZoomCrop,
     coco_train_transform,
-    resize_only,
     to_model_input,
 )
 from deformable_detr.structures import Sample
@@ -204,7 +205,7 @@ def test_no_colour_jitter_changes_nothing():
 
 
 def test_the_training_pipeline_gives_the_official_sizes():
-    seen = results(coco_train_transform(), make_sample((480, 640)), 60)
+    seen = results(build_train_transform(CocoAugmentationConfig()), make_sample((480, 640)), 60)
     shorts = {min(result.size) for result in seen}
     assert shorts <= set(range(480, 801, 32))
     assert len(shorts) > 5
@@ -215,7 +216,7 @@ def test_the_training_pipeline_gives_the_official_sizes():
 
 
 def test_the_evaluation_pipeline_only_resizes():
-    result = resize_only()(make_sample((480, 640)), generator())
+    result = build_eval_transform(DataConfig())(make_sample((480, 640)), generator())
     assert result.size == (800, 1066)
     assert result.labels.tolist() == [0, 1, 2]
 

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.models import small_detector
-from helpers.tiny_training import CONSTANT, LABEL_SPACE, NUM_CLASSES, tiny_batch, tiny_criterion
+from helpers.recipe import criterion_for, paper_groups
+from helpers.tiny_training import CONSTANT, LABEL_SPACE, NUM_CLASSES, tiny_batch
 from torch import nn
 
 from deformable_detr import export_weights, import_weights
 from deformable_detr.config import ConfigError
 from deformable_detr.config.loading import load_config
-from deformable_detr.engine.optimizer import adamw, parameter_groups
+from deformable_detr.engine.optimizer import adamw
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import train_step
-from deformable_detr.losses.mimicking import MIMIC_WEIGHT
 from deformable_detr.models.deformable_detr import DeformableDETR
 
 MIMICKING = "model.mimicking={max_regions: 2, crop_size_px: 32}"
@@ -27,11 +27,11 @@ def detector(*overrides: str) -> DeformableDETR:
 def step(model: DeformableDETR, *counts: int) -> dict[str, float]:
     """The losses of one step on images with so many objects, each a micro-batch."""
     state = TrainState(
-        model, adamw(parameter_groups(model)), CONSTANT, label_space=LABEL_SPACE, config={}
+        model, adamw(paper_groups(model)), CONSTANT, label_space=LABEL_SPACE, config={}
     )
     model.train()
     batches = [tiny_batch([index + 1], [count], size=64) for index, count in enumerate(counts)]
-    values = train_step(state, batches, tiny_criterion(), seed=0, max_grad_norm=0)
+    values = train_step(state, batches, criterion_for(model), seed=0, max_grad_norm=0)
     return {name: float(value) for name, value in values.items()}
 
 
@@ -41,7 +41,7 @@ def test_its_losses_join_the_total_at_a_tenth() -> None:
     assert mimicking.keys() - plain.keys() == added
     assert 0 < mimicking["loss_mimic"] < 2
     # Both started from the same weights: those of mimicking are drawn last.
-    expected = plain["total"] + MIMIC_WEIGHT * sum(mimicking[name] for name in added)
+    expected = plain["total"] + 0.1 * sum(mimicking[name] for name in added)
     assert mimicking["total"] == pytest.approx(expected, rel=1e-5)
 
 

@@ -1,13 +1,14 @@
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+from helpers.recipe import paper_groups
 from torch import nn
 from torch.optim import Optimizer
 
 from deformable_detr.engine.optimizer import (
     adamw,
-    parameter_groups,
     restore_optimizer,
     scale_learning_rates,
     sgd,
@@ -31,7 +32,7 @@ class Parts(nn.Module):
 
 def test_every_trainable_parameter_is_in_exactly_one_group_with_the_rate_of_its_role() -> None:
     model = Parts()
-    groups = parameter_groups(model)
+    groups = paper_groups(model)
     rates = {group["role"]: (group["lr"], group["weight_decay"]) for group in groups}
     assert rates == {"default": (2e-4, 1e-4), "backbone": (2e-5, 1e-4), "sampling": (2e-5, 1e-4)}
     sizes = {group["role"]: sum(p.numel() for p in group["params"]) for group in groups}
@@ -44,25 +45,25 @@ def test_every_trainable_parameter_is_in_exactly_one_group_with_the_rate_of_its_
 def test_a_role_without_trainable_parameters_makes_no_group() -> None:
     model = Parts()
     model.body.requires_grad_(False)
-    assert [group["role"] for group in parameter_groups(model)] == ["default", "sampling"]
+    assert [group["role"] for group in paper_groups(model)] == ["default", "sampling"]
 
 
 def test_a_role_without_a_rate_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"role of parameter body\.weight must be one of default, .* 'backbone'"
     ):
-        parameter_groups(Parts(), lr_by_role={"sampling": 1e-5})
+        paper_groups(Parts(), lr_by_role={"sampling": 1e-5})
 
 
 def test_a_parameter_without_a_role_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Parts, "parameter_roles", lambda self: {})
     with pytest.raises(ValueError, match=r"body\.weight must be one of .* got None"):
-        parameter_groups(Parts())
+        paper_groups(Parts())
 
 
 def test_adamw_decays_every_parameter() -> None:
     model = Parts()
-    optimizer = adamw(parameter_groups(model, lr=0.5, weight_decay=0.25))
+    optimizer = adamw(paper_groups(model, lr=0.5, weight_decay=0.25))
     bias = model.head.bias.detach().clone()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -70,9 +71,9 @@ def test_adamw_decays_every_parameter() -> None:
     torch.testing.assert_close(model.head.bias.detach(), bias * (1 - 0.5 * 0.25))
 
 
-def test_sgd_has_the_official_momentum() -> None:
+def test_sgd_has_momentum() -> None:
     model = Parts()
-    optimizer = sgd(parameter_groups(model, lr=1.0, weight_decay=0.0))
+    optimizer = sgd(paper_groups(model, lr=1.0, weight_decay=0.0), momentum=0.9)
     start = model.head.bias.detach().clone()
     for _ in range(2):
         for parameter in model.parameters():
@@ -82,7 +83,7 @@ def test_sgd_has_the_official_momentum() -> None:
 
 
 def test_rates_scale_from_their_initial_value_however_often() -> None:
-    optimizer = adamw(parameter_groups(Parts(), lr=1.0))
+    optimizer = adamw(paper_groups(Parts(), lr=1.0))
     for factor in (0.5, 0.1):
         scale_learning_rates(optimizer, factor)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 2e-5 * 0.1, 2e-5 * 0.1]
@@ -90,10 +91,10 @@ def test_rates_scale_from_their_initial_value_however_often() -> None:
 
 def test_a_restored_optimizer_has_the_saved_moments_and_its_own_rates() -> None:
     model = Parts()
-    saved = adamw(parameter_groups(model, lr=1.0))
+    saved = adamw(paper_groups(model, lr=1.0))
     model.head(torch.ones(1, 3)).sum().backward()
     saved.step()
-    restored = adamw(parameter_groups(model, lr=0.5, weight_decay=0.125))
+    restored = adamw(paper_groups(model, lr=0.5, weight_decay=0.125))
     restore_optimizer(restored, saved.state_dict())
     moments = restored.state[model.head.weight]["exp_avg"]
     assert moments.equal(saved.state[model.head.weight]["exp_avg"])
@@ -104,18 +105,21 @@ def test_a_restored_optimizer_has_the_saved_moments_and_its_own_rates() -> None:
 def test_the_moments_of_another_model_are_refused() -> None:
     other = Parts()
     other.body.requires_grad_(False)
-    saved = adamw(parameter_groups(other)).state_dict()
+    saved = adamw(paper_groups(other)).state_dict()
     with pytest.raises(ValueError, match=r"must have groups of \[2, 2, 2\] .* got \[2, 2\]"):
-        restore_optimizer(adamw(parameter_groups(Parts())), saved)
+        restore_optimizer(adamw(paper_groups(Parts())), saved)
+
+
+SGD = partial(sgd, momentum=0.9)
 
 
 @pytest.mark.parametrize(
     ("saved", "own", "message"),
-    [(adamw, sgd, "must be SGD, got AdamW"), (sgd, adamw, "must be AdamW, got SGD")],
+    [(adamw, SGD, "must be SGD, got AdamW"), (SGD, adamw, "must be AdamW, got SGD")],
 )
 def test_the_moments_of_another_kind_of_optimizer_are_refused(
     saved: Callable[..., Optimizer], own: Callable[..., Optimizer], message: str
 ) -> None:
-    state_dict = saved(parameter_groups(Parts())).state_dict()
+    state_dict = saved(paper_groups(Parts())).state_dict()
     with pytest.raises(ValueError, match=f"the saved optimiser {message}, whose moments"):
-        restore_optimizer(own(parameter_groups(Parts())), state_dict)
+        restore_optimizer(own(paper_groups(Parts())), state_dict)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.coco_files import write_coco_set
 from helpers.models import VARIANTS, small_detector
+from helpers.recipe import criterion_for, paper_groups
 from helpers.tiny_training import (
     CONSTANT,
     LABEL_SPACE,
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from deformable_detr.engine.evaluate import evaluate
-from deformable_detr.engine.optimizer import adamw, parameter_groups
+from deformable_detr.engine.optimizer import adamw
 from deformable_detr.engine.precision import Precision, autocast
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step import NonFiniteError
@@ -43,7 +44,7 @@ def detector_state(variant: str, *overrides: str, precision: Precision) -> Train
     model = small_detector(variant, *overrides, num_classes=NUM_CLASSES).train()
     return TrainState(
         model,
-        adamw(parameter_groups(model)),
+        adamw(paper_groups(model)),
         CONSTANT,
         label_space=LABEL_SPACE,
         config={},
@@ -94,9 +95,8 @@ def test_mimicking_is_under_the_same_autocast() -> None:
     mimicking = state.model.mimicking
     assert isinstance(mimicking, nn.Module)
     mimicking.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    values = train_step(
-        state, [tiny_batch([1, 2], [2, 3], size=64)], tiny_criterion(), seed=0, max_grad_norm=0.1
-    )
+    batch = tiny_batch([1, 2], [2, 3], size=64)
+    values = train_step(state, [batch], criterion_for(state.model), seed=0, max_grad_norm=0.1)
     assert seen[0].teacher.dtype == torch.bfloat16
     assert values["loss_mimic"].dtype == torch.float32
 

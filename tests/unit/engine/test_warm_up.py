@@ -1,11 +1,12 @@
 import pytest
 import torch
 from helpers.models import small_detector
+from helpers.recipe import criterion_for, paper_groups
 from helpers.tiny_training import CONSTANT, LABEL_SPACE, NUM_CLASSES, tiny_criterion
 from torch import nn
 
 from deformable_detr.engine.memory import warm_up
-from deformable_detr.engine.optimizer import adamw, parameter_groups
+from deformable_detr.engine.optimizer import adamw
 from deformable_detr.engine.precision import Precision
 from deformable_detr.engine.state import TrainState
 from deformable_detr.structures import ImageBatch
@@ -18,7 +19,7 @@ def make_state(*overrides: str, precision: Precision = "float32") -> TrainState:
     model = small_detector("multi_scale", *overrides, num_classes=NUM_CLASSES)
     return TrainState(
         model,
-        adamw(parameter_groups(model)),
+        adamw(paper_groups(model)),
         CONSTANT,
         label_space=LABEL_SPACE,
         config={},
@@ -46,7 +47,7 @@ def test_it_sees_the_largest_batch_and_leaves_no_trace(
     for name, parameter in state.model.named_parameters():
         if parameter.requires_grad:
             parameter.register_hook(lambda _, name=name: gradients.append(name))
-    warm_up(state, tiny_criterion(), num_images=2, size=(64, 96))
+    warm_up(state, criterion_for(state.model), num_images=2, size=(64, 96))
 
     assert seen == [(2, 3, 64, 96)]
     trained = [

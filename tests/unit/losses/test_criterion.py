@@ -4,11 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.models import make_target
+from helpers.recipe import paper_criterion, paper_matcher
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
 from deformable_detr.boxes import cxcywh_to_xyxy
-from deformable_detr.losses.criterion import LossWeights, SetCriterion
-from deformable_detr.losses.matcher import HungarianMatcher
 from deformable_detr.structures import ModelOutput, Predictions, Target
 
 
@@ -31,10 +30,6 @@ def one_layer(predictions: Predictions) -> ModelOutput:
     return ModelOutput(predictions, (), None)
 
 
-def build_criterion(**settings) -> SetCriterion:
-    return SetCriterion(HungarianMatcher(), weights=LossWeights(), **settings)
-
-
 def random_predictions(N=2, Q=9, K=4, *, seed=0) -> Predictions:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(N, Q, K, generator=generator, dtype=torch.float64)
@@ -44,7 +39,7 @@ def random_predictions(N=2, Q=9, K=4, *, seed=0) -> Predictions:
 
 def test_matching_cost_and_match_are_the_golden_ones():
     predictions, target = golden_predictions(), golden_target()
-    matcher = HungarianMatcher()
+    matcher = paper_matcher()
     cost = matcher.cost(predictions.logits[0], predictions.boxes[0], target)
     golden = [[-1.3214734, 2.1274621], [5.3801274, 6.0152884], [2.4648733, -4.3125238]]
     torch.testing.assert_close(cost, torch.tensor(golden), rtol=0, atol=1e-5)
@@ -54,7 +49,7 @@ def test_matching_cost_and_match_are_the_golden_ones():
 
 
 def test_losses_are_the_golden_ones():
-    result = build_criterion()(one_layer(golden_predictions()), [golden_target()], 2.0)
+    result = paper_criterion()(one_layer(golden_predictions()), [golden_target()], 2.0)
     golden = {"loss_class": 0.8543038, "loss_l1": 0.2, "loss_giou": 0.3892106}
     for name, expected in golden.items():
         assert result.losses[name].item() == pytest.approx(expected, abs=1e-5), name
@@ -63,7 +58,7 @@ def test_losses_are_the_golden_ones():
 
 
 def test_losses_without_objects_are_the_golden_ones():
-    result = build_criterion()(one_layer(golden_predictions()), [empty_target()], 1.0)
+    result = paper_criterion()(one_layer(golden_predictions()), [empty_target()], 1.0)
     assert result.losses["loss_class"].item() == pytest.approx(4.3040271, abs=1e-5)
     assert result.losses["loss_l1"] == 0
     assert result.losses["loss_giou"] == 0
@@ -78,7 +73,7 @@ def test_golden_focal_loss():
 def test_losses_equal_a_plain_computation():
     predictions = random_predictions()
     targets = [make_target(3, 1, seed=1), make_target(0, seed=2)]
-    result = build_criterion()(one_layer(predictions), targets, 3.0)
+    result = paper_criterion()(one_layer(predictions), targets, 3.0)
 
     one_hot = torch.zeros_like(predictions.logits)
     l1 = giou = 0.0
@@ -98,7 +93,7 @@ def test_losses_equal_a_plain_computation():
 
 
 def test_focal_cost_and_loss_share_alpha():
-    matcher = HungarianMatcher(focal_alpha=0.6, l1_cost=0.0, giou_cost=0.0, class_cost=1.0)
+    matcher = paper_matcher(focal_alpha=0.6, l1_cost=0.0, giou_cost=0.0, class_cost=1.0)
     predictions = golden_predictions()
     cost = matcher.cost(predictions.logits[0], predictions.boxes[0], golden_target())
     logits = predictions.logits[0, :, 1]
@@ -112,20 +107,20 @@ def test_focal_cost_and_loss_share_alpha():
 def test_every_layer_is_matched_on_its_own():
     last, first = random_predictions(seed=1), random_predictions(seed=2)
     targets = [make_target(0, 1), make_target(2)]
-    together = build_criterion()(ModelOutput(last, (first,), None), targets, 3.0).losses
-    alone = build_criterion()(one_layer(first), targets, 3.0).losses
+    together = paper_criterion()(ModelOutput(last, (first,), None), targets, 3.0).losses
+    alone = paper_criterion()(one_layer(first), targets, 3.0).losses
     for name in ("loss_class", "loss_l1", "loss_giou"):
         torch.testing.assert_close(together[f"decoder_0/{name}"], alone[name])
-    only_last = build_criterion()(one_layer(last), targets, 3.0).losses
+    only_last = paper_criterion()(one_layer(last), targets, 3.0).losses
     torch.testing.assert_close(together["total"], only_last["total"] + alone["total"])
 
 
 def test_proposals_are_supervised_as_class_0():
     last, proposals = random_predictions(seed=1), random_predictions(Q=20, seed=2)
     targets = [make_target(3, 1), make_target(2)]
-    together = build_criterion()(ModelOutput(last, (), proposals), targets, 3.0).losses
+    together = paper_criterion()(ModelOutput(last, (), proposals), targets, 3.0).losses
     as_class_0 = [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
-    alone = build_criterion()(one_layer(proposals), as_class_0, 3.0).losses
+    alone = paper_criterion()(one_layer(proposals), as_class_0, 3.0).losses
     for name in ("loss_class", "loss_l1", "loss_giou"):
         torch.testing.assert_close(together[f"encoder/{name}"], alone[name])
 
@@ -137,7 +132,7 @@ def test_proposal_losses_stay_without_auxiliary_losses():
         random_predictions(Q=20, seed=3),
     )
     targets = [make_target(0, 1), make_target(2)]
-    losses = build_criterion(auxiliary=False)(output, targets, 3.0).losses
+    losses = paper_criterion(auxiliary=False)(output, targets, 3.0).losses
     assert not any(name.startswith("decoder_") for name in losses)
     expected = sum(
         weight * losses[prefix + name]
@@ -150,7 +145,7 @@ def test_proposal_losses_stay_without_auxiliary_losses():
 def test_earlier_layers_keep_a_zero_gradient_without_auxiliary_losses():
     first = random_predictions(seed=2)
     output = ModelOutput(random_predictions(seed=1), (first,), None)
-    build_criterion(auxiliary=False)(output, [make_target(0), make_target(1)], 2.0).losses[
+    paper_criterion(auxiliary=False)(output, [make_target(0), make_target(1)], 2.0).losses[
         "total"
     ].backward()
     assert (first.logits.grad == 0).all()
@@ -160,9 +155,9 @@ def test_earlier_layers_keep_a_zero_gradient_without_auxiliary_losses():
 def test_micro_batches_add_up_to_the_batch():
     whole = random_predictions()
     targets = [make_target(3, 1, 1), make_target(2)]
-    together = build_criterion()(one_layer(whole), targets, 4.0).losses
+    together = paper_criterion()(one_layer(whole), targets, 4.0).losses
     parts = [
-        build_criterion()(
+        paper_criterion()(
             one_layer(Predictions(whole.logits[i : i + 1], whole.boxes[i : i + 1])),
             targets[i : i + 1],
             4.0,
@@ -175,7 +170,7 @@ def test_micro_batches_add_up_to_the_batch():
 
 def test_more_objects_than_queries_leave_some_unmatched():
     predictions = random_predictions(N=1, Q=2)
-    result = build_criterion()(one_layer(predictions), [make_target(0, 1, 2, 3)], 4.0)
+    result = paper_criterion()(one_layer(predictions), [make_target(0, 1, 2, 3)], 4.0)
     assert len(result.last_match[0].query_index) == 2
 
 
@@ -187,24 +182,24 @@ def test_predictions_that_are_not_finite_are_refused_with_their_place(bad):
     output = ModelOutput(good, (broken,), None)
     targets = [make_target(0), make_target(1)]
     with pytest.raises(ValueError, match="for image 1 of the batch in layer 1 of 2"):
-        build_criterion()(output, targets, 2.0)
+        paper_criterion()(output, targets, 2.0)
 
 
 def test_a_matcher_without_costs_is_refused():
     with pytest.raises(ValueError, match="class_cost, l1_cost or giou_cost must be above 0"):
-        HungarianMatcher(class_cost=0, l1_cost=0, giou_cost=0)
+        paper_matcher(class_cost=0, l1_cost=0, giou_cost=0)
 
 
 def test_without_a_number_of_boxes_those_of_the_targets_count():
     predictions = one_layer(random_predictions())
     targets = [make_target(3, 1, 1), make_target(2)]
-    counted = build_criterion()(predictions, targets).losses
-    for name, value in build_criterion()(predictions, targets, 4.0).losses.items():
+    counted = paper_criterion()(predictions, targets).losses
+    for name, value in paper_criterion()(predictions, targets, 4.0).losses.items():
         assert torch.equal(counted[name], value)
 
 
 def test_without_objects_the_number_of_boxes_is_one():
-    counted = build_criterion()(one_layer(golden_predictions()), [empty_target()]).losses
+    counted = paper_criterion()(one_layer(golden_predictions()), [empty_target()]).losses
     assert counted["loss_class"].item() == pytest.approx(4.3040271, abs=1e-5)
 
 
@@ -212,10 +207,10 @@ def test_proposals_without_weight_are_computed_and_stay_out_of_the_total():
     proposals = random_predictions(Q=20, seed=3)
     output = ModelOutput(random_predictions(seed=1), (), proposals)
     targets = [make_target(0, 1), make_target(2)]
-    losses = build_criterion(weigh_proposals=False)(output, targets).losses
-    weighted = build_criterion()(output, targets).losses
+    losses = paper_criterion(weigh_proposals=False)(output, targets).losses
+    weighted = paper_criterion()(output, targets).losses
     assert losses["encoder/loss_class"] == weighted["encoder/loss_class"] > 0
-    alone = build_criterion()(one_layer(output.last), targets).losses
+    alone = paper_criterion()(one_layer(output.last), targets).losses
     torch.testing.assert_close(losses["total"], alone["total"])
     losses["total"].backward()
     assert (proposals.logits.grad == 0).all()
@@ -225,6 +220,6 @@ def test_matches_are_told_for_every_layer():
     output = ModelOutput(
         random_predictions(seed=1), (random_predictions(seed=2),), random_predictions(Q=20, seed=3)
     )
-    result = build_criterion()(output, [make_target(0, 1), make_target(2)])
+    result = paper_criterion()(output, [make_target(0, 1), make_target(2)])
     assert list(result.matches) == ["", "decoder_0/", "encoder/"]
     assert result.last_match is result.matches[""]

@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 from helpers.models import small_detector
+from helpers.recipe import paper_groups
 from helpers.tiny_training import CONSTANT, LABEL_SPACE, NUM_CLASSES, tiny_batch, tiny_criterion
 from torch import nn
 
-from deformable_detr.engine.optimizer import adamw, parameter_groups
+from deformable_detr.engine.optimizer import adamw
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import train_step
 from deformable_detr.models.deformable_detr import DeformableDETR
@@ -24,7 +25,7 @@ def detector(*roles: str, more: tuple[str, ...] = ()) -> DeformableDETR:
 
 def step(model: DeformableDETR) -> list[str]:
     """Take a step; returns the roles of the optimiser's groups."""
-    groups = parameter_groups(model, lr=1e-2, lr_by_role=dict.fromkeys(ROLES, 1e-2))
+    groups = paper_groups(model, lr=1e-2, lr_by_role=dict.fromkeys(ROLES, 1e-2))
     state = TrainState(model, adamw(groups), CONSTANT, label_space=LABEL_SPACE, config={})
     model.train()
     train_step(
@@ -97,4 +98,4 @@ def test_a_copy_freezes_its_own_modules() -> None:
 
 def test_a_detector_without_anything_to_train_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one parameter must be trained, got none"):
-        parameter_groups(detector("backbone", "sampling", "default"))
+        paper_groups(detector("backbone", "sampling", "default"))

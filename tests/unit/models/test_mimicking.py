@@ -3,12 +3,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from helpers.models import make_target, small_detector
+from helpers.recipe import paper_criterion
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deformable_detr.losses.criterion import LossWeights, SetCriterion
-from deformable_detr.losses.matcher import HungarianMatcher, Match
-from deformable_detr.losses.mimicking import MIMIC_WEIGHT, mimicking_losses
+from deformable_detr.losses.matcher import Match
+from deformable_detr.losses.mimicking import mimicking_losses
 from deformable_detr.models.backbones.base import Backbone
 from deformable_detr.models.mimicking import FeatureMimicking, crop_boxes
 from deformable_detr.structures import ImageBatch, Target
@@ -181,13 +181,12 @@ class MimickingDetector(nn.Module):
 
 def total_loss(replica, model, images, targets):
     output = replica(images)
-    criterion = SetCriterion(HungarianMatcher(), weights=LossWeights())
+    criterion = paper_criterion(mimicking_weight=0.1)
     result = criterion(output, targets, 2.0)
     features = model.mimicking(
         model.detector.backbone, images, model.hidden, targets, result.last_match
     )
-    losses = mimicking_losses(features, 2.0)
-    return result.losses["total"] + MIMIC_WEIGHT * sum(losses.values())
+    return criterion.add_mimicking(result.losses, features, 2.0)["total"]
 
 
 # The backbone's layout on a CPU gives 1x1 kernels gradients of other strides.

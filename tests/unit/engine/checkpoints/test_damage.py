@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.recipe import paper_groups
 from helpers.tiny_training import TinyDetector, tiny_state
 from torch import nn
 
@@ -18,7 +19,7 @@ from deformable_detr.engine.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from deformable_detr.engine.checkpoints.sealed_file import HASH_BYTES
-from deformable_detr.engine.optimizer import parameter_groups, sgd
+from deformable_detr.engine.optimizer import sgd
 from deformable_detr.labels import LabelSpace
 
 
@@ -58,7 +59,7 @@ def other_model(path: Path) -> None:
 
 def other_optimizer(path: Path) -> None:
     model = TinyDetector()
-    change(path, optimizer=sgd(parameter_groups(model)).state_dict())
+    change(path, optimizer=sgd(paper_groups(model), momentum=0.9).state_dict())
 
 
 def become_folder(path: Path) -> None:
