@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from deformable_detr.evaluation.error_analysis import FalseDetection, Kind, confusion_matrix
-from deformable_detr.reporting.charts import Stack
 from deformable_detr.reporting.findings import Findings
+from deformable_detr.visualize.charts import Stack
 
 MAX_MATRIX = 12  # a matrix of more classes cannot be read
 MAX_CONFUSIONS = 20
