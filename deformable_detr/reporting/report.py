@@ -96,7 +96,7 @@ def _detection_sections(findings: Findings, read_photo: PhotoReader) -> dict[str
         "iou": f"{IOU_THRESHOLD:.2f}",
         "precision_charts": _precision_charts(findings),
         "best": findings.scores.best,
-        "classes": tables.class_rows(findings),
+        "classes": tables.scores_by_class(findings),
         "sizes": tables.size_rows(findings),
         "size_chart": Chart(
             "Objects by size",

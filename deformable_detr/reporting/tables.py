@@ -61,7 +61,7 @@ class Confusion:
     share: float
 
 
-def class_rows(findings: Findings) -> list[ClassRow]:
+def scores_by_class(findings: Findings) -> list[ClassRow]:
     """Every class, the highest AP first, those without objects last."""
     matched, min_score = findings.matched, findings.min_score
     K = len(matched.names)
