@@ -34,7 +34,7 @@ _OPTIONS_BY_TRANSFORMERS = {
 
 
 @dataclass(frozen=True)
-class Content:
+class FileContent:
     """A file's content.
 
     Attributes:
@@ -48,7 +48,7 @@ class Content:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def read_content(path: Path) -> Content:
+def read_content(path: Path) -> FileContent:
     """Read a file of any supported kind, or a folder that transformers wrote.
 
     Raises:
@@ -64,7 +64,7 @@ def read_content(path: Path) -> Content:
             state = load_file(file)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{what} must be a safetensors file ({error})") from error
-        content = Content(state)
+        content = FileContent(state)
     else:
         loaded = read_pickle(file)
         if isinstance(loaded, Mapping) and loaded.get("format") == FORMAT:
@@ -76,7 +76,7 @@ def read_content(path: Path) -> Content:
     return content
 
 
-def content_of(loaded: Any, what: str) -> Content:
+def content_of(loaded: Any, what: str) -> FileContent:
     """The content of a checkpoint that is loaded already: a state_dict, or what holds one.
 
     Raises:
@@ -96,7 +96,7 @@ def content_of(loaded: Any, what: str) -> Content:
         )
     ):
         raise ValueError(f"{what} must hold a detector's weights by name, got {_outline(loaded)}")
-    return Content(dict(state), _about(loaded) if state is not loaded else {})
+    return FileContent(dict(state), _about(loaded) if state is not loaded else {})
 
 
 def _file_in(folder: Path) -> Path:
@@ -109,10 +109,10 @@ def _file_in(folder: Path) -> Path:
     )
 
 
-def _native(path: Path) -> Content:
+def _native(path: Path) -> FileContent:
     checkpoint = load_checkpoint(path)
     about = {"categories": checkpoint.label_space.to_json(), "config": checkpoint.config}
-    return Content(weights_for_inference(checkpoint), about)
+    return FileContent(weights_for_inference(checkpoint), about)
 
 
 def _about(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from typing import Any
 
 from deformable_detr.conversion.class_rows import class_rows, number_of_rows, select_rows
 from deformable_detr.conversion.content import read_content
+from deformable_detr.conversion.detector_structure import structure_of_names
 from deformable_detr.conversion.recognition import layout_of
 from deformable_detr.conversion.settings import model_settings
-from deformable_detr.conversion.structure import structure_of_names
 from deformable_detr.conversion.translate import clean, to_ours
 from deformable_detr.conversion.weights import Weights, choose_source
 from deformable_detr.labels import LabelSpace

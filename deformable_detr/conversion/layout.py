@@ -46,7 +46,7 @@ THREE_LAYERS = tuple(f"layers.{layer}.{leaf}" for layer in range(3) for leaf in 
 
 
 @dataclass(frozen=True)
-class Row:
+class NameRow:
     """One module of theirs and of ours, below the templates of its block.
 
     Attributes:
@@ -69,12 +69,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Block:
+class NameBlock:
     """Rows that exist once, or again for each layer, level or block of a stage."""
 
     theirs: str
     ours: str
-    rows: tuple[Row, ...] = (Row("", ""),)
+    rows: tuple[NameRow, ...] = (NameRow("", ""),)
     each: Each = ""
     when: When = "always"
 
@@ -93,13 +93,13 @@ class Layout:
 
     source: str
     signature: str
-    blocks: tuple[Block, ...]
+    blocks: tuple[NameBlock, ...]
     tied_may_be_absent: bool = False
     normalize: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
 
 
 @dataclass(frozen=True)
-class Structure:
+class DetectorStructure:
     """What decides which tensors a detector has.
 
     Attributes:
@@ -164,7 +164,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class NamePair:
-    """A tensor of theirs and the tensor of ours that it is, or is a part of; see `Row`."""
+    """A tensor of theirs and the tensor of ours that it is, or is a part of; see `NameRow`."""
 
     theirs: str
     ours: str
@@ -172,7 +172,7 @@ class NamePair:
     zero_if_absent: bool
 
 
-def name_pairs(layout: Layout, structure: Structure) -> list[NamePair]:
+def name_pairs(layout: Layout, structure: DetectorStructure) -> list[NamePair]:
     """Every tensor of a detector, in the order of the source's state_dict.
 
     One of ours stands there several times where the source gives it several names.
@@ -188,7 +188,9 @@ def name_pairs(layout: Layout, structure: Structure) -> list[NamePair]:
     ]
 
 
-def row_pairs(block: Block, row: Row, index: int, structure: Structure) -> Iterator[NamePair]:
+def row_pairs(
+    block: NameBlock, row: NameRow, index: int, structure: DetectorStructure
+) -> Iterator[NamePair]:
     """The tensors of one row at one index of its block."""
     ours_index = index + (structure.num_backbone_levels if block.each == "extra_level" else 0)
     numbers = {"i": index, "j": ours_index, "n": structure.decoder_layers}

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deformable_detr.conversion.layout import Structure
+from deformable_detr.conversion.layout import DetectorStructure
 
 # (depth, blocks of each stage, whether they are bottlenecks): He et al., CVPR 2016, table 1
 _RESNETS = (
@@ -25,7 +25,7 @@ _NUM_QUERIES = 300
 
 
 def model_settings(
-    structure: Structure,
+    structure: DetectorStructure,
     state: Mapping[str, Tensor],
     options: Mapping[str, Any],
     what: str,
@@ -85,7 +85,7 @@ def _samples(state: Mapping[str, Tensor], attention: str) -> int:
 
 
 def _num_heads(
-    structure: Structure, state: Mapping[str, Tensor], options: Mapping[str, Any], what: str
+    structure: DetectorStructure, state: Mapping[str, Tensor], options: Mapping[str, Any], what: str
 ) -> int:
     """Only the product of heads and points shows in the shapes."""
     attentions = ["decoder.layers.0.cross_attn"]
@@ -105,7 +105,7 @@ def _num_heads(
 
 
 def _queries(
-    structure: Structure,
+    structure: DetectorStructure,
     state: Mapping[str, Tensor],
     options: Mapping[str, Any],
     assumed: list[str],
@@ -120,7 +120,7 @@ def _queries(
 
 
 def _backbone(
-    structure: Structure,
+    structure: DetectorStructure,
     state: Mapping[str, Tensor],
     options: Mapping[str, Any],
     assumed: list[str],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deformable_detr.conversion.layout import Layout, NamePair, Structure, name_pairs
+from deformable_detr.conversion.layout import DetectorStructure, Layout, NamePair, name_pairs
 
 _WRAPPER = "module."  # of nn.DataParallel and its like
 # Counters of batch norm, of profilers, and what self-supervised training leaves.
@@ -39,7 +39,9 @@ def clean(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ..
     return kept, ignored
 
 
-def to_ours(layout: Layout, structure: Structure, state: Mapping[str, Tensor]) -> Translation:
+def to_ours(
+    layout: Layout, structure: DetectorStructure, state: Mapping[str, Tensor]
+) -> Translation:
     """Their tensors by our names."""
     groups: dict[str, list[NamePair]] = {}
     for pair in name_pairs(layout, structure):
@@ -93,7 +95,7 @@ def _take(group: Sequence[NamePair], state: Mapping[str, Tensor]) -> tuple[Tenso
 
 
 def to_theirs(
-    layout: Layout, structure: Structure, state: Mapping[str, Tensor]
+    layout: Layout, structure: DetectorStructure, state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Our tensors by their names, in their order.
 

@@ -15,9 +15,9 @@ from deformable_detr.conversion.class_rows import (
     select_rows,
     spread_rows,
 )
-from deformable_detr.conversion.content import Content, content_of, read_content
+from deformable_detr.conversion.content import FileContent, content_of, read_content
+from deformable_detr.conversion.detector_structure import structure_of_model
 from deformable_detr.conversion.recognition import SOURCES, layout_of, recognize
-from deformable_detr.conversion.structure import structure_of_model
 from deformable_detr.conversion.translate import Translation, clean, to_ours, to_theirs
 from deformable_detr.labels import LabelSpace
 from deformable_detr.layers.reparam.base import ReparameterizedBlock
@@ -34,7 +34,7 @@ class Weights:
     """A detector's weights, wherever they are from.
 
     Attributes:
-        state_dict: tensors by our names. Row k of a class head stands for label k of the label
+        state_dict: tensors by our names. NameRow k of a class head stands for label k of the label
             space; but row 0 of the head of the proposals, `queries.class_head`, means "an object
             of any class", and its other rows nothing.
         label_space: the classes, or None where neither the file nor its format says.
@@ -138,7 +138,7 @@ def choose_source(source: str, keys: Mapping[str, Tensor], what: str) -> str:
 
 
 def _fit_rows(
-    state: dict[str, Tensor], wanted: int, source: str, content: Content
+    state: dict[str, Tensor], wanted: int, source: str, content: FileContent
 ) -> tuple[dict[str, Tensor], str]:
     """The class heads with as many rows as the model has, and what was done, in words."""
     count = number_of_rows(state)

@@ -70,7 +70,7 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Photo:
+class TreePhoto:
     """One aerial photo.
 
     Attributes:
@@ -89,7 +89,7 @@ class Photo:
         return Window(0, 0, self.pixels.shape[1], self.pixels.shape[0])
 
 
-def read_photo(name: str, contents: Mapping[str, bytes]) -> Photo:
+def read_photo(name: str, contents: Mapping[str, bytes]) -> TreePhoto:
     """The photo of that name, from the wheel's members by path."""
     with Image.open(io.BytesIO(contents[f"deepforest/data/{name}.png"])) as image:
         pixels = np.asarray(image.convert("RGB"))
@@ -101,4 +101,4 @@ def read_photo(name: str, contents: Mapping[str, bytes]) -> Photo:
         )
         # Pascal VOC counts pixels from 1 and includes the last, so only the first two move.
         boxes.append(Window(left - 1, top - 1, right, bottom))
-    return Photo(name, pixels, tuple(boxes))
+    return TreePhoto(name, pixels, tuple(boxes))

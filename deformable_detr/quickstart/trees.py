@@ -18,7 +18,7 @@ from deformable_detr.quickstart.tree_photos import (
     TRAIN_PHOTO,
     VAL_PHOTO,
     WHEEL,
-    Photo,
+    TreePhoto,
     Window,
     read_photo,
 )
@@ -91,7 +91,7 @@ def cut_boxes(boxes: Sequence[Window], window: Window) -> list[Window]:
     return seen
 
 
-def _plan(contents: Mapping[str, bytes]) -> dict[str, list[tuple[Photo, Window]]]:
+def _plan(contents: Mapping[str, bytes]) -> dict[str, list[tuple[TreePhoto, Window]]]:
     train, val, *others = (
         read_photo(name, contents) for name in (TRAIN_PHOTO, VAL_PHOTO, *OTHER_SITE_PHOTOS)
     )
@@ -109,7 +109,7 @@ def _plan(contents: Mapping[str, bytes]) -> dict[str, list[tuple[Photo, Window]]
     }
 
 
-def _write_set(folder: Path, name: str, windows: Sequence[tuple[Photo, Window]]) -> list[Path]:
+def _write_set(folder: Path, name: str, windows: Sequence[tuple[TreePhoto, Window]]) -> list[Path]:
     (folder / name).mkdir(parents=True, exist_ok=True)
     files, images = [], []
     annotations: list[dict[str, object]] = []

@@ -18,10 +18,10 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Outline:
-    """A box (left, top, width, height) in pixels of the photo, its colour, and its line's width."""
+    """A box (left, top, width, height) in pixels of the photo, its color, and its line's width."""
 
     box_xywh: Box
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
     width_px: int
 
 
@@ -59,9 +59,9 @@ def crop_uri(photo: Image.Image, around_xywh: Box, outlines: Sequence[Outline]) 
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
 
 
-def _start(centre: float, length: float, limit: int) -> float:
-    """Where a stretch around `centre` starts that is to be inside 0 and `limit`."""
-    return max(0.0, min(centre - length / 2, limit - length))
+def _start(center: float, length: float, limit: int) -> float:
+    """Where a stretch around `center` starts that is to be inside 0 and `limit`."""
+    return max(0.0, min(center - length / 2, limit - length))
 
 
 def _draw_outline(canvas: ImageDraw.ImageDraw, corners: Sequence[float], outline: Outline) -> None:
@@ -70,4 +70,4 @@ def _draw_outline(canvas: ImageDraw.ImageDraw, corners: Sequence[float], outline
     right, bottom = max(right, left + 2 * width), max(bottom, top + 2 * width)
     halo = (left - 1, top - 1, right + 1, bottom + 1)
     canvas.rectangle(halo, outline=HALO, width=width + 2)
-    canvas.rectangle((left, top, right, bottom), outline=outline.colour, width=width)
+    canvas.rectangle((left, top, right, bottom), outline=outline.color, width=width)

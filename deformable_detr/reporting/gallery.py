@@ -12,7 +12,7 @@ from deformable_detr.evaluation.matched_objects import MatchedObjects
 from deformable_detr.reporting.crops import Box, Outline, crop_uri
 
 MAX_PICTURES = 12
-# Okabe and Ito's, distinct to colour-blind eyes; the page's key has them too.
+# Okabe and Ito's, distinct to color-blind eyes; the page's key has them too.
 DETECTED = (230, 159, 0)
 ANNOTATED = (86, 180, 233)
 OTHER_DETECTED = (255, 221, 150)  # paler and thinner: not what the picture is about

@@ -9,18 +9,18 @@ from typing import Any
 
 import jinja2
 
-from deformable_detr.engine.run.curves import AP_LINES, LOSS_LINES
+from deformable_detr.engine.run.curves import training_charts
 from deformable_detr.evaluation.coco_eval import NOT_DEFINED, STATISTICS
 from deformable_detr.evaluation.error_analysis import false_detections, missed_objects
 from deformable_detr.evaluation.matched_objects import IOU_THRESHOLD
 from deformable_detr.files import write_whole
 from deformable_detr.reporting import tables
-from deformable_detr.reporting.charts import FRAME, Chart, Line, bar_chart, line_chart
 from deformable_detr.reporting.findings import Findings
 from deformable_detr.reporting.gallery import PhotoReader, false_pictures, missed_pictures
+from deformable_detr.visualize.charts import COLORS, Chart, Line, line_chart, to_svg
 
 SHOWN_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
-MAX_CLASS_CURVES = 6  # as many colours can be told apart
+MAX_CLASS_CURVES = len(COLORS)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def write_report(
         .get_template("report.html")
         .render(
             facts=facts,
-            training=_training_charts(facts.records),
+            training=training_charts(facts.records),
             findings=findings,
             **({} if findings is None else _detection_sections(findings, read_photo)),
         )
@@ -79,57 +79,10 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["frame"] = FRAME
+    environment.filters["svg"] = to_svg
     environment.filters["score"] = _score
     environment.filters["percent"] = lambda share: f"{100 * share:.0f} %"
     return environment
-
-
-def _training_charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    steps = [record for record in records if record["kind"] == "train"]
-    evaluations = [record for record in records if record["kind"] == "evaluation"]
-    losses = [_line(label, steps, key) for key, (label, _) in LOSS_LINES.items()]
-    scores = [_line(label, evaluations, key) for key, (label, _) in AP_LINES.items()]
-    rate = _line("learning rate", steps, "lr")
-    charts = (
-        line_chart(
-            "Average precision on the validation set",
-            scores,
-            x_label="step",
-            y_label="AP",
-            y_range=_from_zero(scores),
-        ),
-        line_chart(
-            "Loss of the last decoder layer, and the total of all layers",
-            [*losses, _line("total, validation", evaluations, "validation/total")],
-            x_label="step",
-            y_label="loss per object",
-            log_y=True,
-        ),
-        line_chart(
-            "Learning rate",
-            [rate],
-            x_label="step",
-            y_range=_from_zero([rate]),
-            y_label="",  # the title says it, and its numbers are long
-        ),
-        line_chart(
-            "Norm of the gradient before clipping",
-            [_line("gradient norm", steps, "grad_norm")],
-            x_label="step",
-            y_label="2-norm",
-            log_y=True,
-        ),
-    )
-    return [chart for chart in charts if chart is not None]
-
-
-def _from_zero(lines: Sequence[Line]) -> tuple[float, float]:
-    return 0.0, max((y for line in lines for _, y in line.points), default=0.0) or 1.0
-
-
-def _line(label: str, records: Sequence[Mapping[str, Any]], key: str) -> Line:
-    return Line(label, [(record["step"], record[key]) for record in records if key in record])
 
 
 def _detection_sections(findings: Findings, read_photo: PhotoReader) -> dict[str, Any]:
@@ -143,14 +96,14 @@ def _detection_sections(findings: Findings, read_photo: PhotoReader) -> dict[str
         "iou": f"{IOU_THRESHOLD:.2f}",
         "precision_charts": _precision_charts(findings),
         "best": findings.scores.best,
-        "classes": tables.class_rows(findings),
+        "classes": tables.scores_by_class(findings),
         "sizes": tables.size_rows(findings),
-        "size_chart": bar_chart(
+        "size_chart": Chart(
             "Objects by size",
-            tables.size_stacks(findings),
-            ("found", "missed"),
             x_label="square root of the area, pixels",
             y_label="objects",
+            labels=("found", "missed"),
+            stacks=tuple(tables.size_stacks(findings)),
         ),
         "matrix": tables.matrix_rows(findings),
         "confusions": tables.top_confusions(findings),
@@ -211,7 +164,7 @@ def _precision_charts(findings: Findings) -> list[Chart]:
             note=f"F1 is highest, {scores.f1[scores.best]:.2f}, at {findings.min_score:.2f}.",
         )
     )
-    return [chart for chart in charts if chart is not None]
+    return [chart for chart in charts if not chart.is_empty]
 
 
 def _score(value: float) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from deformable_detr.evaluation.error_analysis import FalseDetection, Kind, confusion_matrix
-from deformable_detr.reporting.charts import Stack
 from deformable_detr.reporting.findings import Findings
+from deformable_detr.visualize.charts import Stack
 
 MAX_MATRIX = 12  # a matrix of more classes cannot be read
 MAX_CONFUSIONS = 20
@@ -61,7 +61,7 @@ class Confusion:
     share: float
 
 
-def class_rows(findings: Findings) -> list[ClassRow]:
+def scores_by_class(findings: Findings) -> list[ClassRow]:
     """Every class, the highest AP first, those without objects last."""
     matched, min_score = findings.matched, findings.min_score
     K = len(matched.names)

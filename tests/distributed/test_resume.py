@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from helpers.coco_files import write_coco_set
 from helpers.processes import run_in_processes
-from helpers.recorded_runs import (
+from recorded_runs import (
     STOP_AFTER,
     TOTAL_STEPS,
     Recording,

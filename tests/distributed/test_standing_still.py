@@ -28,7 +28,8 @@ def run_two(harm: str, folder: Path) -> list[tuple[int, str]]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    command = [sys.executable, "-m", "helpers.standing_still", harm, str(folder), str(TIMEOUT_S)]
+    script = Path(__file__).with_name("standing_still.py")
+    command = [sys.executable, str(script), harm, str(folder), str(TIMEOUT_S)]
     processes = [
         subprocess.Popen(
             command,

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.coco_files import write_coco_set
-from helpers.distributed_work import (
+from distributed_work import (
     DTYPES,
     EMPTY_RANK_STEPS,
     FIVE_VARIANTS,
@@ -20,6 +19,7 @@ from helpers.distributed_work import (
     variant_state,
     work_in_process,
 )
+from helpers.coco_files import write_coco_set
 from helpers.processes import run_in_processes
 from helpers.tiny_training import LABEL_SPACE, tiny_criterion
 from torch import Tensor

@@ -68,7 +68,7 @@ def check_agreement(implementations: list[BoundImplementation]) -> None:
     reference = next(bound for bound in implementations if bound.implementation.name == REFERENCE)
     expected = reference.forward().float()
     sides = [size for level in reference.workload.shape.level_shapes for size in level]
-    # Pixels are rounded to float32 of the level's size, and neighbours differ by a few units.
+    # Pixels are rounded to float32 of the level's size, and neighbors differ by a few units.
     coordinate_error = torch.finfo(torch.float32).eps * max(sides)
     largest_value = float(reference.workload.value.abs().max())
     for bound in implementations:

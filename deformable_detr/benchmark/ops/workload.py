@@ -166,7 +166,7 @@ def _cell_centers(level_shapes: tuple[tuple[int, int], ...]) -> Tensor:
 
 
 def _touched_rows(locations: Tensor, level_shapes: tuple[tuple[int, int], ...]) -> int:
-    """How many of the N * S * M rows are a neighbour of some sample."""
+    """How many of the N * S * M rows are a neighbor of some sample."""
     N, Q, M, _, P, _ = locations.shape
     rows = 0
     for level, (height, width) in enumerate(level_shapes):

@@ -8,9 +8,9 @@ from deformable_detr.conversion.layout import (
     MS_DEFORM_ATTN,
     MULTIHEAD_ATTN,
     WHOLE,
-    Block,
     Layout,
-    Row,
+    NameBlock,
+    NameRow,
 )
 from deformable_detr.conversion.sources.head_names import heads, heads_of_refining_decoder, queries
 from deformable_detr.conversion.sources.resnet_names import detectron2_names
@@ -20,48 +20,52 @@ DETREX = Layout(
     signature="transformer.level_embeds",
     blocks=(
         *detectron2_names("backbone"),
-        Block(
+        NameBlock(
             "neck.convs.{i}",
             "neck",
-            (Row("conv", "projections.{j}"), Row("norm", "norms.{j}")),
+            (NameRow("conv", "projections.{j}"), NameRow("norm", "norms.{j}")),
             each="backbone_level",
         ),
-        Block(
+        NameBlock(
             "neck.extra_convs.{i}",
             "neck",
-            (Row("conv", "projections.{j}"), Row("norm", "norms.{j}")),
+            (NameRow("conv", "projections.{j}"), NameRow("norm", "norms.{j}")),
             each="extra_level",
         ),
-        Block("transformer.level_embeds", "memory_builder.level_embed", (Row("", "", WHOLE),)),
-        Block(
+        NameBlock(
+            "transformer.level_embeds", "memory_builder.level_embed", (NameRow("", "", WHOLE),)
+        ),
+        NameBlock(
             "transformer.encoder.layers.{i}",
             "encoder.layers.{i}",
             (
-                Row("attentions.0", "self_attn", MS_DEFORM_ATTN),
-                Row("ffns.0.layers.0.0", "linear1"),
-                Row("ffns.0.layers.1", "linear2"),
-                Row("norms.0", "norm1"),
-                Row("norms.1", "norm2"),
+                NameRow("attentions.0", "self_attn", MS_DEFORM_ATTN),
+                NameRow("ffns.0.layers.0.0", "linear1"),
+                NameRow("ffns.0.layers.1", "linear2"),
+                NameRow("norms.0", "norm1"),
+                NameRow("norms.1", "norm2"),
             ),
             each="encoder_layer",
         ),
-        Block(
+        NameBlock(
             "transformer.decoder.layers.{i}",
             "decoder.layers.{i}",
             (
-                Row("attentions.0.attn", "self_attn", MULTIHEAD_ATTN),
-                Row("attentions.1", "cross_attn", MS_DEFORM_ATTN),
-                Row("ffns.0.layers.0.0", "linear1"),
-                Row("ffns.0.layers.1", "linear2"),
-                Row("norms.0", "norm1"),
-                Row("norms.1", "norm2"),
-                Row("norms.2", "norm3"),
+                NameRow("attentions.0.attn", "self_attn", MULTIHEAD_ATTN),
+                NameRow("attentions.1", "cross_attn", MS_DEFORM_ATTN),
+                NameRow("ffns.0.layers.0.0", "linear1"),
+                NameRow("ffns.0.layers.1", "linear2"),
+                NameRow("norms.0", "norm1"),
+                NameRow("norms.1", "norm2"),
+                NameRow("norms.2", "norm3"),
             ),
             each="decoder_layer",
         ),
         *heads_of_refining_decoder("transformer.decoder"),
         *queries("transformer"),
         *heads(),
-        Block("query_embedding.weight", "queries.embed", (Row("", "", WHOLE),), when="one_stage"),
+        NameBlock(
+            "query_embedding.weight", "queries.embed", (NameRow("", "", WHOLE),), when="one_stage"
+        ),
     ),
 )

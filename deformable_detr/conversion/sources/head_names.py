@@ -1,52 +1,52 @@
 """Names of heads and queries, which most sources took over from the official repository."""
 
-from deformable_detr.conversion.layout import THREE_LAYERS, Block, Each, Row
+from deformable_detr.conversion.layout import THREE_LAYERS, Each, NameBlock, NameRow
 
-_MLP = (Row("", "mlp", THREE_LAYERS),)
+_MLP = (NameRow("", "mlp", THREE_LAYERS),)
 
 
 def heads(
     class_head: str = "class_embed",
     box_head: str = "bbox_embed",
     *,
-    box_rows: tuple[Row, ...] = _MLP,
-) -> tuple[Block, ...]:
+    box_rows: tuple[NameRow, ...] = _MLP,
+) -> tuple[NameBlock, ...]:
     """The heads of all decoder layers, by their number, then those of the proposals."""
     return (
-        *_layers(class_head, "decoder.class_heads", (Row("", ""),)),
-        Block(f"{class_head}.{{n}}", "queries.class_head", when="two_stage"),
+        *_layers(class_head, "decoder.class_heads", (NameRow("", ""),)),
+        NameBlock(f"{class_head}.{{n}}", "queries.class_head", when="two_stage"),
         *_layers(box_head, "decoder.box_heads", box_rows),
-        Block(f"{box_head}.{{n}}", "queries.box_head", box_rows, when="two_stage"),
+        NameBlock(f"{box_head}.{{n}}", "queries.box_head", box_rows, when="two_stage"),
     )
 
 
-def _layers(theirs: str, ours: str, rows: tuple[Row, ...]) -> tuple[Block, Block]:
+def _layers(theirs: str, ours: str, rows: tuple[NameRow, ...]) -> tuple[NameBlock, NameBlock]:
     """Theirs are as many as there are layers; ours are one where the layers share it."""
     theirs = f"{theirs}.{{i}}"
     return (
-        Block(theirs, f"{ours}.0", rows, each="decoder_layer", when="shared_heads"),
-        Block(theirs, f"{ours}.{{i}}", rows, each="decoder_layer", when="own_heads"),
+        NameBlock(theirs, f"{ours}.0", rows, each="decoder_layer", when="shared_heads"),
+        NameBlock(theirs, f"{ours}.{{i}}", rows, each="decoder_layer", when="own_heads"),
     )
 
 
-def heads_of_refining_decoder(theirs: str) -> tuple[Block, ...]:
+def heads_of_refining_decoder(theirs: str) -> tuple[NameBlock, ...]:
     """The heads' second names, below the decoder `theirs` that refines with them."""
     boxes, classes = f"{theirs}.bbox_embed", f"{theirs}.class_embed"
     each: Each = "decoder_layer"
     return (
-        Block(f"{boxes}.{{i}}", "decoder.box_heads.{i}", _MLP, each=each, when="own_heads"),
-        Block(f"{boxes}.{{n}}", "queries.box_head", _MLP, when="two_stage"),
-        Block(f"{classes}.{{i}}", "decoder.class_heads.{i}", each=each, when="two_stage"),
-        Block(f"{classes}.{{n}}", "queries.class_head", when="two_stage"),
+        NameBlock(f"{boxes}.{{i}}", "decoder.box_heads.{i}", _MLP, each=each, when="own_heads"),
+        NameBlock(f"{boxes}.{{n}}", "queries.box_head", _MLP, when="two_stage"),
+        NameBlock(f"{classes}.{{i}}", "decoder.class_heads.{i}", each=each, when="two_stage"),
+        NameBlock(f"{classes}.{{n}}", "queries.class_head", when="two_stage"),
     )
 
 
-def queries(theirs: str) -> tuple[Block, ...]:
+def queries(theirs: str) -> tuple[NameBlock, ...]:
     """What makes queries of proposals, or reference points of learned queries."""
     return (
-        Block(f"{theirs}.enc_output", "queries.memory_proj", when="two_stage"),
-        Block(f"{theirs}.enc_output_norm", "queries.memory_norm", when="two_stage"),
-        Block(f"{theirs}.pos_trans", "queries.query_proj", when="two_stage"),
-        Block(f"{theirs}.pos_trans_norm", "queries.query_norm", when="two_stage"),
-        Block(f"{theirs}.reference_points", "queries.reference_points", when="one_stage"),
+        NameBlock(f"{theirs}.enc_output", "queries.memory_proj", when="two_stage"),
+        NameBlock(f"{theirs}.enc_output_norm", "queries.memory_norm", when="two_stage"),
+        NameBlock(f"{theirs}.pos_trans", "queries.query_proj", when="two_stage"),
+        NameBlock(f"{theirs}.pos_trans_norm", "queries.query_norm", when="two_stage"),
+        NameBlock(f"{theirs}.reference_points", "queries.reference_points", when="one_stage"),
     )

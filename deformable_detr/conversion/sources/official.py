@@ -4,9 +4,9 @@ from deformable_detr.conversion.layout import (
     MS_DEFORM_ATTN,
     MULTIHEAD_ATTN,
     WHOLE,
-    Block,
     Layout,
-    Row,
+    NameBlock,
+    NameRow,
 )
 from deformable_detr.conversion.sources.head_names import heads, heads_of_refining_decoder, queries
 from deformable_detr.conversion.sources.resnet_names import torchvision_names
@@ -17,50 +17,54 @@ OFFICIAL = Layout(
     source="official",
     signature="transformer.level_embed",
     blocks=(
-        Block("transformer.level_embed", "memory_builder.level_embed", (Row("", "", WHOLE),)),
-        Block(
+        NameBlock(
+            "transformer.level_embed", "memory_builder.level_embed", (NameRow("", "", WHOLE),)
+        ),
+        NameBlock(
             "transformer.encoder.layers.{i}",
             "encoder.layers.{i}",
             (
-                Row("self_attn", "self_attn", MS_DEFORM_ATTN),
-                Row("norm1", "norm1"),
-                Row("linear1", "linear1"),
-                Row("linear2", "linear2"),
-                Row("norm2", "norm2"),
+                NameRow("self_attn", "self_attn", MS_DEFORM_ATTN),
+                NameRow("norm1", "norm1"),
+                NameRow("linear1", "linear1"),
+                NameRow("linear2", "linear2"),
+                NameRow("norm2", "norm2"),
             ),
             each="encoder_layer",
         ),
-        Block(
+        NameBlock(
             "transformer.decoder.layers.{i}",
             "decoder.layers.{i}",
             (
-                Row("cross_attn", "cross_attn", MS_DEFORM_ATTN),
-                Row("norm1", "norm2"),
-                Row("self_attn", "self_attn", MULTIHEAD_ATTN),
-                Row("norm2", "norm1"),
-                Row("linear1", "linear1"),
-                Row("linear2", "linear2"),
-                Row("norm3", "norm3"),
+                NameRow("cross_attn", "cross_attn", MS_DEFORM_ATTN),
+                NameRow("norm1", "norm2"),
+                NameRow("self_attn", "self_attn", MULTIHEAD_ATTN),
+                NameRow("norm2", "norm1"),
+                NameRow("linear1", "linear1"),
+                NameRow("linear2", "linear2"),
+                NameRow("norm3", "norm3"),
             ),
             each="decoder_layer",
         ),
         *heads_of_refining_decoder("transformer.decoder"),
         *queries("transformer"),
         *heads(),
-        Block("query_embed.weight", "queries.embed", (Row("", "", WHOLE),), when="one_stage"),
-        Block(
+        NameBlock(
+            "query_embed.weight", "queries.embed", (NameRow("", "", WHOLE),), when="one_stage"
+        ),
+        NameBlock(
             "input_proj.{i}",
             "neck",
-            (Row("0", "projections.{i}"), Row("1", "norms.{i}")),
+            (NameRow("0", "projections.{i}"), NameRow("1", "norms.{i}")),
             each="level",
         ),
         *torchvision_names("backbone.0.body"),
-        Block(
+        NameBlock(
             "backbone.1",
             "memory_builder.position",
             (
-                Row("row_embed", "row_embed", ("weight",)),
-                Row("col_embed", "column_embed", ("weight",)),
+                NameRow("row_embed", "row_embed", ("weight",)),
+                NameRow("col_embed", "column_embed", ("weight",)),
             ),
             when="learned_position",
         ),

@@ -1,15 +1,15 @@
 """The ResNet's part of the tables: our backbone has torchvision's names, as most sources do."""
 
-from deformable_detr.conversion.layout import FROZEN_NORM, Block, Each, Row, When
+from deformable_detr.conversion.layout import FROZEN_NORM, Each, NameBlock, NameRow, When
 
 _STAGES: tuple[Each, ...] = ("stage1", "stage2", "stage3", "stage4")
 _CONV = ("weight",)
 
 
-def torchvision_names(theirs: str) -> tuple[Block, ...]:
+def torchvision_names(theirs: str) -> tuple[NameBlock, ...]:
     """Names as in torchvision below the prefix `theirs`."""
     rows = [
-        Row(
+        NameRow(
             f"{kind}{number}",
             f"{kind}{number}",
             leaves,
@@ -19,11 +19,13 @@ def torchvision_names(theirs: str) -> tuple[Block, ...]:
         for kind, leaves in (("conv", _CONV), ("bn", FROZEN_NORM))
     ]
     return (
-        Block(
-            theirs, "backbone.body", (Row("conv1", "conv1", _CONV), Row("bn1", "bn1", FROZEN_NORM))
+        NameBlock(
+            theirs,
+            "backbone.body",
+            (NameRow("conv1", "conv1", _CONV), NameRow("bn1", "bn1", FROZEN_NORM)),
         ),
         *(
-            Block(
+            NameBlock(
                 f"{theirs}.layer{stage}.{{i}}",
                 f"backbone.body.layer{stage}.{{i}}",
                 (*rows, *_shortcut_rows(stage, "downsample.0", "downsample.1")),
@@ -34,10 +36,10 @@ def torchvision_names(theirs: str) -> tuple[Block, ...]:
     )
 
 
-def detectron2_names(theirs: str) -> tuple[Block, ...]:
+def detectron2_names(theirs: str) -> tuple[NameBlock, ...]:
     """Names as in detectron2 below the prefix `theirs`: a norm belongs to its convolution."""
     rows = [
-        Row(
+        NameRow(
             f"conv{number}{norm}",
             f"{kind}{number}",
             leaves,
@@ -47,13 +49,13 @@ def detectron2_names(theirs: str) -> tuple[Block, ...]:
         for kind, norm, leaves in (("conv", "", _CONV), ("bn", ".norm", FROZEN_NORM))
     ]
     return (
-        Block(
+        NameBlock(
             f"{theirs}.stem",
             "backbone.body",
-            (Row("conv1", "conv1", _CONV), Row("conv1.norm", "bn1", FROZEN_NORM)),
+            (NameRow("conv1", "conv1", _CONV), NameRow("conv1.norm", "bn1", FROZEN_NORM)),
         ),
         *(
-            Block(
+            NameBlock(
                 f"{theirs}.res{stage + 1}.{{i}}",
                 f"backbone.body.layer{stage}.{{i}}",
                 (*_shortcut_rows(stage, "shortcut", "shortcut.norm"), *rows),
@@ -64,10 +66,10 @@ def detectron2_names(theirs: str) -> tuple[Block, ...]:
     )
 
 
-def _shortcut_rows(stage: int, convolution: str, norm: str) -> tuple[Row, Row]:
+def _shortcut_rows(stage: int, convolution: str, norm: str) -> tuple[NameRow, NameRow]:
     """The projection beside a stage's first block; basic blocks of stage 1 need none."""
     when: When = "bottleneck" if stage == 1 else "always"
     return (
-        Row(convolution, "downsample.0", _CONV, when=when, first_only=True),
-        Row(norm, "downsample.1", FROZEN_NORM, when=when, first_only=True),
+        NameRow(convolution, "downsample.0", _CONV, when=when, first_only=True),
+        NameRow(norm, "downsample.1", FROZEN_NORM, when=when, first_only=True),
     )

@@ -11,16 +11,16 @@ from torch import Tensor
 from deformable_detr.conversion.layout import (
     MS_DEFORM_ATTN,
     WHOLE,
-    Block,
     Layout,
-    Row,
+    NameBlock,
+    NameRow,
 )
 from deformable_detr.conversion.sources.head_names import heads, heads_of_refining_decoder, queries
 from deformable_detr.conversion.sources.resnet_names import torchvision_names
 
 _QUERY, _KEY, _VALUE = 0, 1, 2  # order of the rows of nn.MultiheadAttention's in_proj
 _PROJECTIONS = tuple(
-    Row(f"self_attn.{name}_proj.{leaf}", f"self_attn.in_proj_{leaf}", WHOLE, part=part)
+    NameRow(f"self_attn.{name}_proj.{leaf}", f"self_attn.in_proj_{leaf}", WHOLE, part=part)
     for name, part in (("k", _KEY), ("v", _VALUE), ("q", _QUERY))
     for leaf in ("weight", "bias")
 )
@@ -71,53 +71,53 @@ TRANSFORMERS = Layout(
     tied_may_be_absent=True,
     normalize=_normalize,
     blocks=(
-        Block("model.level_embed", "memory_builder.level_embed", (Row("", "", WHOLE),)),
+        NameBlock("model.level_embed", "memory_builder.level_embed", (NameRow("", "", WHOLE),)),
         *torchvision_names("model.backbone.model"),
-        Block(
+        NameBlock(
             "model.position_embedding",
             "memory_builder.position",
             (
-                Row("row_embeddings", "row_embed", ("weight",)),
-                Row("column_embeddings", "column_embed", ("weight",)),
+                NameRow("row_embeddings", "row_embed", ("weight",)),
+                NameRow("column_embeddings", "column_embed", ("weight",)),
             ),
             when="learned_position",
         ),
-        Block(
+        NameBlock(
             "model.input_proj.{i}",
             "neck",
-            (Row("0", "projections.{i}"), Row("1", "norms.{i}")),
+            (NameRow("0", "projections.{i}"), NameRow("1", "norms.{i}")),
             each="level",
         ),
-        Block(
+        NameBlock(
             "model.query_position_embeddings.weight",
             "queries.embed",
-            (Row("", "", WHOLE),),
+            (NameRow("", "", WHOLE),),
             when="one_stage",
         ),
-        Block(
+        NameBlock(
             "model.encoder.layers.{i}",
             "encoder.layers.{i}",
             (
-                Row("self_attn", "self_attn", MS_DEFORM_ATTN),
-                Row("self_attn_layer_norm", "norm1"),
-                Row("mlp.fc1", "linear1"),
-                Row("mlp.fc2", "linear2"),
-                Row("final_layer_norm", "norm2"),
+                NameRow("self_attn", "self_attn", MS_DEFORM_ATTN),
+                NameRow("self_attn_layer_norm", "norm1"),
+                NameRow("mlp.fc1", "linear1"),
+                NameRow("mlp.fc2", "linear2"),
+                NameRow("final_layer_norm", "norm2"),
             ),
             each="encoder_layer",
         ),
-        Block(
+        NameBlock(
             "model.decoder.layers.{i}",
             "decoder.layers.{i}",
             (
                 *_PROJECTIONS,
-                Row("self_attn.o_proj", "self_attn.out_proj"),
-                Row("self_attn_layer_norm", "norm1"),
-                Row("encoder_attn", "cross_attn", MS_DEFORM_ATTN),
-                Row("encoder_attn_layer_norm", "norm2"),
-                Row("mlp.fc1", "linear1"),
-                Row("mlp.fc2", "linear2"),
-                Row("final_layer_norm", "norm3"),
+                NameRow("self_attn.o_proj", "self_attn.out_proj"),
+                NameRow("self_attn_layer_norm", "norm1"),
+                NameRow("encoder_attn", "cross_attn", MS_DEFORM_ATTN),
+                NameRow("encoder_attn_layer_norm", "norm2"),
+                NameRow("mlp.fc1", "linear1"),
+                NameRow("mlp.fc2", "linear2"),
+                NameRow("final_layer_norm", "norm3"),
             ),
             each="decoder_layer",
         ),

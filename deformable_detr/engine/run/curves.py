@@ -1,93 +1,82 @@
-"""Draws a run's metrics file as one picture: loss on the left, average precision on the right."""
+"""The curves of a run, from its metrics file: average precision, losses, rate, gradient."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
 from deformable_detr.engine.metrics import read_records
+from deformable_detr.visualize.charts import Chart, Line, line_chart, write_png
 
-# Labels and colours (Okabe and Ito's, distinct to colour-blind eyes) by the key of a record.
+# Labels by the key of a record.
 LOSS_LINES = {
-    "total": ("total, weighted", "#000000"),
-    "loss_class": ("class", "#0072B2"),
-    "loss_l1": ("box L1", "#E69F00"),
-    "loss_giou": ("box GIoU", "#009E73"),
+    "total": "total, weighted",
+    "loss_class": "class",
+    "loss_l1": "box L1",
+    "loss_giou": "box GIoU",
 }
-AP_LINES = {
-    "AP": ("AP", "#000000"),
-    "AP50": ("AP50", "#0072B2"),
-    "AP75": ("AP75", "#E69F00"),
-}
-MANY_POINTS = 40  # more than these are a line without markers
+AP_LINES = ("AP", "AP50", "AP75")
+Records = Sequence[Mapping[str, Any]]
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
-    """Draw what a run has recorded so far.
+    """Draw losses and average precision of what a run has recorded so far.
 
     Args:
         metrics: the run's `metrics.jsonl`.
         picture: where to write the PNG.
     """
     records = read_records(metrics)
-    training = [record for record in records if record["kind"] == "train"]
-    evaluations = [record for record in records if record["kind"] == "evaluation"]
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss_axes, ap_axes = figure.subplots(1, 2, sharex=True)
-    _draw_losses(loss_axes, training, evaluations)
-    _draw_ap(ap_axes, evaluations)
-    for axes in (loss_axes, ap_axes):
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10]))
-        axes.grid(alpha=0.3, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(picture, dpi=130)
+    write_png(picture, [loss_chart(records), ap_chart(records)])
 
 
-def _draw_losses(
-    axes: Axes, training: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]
-) -> None:
-    for key, (label, colour) in LOSS_LINES.items():
-        width = 2.0 if key == "total" else 1.2
-        _draw_line(axes, training, key, label=label, color=colour, linewidth=width)
-    _draw_line(
-        axes,
-        evaluations,
-        "validation/total",
-        label="total, validation",
-        color="#CC79A7",
-        linestyle="--",
-        marker="o",
-        markersize=4,
+def training_charts(records: Records) -> list[Chart]:
+    """Everything that is recorded over the steps."""
+    rate = _line("learning rate", records, "train", "lr")
+    norm = _line("gradient norm", records, "train", "grad_norm")
+    charts = (
+        ap_chart(records),
+        loss_chart(records),
+        line_chart(
+            "Learning rate",
+            [rate],
+            x_label="step",
+            y_label="",  # the title says it, and its numbers are long
+            y_range=(0, None),
+        ),
+        line_chart(
+            "Norm of the gradient before clipping",
+            [norm],
+            x_label="step",
+            y_label="2-norm",
+            log_y=True,
+        ),
     )
-    axes.set_title("Loss of the last decoder layer, and the total of all layers")
-    axes.set_ylabel("loss per object")
-    if axes.lines:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.legend(frameon=False)
+    return [chart for chart in charts if not chart.is_empty]
 
 
-def _draw_ap(axes: Axes, evaluations: Sequence[Mapping[str, Any]]) -> None:
-    marker = "o" if len(evaluations) <= MANY_POINTS else ""
-    for key, (label, colour) in AP_LINES.items():
-        _draw_line(axes, evaluations, key, label=label, color=colour, marker=marker, markersize=4)
-    axes.set_title("Average precision on the validation set")
-    axes.set_ylabel("AP")
-    axes.set_ylim(bottom=0)
-    if axes.lines:
-        axes.legend(frameon=False, loc="upper left")
+def loss_chart(records: Records) -> Chart:
+    """Training losses, and the validation loss where it is computed."""
+    lines = [_line(label, records, "train", key) for key, label in LOSS_LINES.items()]
+    return line_chart(
+        "Loss of the last decoder layer, and the total of all layers",
+        [*lines, _line("total, validation", records, "evaluation", "validation/total")],
+        x_label="step",
+        y_label="loss per object",
+        log_y=True,
+    )
 
 
-def _draw_line(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, **style: Any) -> None:
-    points = [(record["step"], record[key]) for record in records if key in record]
-    if points:
-        steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, **style)
+def ap_chart(records: Records) -> Chart:
+    """Average precision on the validation set."""
+    return line_chart(
+        "Average precision on the validation set",
+        [_line(key, records, "evaluation", key) for key in AP_LINES],
+        x_label="step",
+        y_label="AP",
+        y_range=(0, None),
+    )
+
+
+def _line(label: str, records: Records, kind: str, key: str) -> Line:
+    own = [record for record in records if record["kind"] == kind and key in record]
+    return Line(label, [(record["step"], record[key]) for record in own])

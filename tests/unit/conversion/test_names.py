@@ -10,8 +10,8 @@ from helpers.models import VARIANTS, small_detector
 from helpers.transformers_oracle import randomize
 
 from deformable_detr import export_weights, import_weights
+from deformable_detr.conversion.detector_structure import structure_of_model, structure_of_names
 from deformable_detr.conversion.recognition import SOURCES, layout_of
-from deformable_detr.conversion.structure import structure_of_model, structure_of_names
 from deformable_detr.models.deformable_detr import DeformableDETR
 
 FOREIGN = [source for source in SOURCES if source != "native"]

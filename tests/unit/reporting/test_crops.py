@@ -19,7 +19,7 @@ def pixels(uri: str) -> np.ndarray:
 
 
 def photo(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:
-    """Grey, but red inside the box (left, top, width, height)."""
+    """Gray, but red inside the box (left, top, width, height)."""
     values = np.full((height, width, 3), 128, dtype=np.uint8)
     left, top, box_width, box_height = box
     values[top : top + box_height, left : left + box_width] = (255, 0, 0)

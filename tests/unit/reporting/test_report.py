@@ -160,8 +160,9 @@ def test_links_lead_somewhere_and_pictures_and_tables_can_be_heard(
     page = small[0]
     ids = [element.attributes["id"] for element in page.walk() if "id" in element.attributes]
     assert len(set(ids)) == len(ids)
-    links = [str(link.attributes["href"]) for link in page.all("a")]
-    assert sorted(links) == sorted(f"#{name}" for name in ids)
+    links, uses = ({str(one.attributes["href"]) for one in page.all(tag)} for tag in ("a", "use"))
+    assert links == {f"#{section.attributes['id']}" for section in page.all("section")}
+    assert links | uses == {f"#{name}" for name in ids}
     images = page.all("img")
     assert len(images) > MAX_PICTURES
     assert all(image.attributes.get("alt") for image in images)

@@ -68,7 +68,7 @@ def test_both_forms_of_the_operator_get_the_same_points_and_weights() -> None:
     )
 
 
-def test_encoder_queries_stand_on_the_centres_of_the_cells() -> None:
+def test_encoder_queries_stand_on_the_centers_of_the_cells() -> None:
     references = make_workload(SMALL).reference_points
 
     assert references.shape == (1, 24 + 6, 2, 2)

@@ -1,44 +1,43 @@
-import math
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pytest
 from PIL import Image
 
 from deformable_detr.engine.metrics import append_record
-from deformable_detr.engine.run import curves
-from deformable_detr.engine.run.curves import draw_curves
+from deformable_detr.engine.run.curves import ap_chart, draw_curves, loss_chart, training_charts
 
 
-def write_run(path: Path, *, evaluations: bool) -> None:
-    for step in range(10, 510, 10):
-        loss = 12 * math.exp(-step / 150) + 4
-        terms = {"loss_class": loss / 8, "loss_l1": loss / 30, "loss_giou": loss / 15}
-        append_record(path, {"kind": "train", "step": step, "total": loss, **terms})
+def records(*, evaluations: bool = True) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [{"kind": "start", "step": 0}]
+    for step in range(10, 110, 10):
+        terms = {"total": 90 / step, "loss_class": 20 / step, "loss_l1": 5 / step}
+        found.append({"kind": "train", "step": step, "lr": 1e-4, "loss_giou": 9 / step, **terms})
         if evaluations and step % 50 == 0:
-            ap = 0.4 * (1 - math.exp(-step / 200))
-            scores = {"AP": ap, "AP50": 1.8 * ap, "AP75": 0.8 * ap, "validation/total": loss + 1}
-            append_record(path, {"kind": "evaluation", "step": step, **scores})
+            scores = {"AP": step / 1000, "AP50": step / 500, "AP75": step / 2000}
+            found.append({"kind": "evaluation", "step": step, "validation/total": 2.0, **scores})
+    return found
 
 
-@pytest.mark.parametrize("evaluations", [True, False])
-def test_the_picture_shows_the_lines_that_were_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluations: bool
-) -> None:
-    write_run(tmp_path / "metrics.jsonl", evaluations=evaluations)
-    drawn = []
-    draw_line = curves._draw_line
+def test_lines_are_what_was_recorded() -> None:
+    losses, ap = loss_chart(records()), ap_chart(records())
+    assert losses.labels == ("total, weighted", "class", "box L1", "box GIoU", "total, validation")
+    assert losses.lines[0].points[:2] == [(10, 9.0), (20, 4.5)]
+    assert losses.lines[-1].points == [(50, 2.0), (100, 2.0)]
+    assert ap.labels == ("AP", "AP50", "AP75")
+    assert ap.lines[1].points == [(50, 0.1), (100, 0.2)]
+    assert len(loss_chart(records(evaluations=False)).lines) == 4
+    assert ap_chart(records(evaluations=False)).is_empty
 
-    def record_line(axes: object, records: object, key: str, **style: object) -> None:
-        draw_line(axes, records, key, **style)
-        drawn.append((key, len(axes.lines)))
 
-    monkeypatch.setattr(curves, "_draw_line", record_line)
+def test_what_was_not_recorded_has_no_chart() -> None:
+    titles = [chart.title.split()[0] for chart in training_charts(records())]
+    assert titles == ["Average", "Loss", "Learning"]  # no norms of gradients
+    assert training_charts([]) == []
+
+
+def test_a_picture_is_drawn_before_the_first_evaluation_too(tmp_path: Path) -> None:
+    for record in records(evaluations=False):
+        append_record(tmp_path / "metrics.jsonl", record)
     draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    counts = dict(drawn)
-    assert counts["loss_giou"] == 4
-    assert counts["validation/total"] == (5 if evaluations else 4)
-    assert counts["AP75"] == (3 if evaluations else 0)
-    pixels = np.asarray(Image.open(tmp_path / "curves.png").convert("L"))
-    assert pixels.shape[1] > 1000
-    assert 0.005 < (pixels < 200).mean() < 0.3
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > 1000

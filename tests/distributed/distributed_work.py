@@ -269,7 +269,7 @@ def _overflow_once() -> dict[str, Any]:
 
 @torch.no_grad()
 def _perturb(model: nn.Module) -> None:
-    """Zero-initialised weights would hide the gradients of what they multiply."""
+    """Zero-initialized weights would hide the gradients of what they multiply."""
     generator = torch.Generator().manual_seed(7)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)

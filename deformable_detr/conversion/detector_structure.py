@@ -6,7 +6,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from deformable_detr.conversion.layout import Block, Each, Layout, Structure, When, row_pairs
+from deformable_detr.conversion.layout import (
+    DetectorStructure,
+    Each,
+    Layout,
+    NameBlock,
+    When,
+    row_pairs,
+)
 from deformable_detr.layers.position import LearnedPositionEmbedding
 from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.models.proposals import BASE_SIZE, ProposalQueries
@@ -15,7 +22,7 @@ _BLOCK = re.compile(
     r"^backbone\.body\.layer(?P<stage>\d)\.(?P<block>\d+)\.conv(?P<conv>\d)\.weight$"
 )
 _MAX_CELLS = 50  # of learned positions, in the official code and in transformers
-_ANY = Structure(
+_ANY = DetectorStructure(
     stage_blocks=(1, 1, 1, 1),
     bottleneck=True,
     num_levels=1,
@@ -28,7 +35,7 @@ _ANY = Structure(
 )
 
 
-def structure_of_model(model: DeformableDETR) -> Structure:
+def structure_of_model(model: DeformableDETR) -> DetectorStructure:
     """The structure of a detector of this package.
 
     Raises:
@@ -45,7 +52,7 @@ def structure_of_model(model: DeformableDETR) -> Structure:
             f"got {type(model.backbone).__name__} of {next(iter(model.backbone.state_dict()))}, ..."
         )
     _require_known_parts(model)
-    return Structure(
+    return DetectorStructure(
         stage_blocks=tuple(blocks[stage] for stage in sorted(blocks)),
         bottleneck=any(match["conv"] == "3" for match in matches),
         num_levels=model.neck.num_levels,
@@ -76,7 +83,7 @@ def _require_known_parts(model: DeformableDETR) -> None:
             )
 
 
-def structure_of_names(layout: Layout, state: Mapping[str, Tensor]) -> Structure:
+def structure_of_names(layout: Layout, state: Mapping[str, Tensor]) -> DetectorStructure:
     """The structure of the detector that a source's tensors belong to.
 
     Counts by the names in its table: of every repeated block, the indices that are there.
@@ -88,7 +95,7 @@ def structure_of_names(layout: Layout, state: Mapping[str, Tensor]) -> Structure
     two_stage = _has(layout, state, "two_stage")
     num_levels, num_backbone_levels = _levels(layout, state, counts)
     stages = [counts[each] for each in ("stage1", "stage2", "stage3", "stage4")]
-    return Structure(
+    return DetectorStructure(
         stage_blocks=tuple(itertools.takewhile(bool, stages)),
         bottleneck=_has_third_convolution(layout, state),
         num_levels=num_levels,
@@ -110,7 +117,7 @@ def _has(layout: Layout, state: Mapping[str, Tensor], when: When) -> bool:
     )
 
 
-def _names(block: Block, index: int) -> list[str]:
+def _names(block: NameBlock, index: int) -> list[str]:
     return [
         pair.theirs
         for row in block.rows
@@ -119,11 +126,11 @@ def _names(block: Block, index: int) -> list[str]:
     ]
 
 
-def _first_name(block: Block) -> str:
+def _first_name(block: NameBlock) -> str:
     return _names(block, 0)[0]
 
 
-def _count(block: Block, state: Mapping[str, Tensor]) -> int:
+def _count(block: NameBlock, state: Mapping[str, Tensor]) -> int:
     """How many indices of a repeated block are there, from 0 on without a gap."""
     return next(
         index

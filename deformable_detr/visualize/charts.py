@@ -1,0 +1,268 @@
+"""Line and bar charts by matplotlib: as a PNG, or as SVG whose colors are those of the page.
+
+A class of the page's style sheet gives each part of the SVG its looks: `s0`, `s1`, ... for the
+series, with `line` or `part`, and `axis`.
+"""
+
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+# Okabe and Ito's, distinct to colorblind eyes, darker where they would be faint on white.
+COLORS = ("#1c2024", "#0072b2", "#c45400", "#00805e", "#a64d83", "#8a6d00")
+MAX_MARKERS = 30  # a line of more points has none
+MAX_POINTS = 300  # a line of more is averaged
+SMALLEST_PLAIN = 1e-3  # a smaller number on an axis has an exponent
+SVG_INCHES = (6.4, 3.6)
+SVG_FONT_SIZE = 12  # as in the page's style sheet
+PNG_INCHES, PNG_DPI = (5.5, 4.2), 130
+MARKER_SIZE = 4.5
+STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
+BAR_WIDTH = 0.72  # of the distance to the next
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series: its name and its points (x, y)."""
+
+    label: str
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A bar: what stands below it, and its parts from the bottom up."""
+
+    label: str
+    parts: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over each other, or stacked bars beside each other.
+
+    Attributes:
+        title: above it.
+        x_label: of the horizontal axis.
+        y_label: of the vertical axis.
+        labels: names of the series, in the order of their colors.
+        lines: a series each.
+        stacks: bars with a part per series.
+        y_range: ends of the vertical axis; None for those of the data.
+        log_y: whether the vertical axis is logarithmic.
+        note: below it.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    labels: tuple[str, ...]
+    lines: tuple[Line, ...] = ()
+    stacks: tuple[Stack, ...] = ()
+    y_range: tuple[float, float | None] | None = None
+    log_y: bool = False
+    note: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """True where there is nothing to draw."""
+        return not self.lines and not any(sum(stack.parts) for stack in self.stacks)
+
+    @property
+    def summary(self) -> str:
+        """What it shows, to be read aloud."""
+        ends = ((line.label, line.points[0][1], line.points[-1][1]) for line in self.lines)
+        lines = [f"{label} from {first:.3g} to {last:.3g}" for label, first, last in ends]
+        return "; ".join(lines or self.bar_texts())
+
+    def bar_texts(self) -> Iterator[str]:
+        """What each part of a bar stands for, in the order in which they are drawn."""
+        for index, label in enumerate(self.labels):
+            for stack in self.stacks:
+                yield f"{stack.label}: {stack.parts[index]:g} {label}"
+
+
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    y_range: tuple[float, float | None] | None = None,
+    log_y: bool = False,
+    note: str = "",
+) -> Chart:
+    """A chart of the lines that have points; see `Chart`.
+
+    Points that are not positive are left out of a logarithmic chart, and long lines are averaged.
+    """
+    lines = [Line(line.label, [p for p in line.points if p[1] > 0 or not log_y]) for line in lines]
+    lines = [line for line in lines if line.points]
+    largest = max((len(line.points) for line in lines), default=0)
+    if largest > MAX_POINTS:
+        size = math.ceil(largest / MAX_POINTS)
+        lines = [replace(line, points=_averaged(line.points, size)) for line in lines]
+        note = f"{note} Each point is the mean of {size} records.".strip()
+    return Chart(
+        title,
+        x_label,
+        y_label,
+        labels=tuple(line.label for line in lines),
+        lines=tuple(lines),
+        y_range=y_range,
+        log_y=log_y,
+        note=note,
+    )
+
+
+def write_png(path: Path, charts: Sequence[Chart]) -> None:
+    """Write charts with titles and legends, side by side over the same horizontal axis."""
+    width, height = PNG_INCHES
+    figure = Figure(figsize=(width * len(charts), height), layout="constrained")
+    FigureCanvasAgg(figure)
+    every_axes = figure.subplots(1, len(charts), sharex=True, squeeze=False)[0]
+    for axes, chart in zip(every_axes, charts, strict=True):
+        _draw(axes, chart)
+        axes.set_title(chart.title)
+        if not chart.is_empty:
+            axes.legend(chart.labels, frameon=False)
+    figure.savefig(path, dpi=PNG_DPI)
+
+
+def to_svg(chart: Chart) -> str:
+    """The chart without title and legend, as an element of an HTML page.
+
+    It has no ids but those of its markers, no styles of its own, and is the same every time.
+    """
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    # Other markers than those of another chart, as ids are the page's.
+    options = {"svg.fonttype": "none", "svg.hashsalt": chart.title, "font.size": SVG_FONT_SIZE}
+    with matplotlib.rc_context(options):
+        figure = Figure(figsize=SVG_INCHES, layout="constrained")
+        _draw(figure.subplots(), chart)
+        figure.savefig(file, format="svg", metadata=nothing, transparent=True)
+    return _for_page(file.getvalue(), chart)
+
+
+def _draw(axes: Axes, chart: Chart) -> None:
+    for index, line in enumerate(chart.lines):
+        axes.plot(
+            *zip(*line.points, strict=True),
+            color=COLORS[index],
+            marker="o" if _has_markers(line) else "",
+            markersize=MARKER_SIZE,
+            gid=f"line s{index}",
+        )
+    names, bottoms = [stack.label for stack in chart.stacks], [0.0] * len(chart.stacks)
+    for index in range(len(chart.labels) if names else 0):
+        parts = [stack.parts[index] for stack in chart.stacks]
+        bars = axes.bar(names, parts, BAR_WIDTH, bottoms, color=COLORS[index + 1])
+        for bar in bars:
+            bar.set_gid(f"part s{index + 1}")
+        bottoms = [low + part for low, part in zip(bottoms, parts, strict=True)]
+    axes.set_xlabel(chart.x_label)
+    axes.set_ylabel(chart.y_label)
+    _scale(axes, chart)
+    axes.grid(axis="y", alpha=0.3, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_gid("axis")
+
+
+def _scale(axes: Axes, chart: Chart) -> None:
+    if chart.lines:
+        axes.margins(x=0.02)
+        whole = all(float(x).is_integer() for line in chart.lines for x, _ in line.points)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _text(value)))
+        axes.xaxis.set_major_locator(
+            MaxNLocator(nbins=7, steps=STEPS, integer=whole, min_n_ticks=1)
+        )
+    if chart.log_y and chart.lines:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=STEPS, integer=bool(chart.stacks)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _text(value)))
+    if chart.y_range is not None:
+        axes.set_ylim(*chart.y_range)
+
+
+def _has_markers(line: Line) -> bool:
+    return len(line.points) <= MAX_MARKERS
+
+
+def _averaged(points: Sequence[Point], size: int) -> list[Point]:
+    """Means of `size` points each; a line that is short enough stays."""
+    if len(points) <= MAX_POINTS:
+        return list(points)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
+        for group in groups
+    ]
+
+
+def _text(value: float) -> str:
+    """Short: 0.002 and 2e-4."""
+    if value == 0 or abs(value) >= SMALLEST_PLAIN:
+        return f"{value:g}"
+    digits, _, exponent = f"{value:.3e}".partition("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
+def _for_page(svg: str, chart: Chart) -> str:
+    """Matplotlib's SVG with classes for styles, and a text for each marker and bar."""
+    root = ElementTree.fromstring(svg)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}clipPath", "}style")):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = dict(_attributes(element))
+    texts = chart.bar_texts() if chart.stacks else _point_texts(chart)
+    drawn = [one for one in root.iter() if one.tag == "use" or "part" in one.get("class", "")]
+    for element, text in zip(drawn, texts, strict=True):
+        ElementTree.SubElement(element, "title").text = text
+    root.attrib = {
+        "viewBox": root.attrib["viewBox"],
+        "role": "img",
+        "aria-label": f"{chart.title}: {chart.summary}",
+    }
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _attributes(element: ElementTree.Element) -> Iterator[tuple[str, str]]:
+    for name, value in element.attrib.items():
+        match name.rpartition("}")[2]:
+            case "id" if element.tag == "path":  # of a marker
+                yield name, value
+            case "id" if value.startswith(("line s", "part s", "axis")):
+                yield "class", value
+            case "id" if re.match("[xy]tick_", value):
+                yield "class", "axis"
+            case "style" if anchor := re.search(r"text-anchor: (\w+)", value):
+                yield "text-anchor", anchor[1]
+            case "viewBox" | "d" | "href" | "x" | "y" | "transform" as kept:
+                yield kept, value
+
+
+def _point_texts(chart: Chart) -> Iterator[str]:
+    for line in filter(_has_markers, chart.lines):
+        for x, y in line.points:
+            yield f"{line.label} at {x:g}: {y:.4g}"
