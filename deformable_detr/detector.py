@@ -20,12 +20,12 @@ from deformable_detr.builders import build_eval_transform
 from deformable_detr.builders.weights import model_with_weights, numbered_classes
 from deformable_detr.config.loading import validate_config
 from deformable_detr.conversion.files import read_weights
-from deformable_detr.data.transforms import Transform, to_model_input
+from deformable_detr.data.transforms import Resize, normalize
 from deformable_detr.distributed import choose_device
 from deformable_detr.evaluation.postprocess import select_detections
 from deformable_detr.labels import LabelSpace
 from deformable_detr.photos import ImageLike, as_photo
-from deformable_detr.structures import Detections, ImageBatch, Predictions, Sample, Size
+from deformable_detr.structures import Detections, ImageBatch, Predictions, Size
 from deformable_detr.visualize.attention import QueryLook, looks_of_best, record_attention
 
 DEFAULT_THRESHOLD = 0.3  # focal losses give low scores; few false ones are above this
@@ -49,7 +49,7 @@ class Detector:
         model: nn.Module,
         label_space: LabelSpace,
         *,
-        transform: Transform,
+        transform: Resize,
         device: torch.device,
     ) -> None:
         self.model = model.to(device).eval()
@@ -199,16 +199,7 @@ class Detector:
 
     def preprocess(self, photo: Image.Image) -> Tensor:
         """(3, h, w) normalised image, resized as the model wants it."""
-        sample = Sample(
-            image=photo,
-            boxes_xyxy=torch.zeros(0, 4),
-            labels=torch.zeros(0, dtype=torch.int64),
-            area=torch.zeros(0),
-            image_id=0,
-            original_size=(photo.height, photo.width),
-        )
-        resized = self.transform(sample, torch.Generator())
-        return to_model_input(resized)[0]
+        return normalize(self.transform.resize_image(photo))
 
     @torch.inference_mode()
     def _run(

@@ -22,9 +22,9 @@ from deformable_detr.data.transforms import (
     RandomRotate90,
     RandomSoften,
     RandomZoomCrop,
+    Resize,
     Transform,
     coco_train_transform,
-    resize_only,
 )
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Size
@@ -83,7 +83,7 @@ def build_train_transform(config: AugmentationConfig) -> Transform:
                 )
             )
         case NoAugmentationConfig():
-            return resize_only(config.size, config.max_size)
+            return Resize(config.size, config.max_size)
         case _:
             assert_never(config)
 
@@ -108,6 +108,6 @@ def largest_size(config: RunConfig) -> Size:
     return height, width
 
 
-def build_eval_transform(config: DataConfig) -> Transform:
+def build_eval_transform(config: DataConfig) -> Resize:
     """Resizing of images that are evaluated or predicted on."""
-    return resize_only(config.eval_size, config.eval_max_size)
+    return Resize(config.eval_size, config.eval_max_size)

@@ -83,7 +83,8 @@ def load_run_config(path: Path, overrides: Overrides = ()) -> RunConfig:
     """
     content = _merge(_defaults(), upgrade(_read_yaml(path)))
     written = validate_config(content, source=path.name, ignore_unknown=True)
-    return load_config(written, overrides)
+    merged = reduce(_merge, _as_nested(overrides), written.model_dump(mode="json"))
+    return validate_config(merged, source=path.name)
 
 
 def validate_config(

@@ -25,14 +25,22 @@ def resized_size(size: Size, short_side: int, max_size: int | None) -> Size:
     return (short_side, long_side) if size[0] <= size[1] else (long_side, short_side)
 
 
-def resize(sample: Sample, size: Size) -> Sample:
+def resize_image(image: Image.Image, size: Size) -> Image.Image:
     """Resize to (height, width), bilinear over the whole footprint of a pixel."""
+    height, width = size
+    if (image.height, image.width) == size:
+        return image
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def resize(sample: Sample, size: Size) -> Sample:
+    """Resize image and boxes to (height, width), as `resize_image` does."""
     if size == sample.size:
         return sample
     y_ratio, x_ratio = size[0] / sample.size[0], size[1] / sample.size[1]
     return replace(
         sample,
-        image=sample.image.resize((size[1], size[0]), Image.Resampling.BILINEAR),
+        image=resize_image(sample.image, size),
         boxes_xyxy=sample.boxes_xyxy * torch.tensor((x_ratio, y_ratio, x_ratio, y_ratio)),
         area=sample.area * (x_ratio * y_ratio),
     )

@@ -17,6 +17,7 @@ from deformable_detr.data.geometry import (
     crop,
     flip_horizontally,
     resize,
+    resize_image,
     resized_size,
     rotate_quarter,
 )
@@ -106,6 +107,31 @@ class RandomResize:
         """See `Transform`."""
         short_side = self.short_sides[_draw_integer(generator, 0, len(self.short_sides) - 1)]
         return resize(sample, resized_size(sample.size, short_side, self.max_size))
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Bring the shorter side to `short_side`, as the official evaluation pipeline does.
+
+    Attributes:
+        short_side: in pixels.
+        max_size: largest longer side.
+    """
+
+    short_side: int
+    max_size: int
+
+    def __post_init__(self) -> None:
+        _require(self.short_side > 0, f"short_side must be positive, got {self.short_side}")
+
+    def __call__(self, sample: Sample, generator: Generator) -> Sample:
+        """See `Transform`."""
+        return resize(sample, resized_size(sample.size, self.short_side, self.max_size))
+
+    def resize_image(self, image: Image.Image) -> Image.Image:
+        """The same for an image without objects."""
+        size = resized_size((image.height, image.width), self.short_side, self.max_size)
+        return resize_image(image, size)
 
 
 @dataclass(frozen=True)
@@ -258,11 +284,6 @@ def coco_train_transform(
     return Compose((RandomHorizontalFlip(), OneOf((last_resize, cropped))))
 
 
-def resize_only(short_side: int, max_size: int) -> Transform:
-    """The official evaluation pipeline."""
-    return RandomResize((short_side,), max_size)
-
-
 def to_model_input(sample: Sample) -> tuple[Tensor, Target]:
     """The last step of every pipeline: PIL image and pixels become tensors and shares.
 
@@ -273,14 +294,19 @@ def to_model_input(sample: Sample) -> tuple[Tensor, Target]:
         (3, h, w) float32 normalised image, and its target with boxes relative to (h, w).
     """
     height, width = sample.size
-    pixels = TF.to_dtype(TF.pil_to_tensor(sample.image), torch.float32, scale=True)
     target = Target(
         boxes=xyxy_to_cxcywh(sample.boxes_xyxy) / torch.tensor((width, height, width, height)),
         labels=sample.labels,
         image_id=sample.image_id,
         original_size=sample.original_size,
     )
-    return TF.normalize(pixels, list(IMAGENET_MEAN), list(IMAGENET_STD)), target
+    return normalize(sample.image), target
+
+
+def normalize(image: Image.Image) -> Tensor:
+    """(3, h, w) float32 image, normalized by the mean and deviation of ImageNet."""
+    pixels = TF.to_dtype(TF.pil_to_tensor(image), torch.float32, scale=True)
+    return TF.normalize(pixels, list(IMAGENET_MEAN), list(IMAGENET_STD))
 
 
 def _draw(generator: Generator, low: float, high: float) -> float:

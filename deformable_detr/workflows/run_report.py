@@ -1,6 +1,5 @@
 """The report of a run on one page: its curves, its data, its mistakes, its settings."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import Overrides, load_run_config, to_yaml
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from deformable_detr.engine.checkpoints.sealed_file import content_hash
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.header import describe_device
@@ -28,7 +28,6 @@ from deformable_detr.workflows.recipe import nearest_recipe
 from deformable_detr.workflows.session import kept_torch_state
 
 logger = logging.getLogger(__name__)
-_BLOCK_BYTES = 1 << 20
 
 
 def describe_environment(config: RunConfig, device: torch.device) -> dict[str, str]:
@@ -164,10 +163,6 @@ def stored_detections(files: RunFolder, step: int) -> DetectionTable | None:
 
 
 def _identity(path: Path, checkpoint: Checkpoint) -> dict[str, str]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
     best = checkpoint.best_ap
     return {
         "file": path.name,
@@ -178,7 +173,7 @@ def _identity(path: Path, checkpoint: Checkpoint) -> dict[str, str]:
         "started from": checkpoint.origin or "the config's weights",
         "classes": checkpoint.label_space.describe(),
         "size": f"{path.stat().st_size:,} bytes",
-        "SHA-256": digest.hexdigest(),
+        "SHA-256 of its content": content_hash(path),
     }
 
 

@@ -16,7 +16,7 @@ from deformable_detr.builders import build_dataset
 from deformable_detr.data.collate import Batch, collate
 from deformable_detr.data.samplers import SampleKey
 from deformable_detr.data.transformed import TransformedDataset
-from deformable_detr.data.transforms import resize_only
+from deformable_detr.data.transforms import Resize
 from deformable_detr.structures import Predictions
 
 NUM_IMAGES, SIZE, STEPS = 4, 64, 100
@@ -48,7 +48,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
     files = write_coco_set(folder, num_images=NUM_IMAGES, size=(SIZE, SIZE))
     settings = [*SMALL, *data_settings(files, files)]
     config = load_config("deformable_detr_r50_two_stage", settings)
-    samples = TransformedDataset(build_dataset(config, "train"), resize_only(SIZE, 1333), seed=0)
+    samples = TransformedDataset(build_dataset(config, "train"), Resize(SIZE, 1333), seed=0)
     batch = collate([samples[SampleKey(0, index)] for index in range(NUM_IMAGES)])
     model, criterion = build_model(config, num_classes=2), build_criterion(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)

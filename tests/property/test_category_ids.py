@@ -16,7 +16,7 @@ from deformable_detr.builders import build_dataset
 from deformable_detr.data.collate import collate
 from deformable_detr.data.samplers import SampleKey
 from deformable_detr.data.transformed import TransformedDataset
-from deformable_detr.data.transforms import resize_only
+from deformable_detr.data.transforms import Resize
 from deformable_detr.detector import Detector
 from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from deformable_detr.engine.evaluate import evaluate
@@ -58,7 +58,7 @@ def check_round_trip(folder: Path, ids: list[int], *, match_official: bool) -> N
     config = load_config("deformable_detr_r50", {"match_official": match_official, **settings})
     dataset = build_dataset(config, "train")
     space = dataset.label_space
-    samples = TransformedDataset(dataset, resize_only(24, 1333), seed=0)
+    samples = TransformedDataset(dataset, Resize(24, 1333), seed=0)
     batch = collate([samples[SampleKey(0, index)] for index in range(2)])
 
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def check_round_trip(folder: Path, ids: list[int], *, match_official: bool) -> N
     assert {result["category_id"] for result in json.loads(results.read_text())} <= set(ids)
     assert evaluate_results(results, files.annotations).num_detections == measured.num_detections
 
-    detector = Detector(model, checkpoint.label_space, transform=resize_only(24, 1333), device=CPU)
+    detector = Detector(model, checkpoint.label_space, transform=Resize(24, 1333), device=CPU)
     for index, sample in enumerate(dataset[position] for position in range(2)):
         found = detector.predict(sample.image, threshold=0)
         best = found.select(found.scores == found.scores.max())

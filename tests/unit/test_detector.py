@@ -8,7 +8,7 @@ from helpers.tiny_checkpoint import LABEL_SPACE, write_checkpoint
 from PIL import Image
 from torch import nn
 
-from deformable_detr.data.transforms import resize_only
+from deformable_detr.data.transforms import Resize
 from deformable_detr.detector import Detector
 from deformable_detr.structures import ImageBatch, ModelOutput, Predictions
 
@@ -37,7 +37,7 @@ def _detector(model: nn.Module | None = None) -> Detector:
     return Detector(
         model or FixedModel(),
         LABEL_SPACE,
-        transform=resize_only(32, 64),
+        transform=Resize(32, 64),
         device=torch.device("cpu"),
     )
 

@@ -95,3 +95,14 @@ def test_torch_distributed_is_imported_in_one_file():
         if any(module.startswith("torch.distributed") for module, _ in imports(path))
     ]
     assert users == ["distributed.py"]
+
+
+def test_a_module_of_the_command_line_holds_a_command_and_no_other_module_imports_it():
+    shared = {"options", "outputs", "launcher"}
+    for path in (PACKAGE / "cli").glob("*.py"):
+        others = {
+            module.removeprefix("deformable_detr.cli").removeprefix(".").split(".")[0]
+            for module, _ in imports(path)
+            if module.startswith("deformable_detr.cli")
+        }
+        assert path.stem == "main" or others <= shared, path.name

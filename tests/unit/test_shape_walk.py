@@ -11,7 +11,7 @@ from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.collate import collate
 from deformable_detr.data.samplers import SampleKey
 from deformable_detr.data.transformed import TransformedDataset
-from deformable_detr.data.transforms import resize_only
+from deformable_detr.data.transforms import Resize
 from deformable_detr.evaluation.postprocess import select_detections
 from deformable_detr.visualize.objects import draw_detections
 
@@ -29,7 +29,7 @@ def test_a_batch_walks_through_every_step(tmp_path):
     assert sample.boxes_xyxy.shape == (T, 4)
     assert sample.original_size == (96, 128)
 
-    transformed = TransformedDataset(dataset, resize_only(72, 200), seed=0)
+    transformed = TransformedDataset(dataset, Resize(72, 200), seed=0)
     image, target = transformed[SampleKey(0, 0)]
     assert image.shape == (3, 72, 96)
     assert target.boxes.shape == (T, 4)

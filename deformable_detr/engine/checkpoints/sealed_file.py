@@ -94,6 +94,21 @@ def _seal(file: BinaryIO) -> None:
     file.write(digest)
 
 
+def content_hash(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits: the one that it ends with.
+
+    Of a file without a hash, from before there were any, it is computed.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - HASH_BYTES))
+        end = file.read()
+        if not end.startswith(HASH_LABEL):
+            file.seek(0)
+            end = _hash(file, size)
+    return end.removeprefix(HASH_LABEL).decode("ascii")
+
+
 def _verify(path: Path, noun: str) -> None:
     """Refuse a file that is not an archive, or not the one whose hash it ends with."""
     size = path.stat().st_size
