@@ -66,7 +66,7 @@ class LearnedPositionEmbedding(nn.Module):
         max_cells: largest number of rows or columns a map may have; 50 in the official code.
     """
 
-    def __init__(self, embed_dim: int, *, max_cells: int = 50) -> None:
+    def __init__(self, embed_dim: int, *, max_cells: int) -> None:
         super().__init__()
         if embed_dim % 2:
             raise ValueError(f"embed_dim must be even, got {embed_dim}")

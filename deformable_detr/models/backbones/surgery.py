@@ -107,7 +107,7 @@ def deform_kernel(
 
 
 def replace_convs(
-    backbone: Backbone, replacement: Replacement, *, strides: Sequence[int] = (8, 16, 32)
+    backbone: Backbone, replacement: Replacement, *, strides: Sequence[int]
 ) -> list[str]:
     """Replace the convolutions of odd size above 1 in the blocks of some strides, in place.
 

@@ -36,8 +36,8 @@ class TimmBackbone(Backbone):
         self,
         name: str,
         *,
-        out_strides: Sequence[int] = (8, 16, 32),
-        freeze_up_to_stride: int = 4,
+        out_strides: Sequence[int],
+        freeze_up_to_stride: int,
         freeze_norm: bool = True,
         weights: str | Path | None = None,
     ) -> None:
