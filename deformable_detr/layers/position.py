@@ -29,7 +29,7 @@ def sine_features(positions: Tensor, num_features: int) -> Tensor:
 class SinePositionEmbedding(nn.Module):
     """Fixed embedding of a cell's place within the image, padding not counted.
 
-    Cell centres are normalised to (0, 2 pi) by the image's own extent. The first half of the
+    Cell centers are normalized to (0, 2 pi) by the image's own extent. The first half of the
     channels embeds y, the second x. Unlike in DETR, the half cell is subtracted, so that 0 and
     2 pi are the outer edges.
 

@@ -120,7 +120,7 @@ def proposal_logits(
 
 
 def box_embedding(boxes: Tensor, num_features: int) -> Tensor:
-    """Sine embedding of boxes: of centre x, centre y, width, height, in this order.
+    """Sine embedding of boxes: of center x, center y, width, height, in this order.
 
     Args:
         boxes: (..., 4) cxcywh in [0, 1].

@@ -16,7 +16,7 @@ from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD
 
 
 class TimmBackbone(Backbone):
-    """A timm `features_only` model, fed with the normalisation it was trained with.
+    """A timm `features_only` model, fed with the normalization it was trained with.
 
     Args:
         name: timm's model name, without a pre-trained tag.
