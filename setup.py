@@ -35,7 +35,7 @@ PURE_COST = (
 
 @dataclass(frozen=True)
 class Toolchain:
-    """What the machine offers: None stands for what is not there."""
+    """The tools of the machine: None stands for one that is not there."""
 
     compiler: str | None
     nvcc: Path | None
@@ -46,7 +46,7 @@ class Toolchain:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be compiled, and what the person who installs should know of it."""
+    """Parts that will be compiled, and what the person who installs should know of it."""
 
     cpu: bool
     cuda: bool
@@ -72,7 +72,7 @@ def cuda_obstacle(toolchain: Toolchain) -> str:
 
 
 def decide(choice: str, toolchain: Toolchain) -> Plan:
-    """What to compile.
+    """Choose what to compile.
 
     Raises:
         RuntimeError: what was asked for by name cannot be compiled here.
@@ -129,7 +129,7 @@ def find_toolchain() -> Toolchain:
 
 
 def nvcc_major_version(nvcc: Path) -> int | None:
-    """What an nvcc says of itself, or None if it does not run."""
+    """Major version that an nvcc reports, or None if it does not run."""
     try:
         version = re.search(r"release (\d+)\.", output_of(nvcc, "--version"))
     except (OSError, subprocess.CalledProcessError):
@@ -138,7 +138,7 @@ def nvcc_major_version(nvcc: Path) -> int | None:
 
 
 def output_of(program: Path, *arguments: str) -> str:
-    """What a program prints."""
+    """Standard output of a program."""
     return subprocess.run(
         [program, *arguments], check=True, capture_output=True, text=True, encoding="utf-8"
     ).stdout
@@ -237,7 +237,7 @@ class BuildWithConfigs(build_py):
             shutil.copyfile(source, target)
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        """What is built, the copies included."""
+        """All files that are built, the copies included."""
         outputs: list[str] = super().get_outputs(include_bytecode)
         return outputs + [str(target) for target in self._copies().values()]
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from deformable_detr.benchmark.summary import Summary, paired_ratio, summarize
 from deformable_detr.benchmark.timing import Call, CpuClock, Task
 from deformable_detr.benchmark.timing import measure as take_turns
+from deformable_detr.builders.model import build_backbone
+from deformable_detr.config import ResNetConfig
 from deformable_detr.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
 from deformable_detr.layers.reparam.fuse import fuse_model
 from deformable_detr.models.backbones.surgery import (
@@ -17,7 +19,6 @@ from deformable_detr.models.backbones.surgery import (
     diverse_branch_block,
     replace_convs,
 )
-from deformable_detr.models.backbones.torchvision_adapter import build_resnet
 from deformable_detr.ops.deform_kernel.dispatch import deform_kernel_conv2d
 from deformable_detr.ops.deform_kernel.reference import deform_kernel_conv2d_core_pytorch
 from deformable_detr.ops.geometry import ConvGeometry
@@ -165,9 +166,10 @@ def fused_pairs(*, depth: int = 50, size: int = 320) -> Iterator[Pair]:
         ("ACBlock", ac_block()),
         ("DiverseBranchBlock", diverse_branch_block()),
     ):
-        plain, blocks = build_resnet(depth).eval(), build_resnet(depth).eval()
+        config = ResNetConfig.model_validate({"depth": depth, "weights": "none"})
+        plain, blocks = build_backbone(config).eval(), build_backbone(config).eval()
         blocks.load_state_dict(plain.state_dict())
-        replace_convs(blocks, replacement)
+        replace_convs(blocks, replacement, strides=config.out_strides)
         yield Pair(
             f"ResNet-{depth} of {name}s, fused, {size} x {size}, forward",
             _last_map_of(fuse_model(blocks), images),

@@ -230,7 +230,7 @@ def build_replacement(
     *,
     norm: Statistics,
 ) -> Replacement:
-    """What stands in for convolutions of the backbone.
+    """The replacement of convolutions of the backbone.
 
     Args:
         config: of the convolutions.

@@ -1,4 +1,4 @@
-"""Backbones, and what stands in for their convolutions."""
+"""Backbones, and replacements of their convolutions."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ class PlainConvConfig(FrozenModel):
 
 
 class ReplacedConvConfig(FrozenModel):
-    """Which convolutions are replaced: those of odd size above 1 in trained blocks of `strides`."""
+    """Convolutions of odd size above 1, in trained blocks of `strides`, are replaced."""
 
     strides: Strides = (8, 16, 32)
 
@@ -35,7 +35,7 @@ class ModulatedDeformConvConfig(ReplacedConvConfig):
 
 
 class BranchBlockConfig(ReplacedConvConfig):
-    """What blocks of branches have in common; their norms' statistics are fixed as `norm` says.
+    """Blocks of branches; their norms' statistics are fixed as `norm` says.
 
     With `init: own_branch` a block starts as what it replaces; with `paper` all its branches
     count from the first step.
@@ -93,7 +93,7 @@ ConvConfig = Annotated[
 
 
 class BackboneBase(FrozenModel):
-    """What every backbone has.
+    """Settings of every backbone.
 
     `weights` is "none", a .pth or .safetensors file, or the name of weights that the library
     publishes. Blocks of at most `freeze_up_to_stride` are not trained; 0 trains all. `conv` is

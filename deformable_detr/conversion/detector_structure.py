@@ -16,12 +16,13 @@ from deformable_detr.conversion.layout import (
 )
 from deformable_detr.layers.position import LearnedPositionEmbedding
 from deformable_detr.models.deformable_detr import DeformableDETR
-from deformable_detr.models.proposals import BASE_SIZE, ProposalQueries
+from deformable_detr.models.proposals import ProposalQueries
 
 _BLOCK = re.compile(
     r"^backbone\.body\.layer(?P<stage>\d)\.(?P<block>\d+)\.conv(?P<conv>\d)\.weight$"
 )
 _MAX_CELLS = 50  # of learned positions, in the official code and in transformers
+_BASE_SIZE = 0.05  # of proposals, there too
 _ANY = DetectorStructure(
     stage_blocks=(1, 1, 1, 1),
     bottleneck=True,
@@ -69,11 +70,11 @@ def _require_known_parts(model: DeformableDETR) -> None:
     """Refuse settings that other sources do not have, and that names and shapes do not show."""
     queries, position = model.queries, model.memory_builder.position
     if isinstance(queries, ProposalQueries) and (
-        queries.content != "box" or queries.base_size != BASE_SIZE
+        queries.content != "box" or queries.base_size != _BASE_SIZE
     ):
         raise ValueError(
             "two-stage queries must have content 'box' and base_size "
-            f"{BASE_SIZE:g} elsewhere, got {queries.content!r} and {queries.base_size:g}"
+            f"{_BASE_SIZE:g} elsewhere, got {queries.content!r} and {queries.base_size:g}"
         )
     if isinstance(position, LearnedPositionEmbedding):
         cells = position.row_embed.num_embeddings

@@ -33,9 +33,9 @@ class MSDeformAttn(nn.Module):
         self,
         embed_dim: int,
         *,
-        num_heads: int = 8,
-        num_levels: int = 4,
-        num_points: int = 4,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
         backend: Backend = "auto",
     ) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ class OffsetGenerator(nn.Conv2d):
 
 
 class _DeformableConvolution(nn.Module):
-    """What both versions share; arguments are documented there.
+    """Base of both versions; arguments are documented there.
 
     Args:
         maps_per_tap: what the generator predicts for each tap: two offsets, and a mask or not.
@@ -124,7 +124,7 @@ class DeformConv2d(_DeformableConvolution):
         dilation: as for `nn.Conv2d`.
         groups: of the weight; the offsets see all channels.
         bias: whether the output has one.
-        offset_groups: parts of the channels, neighbours together, that have offsets of their own.
+        offset_groups: parts of the channels, neighbors together, that have offsets of their own.
 
     Raises:
         ValueError: channels that groups do not divide.
@@ -178,7 +178,7 @@ class ModulatedDeformConv2d(_DeformableConvolution):
         dilation: as for `nn.Conv2d`.
         groups: of the weight; offsets and masks see all channels.
         bias: whether the output has one.
-        offset_groups: parts of the channels, neighbours together, that have offsets and masks
+        offset_groups: parts of the channels, neighbors together, that have offsets and masks
             of their own.
         mask_scale: 1 in the paper and in mmcv; 2 in the authors' example, which leaves
             pre-trained features as they are at first, as a frozen norm behind the block needs.

@@ -204,7 +204,7 @@ class DeformKernelResidual(nn.Module):
     ) -> None:
         super().__init__()
         if channels % _NORM_GROUPS or channels <= _NORM_GROUPS:
-            # A group of one channel of a map of one cell has nothing to normalise.
+            # A group of one channel of a map of one cell has nothing to normalize.
             raise ValueError(
                 f"channels must be a multiple of {_NORM_GROUPS} and above it, got {channels}"
             )

@@ -12,7 +12,7 @@ class FixedStatisticsNorm2d(nn.Module):
 
     For batches of one or two images, whose own statistics say little. Names in the state dict
     are those of `nn.BatchNorm2d`, its counter included, so that either loads the other's. It is
-    not a subclass, so that what freezes or synchronises batch norms leaves it alone.
+    not a subclass, so that what freezes or synchronizes batch norms leaves it alone.
 
     Args:
         num_features: C.
@@ -49,7 +49,7 @@ _NORMS = (FixedStatisticsNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNo
 
 
 def is_affine_norm(module: nn.Module) -> TypeGuard[Norm]:
-    """Whether `module` is, in eval mode, nothing but an affine map of every channel.
+    """True if `module` is, in eval mode, nothing but an affine map of every channel.
 
     Subclasses are not: timm's, for one, hold an activation.
     """
@@ -57,7 +57,7 @@ def is_affine_norm(module: nn.Module) -> TypeGuard[Norm]:
 
 
 def uses_batch_statistics(norm: nn.Module) -> bool:
-    """Whether `norm` would now normalise by the statistics of the batch."""
+    """True if `norm` would now normalize by the statistics of the batch."""
     return norm.training and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
 
 

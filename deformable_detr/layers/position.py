@@ -29,7 +29,7 @@ def sine_features(positions: Tensor, num_features: int) -> Tensor:
 class SinePositionEmbedding(nn.Module):
     """Fixed embedding of a cell's place within the image, padding not counted.
 
-    Cell centres are normalised to (0, 2 pi) by the image's own extent. The first half of the
+    Cell centers are normalized to (0, 2 pi) by the image's own extent. The first half of the
     channels embeds y, the second x. Unlike in DETR, the half cell is subtracted, so that 0 and
     2 pi are the outer edges.
 
@@ -66,7 +66,7 @@ class LearnedPositionEmbedding(nn.Module):
         max_cells: largest number of rows or columns a map may have; 50 in the official code.
     """
 
-    def __init__(self, embed_dim: int, *, max_cells: int = 50) -> None:
+    def __init__(self, embed_dim: int, *, max_cells: int) -> None:
         super().__init__()
         if embed_dim % 2:
             raise ValueError(f"embed_dim must be even, got {embed_dim}")

@@ -63,7 +63,7 @@ class DeformableDETR(nn.Module):
         """Detect.
 
         Args:
-            images: a padded batch, or normalised (3, h, w) images of any sizes.
+            images: a padded batch, or normalized (3, h, w) images of any sizes.
 
         Returns:
             Predictions of Q queries an image; Q is `num_queries`, or the number of tokens where
@@ -114,7 +114,7 @@ class DeformableDETR(nn.Module):
         return tuple(module for module, own in parameters.items() if own and own <= frozen)
 
     def train(self, mode: bool = True) -> Self:
-        """As of every module, but what is frozen stays in eval mode."""
+        """Set the mode, as of every module, but keep what is frozen in eval mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()

@@ -31,7 +31,7 @@ class BoxHead(nn.Module):
 
     @property
     def output(self) -> nn.Linear:
-        """The last layer; its bias holds (centre x, centre y, width, height)."""
+        """The last layer; its bias holds (center x, center y, width, height)."""
         last = self.mlp.layers[-1]
         assert isinstance(last, nn.Linear)
         return last
@@ -43,7 +43,7 @@ class BoxHead(nn.Module):
 
 
 def initial_size_logits(num_heads: int, *, two_stage: bool) -> list[float]:
-    """What each box head starts its width and height at (official initialisation).
+    """Initial width and height, as logits, of each box head (official initialization).
 
     References that are boxes already have a size, which a head must not shift: only the first
     head of a detector whose queries are points begins with a size of its own.
@@ -57,7 +57,7 @@ def boxes_from_offsets(offsets: Tensor, reference_points: Tensor) -> Tensor:
 
     Args:
         offsets: (N, Q, 4) in logit space.
-        reference_points: (N, Q, 2) points, which offset the centre only, or (N, Q, 4) boxes.
+        reference_points: (N, Q, 2) points, which offset the center only, or (N, Q, 4) boxes.
 
     Returns:
         (N, Q, 4) cxcywh in (0, 1).

@@ -48,7 +48,7 @@ def _valid_ratio(padding_mask: Tensor) -> Tensor:
 
 
 def cell_centers(level_shapes: LevelShapes, valid_ratios: Tensor) -> Tensor:
-    """Centres of all cells, relative to the image without padding.
+    """Centers of all cells, relative to the image without padding.
 
     Args:
         level_shapes: (height, width) of the L levels.
@@ -68,7 +68,7 @@ def cell_centers(level_shapes: LevelShapes, valid_ratios: Tensor) -> Tensor:
 
 
 def encoder_reference_points(memory: Memory) -> Tensor:
-    """The centre of every token's cell, as a point of every level.
+    """The center of every token's cell, as a point of every level.
 
     Returns:
         (N, S, L, 2) points (x, y) relative to the padded levels. They are geometry, not learned.

@@ -18,8 +18,6 @@ from deformable_detr.models.backbones.base import Backbone
 from deformable_detr.structures import ImageBatch, Target
 
 MIMIC_DIM = 1024  # paper: two fully connected layers of 1024
-MAX_REGIONS = 32  # paper, of each image
-CROP_SIZE_PX = 224  # paper
 
 
 class Pairs(Protocol):
@@ -75,8 +73,8 @@ class FeatureMimicking(nn.Module):
         backbone_channels: int,
         embed_dim: int,
         num_classes: int,
-        max_regions: int = MAX_REGIONS,
-        crop_size_px: int = CROP_SIZE_PX,
+        max_regions: int,
+        crop_size_px: int,
     ) -> None:
         super().__init__()
         for name, value in (("max_regions", max_regions), ("crop_size_px", crop_size_px)):

@@ -11,7 +11,6 @@ from deformable_detr.models.heads import BoxHead, ClassHead
 from deformable_detr.models.memory import cell_centers
 from deformable_detr.structures import LevelShapes, Memory, Predictions, Queries
 
-BASE_SIZE = 0.05  # official code
 _VALID_RANGE = (0.01, 0.99)
 
 
@@ -45,7 +44,7 @@ class ProposalQueries(nn.Module):
         num_classes: int,
         embed_dim: int,
         content: Literal["box", "memory"] = "box",
-        base_size: float = BASE_SIZE,
+        base_size: float,
     ) -> None:
         super().__init__()
         self.base_size = base_size
@@ -92,7 +91,7 @@ def proposal_logits(
     valid_ratios: Tensor,
     padding_mask: Tensor,
     *,
-    base_size: float = BASE_SIZE,
+    base_size: float,
 ) -> tuple[Tensor, Tensor]:
     """The box each token starts from.
 
@@ -121,7 +120,7 @@ def proposal_logits(
 
 
 def box_embedding(boxes: Tensor, num_features: int) -> Tensor:
-    """Sine embedding of boxes: of centre x, centre y, width, height, in this order.
+    """Sine embedding of boxes: of center x, center y, width, height, in this order.
 
     Args:
         boxes: (..., 4) cxcywh in [0, 1].

@@ -16,7 +16,7 @@ def pair(value: IntPair) -> tuple[int, int]:
 
 
 class ConvGeometry(NamedTuple):
-    """Where the taps of a convolution lie; every pair is (vertical, horizontal)."""
+    """Kernel size, stride, padding and dilation; every pair is (vertical, horizontal)."""
 
     kernel_size: Size
     stride: tuple[int, int] = (1, 1)

@@ -15,7 +15,7 @@ except ImportError as error:
 
 
 def obstacle(device: torch.device) -> str:
-    """Why tensors on this device cannot be served, and the remedy; "" if they can."""
+    """The reason why tensors on this device cannot be served, and the remedy; "" if they can."""
     if LOAD_ERROR is not None:
         return f"the native ops are not built; reinstall with a C++ compiler ({LOAD_ERROR})"
     match device.type:
@@ -33,7 +33,7 @@ def obstacle(device: torch.device) -> str:
 
 
 def cuda_architectures() -> tuple[str, ...]:
-    """What the CUDA kernels are compiled for: machine code "sm_90", or PTX "compute_120"."""
+    """Targets of the compiled CUDA kernels: machine code "sm_90", or PTX "compute_120"."""
     return () if LOAD_ERROR is not None else tuple(_C.CUDA_ARCHITECTURES.split())
 
 

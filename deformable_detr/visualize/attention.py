@@ -1,4 +1,4 @@
-"""Where a detector looks: sampling points, attention weights, and whatever else a module gives."""
+"""Sampling points and attention weights of a detector, and other outputs of its modules."""
 
 import inspect
 from contextlib import AbstractContextManager
@@ -37,7 +37,7 @@ class AttentionCall:
 
 @dataclass(frozen=True)
 class QueryLook:
-    """What a query has found in an image, and where it looked for it.
+    """A query: what it has found in an image, and where it looked for it.
 
     Places are relative to the image, which must have no padding: (0, 0) is its upper left and
     (1, 1) its lower right corner.
@@ -109,7 +109,7 @@ def _attention_call(
 
 
 def looks_of_best(predictions: Predictions, call: AttentionCall, count: int) -> list[QueryLook]:
-    """Where the queries of the best detections looked.
+    """Sampling points and weights of the queries of the best detections.
 
     Args:
         predictions: (1, Q, K) of the layer that `call` belongs to, of one image without padding.

@@ -1,4 +1,4 @@
-"""Where deformable convolutions sample: one layer's points, and those of a chain of layers."""
+"""Sampling points of deformable convolutions: of one layer, and of a chain of layers."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -37,7 +37,7 @@ class DeformConvCall:
         return self.offsets.shape[2], self.offsets.shape[3]
 
     def points(self, cell: tuple[int, int], *, image: int = 0, group: int = 0) -> Tensor:
-        """Where an output cell samples.
+        """Sampling points of an output cell.
 
         Args:
             cell: (row, column) of the output.
@@ -45,7 +45,7 @@ class DeformConvCall:
             group: which of the G offset groups.
 
         Returns:
-            (K, 2) points (x, y) in cells of the input; the centre of the cell at row i and
+            (K, 2) points (x, y) in cells of the input; the center of the cell at row i and
             column j is (j + 0.5, i + 0.5).
 
         Raises:
@@ -62,7 +62,7 @@ class DeformConvCall:
 
 
 def chained_points(calls: Sequence[DeformConvCall], cell: tuple[int, int]) -> Tensor:
-    """Where a cell of the last layer samples in the input of the first (DCN paper, figure 6).
+    """Points of the first layer's input that a cell of the last samples (DCN paper, figure 6).
 
     From each point, the next layer down is followed at the cell that the point lies in; points
     outside its map end there. Layers between them should be pointwise.

@@ -13,7 +13,7 @@ from torch import Tensor
 from deformable_detr.structures import Detections
 from deformable_detr.visualize.label_layout import Rectangle, place_labels
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 # Small pictures are enlarged by a whole factor until this long, or text would hide the objects.
 MIN_LONG_SIDE_PX = 900
@@ -22,16 +22,16 @@ FONT_SHARE = 1 / 55
 MIN_FONT_PX = 12
 MAX_LABEL_SHARE = 0.15  # of the picture; scores of a single class that need more are left out
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # as a step around the hues, never comes near a hue again
-DARK_LUMA = 150  # text on a brighter colour is black
-WHITE: Colour = (255, 255, 255)
-BLACK: Colour = (0, 0, 0)
-CAPTION_BACKGROUND: Colour = (32, 32, 32)
+DARK_LUMA = 150  # text on a brighter color is black
+WHITE: Color = (255, 255, 255)
+BLACK: Color = (0, 0, 0)
+CAPTION_BACKGROUND: Color = (32, 32, 32)
 
 
-def class_colour(label: int) -> Colour:
-    """The colour of a class, which depends on nothing but its label."""
+def class_color(label: int) -> Color:
+    """The color of a class, which depends on nothing but its label."""
     hue = (0.11 + label * GOLDEN_RATIO) % 1
-    # Neighbours in the list alternate in brightness too, as there are few distinct hues.
+    # Neighbors in the list alternate in brightness too, as there are few distinct hues.
     saturation, value = ((0.85, 1.0), (0.60, 1.0), (0.95, 0.80))[label % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -105,7 +105,7 @@ def _draw(
     boxes = [_inside(box, picture, line) for box in (boxes_xyxy * factor).tolist()]
     # The best is drawn last, over the others.
     for box, label in reversed(list(zip(boxes, labels, strict=True))):
-        canvas.rectangle(box, outline=class_colour(label), width=line)
+        canvas.rectangle(box, outline=class_color(label), width=line)
 
     font_size = _font_size(picture)
     padding = max(2, font_size // 5)
@@ -118,10 +118,10 @@ def _draw(
     ):
         if place is not None:
             left, top, _, bottom = place
-            colour = class_colour(label)
-            canvas.rectangle(place, fill=colour)
+            color = class_color(label)
+            canvas.rectangle(place, fill=color)
             anchor = (left + padding, (top + bottom) / 2)
-            canvas.text(anchor, text, fill=_ink(colour), font=_font(font_size), anchor="lm")
+            canvas.text(anchor, text, fill=_ink(color), font=_font(font_size), anchor="lm")
     return picture
 
 
@@ -144,7 +144,7 @@ def _span(low: float, high: float, limit: int, least: int) -> tuple[float, float
 
 
 def _plate_size(text: str, font_size: int, padding: int) -> tuple[float, float]:
-    """(width, height) of the coloured plate behind a text; (0, 0) for no text."""
+    """(width, height) of the colored plate behind a text; (0, 0) for no text."""
     if not text:
         return 0, 0
     return _font(font_size).getlength(text) + 2 * padding, font_size + 2 * padding
@@ -165,6 +165,6 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size)
 
 
-def _ink(background: Colour) -> Colour:
+def _ink(background: Color) -> Color:
     red, green, blue = background
     return BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > DARK_LUMA else WHITE

@@ -16,17 +16,17 @@ from deformable_detr.visualize.receptive_field import ReceptiveField
 DPI = 100
 LONG_SIDE_INCHES = 10.0  # of the photo in a picture
 PANEL_INCHES = 3.2  # long side of one of several photos in a picture
-MARGIN_INCHES = 1.6  # for titles and the scale of colours
+MARGIN_INCHES = 1.6  # for titles and the scale of colors
 MARKERS = ("o", "s", "^", "D", "v", "p", "h", "8")  # by level, finest first
 HIGHLIGHT = "#39ff14"
-COLOURS = "plasma"
+COLORMAP = "plasma"
 INNER_SHARE, OUTER_SHARE = 0.5, 0.95  # of the strength of a receptive field, as squares
 
 
 def draw_query(image: Image.Image, look: QueryLook, names: Sequence[str]) -> Image.Image:
     """Draw where a query looked, as figure 6 of the Deformable DETR paper does.
 
-    Colours are attention weights, shapes of points are levels, the cross is the reference point
+    Colors are attention weights, shapes of points are levels, the cross is the reference point
     and the rectangle the box that was found. Points outside the photo are counted in the title.
 
     Args:
@@ -46,7 +46,7 @@ def draw_query(image: Image.Image, look: QueryLook, names: Sequence[str]) -> Ima
             x,
             y,
             c=weights[:, level].flatten()[order],
-            cmap=COLOURS,
+            cmap=COLORMAP,
             vmin=0,
             vmax=float(weights.max()),
             marker=MARKERS[level % len(MARKERS)],
@@ -71,7 +71,7 @@ def draw_query(image: Image.Image, look: QueryLook, names: Sequence[str]) -> Ima
         f"{int((~inside).sum())} outside the photo"
     )
     legend = axes.legend(loc="upper right", fontsize=8, framealpha=0.7)
-    for handle in filter(None, legend.legend_handles):  # shapes only; colours are weights
+    for handle in filter(None, legend.legend_handles):  # shapes only; colors are weights
         handle.set(array=None, facecolor="white", edgecolor="black")
     figure.colorbar(scatter, ax=axes, shrink=0.7, label="attention weight (a head's sum to 1)")
     return _render(figure)
@@ -88,7 +88,7 @@ def draw_receptive_field(image: Image.Image, field: ReceptiveField) -> Image.Ima
         field: of an input of the photo's proportions.
     """
     H, W = field.strength.shape
-    figure, axes = _figure(image, size=(W, H), grey=True)
+    figure, axes = _figure(image, size=(W, H), gray=True)
     strength = field.strength.numpy()
     peak = strength.max() or 1.0
     shown = np.sqrt(strength / peak)
@@ -130,11 +130,11 @@ def draw_level_weights(image: Image.Image, weights: Sequence[Tensor]) -> Image.I
     panels = figure.subplots(L, L, squeeze=False)
     for target, row in enumerate(panels):
         for source, axes in enumerate(row):
-            _show(axes, image, image.size, grey=True)
+            _show(axes, image, image.size, gray=True)
             shares = weights[target][source].detach().float().cpu().numpy()
             drawn = axes.imshow(
                 shares,
-                cmap=COLOURS,
+                cmap=COLORMAP,
                 vmin=0,
                 vmax=1,
                 alpha=0.65,
@@ -168,19 +168,19 @@ def draw_deform_points(
 
 
 def _figure(
-    image: Image.Image, *, size: tuple[int, int] | None = None, grey: bool = False
+    image: Image.Image, *, size: tuple[int, int] | None = None, gray: bool = False
 ) -> tuple[Figure, Axes]:
     """A figure of one photo, in coordinates of pixels of (width, height) `size`."""
     width, height = _inches(image.size, LONG_SIDE_INCHES)
     figure = Figure((width + MARGIN_INCHES, height + 0.6), layout="constrained")
     axes = figure.subplots()
-    _show(axes, image, size or image.size, grey=grey)
+    _show(axes, image, size or image.size, gray=gray)
     return figure, axes
 
 
-def _show(axes: Axes, image: Image.Image, size: tuple[int, int], *, grey: bool = False) -> None:
+def _show(axes: Axes, image: Image.Image, size: tuple[int, int], *, gray: bool = False) -> None:
     width, height = size
-    photo = image.convert("L").convert("RGB") if grey else image
+    photo = image.convert("L").convert("RGB") if gray else image
     axes.imshow(np.asarray(photo), extent=(0, width, height, 0), interpolation="bilinear")
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)

@@ -36,7 +36,7 @@ class ReceptiveField:
     strength: Tensor
 
     def energy_square(self, share: float) -> Box:
-        """The smallest square around the centre of gravity that holds a share of the strength.
+        """The smallest square around the center of gravity that holds a share of the strength.
 
         Args:
             share: in (0, 1].
@@ -82,12 +82,12 @@ def effective_receptive_field(
 ) -> ReceptiveField:
     """Gradient of the sum of a cell's channels with respect to the input.
 
-    Its magnitude is summed over the colours and averaged over the images. Where sampling points
+    Its magnitude is summed over the colors and averaged over the images. Where sampling points
     or kernels are functions of the input, the gradient goes through them too.
 
     Args:
         model: called with `images`; in eval mode. Its parameters get no gradient.
-        images: (N, 3, H, W), normalised; photos, or normal noise.
+        images: (N, 3, H, W), normalized; photos, or normal noise.
         layer: name of a module of the model that returns a map (N, C, H_l, W_l); where it runs
             several times, the first time counts.
         cell: (row, column) in that map; None for the one in the middle.
@@ -122,7 +122,7 @@ class _LayerReached(Exception):  # noqa: N818  # nothing is wrong: the rest need
 
 
 def _output_of(model: nn.Module, images: Tensor, layer: str) -> Any:
-    """What the layer returns."""
+    """The output of a layer, behind which the forward pass ends."""
 
     def stop(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         raise _LayerReached(output)

@@ -17,7 +17,7 @@ struct Corners {
   T top_left, top_right, bottom_left, bottom_right;
 };
 
-// Location relative to a level, 0 and 1 on its outer edges -> pixels, 0 in the first cell's centre.
+// Location relative to a level, 0 and 1 on its outer edges -> pixels, 0 in the first cell's center.
 template <typename T>
 DEFORMABLE_DETR_HOST_DEVICE T pixel_of_location(T location, T size) {
   return location * size - T(0.5f);

@@ -8,6 +8,9 @@ from torch import nn
 from deformable_detr.builders import build_model
 from deformable_detr.config import ResNetConfig, RunConfig, TimmConfig
 from deformable_detr.config.loading import load_config
+from deformable_detr.models.backbones.base import Backbone
+from deformable_detr.models.backbones.timm_adapter import TimmBackbone
+from deformable_detr.models.backbones.torchvision_adapter import build_mobilenet_v2, build_resnet
 from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.structures import Target
 
@@ -30,6 +33,23 @@ _REDUCED = (
     "model.decoder.ffn_dim=64",
     "model.queries.num_queries=10",
 )
+
+
+# What the configs say of backbones, for tests that build one by itself.
+STRIDES = (8, 16, 32)
+BACKBONE = {"out_strides": STRIDES, "freeze_up_to_stride": 4}
+
+
+def resnet(depth: int, **options: object) -> Backbone:
+    return build_resnet(depth, **{**BACKBONE, **options})
+
+
+def mobilenet_v2(**options: object) -> Backbone:
+    return build_mobilenet_v2(**{**BACKBONE, **options})
+
+
+def timm_backbone(name: str, **options: object) -> Backbone:
+    return TimmBackbone(name, **{**BACKBONE, **options})
 
 
 def reduced_config(name: str, *overrides: str) -> RunConfig:

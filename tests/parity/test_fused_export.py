@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from helpers.branch_blocks import randomize
-from helpers.models import randomize_weights
+from helpers.models import STRIDES, randomize_weights, resnet
 from helpers.transformers_oracle import (
     NUM_CLASSES,
     NUM_LAYERS,
@@ -26,7 +26,6 @@ from deformable_detr.models.backbones.surgery import (
     modulated_deform_conv,
     replace_convs,
 )
-from deformable_detr.models.backbones.torchvision_adapter import build_resnet
 from deformable_detr.structures import ImageBatch
 
 BASE_PARAMETERS = 40_069_665  # official repository, 91 classes
@@ -55,7 +54,7 @@ def test_a_fused_detector_in_the_official_layout_is_the_plain_model(kind):
     plain = build_model(config, num_classes=91).eval()
     model = build_model(config, num_classes=91)
     randomize_weights(model)
-    replace_convs(model.backbone, BLOCKS[kind])
+    replace_convs(model.backbone, BLOCKS[kind], strides=STRIDES)
     trained_like(model)
     with pytest.raises(ValueError, match="must be fused for the layout of official, got 13"):
         export_weights(model, to="official")
@@ -85,7 +84,7 @@ def test_a_fused_detector_runs_in_the_model_of_transformers():
     ]
     model = build_model(load_config("deformable_detr_r50", overrides), num_classes=NUM_CLASSES)
     randomize_weights(model)
-    replace_convs(model.backbone, BLOCKS["dbb"])
+    replace_convs(model.backbone, BLOCKS["dbb"], strides=STRIDES)
     trained_like(model)
     oracle = build_oracle()
     oracle.load_state_dict(export_weights(fuse_model(model), to="transformers"), strict=True)
@@ -124,9 +123,9 @@ def assert_close(maps: list[Maps], others: list[Maps]) -> None:
 @torch.no_grad()
 def test_a_backbone_runs_in_onnxruntime_in_training_form_and_fused(kind, depth, num_convs):
     torch.manual_seed(0)
-    backbone = build_resnet(depth)
+    backbone = resnet(depth)
     randomize_weights(backbone)
-    replace_convs(backbone, BLOCKS[kind])
+    replace_convs(backbone, BLOCKS[kind], strides=STRIDES)
     trained_like(backbone)
     images = [torch.randn(1, 3, 64, 64) for _ in range(3)]
     wanted = [backbone(image) for image in images]
@@ -144,7 +143,7 @@ def test_a_backbone_runs_in_onnxruntime_in_training_form_and_fused(kind, depth, 
 @torch.no_grad()
 def test_deformable_convolutions_of_a_resnet_run_in_onnxruntime():
     torch.manual_seed(0)
-    backbone = build_resnet(18, out_strides=(8,))
+    backbone = resnet(18, out_strides=(8,))
     randomize_weights(backbone)
     replace_convs(backbone, modulated_deform_conv(mask_scale=2.0), strides=(8,))
     for name, tensor in backbone.eval().state_dict().items():

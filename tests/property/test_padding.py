@@ -161,7 +161,7 @@ def test_valid_tokens_and_queries_do_not_see_the_padding(rows, columns, seed):
 @given(st.integers(0, 10**6))
 def test_content_under_the_mask_never_matters(seed):
     build_memory, encode, decode = build_parts()
-    propose = ProposalQueries(4, num_classes=3, embed_dim=32).double()
+    propose = ProposalQueries(4, num_classes=3, embed_dim=32, base_size=0.05).double()
     for parameter in propose.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     generator = torch.Generator().manual_seed(seed)

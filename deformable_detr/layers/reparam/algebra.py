@@ -16,7 +16,7 @@ from deformable_detr.layers.norm import (
 
 
 class Kernel(NamedTuple):
-    """What a convolution multiplies by and adds, whatever its stride, padding and groups G.
+    """Weight and bias of a convolution of any stride, padding and groups G.
 
     Attributes:
         weight: (C_out, C_in / G, height, width).

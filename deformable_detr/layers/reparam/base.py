@@ -1,4 +1,4 @@
-"""What re-parameterized blocks have in common: fusion, geometry, norms."""
+"""Base classes of re-parameterized blocks: fusion, geometry, norms."""
 
 import copy
 import functools

@@ -237,6 +237,6 @@ class DiverseBranchBlock(BranchBlock):
 
 
 def _middle(window: ConvGeometry) -> tuple[int, int]:
-    """How far (rows, columns) the middle of an odd window is from its first cell."""
+    """Distance (rows, columns) of the middle of an odd window from its first cell."""
     rows, columns = window.reach
     return rows // 2, columns // 2

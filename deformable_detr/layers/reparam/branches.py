@@ -1,4 +1,4 @@
-"""What the branches of a re-parameterized block are made of; each is one convolution."""
+"""Branches of re-parameterized blocks; each is one convolution."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What the rest of the system knows of a backbone."""
+"""The interface of a backbone."""
 
 import itertools
 from abc import abstractmethod
@@ -24,7 +24,7 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) normalised images -> one (N, channels, H_l, W_l) map a stride."""
+        """(N, 3, H, W) normalized images -> one (N, channels, H_l, W_l) map a stride."""
 
 
 def require_strides(out_strides: Sequence[int], offered: Iterable[int], network: str) -> None:

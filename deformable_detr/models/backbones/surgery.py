@@ -26,7 +26,7 @@ _REPLACEMENTS = (DeformConv2d, ModulatedDeformConv2d, DeformKernelConv2d, Repara
 
 @dataclass(frozen=True)
 class Replacement:
-    """What stands in for a convolution, and which ones it can stand in for.
+    """A module that stands in for convolutions, and the ones it can stand in for.
 
     Attributes:
         make: from a convolution, and the norm behind it or None, a module that starts as them.
@@ -107,7 +107,7 @@ def deform_kernel(
 
 
 def replace_convs(
-    backbone: Backbone, replacement: Replacement, *, strides: Sequence[int] = (8, 16, 32)
+    backbone: Backbone, replacement: Replacement, *, strides: Sequence[int]
 ) -> list[str]:
     """Replace the convolutions of odd size above 1 in the blocks of some strides, in place.
 
@@ -174,7 +174,7 @@ def _is_replaceable(conv: nn.Conv2d, replacement: Replacement) -> bool:
 
 
 def _norms_behind(backbone: Backbone) -> dict[nn.Module, tuple[str, nn.Module]]:
-    """Of each convolution that a norm is known to follow, the norm and its name."""
+    """The norm, and its name, of each convolution that one is known to follow."""
     found: dict[nn.Module, tuple[str, nn.Module]] = {}
     for parent_name, parent in backbone.named_modules():
         for conv_name, norm_name in conv_norm_pairs(parent):

@@ -16,7 +16,7 @@ from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD
 
 
 class TimmBackbone(Backbone):
-    """A timm `features_only` model, fed with the normalisation it was trained with.
+    """A timm `features_only` model, fed with the normalization it was trained with.
 
     Args:
         name: timm's model name, without a pre-trained tag.
@@ -36,8 +36,8 @@ class TimmBackbone(Backbone):
         self,
         name: str,
         *,
-        out_strides: Sequence[int] = (8, 16, 32),
-        freeze_up_to_stride: int = 4,
+        out_strides: Sequence[int],
+        freeze_up_to_stride: int,
         freeze_norm: bool = True,
         weights: str | Path | None = None,
     ) -> None:

@@ -77,9 +77,9 @@ class StagedBackbone(Backbone):
 def build_resnet(
     depth: int,
     *,
-    out_strides: Sequence[int] = (8, 16, 32),
+    out_strides: Sequence[int],
     dilation: bool = False,
-    freeze_up_to_stride: int = 4,
+    freeze_up_to_stride: int,
     norm_layer: NormLayer = FrozenBatchNorm2d,
     weights: str | Path | None = None,
 ) -> Backbone:
@@ -119,8 +119,8 @@ def build_resnet(
 
 def build_mobilenet_v2(
     *,
-    out_strides: Sequence[int] = (8, 16, 32),
-    freeze_up_to_stride: int = 4,
+    out_strides: Sequence[int],
+    freeze_up_to_stride: int,
     norm_layer: NormLayer = FrozenBatchNorm2d,
     weights: str | Path | None = None,
 ) -> Backbone:

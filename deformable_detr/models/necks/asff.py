@@ -91,7 +91,7 @@ class ASFF(nn.Module):
     def inspect(
         self, maps: Sequence[Tensor], padding_masks: Sequence[Tensor] | None = None
     ) -> tuple[FusedLevel, ...]:
-        """As `forward`, with the weights and the sums that lead to each output."""
+        """Fuse, and keep the weights and the sums that lead to each output; see `forward`."""
         self._check_sizes([(m.shape[2], m.shape[3]) for m in maps])
         sources = maps
         if self.mask_padding:

@@ -1,4 +1,4 @@
-"""What the rest of the system knows of a neck."""
+"""The interface of a neck."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

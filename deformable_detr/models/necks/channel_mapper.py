@@ -35,7 +35,7 @@ class ChannelMapper(Neck):
                 f"got {num_levels}; ask for fewer out_strides"
             )
         if embed_dim % _NORM_GROUPS or embed_dim == _NORM_GROUPS:
-            # A group of one channel of a map of one cell has nothing to normalise.
+            # A group of one channel of a map of one cell has nothing to normalize.
             raise ValueError(
                 f"embed_dim must be a multiple of {_NORM_GROUPS} and above it, got {embed_dim}"
             )
@@ -66,5 +66,5 @@ class ChannelMapper(Neck):
 
 
 def _resize_mask(padding_mask: Tensor, size: Size) -> Tensor:
-    """Nearest-neighbour (N, H, W) bool mask at another size."""
+    """Nearest-neighbor (N, H, W) bool mask at another size."""
     return F.interpolate(padding_mask[:, None].float(), size=size)[:, 0].bool()

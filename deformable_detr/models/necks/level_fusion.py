@@ -70,7 +70,7 @@ def _activation(name: Activation) -> nn.Module:
 
 
 class FusedLevel(NamedTuple):
-    """What a target level is made of.
+    """A target level, and what it is made of.
 
     Attributes:
         output: (N, out_channels, H, W).
@@ -95,7 +95,7 @@ class LevelFusion(nn.Module):
 
     The weights are a softmax over the levels, shared by all channels ("Learning Spatial Fusion
     for Single-Shot Object Detection", equations 1 and 2). A coarser level goes through a 1x1
-    block and is resized to its nearest neighbours; a level one step finer through a 3x3 block
+    block and is resized to its nearest neighbors; a level one step finer through a 3x3 block
     of stride 2, and before it through a 3x3 max pooling of stride 2 for each further step.
 
     Args:
@@ -106,9 +106,9 @@ class LevelFusion(nn.Module):
             save memory, not to 16.
         norm: "group" has 32 groups, and 4 in the blocks of the weights.
         activation: of every block.
-        init: "uniform" is the original: PyTorch's own initialisation. "own" starts as the
+        init: "uniform" is the original: PyTorch's own initialization. "own" starts as the
             identity: the target is added to the output, the scale of the last norm is zero, and
-            the weights favour the target; needs unchanged channels.
+            the weights favor the target; needs unchanged channels.
         compress_equal: whether a coarser level that has the target's width already goes through
             a 1x1 block too; the original's YOLOv3 block has none there.
         logit_activation: let the weights' last convolution have batch norm and SiLU, as a
@@ -180,7 +180,7 @@ class LevelFusion(nn.Module):
         nn.init.zeros_(self.expand.norm.weight)
 
     def extra_repr(self) -> str:
-        """Which level of which."""
+        """The target level among its sources."""
         return f"channels={self.channels}, level={self.level}, residual={self.is_residual}"
 
     def resize(self, maps: Sequence[Tensor]) -> list[Tensor]:

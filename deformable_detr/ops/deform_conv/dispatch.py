@@ -28,8 +28,8 @@ def deform_conv2d(
                           * bilinear(input[n, c], y[n, q, t, i, j], x[n, q, t, i, j])
         y = i * stride - padding + row of tap t * dilation + offset[n, q, t, 0, i, j]
 
-    and x alike; q is the offset group of channel c, of which each has C / G neighbouring ones.
-    Samples are bilinear between the centres of pixels, which lie at integers, and zero beyond a
+    and x alike; q is the offset group of channel c, of which each has C / G neighboring ones.
+    Samples are bilinear between the centers of pixels, which lie at integers, and zero beyond a
     map, as in the authors' second operator. A sample with an infinite or NaN offset is zero and
     has no gradient.
 

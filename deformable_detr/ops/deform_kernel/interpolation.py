@@ -12,11 +12,11 @@ _OUTSIDE = -2.0  # from every cell by more than one
 def linear_weights(coordinates: Tensor, size: int) -> Tensor:
     """Weights of `size` cells in a linear sample: the triangle max(0, 1 - |coordinate - cell|).
 
-    The derivative on a cell's centre is the one from above, and on the last one from below, so
+    The derivative on a cell's center is the one from above, and on the last one from below, so
     that a sample at the scope's edge is drawn inwards or not at all.
 
     Args:
-        coordinates: (N, R, ...), the first cell's centre at 0.
+        coordinates: (N, R, ...), the first cell's center at 0.
         size: number of cells.
 
     Returns:

@@ -12,7 +12,7 @@ from deformable_detr.ops.geometry import ConvGeometry
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def can_serve(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the operator is built and takes tensors of this kind."""
+    """True if the operator is built and takes tensors of this kind."""
     is_built = library.LOAD_ERROR is None
     return is_built and device.type == "cpu" and dtype in (torch.float32, torch.float64)
 

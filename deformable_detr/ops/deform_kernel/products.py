@@ -169,7 +169,7 @@ def _tap_view(x: Tensor, geometry: ConvGeometry) -> Tensor:
 
 
 def _scratch(taps: Tensor) -> Tensor:
-    """(channels of a chunk, k_h, k_w, H_out, W_out) uninitialised memory for products."""
+    """(channels of a chunk, k_h, k_w, H_out, W_out) uninitialized memory for products."""
     elements = _CPU_CHUNK_ELEMENTS if taps.device.type == "cpu" else _GPU_CHUNK_ELEMENTS
     channels = max(1, elements // max(1, math.prod(taps.shape[2:])))
     return taps.new_empty(min(channels, taps.shape[1]), *taps.shape[2:])

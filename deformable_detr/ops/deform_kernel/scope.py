@@ -16,7 +16,7 @@ def scope_size_of(weight: Tensor) -> Size:
 def kernel_coordinates(
     rotation: Tensor, scope_size: Size, geometry: ConvGeometry, *, clip_to_scope: bool
 ) -> tuple[Tensor, Tensor]:
-    """Where in the scope every tap is read.
+    """Coordinates in the scope at which the taps are read.
 
     Args:
         rotation: (N, R * k_h * k_w * 2, ...) as `deform_kernel_conv2d` has it.
@@ -25,7 +25,7 @@ def kernel_coordinates(
         clip_to_scope: keep the coordinates in [0, S - 1].
 
     Returns:
-        Rows and columns, (N, R, k_h * k_w, ...) each; the first cell's centre is 0.
+        Rows and columns, (N, R, k_h * k_w, ...) each; the first cell's center is 0.
     """
     k_h, k_w = geometry.kernel_size
     offsets = rotation.unflatten(1, (-1, k_h * k_w, 2))

@@ -55,7 +55,7 @@ def _flat(level_shapes: LevelShapes) -> list[int]:
 
 
 def _fake_forward(value: Tensor, level_shapes: list[int], *others: Tensor) -> Tensor:
-    """Of both operators: sampling_locations or reference_points know N and Q."""
+    """Output of both operators; sampling_locations or reference_points know N and Q."""
     N, Q = others[0].shape[:2]
     return value.new_empty(N, Q, value.shape[2] * value.shape[3])
 

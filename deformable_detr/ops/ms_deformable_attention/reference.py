@@ -66,7 +66,7 @@ def sampling_locations(
     sampling_offsets: Tensor,
     level_shapes: LevelShapes,
 ) -> Tensor:
-    """Where the samples lie: reference points plus offsets in their units.
+    """Sampling points: reference points plus offsets in their units.
 
     Args:
         reference_points: (N, Q, L, 2) points or (N, Q, L, 4) boxes cxcywh, relative.

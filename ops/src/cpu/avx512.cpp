@@ -20,7 +20,7 @@
 #pragma clang attribute push(                                                             \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
 #else
-// GCC 12 sees uninitialised vectors in its own AVX-512 headers.
+// GCC 12 sees uninitialized vectors in its own AVX-512 headers.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")

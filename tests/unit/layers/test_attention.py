@@ -26,7 +26,7 @@ def randomized_attention():
 
 
 def test_heads_start_looking_along_eight_directions():
-    bias = MSDeformAttn(256).sampling_offsets.bias.detach()
+    bias = MSDeformAttn(256, num_heads=8, num_levels=4, num_points=4).sampling_offsets.bias.detach()
     golden = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]
     offsets = bias.view(8, 4, 4, 2)
     torch.testing.assert_close(
@@ -37,7 +37,7 @@ def test_heads_start_looking_along_eight_directions():
 
 
 def test_initial_weights_are_uniform_and_independent_of_the_query():
-    attention = MSDeformAttn(256)
+    attention = MSDeformAttn(256, num_heads=8, num_levels=4, num_points=4)
     for parameter in (
         attention.sampling_offsets.weight,
         attention.attention_weights.weight,
@@ -97,12 +97,12 @@ def test_autocast_keeps_coordinates_exact():
 
 def test_embed_dim_must_be_divisible_by_num_heads():
     with pytest.raises(ValueError, match="embed_dim must be divisible by num_heads, got 256 and 7"):
-        MSDeformAttn(256, num_heads=7)
+        MSDeformAttn(256, num_heads=7, num_levels=4, num_points=4)
 
 
 def test_a_slow_head_dim_warns():
     with pytest.warns(UserWarning, match="= 12 is not a power of two"):
-        MSDeformAttn(96, num_heads=8)
+        MSDeformAttn(96, num_heads=8, num_levels=4, num_points=4)
 
 
 def test_reference_points_must_be_points_or_boxes():

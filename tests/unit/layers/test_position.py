@@ -32,7 +32,7 @@ def test_sine_embedding_does_not_see_padding():
 
 
 def test_learned_embedding_is_column_then_row():
-    embed = LearnedPositionEmbedding(8)
+    embed = LearnedPositionEmbedding(8, max_cells=50)
     embedding = embed(torch.zeros(2, 3, 5, dtype=torch.bool))
     assert embedding.shape == (2, 8, 3, 5)
     expected = torch.cat((embed.column_embed.weight[4], embed.row_embed.weight[1]))
@@ -40,7 +40,7 @@ def test_learned_embedding_is_column_then_row():
 
 
 def test_learned_embedding_starts_uniform_in_0_to_1():
-    weight = LearnedPositionEmbedding(256).row_embed.weight
+    weight = LearnedPositionEmbedding(256, max_cells=50).row_embed.weight
     assert weight.shape == (50, 128)
     assert 0 <= weight.min() < 0.01
     assert 0.99 < weight.max() <= 1
@@ -48,11 +48,11 @@ def test_learned_embedding_starts_uniform_in_0_to_1():
 
 def test_learned_embedding_refuses_larger_maps():
     with pytest.raises(ValueError, match=r"max_cells = 50 rows and columns, got 51 x 3; raise"):
-        LearnedPositionEmbedding(8)(torch.zeros(1, 51, 3, dtype=torch.bool))
+        LearnedPositionEmbedding(8, max_cells=50)(torch.zeros(1, 51, 3, dtype=torch.bool))
 
 
 def test_embed_dim_must_fit():
     with pytest.raises(ValueError, match="embed_dim must be a multiple of 4, got 6"):
         SinePositionEmbedding(6)
     with pytest.raises(ValueError, match="embed_dim must be even, got 7"):
-        LearnedPositionEmbedding(7)
+        LearnedPositionEmbedding(7, max_cells=50)

@@ -2,25 +2,24 @@ import pytest
 import timm
 import torch
 import torchvision
+from helpers.models import mobilenet_v2, resnet, timm_backbone
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.transforms.v2.functional import normalize
 
-from deformable_detr.models.backbones.timm_adapter import TimmBackbone
-from deformable_detr.models.backbones.torchvision_adapter import build_mobilenet_v2, build_resnet
 from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD
 
 BACKBONES = {
-    "resnet18": lambda: build_resnet(18),
-    "resnet50_two_maps": lambda: build_resnet(50, out_strides=(4, 16)),
-    "resnet50_dc5": lambda: build_resnet(50, out_strides=(16,), dilation=True),
-    "mobilenet_v2": lambda: build_mobilenet_v2(out_strides=(4, 8, 16, 32)),
-    "mobilenet_v2_cut": lambda: build_mobilenet_v2(out_strides=(8, 16)),
-    "timm_resnet18": lambda: TimmBackbone("resnet18", out_strides=(8, 16)),
-    "timm_lite0": lambda: TimmBackbone("tf_efficientnet_lite0", out_strides=(8, 16)),
-    "timm_mobilenetv3": lambda: TimmBackbone("mobilenetv3_small_050", out_strides=(4, 8)),
-    "timm_convnext": lambda: TimmBackbone("convnext_atto", out_strides=(8, 16, 32)),
-    "timm_regnety": lambda: TimmBackbone("regnety_002", out_strides=(8, 16, 32)),
+    "resnet18": lambda: resnet(18),
+    "resnet50_two_maps": lambda: resnet(50, out_strides=(4, 16)),
+    "resnet50_dc5": lambda: resnet(50, out_strides=(16,), dilation=True),
+    "mobilenet_v2": lambda: mobilenet_v2(out_strides=(4, 8, 16, 32)),
+    "mobilenet_v2_cut": lambda: mobilenet_v2(out_strides=(8, 16)),
+    "timm_resnet18": lambda: timm_backbone("resnet18", out_strides=(8, 16)),
+    "timm_lite0": lambda: timm_backbone("tf_efficientnet_lite0", out_strides=(8, 16)),
+    "timm_mobilenetv3": lambda: timm_backbone("mobilenetv3_small_050", out_strides=(4, 8)),
+    "timm_convnext": lambda: timm_backbone("convnext_atto", out_strides=(8, 16, 32)),
+    "timm_regnety": lambda: timm_backbone("regnety_002", out_strides=(8, 16, 32)),
 }
 
 
@@ -54,14 +53,14 @@ def test_nothing_up_to_stride_4_is_trained(name):
 
 
 def test_resnet_freezes_what_the_paper_freezes():
-    frozen = [p for p in build_resnet(50).parameters() if not p.requires_grad]
+    frozen = [p for p in resnet(50).parameters() if not p.requires_grad]
     assert len(frozen) == 11
     assert sum(parameter.numel() for parameter in frozen) == 222_400
 
 
 def test_freeze_up_to_stride_0_trains_everything_and_32_nothing():
-    assert all(p.requires_grad for p in build_resnet(18, freeze_up_to_stride=0).parameters())
-    nothing = build_resnet(18, freeze_up_to_stride=32)
+    assert all(p.requires_grad for p in resnet(18, freeze_up_to_stride=0).parameters())
+    nothing = resnet(18, freeze_up_to_stride=32)
     assert not any(p.requires_grad for p in nothing.parameters())
 
 
@@ -77,7 +76,7 @@ def test_batch_norm_is_frozen_in_training_mode_too(name):
 
 
 def test_batch_norm_can_be_trained():
-    backbone = build_mobilenet_v2(norm_layer=nn.BatchNorm2d).train()
+    backbone = mobilenet_v2(norm_layer=nn.BatchNorm2d).train()
     statistics = dict(backbone.named_buffers())
     name = next(key for key in statistics if key.endswith("running_mean"))
     before = statistics[name].clone()
@@ -86,7 +85,7 @@ def test_batch_norm_can_be_trained():
 
 
 def test_dc5_keeps_stride_16_and_dilates_all_but_the_first_block():
-    backbone = build_resnet(50, out_strides=(16,), dilation=True)
+    backbone = resnet(50, out_strides=(16,), dilation=True)
     last_stage = backbone.body.layer4
     assert [block.conv2.dilation for block in last_stage] == [(1, 1), (2, 2), (2, 2)]
     assert [block.conv2.stride for block in last_stage] == [(1, 1)] * 3
@@ -106,7 +105,7 @@ def test_weights_are_read_from_a_file_of_the_whole_network(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     save = save_file if suffix == ".safetensors" else torch.save
     save(network.state_dict(), path)
-    backbone = build_resnet(18, out_strides=(32,), weights=path)
+    backbone = resnet(18, out_strides=(32,), weights=path)
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = network.fc(network.avgpool(backbone(images)[0]).flatten(1))
@@ -118,15 +117,15 @@ def test_weights_under_a_state_dict_key_with_a_module_prefix_are_found(tmp_path)
     plain, nested = tmp_path / "plain.pth", tmp_path / "nested.pth"
     torch.save(state, plain)
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, nested)
-    assert equal_outputs(build_resnet(18, weights=plain), build_resnet(18, weights=nested))
+    assert equal_outputs(resnet(18, weights=plain), resnet(18, weights=nested))
 
 
 def test_timm_names_and_torchvision_names_give_the_same_network(tmp_path):
     timm_network = timm.create_model("mobilenetv2_100").eval()
     path = tmp_path / "timm.pth"
     torch.save(timm_network.state_dict(), path)
-    ours = build_mobilenet_v2(out_strides=(8, 16), weights=path)
-    theirs = TimmBackbone("mobilenetv2_100", out_strides=(8, 16), weights=path)
+    ours = mobilenet_v2(out_strides=(8, 16), weights=path)
+    theirs = timm_backbone("mobilenetv2_100", out_strides=(8, 16), weights=path)
     assert equal_outputs(ours, theirs)
 
 
@@ -134,7 +133,7 @@ def test_a_file_of_another_architecture_is_refused(tmp_path):
     path = tmp_path / "resnet34.pth"
     torch.save(torchvision.models.resnet34().state_dict(), path)
     with pytest.raises(ValueError, match=r"must fit the network by name or by order, but"):
-        build_mobilenet_v2(weights=path)
+        mobilenet_v2(weights=path)
 
 
 def test_a_name_with_another_shape_is_refused(tmp_path):
@@ -142,7 +141,7 @@ def test_a_name_with_another_shape_is_refused(tmp_path):
     state = torchvision.models.resnet18().state_dict()
     torch.save(state | {"layer1.0.conv1.weight": torch.zeros(64, 32, 3, 3)}, path)
     with pytest.raises(ValueError, match=r"but layer1.0.conv1.weight has shape \(64, 64, 3, 3\)"):
-        build_resnet(18, weights=path)
+        resnet(18, weights=path)
 
 
 @pytest.mark.parametrize(
@@ -157,29 +156,32 @@ def test_broken_weight_files_are_named(tmp_path, write, message):
     path = tmp_path / "weights.pth"
     write(path)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        build_resnet(18, weights=path)
+        resnet(18, weights=path)
 
 
 def test_unknown_published_weights_are_refused_with_the_names_there_are():
     with pytest.raises(ValueError, match=r"one of \['imagenet1k_v1', .*\], got 'imagenet22k'"):
-        build_resnet(50, weights="imagenet22k")
+        resnet(50, weights="imagenet22k")
     with pytest.raises(ValueError, match="weights of convnext_atto must be a file or one of"):
-        TimmBackbone("convnext_atto", weights="nope")
+        timm_backbone("convnext_atto", weights="nope")
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: build_resnet(51), "depth must be one of"),
-        (lambda: build_resnet(18, dilation=True), "dilation must be false below ResNet-50"),
+        (lambda: resnet(51), "depth must be one of"),
+        (lambda: resnet(18, dilation=True), "dilation must be false below ResNet-50"),
         (
-            lambda: build_resnet(18, out_strides=(8, 64)),
+            lambda: resnet(18, out_strides=(8, 64)),
             r"among \[2, 4, 8, 16, 32\], got \[8, 64\]",
         ),
-        (lambda: build_resnet(18, out_strides=(16, 8)), "must be increasing"),
-        (lambda: TimmBackbone("resnet5"), "got 'resnet5'"),
-        (lambda: TimmBackbone("resnet18", out_strides=(64,)), r"got \[64\]"),
-        (lambda: TimmBackbone("hrnet_w18_small"), "freeze_up_to_stride must be 0 for this network"),
+        (lambda: resnet(18, out_strides=(16, 8)), "must be increasing"),
+        (lambda: timm_backbone("resnet5"), "got 'resnet5'"),
+        (lambda: timm_backbone("resnet18", out_strides=(64,)), r"got \[64\]"),
+        (
+            lambda: timm_backbone("hrnet_w18_small"),
+            "freeze_up_to_stride must be 0 for this network",
+        ),
     ],
 )
 def test_impossible_backbones_are_refused(build, message):
@@ -196,13 +198,13 @@ def test_published_weights_are_asked_for_by_their_name(monkeypatch):
         "get_state_dict",
         lambda self, **_: asked.append(self) or network.state_dict(),
     )
-    backbone = build_resnet(18, weights="imagenet1k_v1")
+    backbone = resnet(18, weights="imagenet1k_v1")
     assert asked == [member]
     assert torch.equal(backbone.body.conv1.weight, network.conv1.weight)
 
 
 def test_a_timm_network_sees_its_own_normalisation():
-    backbone = TimmBackbone("tf_efficientnet_lite0", out_strides=(8,)).eval()
+    backbone = timm_backbone("tf_efficientnet_lite0", out_strides=(8,)).eval()
     pixels = torch.rand(1, 3, 64, 64)
     ours = normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
     theirs = normalize(pixels, [0.5] * 3, [0.5] * 3)  # as timm states for this network

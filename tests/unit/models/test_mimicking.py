@@ -40,7 +40,8 @@ def two_images():
 
 
 def build(**settings):
-    sizes = {"backbone_channels": 10, "embed_dim": 12, "num_classes": 5, "crop_size_px": 32}
+    sizes = {"backbone_channels": 10, "embed_dim": 12, "num_classes": 5}
+    settings = {"max_regions": 32, "crop_size_px": 32} | settings
     return FeatureMimicking(**(sizes | settings))
 
 

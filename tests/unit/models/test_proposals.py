@@ -21,7 +21,8 @@ def plain_memory(level_shapes, *, width=32):
 
 
 def start_of(memory):
-    return proposal_logits(memory.level_shapes, memory.valid_ratios, memory.padding_mask)
+    masks = (memory.valid_ratios, memory.padding_mask)
+    return proposal_logits(memory.level_shapes, *masks, base_size=0.05)
 
 
 def test_start_boxes_are_the_golden_ones():
@@ -68,7 +69,7 @@ def test_box_embedding_is_the_golden_one():
 
 def test_the_best_tokens_of_class_0_become_queries():
     memory = plain_memory(((6, 8), (3, 4)))
-    part = ProposalQueries(5, num_classes=3, embed_dim=32)
+    part = ProposalQueries(5, num_classes=3, embed_dim=32, base_size=0.05)
     for parameter in part.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     queries, proposals = part(memory)
@@ -81,7 +82,7 @@ def test_the_best_tokens_of_class_0_become_queries():
 def test_only_the_box_is_detached():
     memory = plain_memory(((6, 8),))
     memory.tokens.requires_grad_()
-    part = ProposalQueries(5, num_classes=3, embed_dim=32)
+    part = ProposalQueries(5, num_classes=3, embed_dim=32, base_size=0.05)
     queries, proposals = part(memory)
     assert not queries.reference_points.requires_grad
     assert torch.autograd.grad(
@@ -93,7 +94,7 @@ def test_only_the_box_is_detached():
 
 def test_content_may_be_the_chosen_tokens_own_features():
     memory = plain_memory(((6, 8),))
-    part = ProposalQueries(5, num_classes=3, embed_dim=32, content="memory")
+    part = ProposalQueries(5, num_classes=3, embed_dim=32, content="memory", base_size=0.05)
     for parameter in part.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     queries, proposals = part(memory)
@@ -108,7 +109,7 @@ def test_content_may_be_the_chosen_tokens_own_features():
 
 def test_invalid_tokens_may_be_chosen_and_are_the_far_corner_without_gradient():
     memory = golden_memory()
-    part = ProposalQueries(8, num_classes=1, embed_dim=4)
+    part = ProposalQueries(8, num_classes=1, embed_dim=4, base_size=0.05)
     memory.tokens.requires_grad_()
     queries, proposals = part(memory)
     assert queries.query.shape == (1, 8, 4)
@@ -120,6 +121,7 @@ def test_invalid_tokens_may_be_chosen_and_are_the_far_corner_without_gradient():
 
 
 def test_an_image_with_fewer_tokens_than_queries_gets_as_many_queries_as_tokens():
-    queries, _ = ProposalQueries(300, num_classes=1, embed_dim=32)(plain_memory(((2, 3),)))
+    part = ProposalQueries(300, num_classes=1, embed_dim=32, base_size=0.05)
+    queries, _ = part(plain_memory(((2, 3),)))
     assert queries.query.shape == (2, 6, 32)
     assert queries.reference_points.shape == (2, 6, 4)

@@ -4,7 +4,14 @@ import copy
 
 import pytest
 import torch
-from helpers.models import randomize_weights, reduced_config
+from helpers.models import (
+    STRIDES,
+    mobilenet_v2,
+    randomize_weights,
+    reduced_config,
+    resnet,
+    timm_backbone,
+)
 from torch import nn
 from torchvision.models import resnet50
 
@@ -18,13 +25,11 @@ from deformable_detr.models.backbones.surgery import (
     modulated_deform_conv,
     replace_convs,
 )
-from deformable_detr.models.backbones.timm_adapter import TimmBackbone
-from deformable_detr.models.backbones.torchvision_adapter import build_mobilenet_v2, build_resnet
 
 NETWORKS = {
-    "resnet50": (lambda: build_resnet(50), 13),
-    "mobilenet_v2": (build_mobilenet_v2, 14),
-    "timm": (lambda: TimmBackbone("efficientnet_lite0"), 13),
+    "resnet50": (lambda: resnet(50), 13),
+    "mobilenet_v2": (mobilenet_v2, 14),
+    "timm": (lambda: timm_backbone("efficientnet_lite0"), 13),
 }
 DENSE = {
     "v1": deform_conv(),
@@ -63,15 +68,15 @@ def test_features_start_as_the_plain_ones_relative_to_the_largest(network, repla
     randomize_weights(backbone)
     images = torch.randn(1, 3, 64, 96)
     wanted = backbone(images)
-    assert replace_convs(backbone, replacement) != []
+    assert replace_convs(backbone, replacement, strides=STRIDES) != []
     for result, feature in zip(backbone(images), wanted, strict=True):
         assert feature.abs().max() > 0.1
         assert (result - feature).abs().max() < 1e-4 * feature.abs().max()
 
 
 def test_a_resnet50_with_v2_has_13_blocks_and_lacks_their_generators_alone():
-    backbone = build_resnet(50)
-    names = replace_convs(backbone, modulated_deform_conv(mask_scale=2.0))
+    backbone = resnet(50)
+    names = replace_convs(backbone, modulated_deform_conv(mask_scale=2.0), strides=STRIDES)
     blocks = [m for m in backbone.modules() if isinstance(m, ModulatedDeformConv2d)]
     assert len(names) == len(blocks) == 13
     published = {
@@ -87,29 +92,31 @@ def test_a_resnet50_with_v2_has_13_blocks_and_lacks_their_generators_alone():
 
 @torch.no_grad()
 def test_a_resnet101_has_30():
-    assert len(replace_convs(build_resnet(101), deform_conv())) == 30
+    assert len(replace_convs(resnet(101), deform_conv(), strides=STRIDES)) == 30
 
 
 def test_only_blocks_of_the_given_strides_are_replaced_and_frozen_ones_stay():
-    assert len(replace_convs(build_resnet(50), deform_conv(), strides=(32,))) == 3
-    assert len(replace_convs(build_resnet(50, freeze_up_to_stride=8), deform_conv())) == 9
+    assert len(replace_convs(resnet(50), deform_conv(), strides=(32,))) == 3
+    assert (
+        len(replace_convs(resnet(50, freeze_up_to_stride=8), deform_conv(), strides=STRIDES)) == 9
+    )
     with pytest.raises(ValueError, match=r"must have a trained convolution .* got none"):
-        replace_convs(build_resnet(50), deform_conv(), strides=(4,))
+        replace_convs(resnet(50), deform_conv(), strides=(4,))
 
 
 def test_what_cannot_be_is_refused_and_changes_nothing():
-    backbone = build_resnet(18)
+    backbone = resnet(18)
     with pytest.raises(ValueError, match="must have a trained depthwise convolution"):
-        replace_convs(backbone, deform_kernel(scope_size=5))
+        replace_convs(backbone, deform_kernel(scope_size=5), strides=STRIDES)
     with pytest.raises(ValueError, match=r"among \[2, 4, 8, 16, 32\], got \[64\]"):
         replace_convs(backbone, deform_conv(), strides=(64,))
     before = list(backbone.state_dict())
     with pytest.raises(ValueError, match=r"layer2\.0\.conv1 cannot be replaced: in_channels"):
-        replace_convs(backbone, deform_conv(offset_groups=3))
+        replace_convs(backbone, deform_conv(offset_groups=3), strides=STRIDES)
     assert list(backbone.state_dict()) == before
-    replace_convs(backbone, deform_conv())
+    replace_convs(backbone, deform_conv(), strides=STRIDES)
     with pytest.raises(ValueError, match=r"at most once, got DeformConv2d at body\.layer2"):
-        replace_convs(backbone, diverse_branch_block())
+        replace_convs(backbone, diverse_branch_block(), strides=STRIDES)
 
 
 def detector(conv):
@@ -132,7 +139,9 @@ def test_a_detector_starts_with_the_plain_outputs(kind):
     plain.load_state_dict(state)
     randomize_weights(plain)
     rebuilt = copy.deepcopy(plain)
-    replace_convs(rebuilt.backbone, {**DENSE, "dk": KERNELS["combined"]}[_short(kind)])
+    replace_convs(
+        rebuilt.backbone, {**DENSE, "dk": KERNELS["combined"]}[_short(kind)], strides=STRIDES
+    )
     wanted, result = (net.eval()(images).last for net in (plain, rebuilt))
     assert list(rebuilt.state_dict()) == list(model.state_dict())
     assert (result.boxes - wanted.boxes).abs().max() < 1e-5

@@ -9,7 +9,7 @@ from deformable_detr.structures import Detections
 from deformable_detr.visualize.objects import (
     CAPTION_BACKGROUND,
     MIN_LONG_SIDE_PX,
-    class_colour,
+    class_color,
     draw_annotations,
     draw_detections,
     side_by_side,
@@ -39,7 +39,7 @@ def _changed(picture: Image.Image) -> np.ndarray:
 
 def _filled(picture: Image.Image, label: int) -> int:
     """Pixels of the colour of a class."""
-    return int((np.asarray(picture) == class_colour(label)).all(axis=2).sum())
+    return int((np.asarray(picture) == class_color(label)).all(axis=2).sum())
 
 
 def test_a_box_is_drawn_where_it_is_in_the_colour_of_its_class() -> None:
@@ -119,9 +119,9 @@ def test_nothing_found_leaves_the_photo_as_it_is() -> None:
 
 
 def test_neighbouring_classes_have_distinct_and_stable_colours() -> None:
-    colours = [class_colour(label) for label in range(12)]
+    colours = [class_color(label) for label in range(12)]
 
-    assert class_colour(0) == (255, 181, 38)
+    assert class_color(0) == (255, 181, 38)
     for first, second in combinations(colours, 2):
         assert sum(abs(a - b) for a, b in zip(first, second, strict=True)) > 40
 

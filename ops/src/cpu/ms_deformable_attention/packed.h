@@ -1,6 +1,6 @@
 // Forward and backward of one head from a packed copy of its values, generic over the vector type.
 //
-// Blocks of queries walk through the levels, so that a block's neighbourhood in a level is used
+// Blocks of queries walk through the levels, so that a block's neighborhood in a level is used
 // again while it is in the nearest cache.
 #pragma once
 

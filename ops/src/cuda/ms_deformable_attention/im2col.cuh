@@ -2,10 +2,10 @@
 //
 // A thread, called lane here, owns kVector channels of one head (16 bytes of value; one channel in
 // the general form) and prepares every kLanes-th sample: location, softmax, corner weights.
-// A group of kLanes neighbouring lanes owns one query of one head of one image, all D channels. Its
+// A group of kLanes neighboring lanes owns one query of one head of one image, all D channels. Its
 // lanes prepare kLanes samples at a time, hand them to each other, and walk through them together,
 // so that a corner costs one load of 16 bytes a lane and no sample is worked out twice.
-// A block owns up to kThreads / kLanes successive queries of one head of one image: neighbours on
+// A block owns up to kThreads / kLanes successive queries of one head of one image: neighbors on
 // the map, whose samples hit the same lines of L1.
 //
 // Shared memory holds the samples in flight: where each one's corners are, and their weights, 32
@@ -144,7 +144,7 @@ struct BackwardWalk {
     return (is_upper ? upper : lower) + __shfl_xor_sync(0xffffffffu, sent, step);
   }
 
-  // Sums of kCount samples from j on, over as many neighbouring lanes, each lane keeping those of
+  // Sums of kCount samples from j on, over as many neighboring lanes, each lane keeping those of
   // one sample: two halves, summed over half the lanes each, swap what the other one keeps. For a
   // group, that is 4 * (kLanes - 1) shuffles instead of 4 * kLanes * log2(kLanes).
   template <int kCount>
