@@ -1,9 +1,9 @@
 """`deformable-detr convert`: a detector's weights from one implementation's file to another's."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -114,6 +114,8 @@ def _write_native(
 
 def _report(weights: "Weights", space: "LabelSpace", *, is_inferred: bool) -> Iterator[str]:
     """What was found in the file, and what was made of it."""
+    from deformable_detr.config.flatten import flatten
+
     yield f"source: {weights.source}, {len(weights.state_dict)} tensors"
     if weights.ignored:
         first = weights.ignored[0]
@@ -124,14 +126,7 @@ def _report(weights: "Weights", space: "LabelSpace", *, is_inferred: bool) -> It
     known = "" if weights.label_space else ", which the file does not name"
     yield f"classes: {space.num_classes}{known}, {space.describe(limit=3)}"
     if is_inferred and weights.source != "native":
-        yield "inferred: " + ", ".join(_settings(weights.config["model"]))
+        settings = flatten(weights.config["model"])
+        yield "inferred: " + ", ".join(f"{key}={value}" for key, value in settings)
         for assumption in weights.assumed:
             yield f"assumed, as the file does not tell (else give --config): {assumption}"
-
-
-def _settings(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _settings(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={value}"
