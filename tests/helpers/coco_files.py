@@ -11,7 +11,7 @@ from PIL import Image
 
 # Sparse ids on purpose: nothing may take a category id for a label.
 CATEGORIES = {3: "red thing", 7: "blue thing"}
-_COLOURS = ((220, 40, 40), (40, 60, 220), (40, 200, 60), (220, 200, 40))
+_COLORS = ((220, 40, 40), (40, 60, 220), (40, 200, 60), (220, 200, 40))
 _MAX_OBJECTS = 3
 
 
@@ -60,7 +60,7 @@ def write_coco_set(
         boxes = [] if image_id in empty else _place_boxes(random, size)
         for x, y, width, height in boxes:
             label = int(random.integers(len(categories)))
-            pixels[y : y + height, x : x + width] = _COLOURS[label]
+            pixels[y : y + height, x : x + width] = _COLORS[label]
             annotations.append(
                 {
                     "id": len(annotations) + 1,
