@@ -54,8 +54,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Grey values of 16 bits are scaled to 8; transparency is ignored.
     """
     if image.mode in _SIXTEEN_BITS:
-        grey = np.asarray(image).astype(np.int64) // _TO_EIGHT_BITS
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+        gray = np.asarray(image).astype(np.int64) // _TO_EIGHT_BITS
+        return Image.fromarray(gray.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P":  # may hold transparency that only RGBA can express
         image = image.convert("RGBA")
     return image.convert("RGB")

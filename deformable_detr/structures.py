@@ -22,7 +22,8 @@ BOX_TOLERANCE = 1e-3  # what rounding may add to a box of the whole image, in lo
 _T = TypeVar("_T", bound="_Movable")
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raise a ValueError with that message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
@@ -79,13 +80,13 @@ class Sample:
     original_size: Size
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.boxes_xyxy.ndim == 2 and self.boxes_xyxy.shape[1] == 4,
             f"boxes_xyxy must have shape (T, 4), got {_shape(self.boxes_xyxy)}",
         )
         count = len(self.boxes_xyxy)
         for name, value in (("labels", self.labels), ("area", self.area)):
-            _require(
+            require(
                 _shape(value) == (count,),
                 f"{name} must have shape ({count},) as there are {count} boxes, "
                 f"got {_shape(value)}",
@@ -114,28 +115,28 @@ class Target(_Movable):
     original_size: Size = (1, 1)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.boxes.ndim == 2 and self.boxes.shape[1] == 4,
             f"boxes must have shape (T, 4), got {_shape(self.boxes)}",
         )
-        _require(
+        require(
             _shape(self.labels) == (len(self.boxes),),
             f"labels must have shape ({len(self.boxes)},), got {_shape(self.labels)}",
         )
-        _require(self.labels.dtype == torch.int64, f"labels must be int64, got {self.labels.dtype}")
+        require(self.labels.dtype == torch.int64, f"labels must be int64, got {self.labels.dtype}")
         if self.boxes.device.type == "cpu" and len(self.boxes) > 0:  # a GPU would be waited for
             self._check_ranges()
 
     def _check_ranges(self) -> None:
         """Boxes in pixels, or labels below 0, would train without an error."""
         low, high = (float(number) for number in self.boxes.aminmax())
-        _require(
+        require(
             low >= -BOX_TOLERANCE and high <= 1 + BOX_TOLERANCE,
             f"boxes of image {self.image_id} must be cxcywh relative to the image, in [0, 1], "
             f"got numbers from {low:g} to {high:g}; divide pixels by its width and height",
         )
         lowest = int(self.labels.min())
-        _require(lowest >= 0, f"labels of image {self.image_id} must be at least 0, got {lowest}")
+        require(lowest >= 0, f"labels of image {self.image_id} must be at least 0, got {lowest}")
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -154,12 +155,12 @@ class ImageBatch(_Movable):
     padding_mask: Tensor
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.images.ndim == 4 and self.images.shape[1] == 3,
             f"images must have shape (N, 3, H, W), got {_shape(self.images)}",
         )
         N, _, H, W = self.images.shape
-        _require(
+        require(
             _shape(self.padding_mask) == (N, H, W) and self.padding_mask.dtype == torch.bool,
             f"padding_mask must be bool of shape {(N, H, W)}, got {self.padding_mask.dtype} "
             f"of shape {_shape(self.padding_mask)}",
@@ -168,9 +169,9 @@ class ImageBatch(_Movable):
     @classmethod
     def from_images(cls, images: Sequence[Tensor]) -> "ImageBatch":
         """Pad (3, h, w) images to the largest height and the largest width among them."""
-        _require(len(images) > 0, "images must hold at least one image, got none")
+        require(len(images) > 0, "images must hold at least one image, got none")
         for position, image in enumerate(images):
-            _require(
+            require(
                 image.ndim == 3 and image.shape[0] == 3,
                 f"images[{position}] must have shape (3, height, width), got {_shape(image)}",
             )
@@ -201,14 +202,14 @@ class Pyramid:
     padding_masks: tuple[Tensor, ...]
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             len(self.maps) == len(self.padding_masks),
             f"padding_masks must be one per map, got {len(self.padding_masks)} "
             f"for {len(self.maps)} maps",
         )
         for level, (features, mask) in enumerate(zip(self.maps, self.padding_masks, strict=True)):
             N, _, H, W = features.shape
-            _require(
+            require(
                 _shape(mask) == (N, H, W),
                 f"padding_masks[{level}] must have shape {(N, H, W)}, got {_shape(mask)}",
             )
@@ -235,21 +236,21 @@ class Memory:
     def __post_init__(self) -> None:
         N, S, _ = self.tokens.shape
         cells = sum(height * width for height, width in self.level_shapes)
-        _require(
+        require(
             cells == S,
             f"tokens holds S = {S} cells but level_shapes {self.level_shapes} describe {cells}",
         )
-        _require(
+        require(
             self.positions.shape == self.tokens.shape,
             f"positions must have the shape of tokens {_shape(self.tokens)}, "
             f"got {_shape(self.positions)}",
         )
-        _require(
+        require(
             _shape(self.padding_mask) == (N, S),
             f"padding_mask must have shape {(N, S)}, got {_shape(self.padding_mask)}",
         )
         expected = (N, len(self.level_shapes), 2)
-        _require(
+        require(
             _shape(self.valid_ratios) == expected,
             f"valid_ratios must have shape {expected}, got {_shape(self.valid_ratios)}",
         )
@@ -271,12 +272,12 @@ class Queries:
     reference_points: Tensor
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.query.shape == self.query_pos.shape,
             f"query_pos must have the shape of query {_shape(self.query)}, "
             f"got {_shape(self.query_pos)}",
         )
-        _require(
+        require(
             self.reference_points.shape[:2] == self.query.shape[:2]
             and self.reference_points.shape[2] in (2, 4),
             f"reference_points must have shape {(*self.query.shape[:2], '2 or 4')}, "
@@ -299,7 +300,7 @@ class Predictions:
     hidden: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             _shape(self.boxes) == (*self.logits.shape[:2], 4),
             f"boxes must have shape {(*self.logits.shape[:2], 4)} as logits has "
             f"{_shape(self.logits)}, got {_shape(self.boxes)}",
@@ -337,7 +338,7 @@ class Detections(_Movable):
 
     def __post_init__(self) -> None:
         count = len(self.scores)
-        _require(
+        require(
             _shape(self.labels) == (count,) and _shape(self.boxes_xyxy) == (count, 4),
             f"labels and boxes_xyxy must have shapes ({count},) and ({count}, 4), "
             f"got {_shape(self.labels)} and {_shape(self.boxes_xyxy)}",

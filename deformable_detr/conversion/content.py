@@ -16,12 +16,12 @@ from deformable_detr.engine.checkpoints.checkpoint import (
     load_checkpoint,
     weights_for_inference,
 )
+from deformable_detr.engine.checkpoints.sealed_file import outline
 
 CONFIG_FILE = "config.json"
 SAFETENSORS_FILE = "model.safetensors"
 _FOLDER_FILES = (SAFETENSORS_FILE, "pytorch_model.bin")
 _STATE_KEYS = ("model", "state_dict")  # the official code and detrex; mmdetection
-_SHOWN_KEYS = 3
 # transformers' names of the options that the official code calls otherwise
 _OPTIONS_BY_TRANSFORMERS = {
     "encoder_attention_heads": "nheads",
@@ -95,7 +95,7 @@ def content_of(loaded: Any, what: str) -> FileContent:
             isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
         )
     ):
-        raise ValueError(f"{what} must hold a detector's weights by name, got {_outline(loaded)}")
+        raise ValueError(f"{what} must hold a detector's weights by name, got {outline(loaded)}")
     return FileContent(dict(state), _about(loaded) if state is not loaded else {})
 
 
@@ -162,12 +162,3 @@ def _about_from_config(path: Path) -> dict[str, Any]:
             )
         about["id2label"] = [str(labels[row]) for row in rows]
     return about
-
-
-def _outline(content: Any) -> str:
-    """What a foreign file holds, in a few words."""
-    if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}"
-    names = ", ".join(repr(key) for key in list(content)[:_SHOWN_KEYS])
-    more = ", ..." if len(content) > _SHOWN_KEYS else ""
-    return f"a dictionary of {len(content)} keys ({names}{more})"

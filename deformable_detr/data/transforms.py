@@ -21,7 +21,7 @@ from deformable_detr.data.geometry import (
     resized_size,
     rotate_quarter,
 )
-from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD, Sample, Target
+from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD, Sample, Target, require
 
 
 class Transform(Protocol):
@@ -51,7 +51,7 @@ class OneOf:
     choices: tuple[Transform, ...]
 
     def __post_init__(self) -> None:
-        _require(len(self.choices) > 0, "choices must hold at least one transform, got none")
+        require(len(self.choices) > 0, "choices must hold at least one transform, got none")
 
     def __call__(self, sample: Sample, generator: Generator) -> Sample:
         """See `Transform`."""
@@ -98,7 +98,7 @@ class RandomResize:
     max_size: int | None = None
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             len(self.short_sides) > 0 and min(self.short_sides) > 0,
             f"short_sides must be positive and at least one, got {self.short_sides}",
         )
@@ -122,7 +122,7 @@ class Resize:
     max_size: int
 
     def __post_init__(self) -> None:
-        _require(self.short_side > 0, f"short_side must be positive, got {self.short_side}")
+        require(self.short_side > 0, f"short_side must be positive, got {self.short_side}")
 
     def __call__(self, sample: Sample, generator: Generator) -> Sample:
         """See `Transform`."""
@@ -145,7 +145,7 @@ class RandomSizeCrop:
     max_size: int
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 < self.min_size <= self.max_size,
             f"min_size must be positive and at most max_size, got {self.min_size} "
             f"and {self.max_size}",
@@ -181,8 +181,8 @@ class RandomZoomCrop:
     around_objects: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.size > 0, f"size must be positive, got {self.size}")
-        _require(
+        require(self.size > 0, f"size must be positive, got {self.size}")
+        require(
             0 < self.scale[0] <= self.scale[1],
             f"scale must be two positive numbers, the smaller first, got {self.scale}",
         )
@@ -230,7 +230,7 @@ class RandomSoften:
 
     def __post_init__(self) -> None:
         _require_probability(self.probability)
-        _require(
+        require(
             0 < self.scale[0] <= self.scale[1] <= 1,
             f"scale must be two numbers in (0, 1], the smaller first, got {self.scale}",
         )
@@ -318,10 +318,5 @@ def _draw_integer(generator: Generator, low: int, high: int) -> int:
     return int(torch.randint(low, high + 1, (), generator=generator))
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
 def _require_probability(value: float, name: str = "probability") -> None:
-    _require(0 <= value <= 1, f"{name} must be in 0..1, got {value}")
+    require(0 <= value <= 1, f"{name} must be in 0..1, got {value}")

@@ -1,12 +1,13 @@
 """Conversion: a detector's weights from one implementation's file to another's."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from deformable_detr.builders.weights import model_with_weights, numbered_classes
 from deformable_detr.config import RunConfig
+from deformable_detr.config.flatten import flatten
 from deformable_detr.config.loading import load_config, validate_config
 from deformable_detr.conversion.files import read_weights
 from deformable_detr.conversion.weights import Weights
@@ -49,7 +50,8 @@ class ConversionResult:
         known = "" if weights.label_space else ", which the file does not name"
         yield f"classes: {space.num_classes}{known}, {space.describe(limit=3)}"
         if self.is_inferred and weights.source != "native":
-            yield "inferred: " + ", ".join(_settings(weights.config["model"]))
+            settings = flatten(weights.config["model"])
+            yield "inferred: " + ", ".join(f"{key}={value}" for key, value in settings)
             for assumption in weights.assumed:
                 yield f"assumed, as the file does not tell (else give --config): {assumption}"
 
@@ -109,11 +111,3 @@ def _write_native(
         origin=f"converted from {path} ({source})",
     )
     save_checkpoint(out, checkpoint)
-
-
-def _settings(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _settings(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={value}"

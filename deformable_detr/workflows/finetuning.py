@@ -90,7 +90,7 @@ class FinetuneSource:
             what=str(self.path),
             new_in_backbone=new,
         )
-        for name, reason in report.reinitialised.items():
+        for name, reason in report.reinitialized.items():
             logger.debug("re-initialised: %s (%s)", name, reason)
         logger.debug("ignored: %s", ", ".join(report.ignored))
         return model, report

@@ -1,10 +1,11 @@
 """The official recipes, and how a run differs from the nearest of them, setting by setting."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from deformable_detr.config import RunConfig
+from deformable_detr.config.flatten import flatten
 from deformable_detr.config.loading import load_config
 
 RECIPES = (
@@ -43,11 +44,10 @@ FREE_SETTINGS = frozenset(
 
 def nearest_recipe(config: RunConfig) -> tuple[str, list[str]]:
     """The recipe that a run follows most closely, and each deviation from it in one line."""
-    settings = dict(_settings(config.model_dump(mode="json")))
+    settings = _settings(config)
     found = {}
     for name in RECIPES:
-        recipe = dict(_settings(load_config(name).model_dump(mode="json")))
-        found[name] = _deviations(settings, recipe)
+        found[name] = _deviations(settings, _settings(load_config(name)))
     nearest = min(RECIPES, key=lambda name: len(found[name]))
     return nearest, found[nearest]
 
@@ -63,13 +63,10 @@ def _deviations(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[
     return lines
 
 
-def _settings(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _settings(config: RunConfig) -> dict[str, Any]:
     """Every setting of a recipe by its dotted key."""
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _settings(value, f"{prefix}{key}.")
-        elif prefix + key not in FREE_SETTINGS:
-            yield prefix + key, value
+    settings = flatten(config.model_dump(mode="json"))
+    return {key: value for key, value in settings if key not in FREE_SETTINGS}
 
 
 def _show(value: Any) -> str:

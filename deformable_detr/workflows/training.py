@@ -20,13 +20,14 @@ from deformable_detr.builders import (
     largest_size,
 )
 from deformable_detr.config import RunConfig
+from deformable_detr.config.flatten import config_changes
 from deformable_detr.config.loading import Overrides, load_config, load_run_config, to_yaml
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.loader import build_loader
 from deformable_detr.data.samplers import EvaluationSampler, StepSampler
 from deformable_detr.data.transformed import TransformedDataset
 from deformable_detr.detector import Detector
-from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, config_changes
+from deformable_detr.engine.checkpoints.checkpoint import Checkpoint
 from deformable_detr.engine.checkpoints.transfer import TransferReport
 from deformable_detr.engine.ema import ExponentialMovingAverage
 from deformable_detr.engine.evaluate import Validation

@@ -6,6 +6,7 @@ import yaml
 from helpers.models import CONFIGS, VARIANTS
 
 from deformable_detr.config import ConfigError, RunConfig
+from deformable_detr.config.flatten import config_changes
 from deformable_detr.config.loading import (
     config_names,
     load_config,
@@ -249,3 +250,10 @@ def test_unknown_settings_of_a_person_are_refused():
     content["gone"] = 1
     with pytest.raises(ConfigError, match=r"^x\.gone: unknown key"):
         validate_config(content, source="x")
+
+
+def test_changed_settings_are_listed_by_path() -> None:
+    old = {"train": {"lr": 1e-4, "epochs": 50}, "seed": 1}
+    new = {"train": {"lr": 2e-4, "epochs": 50}, "ema": 0.9, "seed": 1}
+    assert config_changes(old, new) == ["ema: None -> 0.9", "train.lr: 0.0001 -> 0.0002"]
+    assert config_changes(old, old) == []

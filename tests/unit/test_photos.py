@@ -21,7 +21,7 @@ def test_every_mode_becomes_rgb_of_the_same_size(mode: str) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "white"), [(np.uint16, 65535), (np.int32, 65535)])
-def test_greys_of_sixteen_bits_are_scaled(dtype: type, white: int) -> None:
+def test_grays_of_sixteen_bits_are_scaled(dtype: type, white: int) -> None:
     photo = to_rgb(Image.fromarray(np.array([[0, white // 2, white]], dtype=dtype)))
 
     assert [photo.getpixel((x, 0)) for x in range(3)] == [(0,) * 3, (127,) * 3, (255,) * 3]

@@ -12,8 +12,6 @@ BELOW_BUILDERS = ("data", "engine", "evaluation", "layers", "losses", "models")
 ALLOWED = {
     ("distributed.py", "timeout_s"): "commands without a config start processes too",
     ("data/transformed.py", "repeats"): "once, which is no setting",
-    ("engine/train.py", "epochs"): "the loop on its own, without a config",
-    ("engine/train.py", "checkpoint_every"): "the loop on its own, without a config",
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deformable_detr.config.upgrade import upgrade
-from deformable_detr.engine.checkpoints.sealed_file import read_file, write_file
+from deformable_detr.engine.checkpoints.sealed_file import outline, read_file, write_file
 from deformable_detr.labels import LabelSpace
 
 FORMAT = "deformable_detr"
@@ -79,7 +79,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     content = read_file(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(
-            f"checkpoint {path} must be one that this package wrote, got {_outline(content)}"
+            f"checkpoint {path} must be one that this package wrote, got {outline(content)}"
         )
     if content.get("format_version") != FORMAT_VERSION:
         raise ValueError(
@@ -100,14 +100,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except ValueError as error:
         raise ValueError(f"checkpoint {path} has no usable label space: {error}") from error
     return Checkpoint(**values)
-
-
-def _outline(content: Any) -> str:
-    """What a foreign file holds, in a few words."""
-    if not isinstance(content, dict):
-        return f"a {type(content).__name__}"
-    names = ", ".join(repr(key) for key in list(content)[:3])
-    return f"a dictionary of {len(content)} keys ({names}{', ...' if len(content) > 3 else ''})"
 
 
 def _check_types(path: Path, values: Mapping[str, Any]) -> None:
@@ -178,15 +170,3 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) 
     if problems:
         raise ValueError(f"{what} {', '.join(problems)}; use the config it was trained with")
     model.load_state_dict(dict(state_dict))
-
-
-def config_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The settings in which two configurations differ, one line each: `key: old -> new`."""
-    changes = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            changes += config_changes(before, after, f"{prefix}{key}.")
-        elif before != after:
-            changes.append(f"{prefix}{key}: {before!r} -> {after!r}")
-    return changes

@@ -9,6 +9,7 @@ import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +23,7 @@ HASH_BYTES = len(HASH_LABEL) + 2 * hashlib.sha256().digest_size  # in hexadecima
 _END_MAGIC, _END_BYTES = b"PK\x05\x06", 22  # the end record of an archive without a comment
 _COMMENT_SIZE = struct.Struct("<H")  # the last field of the end record
 _CHUNK = 1 << 20
+_SHOWN_KEYS = 3
 
 
 def write_file(
@@ -81,6 +83,15 @@ def read_file(path: Path, *, noun: str = "checkpoint") -> Any:
     except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{noun} {path} is damaged ({reason})") from error
+
+
+def outline(content: Any) -> str:
+    """What a foreign file holds, in a few words."""
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    names = ", ".join(repr(key) for key in list(content)[:_SHOWN_KEYS])
+    more = ", ..." if len(content) > _SHOWN_KEYS else ""
+    return f"a dictionary of {len(content)} keys ({names}{more})"
 
 
 def _seal(file: BinaryIO) -> None:

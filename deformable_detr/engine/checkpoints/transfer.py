@@ -26,24 +26,24 @@ class TransferReport:
     """What became of a model's tensors, and of a file's.
 
     A tensor of which some rows were taken over, such as a class head's, is in both `kept` and
-    `reinitialised`.
+    `reinitialized`.
 
     Attributes:
         kept: names of the model's tensors that come from the file.
-        reinitialised: names of those that stay as the model was built, each with the reason.
+        reinitialized: names of those that stay as the model was built, each with the reason.
         ignored: names of the file's tensors that have no place in the model.
         notes: what became of the classes, for people.
     """
 
     kept: tuple[str, ...]
-    reinitialised: Mapping[str, str]
+    reinitialized: Mapping[str, str]
     ignored: tuple[str, ...]
     notes: tuple[str, ...]
 
     def describe(self) -> list[tuple[str, str]]:
         """The report in a few lines: headings and what stands under them."""
-        total = len({*self.kept, *self.reinitialised})
-        anew = self.reinitialised
+        total = len({*self.kept, *self.reinitialized})
+        anew = self.reinitialized
         in_part = {name: anew[name] for name in self.kept if name in anew}
         return [
             ("kept", f"{len(self.kept)} of the model's {total} tensors"),
@@ -96,7 +96,7 @@ def transfer_weights(
     model.load_state_dict({**own, **merged})
     return TransferReport(
         kept=tuple(name for name in own if name in merged),
-        reinitialised=_reinitialised(own, state_dict, merged, by_rows),
+        reinitialized=_reinitialized(own, state_dict, merged, by_rows),
         ignored=tuple(name for name in _without_counters(state_dict) if name not in merged),
         notes=tuple(dict.fromkeys(note for rows in by_rows.values() for note in rows.notes)),
     )
@@ -212,7 +212,7 @@ def _require_enough(own: Mapping[str, Tensor], kept: Mapping[str, Tensor], what:
         )
 
 
-def _reinitialised(
+def _reinitialized(
     own: Mapping[str, Tensor],
     given: Mapping[str, Tensor],
     kept: Mapping[str, Tensor],

@@ -62,11 +62,11 @@ def _from_corners(boxes: Tensor, size: Tensor) -> Tensor:
     return xywh_to_xyxy(boxes)
 
 
-def _centres(boxes: Tensor, size: Tensor) -> Tensor:
+def _centers(boxes: Tensor, size: Tensor) -> Tensor:
     return torch.cat((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]), dim=1)
 
 
-def _from_centres(boxes: Tensor, size: Tensor) -> Tensor:
+def _from_centers(boxes: Tensor, size: Tensor) -> Tensor:
     return torch.cat((boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]), dim=1)
 
 
@@ -87,8 +87,8 @@ def _from_fractions(boxes: Tensor, size: Tensor) -> Tensor:
 _READINGS: Mapping[str, tuple[str, _Reading]] = {
     "corners": ("the training set's bbox holds corners (x1, y1, x2, y2)", _corners),
     "from corners": ("the validation set's bbox holds corners (x1, y1, x2, y2)", _from_corners),
-    "centres": ("the training set's bbox holds centre x, y, width, height", _centres),
-    "from centres": ("the validation set's bbox holds centre x, y, width, height", _from_centres),
+    "centers": ("the training set's bbox holds centre x, y, width, height", _centers),
+    "from centers": ("the validation set's bbox holds centre x, y, width, height", _from_centers),
     "swapped": ("one of the sets' bbox holds y, x, height, width", _swapped),
     "fractions": ("the training set's bbox holds fractions of the image", _fractions),
     "from fractions": ("the validation set's bbox holds fractions of the image", _from_fractions),

@@ -69,7 +69,7 @@ def test_boxes_are_cut_to_their_image(files):
         ({"bbox": [10, -7, 5, 5]}, "outside"),
     ],
 )
-def test_annotations_that_cannot_be_learnt_are_left_out_and_counted(files, changes, reason):
+def test_annotations_that_cannot_be_learned_are_left_out_and_counted(files, changes, reason):
     expected = {"crowd": 0, "degenerate": 0, "outside": 0} | {reason: 1}
     before = len(read_annotations(files.annotations).objects.labels)
     annotations = read_annotations(edited(files, "annotations", 0, **changes))

@@ -193,14 +193,14 @@ def test_photos_are_softened_as_often_as_asked():
     assert 0.2 < np.mean(changed) < 0.4
 
 
-def test_colour_jitter_changes_colours_only():
+def test_color_jitter_changes_colors_only():
     sample = make_sample()
     result = ColorJitter(0.5, 0.5, 0.5)(sample, generator())
     assert result.image.tobytes() != sample.image.tobytes()
     assert result.boxes_xyxy.equal(sample.boxes_xyxy)
 
 
-def test_no_colour_jitter_changes_nothing():
+def test_no_color_jitter_changes_nothing():
     assert is_same(ColorJitter()(make_sample(), generator()), make_sample())
 
 
@@ -221,7 +221,7 @@ def test_the_evaluation_pipeline_only_resizes():
     assert result.labels.tolist() == [0, 1, 2]
 
 
-def test_model_input_is_normalised_by_channel():
+def test_model_input_is_normalized_by_channel():
     sample = make_sample()
     sample.image.paste((51, 102, 255), (0, 0, 128, 96))
     image, _ = to_model_input(sample)

@@ -223,7 +223,7 @@ def test_the_model_is_built_as_without_fine_tuning(checkpoint: Path) -> None:
     tuned, report = training._build_model(config, LABEL_SPACE, source, resume=False)
     assert report is not None
     expected, got = plain.state_dict(), tuned.state_dict()
-    anew = [name for name, reason in report.reinitialised.items() if "rows" not in reason]
+    anew = [name for name, reason in report.reinitialized.items() if "rows" not in reason]
     assert anew
     assert all(got[name].equal(expected[name]) for name in anew)
     assert any(not torch.equal(got[name], expected[name]) for name in report.kept)

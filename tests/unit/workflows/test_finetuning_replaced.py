@@ -66,9 +66,9 @@ def test_a_model_with_replaced_convolutions_starts_as_the_plain_detector(case, t
         assert (other - wanted).abs().max() > 1e-2 * wanted.abs().max()
     # What the plain detector cannot have is as it was built, and all of the file has found a place.
     assert report.ignored == ()
-    assert report.reinitialised
+    assert report.reinitialized
     own, before = model.state_dict(), untouched.state_dict()
-    for new, reason in report.reinitialised.items():
+    for new, reason in report.reinitialized.items():
         assert new.startswith("backbone.")
         assert reason == "not in the file"
         assert own[new].equal(before[new])

@@ -10,7 +10,6 @@ from torch import nn
 
 from deformable_detr.engine.checkpoints.checkpoint import (
     Checkpoint,
-    config_changes,
     load_checkpoint,
     load_weights,
     save_checkpoint,
@@ -225,10 +224,3 @@ def test_weights_that_do_not_match_are_refused(
     with pytest.raises(ValueError, match=message):
         load_weights(model, state_dict, "a")
     assert model.weight.equal(before)
-
-
-def test_changed_settings_are_listed_by_path() -> None:
-    old = {"train": {"lr": 1e-4, "epochs": 50}, "seed": 1}
-    new = {"train": {"lr": 2e-4, "epochs": 50}, "ema": 0.9, "seed": 1}
-    assert config_changes(old, new) == ["ema: None -> 0.9", "train.lr: 0.0001 -> 0.0002"]
-    assert config_changes(old, old) == []

@@ -88,7 +88,7 @@ def test_the_same_classes_give_bitwise_the_same_detector(variant: str) -> None:
         assert one.logits.equal(other.logits)
         assert one.boxes.equal(other.boxes)
     assert list(report.kept) == list(source.state_dict())
-    assert report.reinitialised == {}
+    assert report.reinitialized == {}
     assert report.ignored == ()
     assert report.notes == ("3 kept: a, b, c",)
 
@@ -103,11 +103,11 @@ def test_classes_of_one_name_keep_their_rows_in_every_decoder_layer(variant: str
         for name in (f"{head}.weight", f"{head}.bias"):
             for row, old_row in ROWS.items():
                 assert new[name][row].equal(old[name][old_row])
-            assert report.reinitialised[name] == "1 of 3 rows"
+            assert report.reinitialized[name] == "1 of 3 rows"
             assert name in report.kept
         assert new[f"{head}.weight"][2].equal(before[f"{head}.weight"][2])
         assert new[f"{head}.bias"][2].item() == pytest.approx(PRIOR_BIAS, abs=HALF_ULP)
-    assert len(report.reinitialised) == 2 * len(CLASS_HEADS[variant])
+    assert len(report.reinitialized) == 2 * len(CLASS_HEADS[variant])
     heads = tuple(CLASS_HEADS[variant])
     for name, value in new.items():
         assert name.startswith(heads) or value.equal(old[name]), name
@@ -161,7 +161,7 @@ def test_other_rows_of_the_proposal_head_keep_their_places_and_further_ones_star
     for name in ("queries.class_head.weight", "queries.class_head.bias"):
         assert rows[name][:3].equal(old_rows[name])
         assert rows[name][3:].equal(before[name][3:])
-        assert report.reinitialised[name] == "2 of 5 rows"
+        assert report.reinitialized[name] == "2 of 5 rows"
 
 
 def test_a_detector_of_other_classes_starts_at_the_prior() -> None:
@@ -172,7 +172,7 @@ def test_a_detector_of_other_classes_starts_at_the_prior() -> None:
         bias = model.state_dict()[f"{head}.bias"]
         assert bias.tolist() == pytest.approx([PRIOR_BIAS] * 2, abs=HALF_ULP)
         assert model.state_dict()[f"{head}.weight"].equal(before[f"{head}.weight"])
-        assert report.reinitialised[f"{head}.weight"] == "2 of 2 rows"
+        assert report.reinitialized[f"{head}.weight"] == "2 of 2 rows"
         assert f"{head}.weight" in report.ignored
     assert math.isclose(PRIOR_BIAS, -math.log(99), rel_tol=1e-7)
 
@@ -202,7 +202,7 @@ def test_the_first_learned_queries_are_kept(num_old: int, num_new: int) -> None:
     assert embed[:kept].equal(source.state_dict()["queries.embed"][:kept])
     assert embed[kept:].equal(before["queries.embed"][kept:])
     anew = {} if num_new <= num_old else {"queries.embed": "4 of 10 rows"}
-    assert report.reinitialised == anew
+    assert report.reinitialized == anew
 
 
 def test_layers_of_another_shape_stay_as_they_were_built_as_a_whole() -> None:
@@ -223,11 +223,11 @@ def test_layers_of_another_shape_stay_as_they_were_built_as_a_whole() -> None:
     anew |= {
         f"neck.{part}.4.{kind}" for part in ("projections", "norms") for kind in ("weight", "bias")
     }
-    assert set(report.reinitialised) == anew
+    assert set(report.reinitialized) == anew
     for name, value in model.state_dict().items():
         assert value.equal(before[name] if name in anew else source.state_dict()[name]), name
-    assert report.reinitialised["memory_builder.level_embed"] == "(5, 64), in the file (4, 64)"
-    assert report.reinitialised["neck.norms.4.bias"] == "not in the file"
+    assert report.reinitialized["memory_builder.level_embed"] == "(5, 64), in the file (4, 64)"
+    assert report.reinitialized["neck.norms.4.bias"] == "not in the file"
 
 
 def test_a_bias_is_not_kept_without_its_weight() -> None:
@@ -237,7 +237,7 @@ def test_a_bias_is_not_kept_without_its_weight() -> None:
     before = snapshot(model)
     report = transfer(model, weights)
     name = "encoder.layers.0.linear1.bias"
-    assert report.reinitialised[name] == "belongs to what does not fit"
+    assert report.reinitialized[name] == "belongs to what does not fit"
     assert model.state_dict()[name].equal(before[name])
     assert name in report.ignored
 
@@ -245,7 +245,7 @@ def test_a_bias_is_not_kept_without_its_weight() -> None:
 def test_another_number_of_layers_keeps_those_there_are() -> None:
     source = randomised("refine", "model.decoder.num_layers=3")
     report = transfer(model := fresh("refine"), source)
-    assert report.reinitialised == {}
+    assert report.reinitialized == {}
     assert {name.rsplit(".", 2)[0] for name in report.ignored if "class_heads" in name} == {
         "decoder.class_heads"
     }
@@ -259,8 +259,8 @@ def test_a_one_stage_detector_is_a_start_for_a_two_stage_one() -> None:
     before = snapshot(model)
     report = transfer(model, source)
     anew = {name for name in model.state_dict() if name.startswith("queries.")}
-    assert set(report.reinitialised) == anew
-    assert set(report.reinitialised.values()) == {"not in the file"}
+    assert set(report.reinitialized) == anew
+    assert set(report.reinitialized.values()) == {"not in the file"}
     assert all(model.state_dict()[name].equal(before[name]) for name in anew)
     assert {name for name in source.state_dict() if name.startswith("queries.")} == set(
         report.ignored
@@ -298,8 +298,8 @@ def test_a_backbone_is_kept_as_a_whole_or_not_at_all() -> None:
     assert not holds_backbone(model.state_dict(), source.state_dict())
     report = transfer(model, source)
     backbone = {name for name in model.state_dict() if name.startswith("backbone.")}
-    assert set(report.reinitialised) == backbone
-    assert set(report.reinitialised.values()) == {"belongs to what does not fit"}
+    assert set(report.reinitialized) == backbone
+    assert set(report.reinitialized.values()) == {"belongs to what does not fit"}
     assert all(model.state_dict()[name].equal(before[name]) for name in backbone)
 
 
@@ -309,7 +309,7 @@ def test_blocks_that_the_model_cut_off_do_not_matter() -> None:
     assert holds_backbone(model.state_dict(), source.state_dict())
     assert not holds_backbone(source.state_dict(), model.state_dict())
     report = transfer(model, source)
-    assert not any(name.startswith("backbone.") for name in report.reinitialised)
+    assert not any(name.startswith("backbone.") for name in report.reinitialized)
     assert any(name.startswith("backbone.body.layer3.") for name in report.ignored)
 
 
@@ -317,9 +317,9 @@ def test_counters_of_batch_norms_are_of_no_importance() -> None:
     frozen, counting = randomised("multi_scale"), "model.backbone.norm=batch_norm"
     model = fresh("multi_scale", counting)
     assert holds_backbone(model.state_dict(), frozen.state_dict())
-    assert transfer(model, frozen).reinitialised == {}
+    assert transfer(model, frozen).reinitialized == {}
     report = transfer(fresh("multi_scale"), randomised("multi_scale", counting))
-    assert (report.reinitialised, report.ignored) == ({}, ())
+    assert (report.reinitialized, report.ignored) == ({}, ())
 
 
 def _unfit_weights() -> dict[str, Mapping[str, Tensor]]:
@@ -389,6 +389,6 @@ def test_every_variant_is_covered_by_the_rules() -> None:
         if variant == "single_scale_dc5":
             continue  # a ResNet-50, with the heads of the others
         report = transfer(fresh(variant, num_classes=2), randomised(variant), ABC, C_NEW)
-        names = {name.rpartition(".")[0] for name in report.reinitialised}
+        names = {name.rpartition(".")[0] for name in report.reinitialized}
         assert all(name.startswith("decoder.class_heads.") for name in names), variant
         assert names

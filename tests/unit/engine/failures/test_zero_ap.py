@@ -46,7 +46,7 @@ def corners(box: Box) -> Box:
     return (box[0], box[1], box[0] + box[2], box[1] + box[3])
 
 
-def centres(box: Box) -> Box:
+def centers(box: Box) -> Box:
     return (box[0] + box[2] / 2, box[1] + box[3] / 2, box[2], box[3])
 
 
@@ -58,7 +58,7 @@ def fractions(box: Box) -> Box:
     ("fault", "words"),
     [
         (corners, "bbox holds corners (x1, y1, x2, y2)"),
-        (centres, "bbox holds centre x, y, width, height"),
+        (centers, "bbox holds centre x, y, width, height"),
         (fractions, "bbox holds fractions of the image"),
     ],
 )
