@@ -19,6 +19,7 @@ from deformable_detr.config.loading import Overrides, load_config, validate_conf
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.tracking import Callback
+from deformable_detr.ground_truth import read_json
 from deformable_detr.workflows.places import run_folder
 from deformable_detr.workflows.session import session
 from deformable_detr.workflows.training import TrainingResult, train
@@ -82,7 +83,7 @@ def overfit(
     settings = load_config(config, overrides)
     with session(device, timeout_s=settings.train.timeout_s):
         subset = folder.with_name(f"{folder.name}_images.json")
-        settings = overfit_config(settings, num_images, subset=subset)
+        settings, content = overfit_config(settings, num_images, subset=subset)
         training = train(
             settings,
             run_dir=folder,
@@ -91,11 +92,13 @@ def overfit(
             device=device,
             callback=callback,
         )
-        return judge_overfit(settings, training)
+        return judge_overfit(settings, content, training)
 
 
-def overfit_config(config: RunConfig, count: int, *, subset: Path) -> RunConfig:
-    """The config of such a run; writes the annotations of its images to `subset`.
+def overfit_config(
+    config: RunConfig, count: int, *, subset: Path
+) -> tuple[RunConfig, dict[str, Any]]:
+    """The config of such a run and its annotations, which are written to `subset`.
 
     Args:
         config: of the run that is going to be tried.
@@ -114,7 +117,7 @@ def overfit_config(config: RunConfig, count: int, *, subset: Path) -> RunConfig:
     if images is None or annotations is None:
         raise ValueError("--overfit must have data.train.images and data.train.annotations")
     chosen = _first_images(
-        json.loads(annotations.read_bytes()),
+        read_json(annotations, "annotation file"),
         count,
         most_objects=config.model.queries.num_queries,
         what=str(annotations),
@@ -143,10 +146,12 @@ def overfit_config(config: RunConfig, count: int, *, subset: Path) -> RunConfig:
         "ema_decay": 0.0,
         "eval_every_epochs": 1,
     }
-    return validate_config(content, source="--overfit")
+    return validate_config(content, source="--overfit"), chosen
 
 
-def judge_overfit(config: RunConfig, training: TrainingResult) -> OverfitResult:
+def judge_overfit(
+    config: RunConfig, content: Mapping[str, Any], training: TrainingResult
+) -> OverfitResult:
     """Whether the images were learned, and if not, where to look."""
     records = read_records(RunFolder(training.run_dir).metrics)
     ap50 = [one["AP50"] for one in records if one["kind"] == "evaluation"][-1]
@@ -156,8 +161,6 @@ def judge_overfit(config: RunConfig, training: TrainingResult) -> OverfitResult:
     if passed:
         logger.info("overfit check passed: %s; model, labels and boxes are in order", numbers)
     else:
-        assert config.data.train.annotations is not None  # else there would have been no run
-        content = json.loads(config.data.train.annotations.read_bytes())
         advice = _where_to_look(content, config)
         logger.warning("overfit check FAILED: %s; %s", numbers, advice)
     return OverfitResult(passed, ap50, (losses[0], losses[-1]), advice, training)

@@ -88,12 +88,13 @@ class _NotebookLine:
         self._text = ""
         self._lines: list[str] = []
         self._shown_at = 0.0
+        from IPython.display import HTML, display  # which a notebook has
+
+        self._html, self._display = HTML, display
         self._handle: Any = None
 
     def start(self) -> None:
-        from IPython.display import HTML, display  # which a notebook has
-
-        self._handle = display(HTML(self._page()), display_id=True)
+        self._handle = self._display(self._html(self._page()), display_id=True)
 
     def stop(self) -> None:
         self._show()
@@ -112,10 +113,8 @@ class _NotebookLine:
         self._show()
 
     def _show(self) -> None:
-        from IPython.display import HTML
-
         self._shown_at = time.monotonic()
-        self._handle.update(HTML(self._page()))
+        self._handle.update(self._html(self._page()))
 
     def _page(self) -> str:
         state = f"{self._name} {self._done}/{self._total} {self._text}"

@@ -29,7 +29,7 @@ def test_training_and_validation_see_the_first_images_with_objects_and_nothing_e
     tmp_path: Path, files: CocoFiles
 ) -> None:
     subset = tmp_path / "subset.json"
-    config = overfit_config(config_of(files), 3, subset=subset)
+    config, _ = overfit_config(config_of(files), 3, subset=subset)
     content = json.loads(subset.read_text())
     assert [image["id"] for image in content["images"]] == [2, 4, 5]
     expected = [one for one in files.read()["annotations"] if one["image_id"] in (2, 4, 5)]
@@ -42,7 +42,7 @@ def test_nothing_is_left_to_chance_and_every_step_sees_every_image(
     tmp_path: Path, files: CocoFiles
 ) -> None:
     settings = ("train.micro_batch=2", "train.ema_decay=0.99", "data.eval_size=64")
-    config = overfit_config(config_of(files, *settings), 4, subset=tmp_path / "subset.json")
+    config, _ = overfit_config(config_of(files, *settings), 4, subset=tmp_path / "subset.json")
     assert (config.data.augmentation.kind, config.data.augmentation.size) == ("none", 64)
     assert (config.model.encoder.dropout, config.model.decoder.dropout) == (0.0, 0.0)
     assert (config.train.total_batch, config.train.micro_batch) == (4, 2)
@@ -104,7 +104,8 @@ def test_the_verdict_follows_from_the_last_evaluation_and_the_sizes(
         append_record(tmp_path / "metrics.jsonl", record)
     with caplog.at_level(logging.INFO):
         training = TrainingResult(tmp_path, tmp_path / "last.pth", {})
-        result = judge_overfit(config_of(files, f"data.eval_size={eval_size}"), training)
+        config = config_of(files, f"data.eval_size={eval_size}")
+        result = judge_overfit(config, files.read(), training)
     assert words in caplog.text
     assert (result.passed, result.ap50, result.losses) == (ap50 > 0.9, ap50, (9.0, 2.0))
     assert bool(result.advice) != result.passed

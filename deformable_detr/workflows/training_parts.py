@@ -1,0 +1,170 @@
+"""The parts of a training run, built from its config: data, model, state and loop."""
+
+from dataclasses import dataclass
+
+import torch
+
+from deformable_detr import distributed
+from deformable_detr.builders import (
+    build_criterion,
+    build_dataset,
+    build_eval_transform,
+    build_model,
+    build_optimizer,
+    build_sampler,
+    build_schedule,
+    build_train_transform,
+    largest_size,
+)
+from deformable_detr.config import RunConfig
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.loader import build_loader
+from deformable_detr.data.samplers import EvaluationSampler, StepSampler
+from deformable_detr.data.transformed import TransformedDataset
+from deformable_detr.engine.checkpoints.transfer import TransferReport
+from deformable_detr.engine.ema import ExponentialMovingAverage
+from deformable_detr.engine.evaluate import Validation
+from deformable_detr.engine.memory import warm_up
+from deformable_detr.engine.run.folder import RunFolder
+from deformable_detr.engine.run.stopping import StopRequest
+from deformable_detr.engine.state import TrainState
+from deformable_detr.engine.train import TrainLoop, total_steps
+from deformable_detr.labels import LabelSpace
+from deformable_detr.models.deformable_detr import DeformableDETR
+from deformable_detr.workflows.finetuning import FinetuneSource
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The data sets of a run.
+
+    Attributes:
+        train: the training set.
+        val: the validation set, of the same categories.
+        train_samples: the training set as the model sees it.
+        sampler: the order of training samples, this process's part.
+    """
+
+    train: CocoDataset
+    val: CocoDataset
+    train_samples: TransformedDataset
+    sampler: StepSampler
+
+    @classmethod
+    def open(cls, config: RunConfig) -> "TrainingData":
+        """Read the annotations of both sets."""
+        train = build_dataset(config, "train")
+        val = build_dataset(config, "val", label_space=train.label_space)
+        samples = TransformedDataset(
+            train,
+            build_train_transform(config.data.augmentation),
+            seed=config.train.seed,
+            repeats=config.data.repeats,
+        )
+        sampler = build_sampler(
+            config,
+            num_samples=len(samples),
+            aspect_ratios=[height / width for height, width in train.sizes],
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        return cls(train, val, samples, sampler)
+
+
+def build_run_model(
+    config: RunConfig, label_space: LabelSpace, source: FinetuneSource | None, *, resume: bool
+) -> tuple[DeformableDETR, TransferReport | None]:
+    """The model on the CPU, and what it has from `source`; pre-trained weights where needed."""
+
+    def build(load_backbone_weights: bool) -> DeformableDETR:
+        torch.manual_seed(config.train.seed)  # of the weights that are not pre-trained
+        with distributed.main_first():
+            return build_model(
+                config,
+                num_classes=label_space.num_classes,
+                load_backbone_weights=load_backbone_weights,
+            )
+
+    if source is not None:
+        return source.build_model(build, label_space, config.model.backbone)
+    return build(not resume), None
+
+
+def build_state(config: RunConfig, data: TrainingData, model: DeformableDETR) -> TrainState:
+    """The state before the first step of a model on its device."""
+    steps_per_epoch = data.sampler.steps_per_epoch
+    schedule = build_schedule(
+        config.train.schedule,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps(
+            steps_per_epoch, epochs=config.train.epochs, max_steps=config.train.max_steps
+        ),
+    )
+    decay = config.train.ema_decay
+    return TrainState(
+        model,
+        build_optimizer(config.train.optimizer, model),
+        schedule,
+        label_space=data.train.label_space,
+        config=config.model_dump(mode="json"),
+        ema=ExponentialMovingAverage(model, decay=decay) if decay else None,
+        precision=config.train.precision,
+    )
+
+
+def build_loop(
+    config: RunConfig, data: TrainingData, state: TrainState, files: RunFolder, stop: StopRequest
+) -> TrainLoop:
+    """The loop over the data of a run; on a GPU after a pass of the largest batch."""
+    criterion = build_criterion(config)
+    train = config.train
+    is_on_gpu = state.device.type == "cuda"
+    if is_on_gpu:  # whose memory ends suddenly, and breaks into pieces
+        warm_up(state, criterion, num_images=train.micro_batch, size=largest_size(config))
+    loader = build_loader(
+        data.train_samples,
+        data.sampler,
+        num_workers=config.data.num_workers,
+        pin_memory=is_on_gpu,
+        max_padded_pixels=config.data.max_padded_pixels,
+        timeout_s=train.timeout_s,
+    )
+    return TrainLoop(
+        criterion=criterion,
+        loader=loader,
+        sampler=data.sampler,
+        folder=files,
+        validation=_build_validation(config, data, pin_memory=is_on_gpu),
+        seed=train.seed,
+        epochs=train.epochs,
+        max_steps=train.max_steps,
+        max_grad_norm=train.clip_norm,
+        log_every_steps=train.log_every,
+        checkpoint_every_steps=train.checkpoint_every,
+        timeout_s=train.timeout_s,
+        stop=stop,
+    )
+
+
+def _build_validation(config: RunConfig, data: TrainingData, *, pin_memory: bool) -> Validation:
+    sampler = EvaluationSampler(
+        len(data.val),
+        batch_size=config.train.micro_batch,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    samples = TransformedDataset(
+        data.val, build_eval_transform(config.data), seed=config.train.seed
+    )
+    return Validation(
+        build_loader(
+            samples,
+            sampler,
+            num_workers=config.data.num_workers,
+            pin_memory=pin_memory,
+            timeout_s=config.train.timeout_s,
+        ),
+        data.val.annotations,
+        every_epochs=config.train.eval_every_epochs,
+        with_loss=config.train.validation_loss,
+    )
