@@ -84,12 +84,12 @@ class _NotebookLine:
     EVERY_S = 0.5  # between two updates, which are messages to the browser
 
     def __init__(self, name: str, *, done: int, total: int) -> None:
+        from IPython.display import HTML, display  # which a notebook has
+
         self._name, self._done, self._total = name, done, total
         self._text = ""
         self._lines: list[str] = []
         self._shown_at = 0.0
-        from IPython.display import HTML, display  # which a notebook has
-
         self._html, self._display = HTML, display
         self._handle: Any = None
 
