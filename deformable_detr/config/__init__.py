@@ -109,16 +109,22 @@ __all__ = [
 
 
 class RunConfig(FrozenModel):
-    """A whole run.
-
-    `match_official: true` computes what the official code computes, wherever this package does
-    otherwise on purpose: labels are raw category ids (91 classes for COCO), the matching cost has
-    alpha 0.25 whatever `loss.focal_alpha` is, proposals have no weight without auxiliary losses,
-    and samples come in the order of `train.sample_order: official`.
-    """
+    """A whole run."""
 
     match_official: bool = False
+    """Compute what the official code computes, wherever this package does otherwise on purpose:
+    labels are raw category ids (91 classes for COCO), the matching cost has alpha 0.25 and gamma 2
+    whatever `loss` says, proposals have no weight without auxiliary losses, and samples come in
+    the order of `train.sample_order: official`."""
+
     model: ModelConfig = ModelConfig()
+    """The detector. The number of classes is not a setting: it comes from the data's categories."""
+
     loss: LossConfig = LossConfig()
+    """Matching costs and loss weights."""
+
     data: DataConfig = DataConfig()
+    """Images, and how they are prepared."""
+
     train: TrainConfig = TrainConfig()
+    """The training loop."""

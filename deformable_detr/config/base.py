@@ -16,10 +16,19 @@ class ConfigError(ValueError):
 
 
 class FrozenModel(BaseModel):
-    """Exact types, no unknown keys, no change after construction."""
+    """Exact types, no unknown keys, no change after construction.
+
+    The string below a field describes it, in `docs/settings.md` too. A `kind` is described by its
+    class.
+    """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
     )
 
 

@@ -13,26 +13,39 @@ class ChannelMapperConfig(FrozenModel):
 
     kind: Literal["channel_mapper"] = "channel_mapper"
     num_levels: int = Field(4, ge=1, le=8)
+    """Levels of the feature pyramid, at least as many as the backbone has maps."""
 
 
 class ASFFNeckConfig(FrozenModel):
-    """The channel mapper, and adaptively spatial feature fusion of its levels after it.
-
-    With `init: own` it starts as the channel mapper alone, with `uniform` as the published code.
-    With `mask_padding` nothing of the padding comes into other cells when levels are resized.
-    `rfb` halves the width of the weights; without `compress_equal` coarser levels are resized as
-    they are. `logit_activation` is for weights of a published YOLOv5 variant; see `LevelFusion`.
-    """
+    """The channel mapper, and adaptively spatial feature fusion (ASFF) of its levels after it."""
 
     kind: Literal["asff"] = "asff"
     num_levels: int = Field(4, ge=2, le=8)
+    """Levels of the feature pyramid, at least as many as the backbone has maps."""
+
     mask_padding: bool = False
+    """Set padding to zero before levels are resized, so that nothing of it comes into other
+    cells."""
+
     rfb: bool = False
+    """Compute the fusion weights from 8 channels of each level, not 16, as the published code does
+    to save memory."""
+
     norm: Literal["group", "batch"] = "group"
+    """Norm of the fusion's convolutions; `batch` is for large micro-batches."""
+
     activation: Literal["leaky_relu", "silu", "relu6"] = "leaky_relu"
+    """Activation of the fusion's convolutions; `relu6` needs `init: uniform`."""
+
     init: Literal["own", "uniform"] = "own"
+    """`own` starts as the channel mapper alone, `uniform` as the published code."""
+
     compress_equal: bool = True
+    """Let coarser levels go through a 1x1 convolution before they are resized."""
+
     logit_activation: bool = False
+    """Let the logits of the fusion weights have batch norm and SiLU: only for weights of a
+    published YOLOv5 variant, with `init: uniform`."""
 
 
 class DeformKernelNeckConfig(DeformKernelOptions):
@@ -43,7 +56,10 @@ class DeformKernelNeckConfig(DeformKernelOptions):
 
     kind: Literal["deform_kernel"] = "deform_kernel"
     num_levels: int = Field(4, ge=1, le=8)
+    """Levels of the feature pyramid, at least as many as the backbone has maps."""
+
     scope_size: int = Field(4, ge=3)
+    """Side of the stored kernel, from which 3x3 taps are read."""
 
 
 NeckConfig = Annotated[
@@ -58,39 +74,56 @@ class SinePositionConfig(FrozenModel):
 
 
 class LearnedPositionConfig(FrozenModel):
-    """Learned rows and columns; no map may have more than `max_cells` of either."""
+    """Learned embeddings of rows and columns."""
 
     kind: Literal["learned"] = "learned"
     max_cells: Positive = 50
+    """Most rows or columns that a feature map may have; 50 in the official code."""
 
 
 PositionConfig = Annotated[SinePositionConfig | LearnedPositionConfig, Field(discriminator="kind")]
 
 
 class AttentionConfig(FrozenModel):
-    """Heads of every attention, and the back-end of the deformable ones."""
+    """What attention in encoder and decoder has in common."""
 
     num_heads: Positive = 8
+    """Heads of every attention, a divisor of `embed_dim`."""
+
     backend: Literal["auto", "native", "reference"] = "auto"
+    """Back-end of deformable attention: `native` is the compiled operator, `reference` is plain
+    PyTorch, `auto` is `native` where it is available."""
 
 
-class EncoderConfig(FrozenModel):
-    """The encoder stack."""
+class LayerStackConfig(FrozenModel):
+    """Settings of encoder and decoder."""
 
     num_layers: int = Field(6, ge=0)
+    """Number of layers."""
+
     ffn_dim: Positive = 1024
+    """Hidden width of the feed-forward networks."""
+
     dropout: Probability = 0.1
+    """Dropout probability."""
+
     num_points: Positive = 4
+    """Sampling points of each head on each level."""
 
 
-class DecoderConfig(FrozenModel):
-    """The decoder stack."""
+class EncoderConfig(LayerStackConfig):
+    """Layers of self-attention over the pyramid's cells."""
+
+
+class DecoderConfig(LayerStackConfig):
+    """Layers that turn queries into boxes and classes."""
 
     num_layers: Positive = 6
-    ffn_dim: Positive = 1024
-    dropout: Probability = 0.1
-    num_points: Positive = 4
+    """Number of layers."""
+
     box_refinement: bool = False
+    """Iterative box refinement: every layer corrects the boxes of the one before. Two-stage
+    queries need it."""
 
 
 class LearnedQueriesConfig(FrozenModel):
@@ -98,43 +131,68 @@ class LearnedQueriesConfig(FrozenModel):
 
     kind: Literal["learned"] = "learned"
     num_queries: Positive = 300
+    """Number of queries per image."""
 
 
 class TwoStageQueriesConfig(FrozenModel):
-    """Queries from the best proposals of the encoder.
-
-    Their content is made from the proposal's box, as in the paper, or is the token's features.
-    Boxes of the finest level start `base_size` of the image wide and high.
-    """
+    """Queries from the best proposals of the encoder."""
 
     kind: Literal["two_stage"] = "two_stage"
     num_queries: Positive = 300
+    """Number of queries per image."""
+
     content: Literal["box", "memory"] = "box"
+    """Content of a query: made from the proposal's `box`, as in the paper, or the features of its
+    token in the `memory`."""
+
     base_size: float = Field(0.05, gt=0.01, lt=0.99)
+    """Width and height that boxes of the finest level start from, as a share of the image; they
+    double from level to level."""
 
 
 QueriesConfig = Annotated[LearnedQueriesConfig | TwoStageQueriesConfig, Field(discriminator="kind")]
 
 
 class MimickingConfig(FrozenModel):
-    """Feature mimicking: an auxiliary loss on crops of at most `max_regions` objects an image."""
+    """Feature mimicking, after Deformable ConvNets v2."""
 
     max_regions: Positive = 32
+    """Most objects per image that are cropped; chosen at random where there are more."""
+
     crop_size_px: Positive = 224
+    """Side in pixels that crops are resized to."""
 
 
 class ModelConfig(FrozenModel):
-    """The detector. The number of classes is not here: it comes from the data's categories."""
+    """The detector."""
 
     embed_dim: int = Field(256, ge=64, multiple_of=32)
+    """Width of the feature pyramid, the encoder's tokens and the decoder's queries."""
+
     backbone: BackboneConfig = ResNetConfig()
+    """The network that makes feature maps of an image."""
+
     neck: NeckConfig = ChannelMapperConfig()
+    """What makes a feature pyramid of the backbone's maps."""
+
     position: PositionConfig = SinePositionConfig()
+    """Position embedding of the pyramid's cells."""
+
     attention: AttentionConfig = AttentionConfig()
+    """Attention in encoder and decoder."""
+
     encoder: EncoderConfig = EncoderConfig()
+    """The encoder."""
+
     queries: QueriesConfig = LearnedQueriesConfig()
+    """What the decoder starts from."""
+
     decoder: DecoderConfig = DecoderConfig()
+    """The decoder."""
+
     mimicking: MimickingConfig | None = None
+    """Feature mimicking: an auxiliary loss in training, on objects cut out of their image. Null
+    for none, `{}` for the defaults."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
