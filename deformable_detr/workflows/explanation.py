@@ -1,6 +1,6 @@
 """Explanation: pictures of what a detector attends to in a photo."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from deformable_detr.detector import Detector
+from deformable_detr.engine.run.progress import Tracked
+from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.models.necks.level_fusion import LevelFusion
 from deformable_detr.photos import ImageLike, as_photo
 from deformable_detr.structures import ImageBatch
@@ -51,6 +53,7 @@ def explain(
     fusion: bool = False,
     cell: Cell | None = None,
     device: str = "auto",
+    callback: Callback | None = None,
 ) -> ExplanationResult:
     """Draw what a detector attends to: sampling points, receptive fields, weights of levels.
 
@@ -68,6 +71,7 @@ def explain(
         fusion: whether to draw the weights of the levels of an ASFF neck.
         cell: (row, column) for `erf` and `deform`; the middle one if None.
         device: as for `Detector.from_checkpoint`; a detector stays where it is.
+        callback: is called with "progress" and the numbers of pictures done and in all.
 
     Raises:
         FileNotFoundError: a file does not exist.
@@ -80,15 +84,19 @@ def explain(
         if not isinstance(checkpoint, Detector):
             checkpoint = Detector.from_checkpoint(checkpoint, str(chosen))
         view = _View(checkpoint, image)
-        # All are drawn before the first is written: an error leaves no incomplete set.
-        pictures = dict(view.queries(queries)) if queries else {}
+        work: list[Callable[[], dict[str, Image.Image]]] = []
+        if queries:
+            work.append(lambda: view.queries(queries))
         if erf is not None:
-            pictures[f"erf_{erf}"] = view.receptive_field(erf, cell, noise)
+            work.append(lambda: view.receptive_field(erf, cell, noise))
         if deform:
-            last, picture = view.deform_points(deform, cell)
-            pictures[f"deform_{last}"] = picture
+            work.append(lambda: view.deform_points(deform, cell))
         if fusion:
-            pictures["fusion"] = view.fusion()
+            work.append(view.fusion)
+        # All are drawn before the first is written: an error leaves no incomplete set.
+        pictures: dict[str, Image.Image] = {}
+        for draw in Tracked(work, "explaining", callback=callback):
+            pictures |= draw()
     files = {}
     if out is not None:
         files = {name: Path(out) / f"{name}.png" for name in pictures}
@@ -105,24 +113,25 @@ class _View:
         self._detector, self._image = detector, image
         self._batch = ImageBatch.from_images([detector.preprocess(image)]).to(detector.device)
 
-    def queries(self, count: int) -> Iterator[tuple[str, Image.Image]]:
-        """Names and pictures of the best detections, by the last layer of the decoder."""
+    def queries(self, count: int) -> dict[str, Image.Image]:
+        """Pictures of the best detections, by the last layer of the decoder."""
         names = self._detector.label_space.names
         looks = self._detector.explain(self._image, queries=count)
-        for rank, look in enumerate(looks, start=1):
-            yield f"query_{rank}", draw_query(self._image, look, names)
+        return {
+            f"query_{rank}": draw_query(self._image, look, names)
+            for rank, look in enumerate(looks, start=1)
+        }
 
-    def receptive_field(self, layer: str, cell: Cell | None, noise: int) -> Image.Image:
+    def receptive_field(self, layer: str, cell: Cell | None, noise: int) -> dict[str, Image.Image]:
         images = self._batch.images
         if noise:
             generator = torch.Generator().manual_seed(0)
             shape = (noise, *images.shape[1:])
             images = torch.randn(shape, generator=generator).to(images)
         field = effective_receptive_field(self._detector.model, images, layer, cell=cell)
-        return draw_receptive_field(self._image, field)
+        return {f"erf_{layer}": draw_receptive_field(self._image, field)}
 
-    def deform_points(self, layers: Sequence[str], cell: Cell | None) -> tuple[str, Image.Image]:
-        """The last of the layers, and the picture."""
+    def deform_points(self, layers: Sequence[str], cell: Cell | None) -> dict[str, Image.Image]:
         model = self._detector.model
         with torch.inference_mode(), record_deform_convs(model) as calls:
             model(self._batch)
@@ -144,12 +153,14 @@ class _View:
         title = f"{last}, cell {row},{column} of {H} x {W}"
         if len(chain) > 1:
             title = f"{len(chain)} layers from {chain[0].module}\nto {title}"
-        return last, draw_deform_points(self._image, relative, center, title)
+        picture = draw_deform_points(self._image, relative, center, title)
+        return {f"deform_{last}": picture}
 
-    def fusion(self) -> Image.Image:
+    def fusion(self) -> dict[str, Image.Image]:
         model = self._detector.model
         with torch.inference_mode(), record_outputs(model, LevelFusion) as calls:
             model(self._batch)
         if not calls:
             raise ValueError("fusion needs a model with an ASFF neck, got one without")
-        return draw_level_weights(self._image, [level.weights[0] for _, level in calls])
+        weights = [level.weights[0] for _, level in calls]
+        return {"fusion": draw_level_weights(self._image, weights)}
