@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 # Okabe and Ito's, distinct to colorblind eyes, darker where they would be faint on white.
 COLORS = ("#1c2024", "#0072b2", "#c45400", "#00805e", "#a64d83", "#8a6d00")
-MAX_MARKERS = 30  # a line of more points has none
+MAX_MARKERS = 30  # over the width of a chart; a line of denser points has none
 MAX_POINTS = 300  # a line of more is averaged
 SMALLEST_PLAIN = 1e-3  # a smaller number on an axis has an exponent
 SVG_INCHES = (6.4, 3.6)
@@ -162,7 +162,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
         axes.plot(
             *zip(*line.points, strict=True),
             color=COLORS[index],
-            marker="o" if _has_markers(line) else "",
+            marker="o" if _has_markers(line, chart) else "",
             markersize=MARKER_SIZE,
             gid=f"line s{index}",
         )
@@ -202,8 +202,15 @@ def _scale(axes: Axes, chart: Chart) -> None:
         axes.set_ylim(*chart.y_range)
 
 
-def _has_markers(line: Line) -> bool:
-    return len(line.points) <= MAX_MARKERS
+def _has_markers(line: Line, chart: Chart) -> bool:
+    """Return whether the points stand far enough apart for a marker each."""
+    width = _extent([x for line in chart.lines for x, _ in line.points])
+    share = _extent([x for x, _ in line.points]) / width if width else 1.0
+    return len(line.points) <= max(1, MAX_MARKERS * share)
+
+
+def _extent(values: Sequence[float]) -> float:
+    return max(values) - min(values)
 
 
 def _averaged(points: Sequence[Point], size: int) -> list[Point]:
@@ -263,6 +270,6 @@ def _attributes(element: ElementTree.Element) -> Iterator[tuple[str, str]]:
 
 
 def _point_texts(chart: Chart) -> Iterator[str]:
-    for line in filter(_has_markers, chart.lines):
-        for x, y in line.points:
+    for line in chart.lines:
+        for x, y in line.points if _has_markers(line, chart) else ():
             yield f"{line.label} at {x:g}: {y:.4g}"

@@ -77,6 +77,9 @@ def test_more_points_than_markers_are_a_plain_line() -> None:
         points = [(step, step) for step in range(count)]
         svg = drawn(line_chart("title", [Line("a", points)], x_label="", y_label=""))
         assert len(svg.all("use")) == (count if count <= MAX_MARKERS else 0)
+    crowded = Line("a", [(x / 100, 0.5) for x in range(20)])
+    wide = Line("b", [(x / 100, 0.2) for x in range(101)])
+    assert drawn(line_chart("title", [crowded, wide], x_label="", y_label="")).all("use") == []
 
 
 @pytest.mark.parametrize(
