@@ -16,7 +16,7 @@ from deformable_detr.config.loading import load_config, to_yaml, validate_config
 from deformable_detr.conversion.coco_categories import COCO
 from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from deformable_detr.engine.run.folder import RunFolder
-from deformable_detr.workflows import training
+from deformable_detr.workflows import training_parts
 from deformable_detr.workflows.finetuning import FinetuneSource
 
 NEW_CATEGORIES = {2: "Tree", 5: "cat", 6: "house"}  # the old ones: cat, dog, tree
@@ -140,7 +140,7 @@ def test_backbone_weights_are_asked_for_only_if_the_file_has_another_backbone(
         content = CONFIG.model_dump(mode="json")
         content["model"]["backbone"] |= {"weights": "none.pth", "depth": depth}
         config = validate_config(content, source="test")
-        training._build_model(config, LABEL_SPACE, source, resume=False)
+        training_parts.build_run_model(config, LABEL_SPACE, source, resume=False)
 
     build(18)
     with pytest.raises(FileNotFoundError, match=r"must be an existing file, got none\.pth"):
@@ -219,8 +219,8 @@ def test_the_model_is_built_as_without_fine_tuning(checkpoint: Path) -> None:
     """What is not taken from the file must not depend on it."""
     config = load_config("deformable_detr_r50", [*SMALL_RUN, "model.neck.num_levels=2"])
     source = FinetuneSource.read(checkpoint)
-    plain, _ = training._build_model(config, LABEL_SPACE, None, resume=False)
-    tuned, report = training._build_model(config, LABEL_SPACE, source, resume=False)
+    plain, _ = training_parts.build_run_model(config, LABEL_SPACE, None, resume=False)
+    tuned, report = training_parts.build_run_model(config, LABEL_SPACE, source, resume=False)
     assert report is not None
     expected, got = plain.state_dict(), tuned.state_dict()
     anew = [name for name, reason in report.reinitialized.items() if "rows" not in reason]

@@ -12,7 +12,7 @@ from deformable_detr.builders import build_model
 from deformable_detr.config import RunConfig
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.deformable_detr import DeformableDETR
-from deformable_detr.workflows import training
+from deformable_detr.workflows import training_parts
 from deformable_detr.workflows.finetuning import FinetuneSource
 
 CLASSES = LabelSpace((1, 2), ("a", "b"))
@@ -33,7 +33,7 @@ CASES = {
 
 
 def build(config: RunConfig, source: FinetuneSource | None):
-    model, report = training._build_model(config, CLASSES, source, resume=False)
+    model, report = training_parts.build_run_model(config, CLASSES, source, resume=False)
     return model.eval(), report
 
 
