@@ -170,7 +170,7 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, object], message
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (((8, 8), (4, 4)), "maps must be 3, got 2"),
+        (((8, 8), (4, 4)), "number of maps must be 3, got 2"),
         (((16, 16), (8, 8), (8, 8)), "maps must halve from level to level, got sizes"),
         (((32, 32), (8, 8), (4, 4)), "ask for out_strides that double"),
     ],

@@ -148,7 +148,7 @@ def test_a_name_with_another_shape_is_refused(tmp_path):
     ("write", "message"),
     [
         (lambda path: path.write_bytes(b"garbage"), "must be a safetensors file or a .pth file"),
-        (lambda path: torch.save({"a": 3}, path), "must be tensors by name"),
+        (lambda path: torch.save({"a": 3}, path), "must be a state dict"),
         (lambda path: None, "backbone weights must be an existing file"),
     ],
 )
