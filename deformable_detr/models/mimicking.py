@@ -137,7 +137,7 @@ class FeatureMimicking(nn.Module):
     def _look_at(
         self, backbone: Backbone, images: ImageBatch, image_index: Tensor, boxes: Tensor
     ) -> Tensor:
-        """Return the (R, backbone_channels) features of the boxes, averaged over the crops."""
+        """Return the (R, backbone_channels) features of the boxes, averaged over each crop."""
         if len(boxes) == 0:
             return images.images.new_zeros(0, self.backbone_channels)
         crops = crop_boxes(images, image_index, boxes, size_px=self.crop_size_px)
