@@ -1,1 +1,1 @@
-"""Blocks that know nothing of detection."""
+"""Building blocks that do not depend on detection."""

@@ -14,16 +14,16 @@ from deformable_detr.structures import LevelShapes
 class MSDeformAttn(nn.Module):
     """Multi-scale deformable attention (Deformable DETR paper, equation 3).
 
-    Each head of each query looks at `num_points` points in every level. Where they lie,
-    relative to the query's reference point, and how much each counts are linear functions of
-    the query. Parameter names are those of the published implementation.
+    Each head of each query samples `num_points` points in every level. Their offsets from the
+    query's reference point and their weights are linear functions of the query. Parameter names
+    are those of the published implementation.
 
     Args:
         embed_dim: C, a multiple of `num_heads`.
         num_heads: M.
         num_levels: L.
-        num_points: P, for each head and level.
-        backend: of `deformable_detr.ops.ms_deform_attn_fused`.
+        num_points: P, per head and level.
+        backend: back-end of `deformable_detr.ops.ms_deform_attn_fused`.
 
     Raises:
         ValueError: `embed_dim` is not a multiple of `num_heads`.
@@ -62,7 +62,7 @@ class MSDeformAttn(nn.Module):
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
-        """Head m starts looking along direction 2 pi m / M, point p at p + 1 cells."""
+        """Start head m in the direction 2 pi m / M, with point p at a distance of p + 1 cells."""
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
         directions = directions / directions.abs().amax(-1, keepdim=True)  # onto a square
@@ -95,7 +95,7 @@ class MSDeformAttn(nn.Module):
                 halves of a P-th of its size from a box.
             value: (N, S, C) memory tokens without position embedding.
             level_shapes: (height, width) of the L levels.
-            padding_mask: (N, S) bool; what stands under it is never read.
+            padding_mask: (N, S) bool; tokens where it is True are never read.
 
         Returns:
             (N, Q, C).
@@ -108,7 +108,7 @@ class MSDeformAttn(nn.Module):
         # After the projection, so that the bias is removed from the padding too.
         projected = self.value_proj(value).masked_fill(padding_mask[..., None], 0.0)
         projected = projected.view(N, value.shape[1], M, -1)
-        # Coordinates and weights are never of low precision, whatever autocast says.
+        # Coordinates and weights never have low precision, even under autocast.
         offsets = at_least_float32(self.sampling_offsets(query)).view(N, Q, M, L, P, 2)
         logits = at_least_float32(self.attention_weights(query)).view(N, Q, M, L, P)
         output = ms_deform_attn_fused(

@@ -1,4 +1,4 @@
-"""DeformConv2d and ModulatedDeformConv2d: convolutions that choose where their taps look."""
+"""DeformConv2d and ModulatedDeformConv2d: convolutions with learned offsets of their taps."""
 
 import math
 from abc import abstractmethod
@@ -15,19 +15,20 @@ _OLD_SUFFIX = "_offset"
 
 
 class OffsetGenerator(nn.Conv2d):
-    """The convolution that says where, and how much, a deformable one looks; all zero at first.
+    """Convolution that predicts the offsets, and masks, of a deformable convolution.
 
-    It runs in float32 or wider, whatever autocast says, as does what is made of its output.
+    Its parameters start at zero. It runs in float32 or wider even under autocast, as does all
+    that is computed from its output.
     """
 
     def reset_parameters(self) -> None:
-        """Zero the weight and the bias, so that no tap is moved."""
+        """Set the weight and the bias to zero, so that no tap is displaced."""
         nn.init.zeros_(self.weight)
         assert self.bias is not None
         nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, out_channels, H_out, W_out)."""
+        """Map (N, C, H, W) to (N, out_channels, H_out, W_out)."""
         input = at_least_float32(input)
         assert self.bias is not None
         with without_autocast(input.device):
@@ -35,10 +36,11 @@ class OffsetGenerator(nn.Conv2d):
 
 
 class _DeformableConvolution(nn.Module):
-    """Base of both versions; arguments are documented there.
+    """Base class of both versions, which document the other arguments.
 
     Args:
-        maps_per_tap: what the generator predicts for each tap: two offsets, and a mask or not.
+        maps_per_tap: number of maps that `conv_offset` predicts per tap: 2 offsets, or 3 with a
+            mask.
     """
 
     def __init__(
@@ -82,15 +84,15 @@ class _DeformableConvolution(nn.Module):
 
     @abstractmethod
     def sampling(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Offsets and mask, as `deformable_detr.ops.deform_conv2d` takes them."""
+        """Compute the offsets and the mask for `deformable_detr.ops.deform_conv2d`."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H_out, W_out) in the same dtype."""
+        """Map (N, in_channels, H, W) to (N, out_channels, H_out, W_out) in the same dtype."""
         offset, mask = self.sampling(features)
         return deform_conv2d(features, offset, self.weight, self.bias, *self.geometry[1:], mask)
 
     def extra_repr(self) -> str:
-        """The arguments that differ from their defaults, after those that have none."""
+        """Return the main arguments, then the others that differ from their defaults."""
         text = (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.geometry.kernel_size}, "
             f"stride={self.geometry.stride}"
@@ -110,24 +112,23 @@ class _DeformableConvolution(nn.Module):
 class DeformConv2d(_DeformableConvolution):
     """Deformable convolution (Dai et al., ICCV 2017, equation 2).
 
-    A second convolution over the same input, `conv_offset`, predicts for every output pixel and
-    every tap how far the tap is moved. It starts at zero: the block then equals the `nn.Conv2d`
-    of the same weight and bias. Parameter names are those of mmcv's `DeformConv2dPack`, which
-    has no bias.
+    A second convolution over the same input, `conv_offset`, predicts the offset of every tap at
+    every output pixel. It starts at zero: the block then equals the `nn.Conv2d` of the same
+    weight and bias. Parameter names are those of mmcv's `DeformConv2dPack`, which has no bias.
 
     Args:
         in_channels: C.
         out_channels: O.
-        kernel_size: of both convolutions, as are stride, padding and dilation.
+        kernel_size: as for `nn.Conv2d`; both convolutions share it, stride, padding and dilation.
         stride: as for `nn.Conv2d`.
         padding: as for `nn.Conv2d`.
         dilation: as for `nn.Conv2d`.
-        groups: of the weight; the offsets see all channels.
-        bias: whether the output has one.
-        offset_groups: parts of the channels, neighbors together, that have offsets of their own.
+        groups: groups of the weight; offsets are predicted from all channels.
+        bias: whether to add a bias to the output.
+        offset_groups: number of groups of neighboring channels, each with its own offsets.
 
     Raises:
-        ValueError: channels that groups do not divide.
+        ValueError: channels are not divisible by groups.
     """
 
     def __init__(
@@ -158,33 +159,33 @@ class DeformConv2d(_DeformableConvolution):
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
 
     def sampling(self, features: Tensor) -> tuple[Tensor, None]:
-        """Offsets in pixels, (N, 2 * G * K, H_out, W_out), float32 or wider; no mask."""
+        """Return (N, 2 * G * K, H_out, W_out) offsets in pixels, float32 or wider, and no mask."""
         return self.conv_offset(features), None
 
 
 class ModulatedDeformConv2d(_DeformableConvolution):
     """Deformable convolution whose samples are weighted (Zhu et al., CVPR 2019, equation 1).
 
-    `conv_offset` also predicts a mask in (0, mask_scale), which starts in the middle: the block
-    then equals, but for the bias, mask_scale / 2 times the `nn.Conv2d` of the same weight.
-    Parameter names are those of mmcv's `ModulatedDeformConv2dPack`.
+    `conv_offset` also predicts a mask in (0, mask_scale), which starts at mask_scale / 2: the
+    block then equals, apart from the bias, mask_scale / 2 times the `nn.Conv2d` of the same
+    weight. Parameter names are those of mmcv's `ModulatedDeformConv2dPack`.
 
     Args:
         in_channels: C.
         out_channels: O.
-        kernel_size: of both convolutions, as are stride, padding and dilation.
+        kernel_size: as for `nn.Conv2d`; both convolutions share it, stride, padding and dilation.
         stride: as for `nn.Conv2d`.
         padding: as for `nn.Conv2d`.
         dilation: as for `nn.Conv2d`.
-        groups: of the weight; offsets and masks see all channels.
-        bias: whether the output has one.
-        offset_groups: parts of the channels, neighbors together, that have offsets and masks
-            of their own.
-        mask_scale: 1 in the paper and in mmcv; 2 in the authors' example, which leaves
-            pre-trained features as they are at first, as a frozen norm behind the block needs.
+        groups: groups of the weight; offsets and masks are predicted from all channels.
+        bias: whether to add a bias to the output.
+        offset_groups: number of groups of neighboring channels, each with its own offsets and
+            masks.
+        mask_scale: 1 in the paper and in mmcv; 2 in the authors' example, which initially keeps
+            pre-trained features unchanged, as required by a frozen norm after the block.
 
     Raises:
-        ValueError: channels that groups do not divide, or another mask_scale.
+        ValueError: channels are not divisible by groups, or `mask_scale` is neither 1 nor 2.
     """
 
     def __init__(
@@ -220,11 +221,11 @@ class ModulatedDeformConv2d(_DeformableConvolution):
         nn.init.uniform_(self.weight, -bound, bound)
 
     def sampling(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Offsets and masks in float32 or wider.
+        """Compute offsets and masks in float32 or wider.
 
         Returns:
-            Offsets in pixels, (N, 2 * G * K, H_out, W_out), and masks in (0, mask_scale),
-            (N, G * K, H_out, W_out).
+            (N, 2 * G * K, H_out, W_out) offsets in pixels, and (N, G * K, H_out, W_out) masks in
+            (0, mask_scale).
         """
         num_masks = self.offset_groups * self.num_taps
         offset, logits = self.conv_offset(features).split((2 * num_masks, num_masks), dim=1)
@@ -236,9 +237,10 @@ class ModulatedDeformConv2d(_DeformableConvolution):
 
 
 def rename_old_offset_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with `<name>_offset.weight` of early checkpoints as `<name>.conv_offset.weight`.
+    """Rename `<name>_offset.weight` of early checkpoints to `<name>.conv_offset.weight`.
 
-    Biases alike. A key is only renamed beside a `<name>.weight`, and never onto another one.
+    Biases are renamed likewise. A key is renamed only if the state has a `<name>.weight` and the
+    new key does not exist.
     """
     renamed = {}
     for key, value in state_dict.items():

@@ -1,4 +1,4 @@
-"""DeformKernelConv2d: depthwise convolutions that choose their kernels by what they see."""
+"""DeformKernelConv2d: depthwise convolutions whose kernels depend on the input."""
 
 from typing import Literal, get_args
 
@@ -23,12 +23,12 @@ _RESIDUAL_KERNEL_SIZE = 3
 class DeformKernelConv2d(nn.Module):
     """Depthwise convolution whose taps are read from a larger kernel (Deformable Kernels, 2020).
 
-    The taps stay where they are in the map; what moves is where each tap's value is read, by
-    bilinear interpolation, in a stored kernel, the scope. Those rotations are predicted from the
-    input: one set a position ("local", a convolution of the same geometry) or one an image
-    ("global", a linear layer on the mean). With `image_offsets` the taps move in the map too, as
-    in a deformable convolution. All generators start at zero: the taps are then read in the
-    middle of the scope, one cell apart.
+    The taps keep their positions in the map; the value of each tap is read, by bilinear
+    interpolation, at a displaced position in a larger stored kernel, the scope. These offsets in
+    the scope, called rotations, are predicted from the input: one set per position ("local", by a
+    convolution of the same geometry) or one per image ("global", by a linear layer on the mean).
+    With `image_offsets` the taps are displaced in the map too, as in a deformable convolution. All
+    generators start at zero: the taps are then read in the middle of the scope, one cell apart.
 
     Arguments up to `bias` are those of `nn.Conv2d`; pairs are (height, width). Parameters:
     `weight` (C, 1, S_h, S_w), `bias` (C), and the generators of rotations, `rotation_conv` (local)
@@ -38,21 +38,21 @@ class DeformKernelConv2d(nn.Module):
         in_channels: C.
         out_channels: C too.
         kernel_size: number of taps.
-        stride: of the taps' grid.
+        stride: stride of the grid of taps.
         padding: zeros around the map.
-        dilation: distance of the taps; image offsets are in units of it.
+        dilation: distance between taps; image offsets are in units of it.
         groups: C too.
-        bias: whether to add one.
-        scope_size: at least the kernel's; one larger, as in the paper, if None. Odd where the
-            kernel is odd makes zero offsets read whole cells.
+        bias: whether to add a bias.
+        scope_size: at least the kernel's size; one larger, as in the paper, if None. With an odd
+            kernel and an odd scope, zero offsets read whole cells.
         mode: "local" or "global".
         rotation_groups: R, a divisor of C; channel c has the rotations of group c % R.
-        clip_to_scope: keep every tap in the scope, as the paper has it.
-        kernel_offsets: whether to predict rotations; not without `image_offsets`.
+        clip_to_scope: keep every tap in the scope, as in the paper.
+        kernel_offsets: whether to predict rotations; may be False only with `image_offsets`.
         image_offsets: whether to predict image offsets, one set for all channels; local only.
 
     Raises:
-        ValueError: not depthwise, or an argument does not fit.
+        ValueError: the convolution is not depthwise, or an argument is out of range.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class DeformKernelConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Kernel values as wide as those of the convolution that they make; generators zero."""
+        """Initialize the scope like a convolution of the kernel's size; set generators to zero."""
         k_h, k_w = self.geometry.kernel_size
-        bound = (k_h * k_w) ** -0.5  # of the kernel, not of the scope, as the original
+        bound = (k_h * k_w) ** -0.5  # of the kernel, not of the scope, as in the original
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
@@ -116,7 +116,7 @@ class DeformKernelConv2d(nn.Module):
             nn.init.zeros_(self.fc.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H_out, W_out)."""
+        """Map (N, C, H, W) to (N, C, H_out, W_out)."""
         convolve = self._convolve_locally if self.mode == "local" else self._convolve_globally
         output = convolve(features)
         return output if self.bias is None else output + self.bias.to(output.dtype)[:, None, None]
@@ -163,7 +163,7 @@ class DeformKernelConv2d(nn.Module):
         return output.view(N, C, *output.shape[2:])
 
     def extra_repr(self) -> str:
-        """The arguments that the children do not show."""
+        """Return the arguments that the child modules do not show."""
         geometry = ", ".join(f"{name}={value}" for name, value in self.geometry._asdict().items())
         return (
             f"{self.in_channels}, {self.out_channels}, {geometry}, groups={self.groups}, "
@@ -173,10 +173,10 @@ class DeformKernelConv2d(nn.Module):
 
 
 class DeformKernelResidual(nn.Module):
-    """Adds to a map what a deformable kernel makes of it; the identity at first.
+    """Residual block with a deformable kernel; starts as the identity.
 
-    A depthwise `DeformKernelConv2d` of 3x3 taps, a 1x1 convolution and group norm, whose scale
-    starts at zero, so that it can be put into a trained model.
+    The residual is a depthwise `DeformKernelConv2d` of 3x3 taps, a 1x1 convolution and group norm.
+    Its scale starts at zero, so that the block can be inserted into a trained model.
 
     Args:
         channels: C, a multiple of 32, at least 64.
@@ -188,7 +188,7 @@ class DeformKernelResidual(nn.Module):
         image_offsets: see `DeformKernelConv2d`.
 
     Raises:
-        ValueError: an argument does not fit.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class DeformKernelResidual(nn.Module):
     ) -> None:
         super().__init__()
         if channels % _NORM_GROUPS or channels <= _NORM_GROUPS:
-            # A group of one channel of a map of one cell has nothing to normalize.
+            # With one channel per group, a map of one cell would have nothing to normalize.
             raise ValueError(
                 f"channels must be a multiple of {_NORM_GROUPS} and above it, got {channels}"
             )
@@ -227,20 +227,20 @@ class DeformKernelResidual(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Map (N, C, H, W) to (N, C, H, W)."""
         return features + self.norm(self.pointwise(self.depthwise(features)))
 
 
 def centered_scope_weight(kernel: Tensor, scope_size: IntPair) -> Tensor:
-    """The smallest scope from which zero rotations read a given kernel.
+    """Return the scope of minimal norm from which zero rotations read a given kernel.
 
-    Where scope and kernel differ by an even number, that is the kernel within zeros. Otherwise
-    every tap is a mean of cells, and the least-squares solution, though exact, is large: some 2.8
-    times the norm of a random 3x3 kernel for scope 4, and sensitive to rotations.
+    If scope and kernel differ by an even number, this is the kernel surrounded by zeros.
+    Otherwise every tap is a mean of cells, and the least-squares solution, though exact, is large:
+    about 2.8 times the norm of a random 3x3 kernel for scope 4, and sensitive to rotations.
 
     Args:
         kernel: (C, 1, k_h, k_w) depthwise kernels.
-        scope_size: at least the kernel's.
+        scope_size: at least the kernel's size.
 
     Returns:
         (C, 1, S_h, S_w) in the dtype of kernel.
@@ -252,7 +252,7 @@ def centered_scope_weight(kernel: Tensor, scope_size: IntPair) -> Tensor:
         raise ValueError(f"kernel must have shape (C, 1, k_h, k_w), got {tuple(kernel.shape)}")
     scope = pair(scope_size)
     _check_scope(scope, (kernel.shape[2], kernel.shape[3]))
-    # Reading is a product of one matrix an axis, and so is its pseudo-inverse.
+    # Reading is a product with one matrix per axis, and so is its pseudo-inverse.
     rows, columns = (
         _reading_matrix(taps, cells).pinverse().to(kernel.device)
         for taps, cells in zip(kernel.shape[2:], scope, strict=True)
@@ -261,7 +261,7 @@ def centered_scope_weight(kernel: Tensor, scope_size: IntPair) -> Tensor:
 
 
 def _reading_matrix(taps: int, cells: int) -> Tensor:
-    """(taps, cells) shares of the cells in what zero rotations read along one axis."""
+    """Return the (taps, cells) weight of each cell in each tap for zero rotations, on one axis."""
     coordinates = torch.arange(taps, dtype=torch.float64) + (cells - taps) / 2
     return linear_weights(coordinates[None, None], cells)[0, 0].mT
 

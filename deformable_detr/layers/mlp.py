@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """`num_layers` linear layers with a ReLU after each but the last.
+    """Linear layers with a ReLU after each but the last.
 
     Args:
         input_dim: width of the input.
@@ -25,7 +25,7 @@ class MLP(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., input_dim) -> (..., output_dim)."""
+        """Map (..., input_dim) to (..., output_dim)."""
         for layer in self.layers[:-1]:
             features = layer(features).relu()
         return self.layers[-1](features)

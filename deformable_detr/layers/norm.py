@@ -1,4 +1,4 @@
-"""Batch norms on stored statistics: affine maps of every channel."""
+"""Batch norms with stored statistics: an affine map per channel."""
 
 from typing import TypeAlias, TypeGuard
 
@@ -8,15 +8,15 @@ from torchvision.ops import FrozenBatchNorm2d
 
 
 class FixedStatisticsNorm2d(nn.Module):
-    """Batch norm on its stored statistics, in training too; gamma and beta are trained.
+    """Batch norm that uses its stored statistics in training too; gamma and beta are trained.
 
-    For batches of one or two images, whose own statistics say little. Names in the state dict
-    are those of `nn.BatchNorm2d`, its counter included, so that either loads the other's. It is
-    not a subclass, so that what freezes or synchronizes batch norms leaves it alone.
+    It is meant for batches of one or two images, whose own statistics are too noisy. Names in the
+    state dict are those of `nn.BatchNorm2d`, including its counter, so that each can load the
+    other's. It is not a subclass, so that code that freezes or synchronizes batch norms ignores it.
 
     Args:
         num_features: C.
-        eps: added to the variance.
+        eps: constant added to the variance.
     """
 
     running_mean: Tensor
@@ -34,7 +34,7 @@ class FixedStatisticsNorm2d(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Map (N, C, H, W) to (N, C, H, W)."""
         return nn.functional.batch_norm(
             features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
         )
@@ -49,20 +49,20 @@ _NORMS = (FixedStatisticsNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNo
 
 
 def is_affine_norm(module: nn.Module) -> TypeGuard[Norm]:
-    """True if `module` is, in eval mode, nothing but an affine map of every channel.
+    """Return whether `module` is, in eval mode, just an affine map per channel.
 
-    Subclasses are not: timm's, for one, hold an activation.
+    The answer is False for subclasses: timm's, for example, include an activation.
     """
     return type(module) in _NORMS and module.running_mean is not None
 
 
 def uses_batch_statistics(norm: nn.Module) -> bool:
-    """True if `norm` would now normalize by the statistics of the batch."""
+    """Return whether `norm` normalizes by the statistics of the batch in its current mode."""
     return norm.training and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
 
 
 def statistics(norm: Norm) -> tuple[Tensor, Tensor]:
-    """The stored mean and variance, both (C,).
+    """Return the stored mean and variance, both (C,).
 
     Raises:
         ValueError: the norm stores none.
@@ -73,7 +73,7 @@ def statistics(norm: Norm) -> tuple[Tensor, Tensor]:
 
 
 def scale_and_shift(norm: Norm) -> tuple[Tensor, Tensor]:
-    """The norm on its stored statistics as `scale * x + shift`: two of (C,), differentiable.
+    """Return the norm with stored statistics as `scale * x + shift`, both (C,), differentiable.
 
     Raises:
         ValueError: the norm stores none.

@@ -10,13 +10,13 @@ _EPS = 1e-6
 
 
 def sine_features(positions: Tensor, num_features: int) -> Tensor:
-    """Sines and cosines of a position at geometrically spaced wavelengths, interleaved.
+    """Compute sines and cosines of positions at geometrically spaced wavelengths, interleaved.
 
     Feature 2j is sin(p / t_j), feature 2j + 1 is cos(p / t_j), t_j = 10000^(2j / num_features).
 
     Args:
         positions: (...) angles.
-        num_features: even number of features for each position.
+        num_features: number of features per position, even.
 
     Returns:
         (..., num_features) in the dtype of `positions`.
@@ -27,10 +27,10 @@ def sine_features(positions: Tensor, num_features: int) -> Tensor:
 
 
 class SinePositionEmbedding(nn.Module):
-    """Fixed embedding of a cell's place within the image, padding not counted.
+    """Fixed embedding of a cell's position within the image without padding.
 
     Cell centers are normalized to (0, 2 pi) by the image's own extent. The first half of the
-    channels embeds y, the second x. Unlike in DETR, the half cell is subtracted, so that 0 and
+    channels embeds y, the second half x. Unlike in DETR, half a cell is subtracted, so that 0 and
     2 pi are the outer edges.
 
     Args:
@@ -44,9 +44,9 @@ class SinePositionEmbedding(nn.Module):
         self.embed_dim = embed_dim
 
     def forward(self, padding_mask: Tensor) -> Tensor:
-        """(N, H, W) bool, True on padding -> (N, C, H, W) float32.
+        """Embed (N, H, W) bool, True on padding, as (N, C, H, W) float32.
 
-        A row or column that is all padding gets large but finite angles; nothing reads them.
+        A row or column that is all padding gets large but finite angles, which are never read.
         """
         valid = ~padding_mask
         features = []
@@ -63,7 +63,7 @@ class LearnedPositionEmbedding(nn.Module):
 
     Args:
         embed_dim: C, even.
-        max_cells: largest number of rows or columns a map may have; 50 in the official code.
+        max_cells: maximum number of rows or columns of a map; 50 in the official code.
     """
 
     def __init__(self, embed_dim: int, *, max_cells: int) -> None:
@@ -76,7 +76,7 @@ class LearnedPositionEmbedding(nn.Module):
         nn.init.uniform_(self.row_embed.weight)
 
     def forward(self, padding_mask: Tensor) -> Tensor:
-        """(N, H, W) bool -> (N, C, H, W).
+        """Embed (N, H, W) bool as (N, C, H, W).
 
         Raises:
             ValueError: H or W is above `max_cells`.

@@ -1,4 +1,4 @@
-"""SetCriterion: the losses of matched predictions, for every layer that predicts."""
+"""SetCriterion: losses of matched predictions, for every layer with predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from deformable_detr.structures import ModelOutput, Predictions, Target
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the three terms in the total, the same for every layer."""
+    """Weights of the three loss terms in the total, the same for every layer."""
 
     class_: float
     l1: float
@@ -27,14 +27,14 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class CriterionResult:
-    """What a batch costs.
+    """Losses and matches of a batch.
 
     Attributes:
         losses: unweighted terms, scalars: "loss_class", "loss_l1", "loss_giou" of the last
-            layer; the same after "decoder_0/" and so on for earlier layers and after "encoder/"
-            for proposals; and "total", the weighted sum.
-        matches: each layer's assignment, one an image, by the prefix of the layer's losses:
-            "" for the last layer, "decoder_0/", "encoder/".
+            layer; the same with the prefix "decoder_0/" and so on for earlier layers and with
+            "encoder/" for proposals; and "total", the weighted sum.
+        matches: one match per image of each layer, by the prefix of the layer's losses: "" for
+            the last layer, "decoder_0/", "encoder/".
     """
 
     losses: dict[str, Tensor]
@@ -42,25 +42,25 @@ class CriterionResult:
 
     @property
     def last_match(self) -> list[Match]:
-        """The last layer's assignment, one an image."""
+        """Matches of the last layer, one per image."""
         return self.matches[""]
 
 
 class SetCriterion(nn.Module):
-    """Focal class loss, L1 and generalised IoU loss of the matched boxes (DETR, section 3.1).
+    """Focal class loss, L1 and generalized IoU loss of the matched boxes (DETR, section 3.1).
 
-    Every decoder layer is matched and supervised on its own, as are the proposals of a
-    two-stage model, for which all objects are of class 0. Losses are in float32 or wider, whatever
-    the predictions are.
+    Every decoder layer is matched and supervised on its own, as are the proposals of a two-stage
+    model, for which all objects have class 0. Losses are computed in float32 or wider, regardless
+    of the dtype of the predictions.
 
     Args:
         matcher: assigns queries to objects.
-        weights: of the terms.
-        focal_alpha: weight of objects against background (1 - alpha).
-        focal_gamma: exponent that plays down what is already right.
+        weights: weights of the terms.
+        focal_alpha: weight of objects; background has 1 - alpha.
+        focal_gamma: exponent that reduces the loss of well-classified examples.
         auxiliary: whether decoder layers before the last are supervised.
-        weigh_proposals: whether the proposals' losses are in the total; they are computed anyway.
-        mimicking_weight: of both losses of feature mimicking; 0 for a model without it.
+        weigh_proposals: whether the proposals' losses are in the total; they are always computed.
+        mimicking_weight: weight of both losses of feature mimicking; 0 for a model without it.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class SetCriterion(nn.Module):
         """Compute every loss.
 
         Args:
-            output: of the model.
-            targets: one an image, on the device of the output.
-            num_boxes: what sums are divided by: the number of objects in the whole step,
-                averaged over processes, at least 1. Micro-batches of a step then just add up.
-                None counts those of `targets`, and of the other processes, which must call too.
+            output: output of the model.
+            targets: one per image, on the device of the output.
+            num_boxes: divisor of all sums: the number of objects in the whole step, averaged over
+                processes, at least 1. The losses of the micro-batches of a step then add up.
+                None counts the objects of `targets` on all processes, which must all call.
 
         Returns:
-            The losses and the matches.
+            Losses and matches.
         """
         if num_boxes is None:
             num_boxes = mean_num_boxes(sum(len(target) for target in targets))
@@ -129,11 +129,11 @@ class SetCriterion(nn.Module):
     def add_mimicking(
         self, losses: Mapping[str, Tensor], features: MimicFeatures, num_boxes: Tensor | float
     ) -> dict[str, Tensor]:
-        """The losses of a batch with those of feature mimicking among them and in the total.
+        """Add the losses of feature mimicking to the losses of a batch and to their total.
 
         Args:
-            losses: of `forward`.
-            features: of the matched queries, and of the crops of their objects.
+            losses: losses returned by `forward`.
+            features: features of the matched queries and of the crops of their objects.
             num_boxes: as for `forward`.
         """
         terms = mimicking_losses(features, num_boxes)
@@ -141,7 +141,7 @@ class SetCriterion(nn.Module):
         return {**losses, **terms, "total": total}
 
     def _unsupervised(self, output: ModelOutput) -> Tensor:
-        """Zero that still depends on heads no loss reaches, so that none lacks a gradient."""
+        """Return a zero that depends on all unsupervised heads, so that they get a gradient."""
         zero = output.last.logits.new_zeros(())
         if not self.auxiliary:
             for predictions in output.auxiliary:
@@ -180,15 +180,17 @@ class SetCriterion(nn.Module):
 
 
 def mean_num_boxes(count: int) -> float:
-    """Objects of a step, averaged over processes, at least 1 (official rule).
+    """Return the number of objects of a step, averaged over processes, at least 1.
+
+    The rule is that of the official code.
 
     Args:
-        count: this process's objects; every process must call.
+        count: number of objects of this process; every process must call.
     """
     total = distributed.all_reduce_sum(torch.tensor(count, dtype=torch.float64))
     return max(1.0, total.item() / distributed.world_size())
 
 
 def _as_proposals(targets: Sequence[Target]) -> list[Target]:
-    """The objects as class 0."""
+    """Return the targets with class 0 for all objects."""
     return [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]

@@ -9,15 +9,15 @@ _EPS = 1e-8  # official code
 
 
 def focal_cost(logits: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """What matching a query to a class changes in the focal loss.
+    """Compute the cost of matching a query to each class.
 
     Args:
         logits: (..., K).
-        alpha: weight of the positive term; the negative one has 1 - alpha.
-        gamma: exponent that plays down what is already right.
+        alpha: weight of the positive term; the negative term has 1 - alpha.
+        gamma: exponent that reduces the loss of well-classified examples.
 
     Returns:
-        (..., K): the loss of calling the class present less that of calling it absent.
+        (..., K): focal loss with the class as a positive minus its focal loss as a negative.
     """
     probability = logits.sigmoid()
     negative = (1 - alpha) * probability**gamma * -(1 - probability + _EPS).log()

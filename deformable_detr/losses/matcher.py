@@ -1,4 +1,4 @@
-"""HungarianMatcher: the one-to-one assignment of queries to objects with the least cost."""
+"""HungarianMatcher: one-to-one assignment of queries to objects at minimal cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from deformable_detr.structures import Predictions, Target
 
 @dataclass(frozen=True)
 class Match:
-    """The pairs found in one image.
+    """Matched queries and objects of one image.
 
     Attributes:
-        query_index: (T',) int64 queries, ascending; T' = min(Q, T).
-        target_index: (T',) int64 the object of each.
+        query_index: (T',) int64 indices of the matched queries, ascending; T' = min(Q, T).
+        target_index: (T',) int64 index of the object matched to each query.
     """
 
     query_index: Tensor
@@ -26,14 +26,14 @@ class Match:
 
 
 class HungarianMatcher(nn.Module):
-    """Matches by class, box distance and box overlap (DETR paper, section 3.1).
+    """Matching by class, box distance and box overlap (DETR paper, section 3.1).
 
     Args:
         class_cost: weight of the focal class cost.
         l1_cost: weight of the L1 distance of cxcywh boxes.
-        giou_cost: weight of the negative generalised IoU.
-        focal_alpha: of the class cost; the loss's own.
-        focal_gamma: of the class cost; the loss's own.
+        giou_cost: weight of the negative generalized IoU.
+        focal_alpha: alpha of the class cost, the same as in the loss.
+        focal_gamma: gamma of the class cost, the same as in the loss.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class HungarianMatcher(nn.Module):
     def forward(self, layers: Sequence[tuple[Predictions, Sequence[Target]]]) -> list[list[Match]]:
         """Match every layer's predictions with that layer's targets.
 
-        The costs of all layers and images reach the host in one copy.
+        The costs of all layers and images are copied to the host at once.
 
         Args:
-            layers: for each layer its predictions and one target an image.
+            layers: for each layer, its predictions and one target per image.
 
         Returns:
-            For each layer one `Match` an image, on the device of the predictions.
+            For each layer, one `Match` per image, on the device of the predictions.
 
         Raises:
-            ValueError: a cost is not finite; it says which layer and image.
+            ValueError: a cost is not finite; the message names the layer and the image.
         """
         costs = [
             self.cost(predictions.logits[image], predictions.boxes[image], target)
@@ -87,7 +87,7 @@ class HungarianMatcher(nn.Module):
         return [[next(matches) for _ in targets] for _, targets in layers]
 
     def cost(self, logits: Tensor, boxes: Tensor, target: Target) -> Tensor:
-        """The cost of every pair in one image.
+        """Compute the cost of every pair of a query and an object in one image.
 
         Args:
             logits: (Q, K).
@@ -115,7 +115,7 @@ def _assign(cost: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _to_device(pairs: list[tuple[Tensor, Tensor]], device: torch.device) -> list[Match]:
-    """All pairs in one copy."""
+    """Copy all pairs to the device at once."""
     together = torch.stack([torch.cat(side) for side in zip(*pairs, strict=True)]).to(device)
     counts = [len(query_index) for query_index, _ in pairs]
     return [Match(*part.unbind(0)) for part in together.split(counts, dim=1)]

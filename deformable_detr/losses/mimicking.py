@@ -1,4 +1,4 @@
-"""The losses of feature mimicking (Deformable ConvNets v2, section 3.3)."""
+"""Losses of feature mimicking (Deformable ConvNets v2, section 3.3)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,14 +8,14 @@ from deformable_detr.models.mimicking import MimicFeatures
 
 
 def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sum over the regions of one minus the cosine of the two features.
+    """Sum one minus the cosine similarity of the two features over the regions.
 
     Args:
         student: (R, F).
-        teacher: (R, F), of the same regions; it learns too.
+        teacher: (R, F), of the same regions; it gets a gradient too.
 
     Returns:
-        A scalar in [0, 2 R], float32 or wider; zero, with a gradient of zeros, for no regions.
+        A scalar in [0, 2 R], float32 or wider; zero, with a gradient of zeros, if R is 0.
 
     Raises:
         ValueError: shapes disagree.
@@ -30,11 +30,11 @@ def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def mimicking_losses(features: MimicFeatures, num_boxes: Tensor | float) -> dict[str, Tensor]:
-    """The two unweighted losses of mimicking.
+    """Compute the two unweighted losses of mimicking.
 
     Args:
-        features: of the matched queries of a batch, and of the crops of their objects.
-        num_boxes: what sums are divided by, as in `SetCriterion`.
+        features: features of the matched queries of a batch and of the crops of their objects.
+        num_boxes: divisor of the sums, as in `SetCriterion`.
 
     Returns:
         "loss_mimic", and "loss_mimic_class", the cross-entropy of the crops' classes.

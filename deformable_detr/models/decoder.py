@@ -1,4 +1,4 @@
-"""The decoder: queries attend to each other and to the memory, and predict at every layer."""
+"""Decoder: queries attend to each other and to the memory, with predictions at every layer."""
 
 import copy
 
@@ -22,13 +22,13 @@ class DeformableTransformerDecoderLayer(nn.Module):
 
     Args:
         embed_dim: C.
-        num_heads: M, of both attentions.
+        num_heads: M, in self-attention and in cross-attention.
         num_levels: L.
-        num_points: P, for each head and level.
+        num_points: P, per head and level.
         ffn_dim: hidden width of the feed-forward network.
-        dropout: probability, within self-attention, on both attentions' outputs, and twice in
-            the feed-forward network.
-        backend: of the deformable attention operator.
+        dropout: dropout probability within self-attention, on the outputs of both attentions, and
+            twice in the feed-forward network.
+        backend: back-end of the deformable attention operator.
     """
 
     def __init__(
@@ -65,11 +65,12 @@ class DeformableTransformerDecoderLayer(nn.Module):
     def forward(
         self, query: Tensor, query_pos: Tensor, reference_points: Tensor, memory: Memory
     ) -> Tensor:
-        """One layer.
+        """Run one layer.
 
         Args:
             query: (N, Q, C).
-            query_pos: (N, Q, C), added where queries decide where to look.
+            query_pos: (N, Q, C) position embedding, added to the queries of both attentions and
+                to the keys of self-attention.
             reference_points: (N, Q, 2) points or (N, Q, 4) boxes, relative to the image without
                 padding.
             memory: the encoder's output.
@@ -95,17 +96,18 @@ class DeformableTransformerDecoderLayer(nn.Module):
 class DeformableTransformerDecoder(nn.Module):
     """A stack of decoder layers with their class and box heads.
 
-    A layer's boxes are its box head's output added, in logit space, to its references. With
-    box refinement they are, detached, the next layer's references, and every layer has heads
-    of its own; without, the references stay, and one pair of heads serves all layers.
+    A layer's boxes are its box head's output added, in logit space, to its references. With box
+    refinement, the detached boxes are the references of the next layer, and every layer has its
+    own heads. Without it, the references stay the same, and all layers share one pair of heads.
 
     Args:
         layers: the layers, first to last; at least one.
         num_classes: K.
         embed_dim: C.
-        box_refinement: see above.
-        two_stage: whether the queries' references are boxes already.
-        gradient_checkpointing: in training, keep the inputs of layers only: less memory, more time.
+        box_refinement: whether each layer refines the boxes of the layer before, see above.
+        two_stage: whether the references of the queries are boxes rather than points.
+        gradient_checkpointing: in training, store only the inputs of each layer and recompute
+            its activations in the backward pass: less memory, more time.
 
     Raises:
         ValueError: two-stage queries without box refinement.
@@ -140,7 +142,7 @@ class DeformableTransformerDecoder(nn.Module):
             self.box_heads.append(head)
 
     def forward(self, queries: Queries, memory: Memory) -> list[Predictions]:
-        """Predictions of every layer, first to last."""
+        """Return the predictions of every layer, first to last."""
         query, reference_points = queries.query, queries.reference_points
         predictions = []
         for index, layer in enumerate(self.layers):
@@ -158,7 +160,7 @@ class DeformableTransformerDecoder(nn.Module):
 
 
 def references_in_levels(reference_points: Tensor, valid_ratios: Tensor) -> Tensor:
-    """References relative to the image as references relative to the padded levels.
+    """Convert references relative to the image to references relative to the padded levels.
 
     Args:
         reference_points: (N, Q, 2) points or (N, Q, 4) boxes cxcywh.

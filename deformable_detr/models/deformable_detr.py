@@ -1,4 +1,4 @@
-"""DeformableDETR: the whole forward pass, readable top to bottom."""
+"""DeformableDETR: the complete forward pass, readable from top to bottom."""
 
 from collections.abc import Sequence
 
@@ -29,12 +29,14 @@ class DeformableDETR(nn.Module):
         encoder: memory -> memory.
         queries: memory -> queries; learned, or chosen from the memory (two-stage).
         decoder: queries and memory -> predictions of every layer.
-        mimicking: what training adds to the loss, or None; no part of the forward pass.
-        frozen_roles: roles whose parameters are not trained, see `parameter_roles`. A module of
-            such parameters alone is always in eval mode: no statistics move, nothing drops out.
+        mimicking: feature mimicking, an additional loss in training, or None; not part of the
+            forward pass.
+        frozen_roles: roles whose parameters are not trained, see `parameter_roles`. A module all
+            of whose parameters are frozen stays in eval mode: its statistics are not updated, and
+            it applies no dropout.
 
     Raises:
-        ValueError: no parameter has a role that is to be frozen.
+        ValueError: no parameter has one of the `frozen_roles`.
     """
 
     def __init__(
@@ -60,14 +62,14 @@ class DeformableDETR(nn.Module):
         self._frozen = self._freeze(frozen_roles)
 
     def forward(self, images: ImageBatch | Sequence[Tensor]) -> ModelOutput:
-        """Detect.
+        """Detect objects.
 
         Args:
             images: a padded batch, or normalized (3, h, w) images of any sizes.
 
         Returns:
-            Predictions of Q queries an image; Q is `num_queries`, or the number of tokens where
-            a two-stage model sees an image with fewer.
+            Predictions of Q queries per image; Q is `num_queries`, or the number of tokens if a
+            two-stage model gets images with fewer tokens.
         """
         if not isinstance(images, ImageBatch):
             images = ImageBatch.from_images(images)
@@ -85,21 +87,21 @@ class DeformableDETR(nn.Module):
         targets: Sequence[Target],
         matches: Sequence[Pairs],
     ) -> MimicFeatures:
-        """Features of matched queries and of crops of their objects, for the loss in training.
+        """Compute the features of matched queries and of crops of their objects, for the loss.
 
         Args:
-            images: of `forward`.
-            output: of `forward` for them.
+            images: input of `forward`.
+            output: output of `forward` for these images.
             targets: one per image.
-            matches: of the last decoder layer, one per image.
+            matches: matches of the last decoder layer, one per image.
         """
         hidden = output.last.hidden
-        assert self.mimicking is not None  # else there is no weight for its loss
-        assert hidden is not None  # of a decoder layer
+        assert self.mimicking is not None  # callers check the weight of its loss
+        assert hidden is not None  # every decoder layer returns it
         return self.mimicking(self.backbone, images, hidden, targets, matches)
 
     def _freeze(self, frozen_roles: Sequence[str]) -> tuple[nn.Module, ...]:
-        """Take the gradient from parameters of these roles; the modules that have no others."""
+        """Freeze the parameters of these roles, and return the modules that have no others."""
         roles = self.parameter_roles()
         for role in frozen_roles:
             if role not in roles.values():
@@ -114,17 +116,18 @@ class DeformableDETR(nn.Module):
         return tuple(module for module, own in parameters.items() if own and own <= frozen)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode, as of every module, but keep what is frozen in eval mode."""
+        """Set the mode of all modules, but keep frozen modules in eval mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
         return self
 
     def parameter_roles(self) -> dict[str, str]:
-        """The role of every parameter, by name, from which its learning rate follows.
+        """Return the role of every parameter by name; it determines the learning rate.
 
-        "backbone"; "sampling" for what places sampling and reference points, or in the backbone
-        "backbone_sampling"; else "default".
+        "sampling" is the role of parameters that predict sampling or reference points, called
+        "backbone_sampling" in the backbone; "backbone" is that of the backbone's other parameters,
+        and "default" that of all others.
         """
         roles = dict.fromkeys((name for name, _ in self.named_parameters()), "default")
         for module_name, module in self.named_modules():
@@ -144,6 +147,6 @@ class DeformableDETR(nn.Module):
             prefix = f"{module_name}.{part}"
             for name in roles:
                 if name.startswith(prefix):
-                    # Modules come after those that they are in.
+                    # named_modules yields a module after the module that contains it.
                     roles[name] = f"backbone_{role}" if roles[name] == "backbone" else role
         return roles

@@ -1,4 +1,4 @@
-"""The encoder: every token of the pyramid attends to all levels around itself."""
+"""Encoder: every token of the pyramid attends to points around itself in all levels."""
 
 from dataclasses import replace
 
@@ -18,10 +18,11 @@ class DeformableTransformerEncoderLayer(nn.Module):
         embed_dim: C.
         num_heads: M.
         num_levels: L.
-        num_points: P, for each head and level.
+        num_points: P, per head and level.
         ffn_dim: hidden width of the feed-forward network.
-        dropout: probability, on the attention's output and twice in the feed-forward network.
-        backend: of the attention operator.
+        dropout: dropout probability on the attention's output, and twice in the feed-forward
+            network.
+        backend: back-end of the attention operator.
     """
 
     def __init__(
@@ -52,12 +53,12 @@ class DeformableTransformerEncoderLayer(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, tokens: Tensor, reference_points: Tensor, memory: Memory) -> Tensor:
-        """One layer.
+        """Run one layer.
 
         Args:
             tokens: (N, S, C) output of the layer before.
             reference_points: (N, S, L, 2) relative to the padded levels.
-            memory: what was before the first layer; its geometry is used, not its tokens.
+            memory: input of the first layer; its positions and geometry are used, not its tokens.
 
         Returns:
             (N, S, C).
@@ -75,11 +76,12 @@ class DeformableTransformerEncoderLayer(nn.Module):
 
 
 class DeformableTransformerEncoder(nn.Module):
-    """A stack of encoder layers; there is no norm after the last one.
+    """A stack of encoder layers, with no norm after the last one.
 
     Args:
-        layers: the layers, first to last; there may be none.
-        gradient_checkpointing: in training, keep the inputs of layers only: less memory, more time.
+        layers: the layers, first to last; may be empty.
+        gradient_checkpointing: in training, store only the inputs of each layer and recompute
+            its activations in the backward pass: less memory, more time.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class DeformableTransformerEncoder(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
 
     def forward(self, memory: Memory) -> Memory:
-        """The memory with new tokens."""
+        """Return the memory with the tokens of the last layer."""
         reference_points = encoder_reference_points(memory)
         tokens = memory.tokens
         for layer in self.layers:

@@ -1,4 +1,4 @@
-"""Class and box heads, and how they start."""
+"""Class and box heads, and their initialization."""
 
 import math
 
@@ -9,11 +9,11 @@ from deformable_detr.layers.mlp import MLP
 from deformable_detr.layers.precision import at_least_float32, without_autocast
 
 PRIOR_PROB = 0.01  # focal loss paper, section 3.3
-_INITIAL_SIZE_LOGIT = -2.0  # official code: boxes start 0.12 of the image wide and high
+_INITIAL_SIZE_LOGIT = -2.0  # official code: initial boxes are 0.12 of the image wide and high
 
 
 class ClassHead(nn.Linear):
-    """(..., C) -> (..., K) logits; every class starts at probability 0.01."""
+    """Linear layer (..., C) -> (..., K) logits; every class starts at probability 0.01."""
 
     def __init__(self, embed_dim: int, num_classes: int) -> None:
         super().__init__(embed_dim, num_classes)
@@ -21,7 +21,7 @@ class ClassHead(nn.Linear):
 
 
 class BoxHead(nn.Module):
-    """(..., C) -> (..., 4) cxcywh in logit space, relative to a reference; starts at zero."""
+    """MLP (..., C) -> (..., 4) cxcywh in logit space, relative to a reference; starts at zero."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -37,27 +37,27 @@ class BoxHead(nn.Module):
         return last
 
     def forward(self, features: Tensor) -> Tensor:
-        """Computed in float32 or wider: boxes are never of low precision."""
+        """Compute the offsets in float32 or wider: boxes never have low precision."""
         with without_autocast(features.device):
             return self.mlp(at_least_float32(features))
 
 
 def initial_size_logits(num_heads: int, *, two_stage: bool) -> list[float]:
-    """Initial width and height, as logits, of each box head (official initialization).
+    """Return the initial width and height, as logits, of each box head (official initialization).
 
-    References that are boxes already have a size, which a head must not shift: only the first
-    head of a detector whose queries are points begins with a size of its own.
+    Where the references are boxes, they already have a size, which a head must not shift. Only
+    the first head of a detector whose queries are points therefore starts with its own size.
     """
     first = 0.0 if two_stage else _INITIAL_SIZE_LOGIT
     return [first] + [0.0] * (num_heads - 1)
 
 
 def boxes_from_offsets(offsets: Tensor, reference_points: Tensor) -> Tensor:
-    """Boxes from a head's output and the references it is relative to.
+    """Compute boxes from a head's output and the references to which it is relative.
 
     Args:
         offsets: (N, Q, 4) in logit space.
-        reference_points: (N, Q, 2) points, which offset the center only, or (N, Q, 4) boxes.
+        reference_points: (N, Q, 2) points, added to the center only, or (N, Q, 4) boxes.
 
     Returns:
         (N, Q, 4) cxcywh in (0, 1).

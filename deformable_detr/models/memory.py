@@ -1,4 +1,4 @@
-"""From the pyramid to the row of tokens that attention reads, and its geometry."""
+"""Conversion of the pyramid to the sequence of tokens that attention reads, and its geometry."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from deformable_detr.structures import LevelShapes, Memory, Pyramid
 
 
 class MemoryBuilder(nn.Module):
-    """Flattens the pyramid and adds position and level embeddings.
+    """Module that flattens the pyramid and adds position and level embeddings.
 
     Args:
         position: (N, H, W) padding mask -> (N, C, H, W) embedding.
@@ -22,7 +22,7 @@ class MemoryBuilder(nn.Module):
         nn.init.normal_(self.level_embed)
 
     def forward(self, pyramid: Pyramid) -> Memory:
-        """Flatten levels one after another, each row by row."""
+        """Flatten the levels one after another, each row by row."""
         tokens = [features.flatten(2).transpose(1, 2) for features in pyramid.maps]
         positions = [
             self.position(mask).to(features.dtype).flatten(2).transpose(1, 2) + embed
@@ -42,13 +42,13 @@ class MemoryBuilder(nn.Module):
 
 
 def _valid_ratio(padding_mask: Tensor) -> Tensor:
-    """(N, H, W) bool -> (N, 2) share of the (width, height) that is not padding."""
+    """Compute the (N, 2) share of the (width, height) that is not padding, from (N, H, W) bool."""
     valid = ~padding_mask
     return torch.stack((valid[:, 0].float().mean(1), valid[:, :, 0].float().mean(1)), dim=-1)
 
 
 def cell_centers(level_shapes: LevelShapes, valid_ratios: Tensor) -> Tensor:
-    """Centers of all cells, relative to the image without padding.
+    """Return the centers of all cells, relative to the image without padding.
 
     Args:
         level_shapes: (height, width) of the L levels.
@@ -68,10 +68,10 @@ def cell_centers(level_shapes: LevelShapes, valid_ratios: Tensor) -> Tensor:
 
 
 def encoder_reference_points(memory: Memory) -> Tensor:
-    """The center of every token's cell, as a point of every level.
+    """Return the center of every token's cell, as a point of every level.
 
     Returns:
-        (N, S, L, 2) points (x, y) relative to the padded levels. They are geometry, not learned.
+        (N, S, L, 2) points (x, y) relative to the padded levels, which are fixed, not learned.
     """
     centers = cell_centers(memory.level_shapes, memory.valid_ratios)
     return centers[:, :, None] * memory.valid_ratios[:, None]

@@ -1,7 +1,7 @@
-"""Feature mimicking: in training, queries learn what a network sees that sees their object alone.
+"""Feature mimicking: a training loss that makes queries similar to features of object crops.
 
 A design for Deformable DETR after the R-CNN feature mimicking of Deformable ConvNets v2 (Zhu et
-al., CVPR 2019, section 3.3), whose student are the region features of Faster R-CNN.
+al., CVPR 2019, section 3.3), where the student is the region features of Faster R-CNN.
 """
 
 from collections.abc import Sequence
@@ -21,26 +21,26 @@ MIMIC_DIM = 1024  # paper: two fully connected layers of 1024
 
 
 class Pairs(Protocol):
-    """The matched queries and objects of one image, as a `Match` holds them."""
+    """Interface of the matched queries and objects of one image, implemented by `Match`."""
 
     @property
     def query_index(self) -> Tensor:
-        """(T',) int64 queries."""
+        """(T',) int64 indices of the matched queries."""
 
     @property
     def target_index(self) -> Tensor:
-        """(T',) int64 the object of each."""
+        """(T',) int64 index of the object matched to each query."""
 
 
 @dataclass(frozen=True)
 class MimicFeatures:
-    """R matched queries and crops of their objects, from all images of a batch.
+    """Features of R matched queries and of crops of their objects, from all images of a batch.
 
     Attributes:
-        student: (R, 1024) from the queries.
-        teacher: (R, 1024) from the crops.
-        logits: (R, K + 1) classes of the crops; the last is "no object".
-        labels: (R,) int64 in 0..K-1, what the crops show.
+        student: (R, 1024) features of the queries.
+        teacher: (R, 1024) features of the crops.
+        logits: (R, K + 1) class logits of the crops; the last class is "no object".
+        labels: (R,) int64 in 0..K-1, true classes of the crops.
     """
 
     student: Tensor
@@ -50,21 +50,21 @@ class MimicFeatures:
 
 
 class FeatureMimicking(nn.Module):
-    """Makes the features that are to become alike, of matched queries and of their objects.
+    """Student and teacher features of feature mimicking; used in training only.
 
-    The student is a linear function of a query's last hidden state. The teacher is not another
-    network: it is the detector's own backbone, run on the object's box cut out of the image,
-    averaged over its coarsest map, and two linear layers. Both sides learn; a classifier of the
-    crops keeps the teacher's features meaningful. There is no use for it but in training.
+    The student is a linear function of a query's last hidden state. The teacher is not a separate
+    network: the detector's own backbone is run on the object's box cut out of the image; its
+    coarsest map is averaged, and two linear layers follow. Both sides are trained; a classifier
+    of the crops keeps the teacher's features meaningful.
 
-    The backbone's norms should be frozen: others would mix the crops into their statistics.
+    The norms of the backbone should be frozen: otherwise the crops enter their statistics.
 
     Args:
         backbone_channels: channels of the backbone's coarsest map.
         embed_dim: C, width of the queries.
         num_classes: K.
-        max_regions: most objects of one image; chosen at random where there are more.
-        crop_size_px: what crops are resized to, as squares.
+        max_regions: maximum number of objects per image; a random subset is taken of more.
+        crop_size_px: height and width to which crops are resized.
     """
 
     def __init__(
@@ -95,20 +95,20 @@ class FeatureMimicking(nn.Module):
         targets: Sequence[Target],
         matches: Sequence[Pairs],
     ) -> MimicFeatures:
-        """Features of up to `max_regions` matched queries an image.
+        """Compute the features of up to `max_regions` matched queries per image.
 
-        Without any object the backbone is not run, and every parameter still gets a gradient,
-        of zeros.
+        If the batch has no objects, the backbone is not run on crops, and every parameter of this
+        module still gets a gradient, of zeros.
 
         Args:
             backbone: the detector's own; its parameters are trained through the crops too.
-            images: what the detector has seen.
+            images: input of the detector.
             hidden: (N, Q, C) queries after the last decoder layer.
-            targets: one an image.
-            matches: of the last decoder layer, one an image.
+            targets: one per image.
+            matches: matches of the last decoder layer, one per image.
 
         Returns:
-            R features, image after image.
+            Features of R queries and crops, image after image.
 
         Raises:
             RuntimeError: the module is in eval mode.
@@ -137,7 +137,7 @@ class FeatureMimicking(nn.Module):
     def _look_at(
         self, backbone: Backbone, images: ImageBatch, image_index: Tensor, boxes: Tensor
     ) -> Tensor:
-        """(R, backbone_channels) what the backbone sees in the boxes."""
+        """Return the (R, backbone_channels) features of the boxes, averaged over each crop."""
         if len(boxes) == 0:
             return images.images.new_zeros(0, self.backbone_channels)
         crops = crop_boxes(images, image_index, boxes, size_px=self.crop_size_px)
@@ -147,8 +147,8 @@ class FeatureMimicking(nn.Module):
 def crop_boxes(images: ImageBatch, image_index: Tensor, boxes: Tensor, *, size_px: int) -> Tensor:
     """Cut boxes out of their images and resize them to squares.
 
-    A pixel of a crop is the mean of bilinear samples of its part of the image, at most a pixel
-    apart. At the border of an image its outermost pixels continue; padding is never seen.
+    A pixel of a crop is the mean of bilinear samples of its part of the image, at most one pixel
+    apart. Beyond the border of an image its outermost pixels are repeated; padding is never read.
 
     Args:
         images: N padded images.
@@ -170,7 +170,7 @@ def crop_boxes(images: ImageBatch, image_index: Tensor, boxes: Tensor, *, size_p
 
 
 def _continue_edges(images: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
-    """(N, 3, H, W) images whose last row and column are repeated over the padding."""
+    """Repeat the last row and column of (N, 3, H, W) images over their padding."""
     N, _, H, W = images.shape
     rows = torch.arange(H, device=images.device).minimum(heights[:, None] - 1)  # (N, H)
     columns = torch.arange(W, device=images.device).minimum(widths[:, None] - 1)  # (N, W)
@@ -180,7 +180,7 @@ def _continue_edges(images: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
 
 
 def _at_most(limit: int, match: Pairs) -> tuple[Tensor, Tensor]:
-    """All queries and objects of a match, or `limit` of them at random."""
+    """Return all queries and objects of a match, or a random subset of `limit` pairs."""
     count = len(match.query_index)
     if count <= limit:
         return match.query_index, match.target_index

@@ -1,4 +1,4 @@
-"""Two-stage: every memory token proposes a box, the best become the decoder's queries."""
+"""Two-stage queries: every memory token proposes a box; the best become the decoder's queries."""
 
 import math
 from typing import Literal
@@ -25,14 +25,14 @@ class ProposalQueries(nn.Module):
     `num_queries` gets as many queries as it has tokens.
 
     As in the official code, padded tokens, and those whose start box is too near the border or
-    too large, may still be chosen where there is nothing better; their box is the whole image
+    too large, may still be chosen if there are too few others; their box is the whole image
     shifted to its far corner, (1, 1, 1, 1), and has no gradient.
 
     Args:
         num_queries: Q.
         num_classes: K; only class 0 is used, the others are trained as background.
         embed_dim: C, a multiple of 4.
-        content: what a query's content is: "box" or "memory", see above.
+        content: source of a query's content, "box" or "memory", see above.
         base_size: width and height that the boxes of the finest level start from, as a share of
             the image; they double from level to level.
     """
@@ -61,7 +61,7 @@ class ProposalQueries(nn.Module):
         nn.init.xavier_uniform_(self.query_proj.weight)
 
     def forward(self, memory: Memory) -> tuple[Queries, Predictions]:
-        """Queries of (N, Q, C) with (N, Q, 4) references, and the proposals of all S tokens."""
+        """Return (N, Q, C) queries with (N, Q, 4) references, and the proposals of all S tokens."""
         start, is_valid = proposal_logits(
             memory.level_shapes,
             memory.valid_ratios,
@@ -93,7 +93,7 @@ def proposal_logits(
     *,
     base_size: float,
 ) -> tuple[Tensor, Tensor]:
-    """The box each token starts from.
+    """Compute the start box of each token.
 
     Args:
         level_shapes: (height, width) of the L levels.
@@ -120,11 +120,11 @@ def proposal_logits(
 
 
 def box_embedding(boxes: Tensor, num_features: int) -> Tensor:
-    """Sine embedding of boxes: of center x, center y, width, height, in this order.
+    """Compute the sine embedding of boxes: center x, center y, width, height, in this order.
 
     Args:
         boxes: (..., 4) cxcywh in [0, 1].
-        num_features: 4 even shares of it go to the four numbers.
+        num_features: a multiple of 8; each of the four numbers gets a quarter.
 
     Returns:
         (..., num_features).

@@ -1,4 +1,4 @@
-"""Learned queries: the one-stage detector's start of decoding."""
+"""Learned queries of the one-stage detector."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from deformable_detr.structures import Memory, Predictions, Queries
 
 
 class LearnedQueries(nn.Module):
-    """The same learned queries for every image; their reference points are a function of them.
+    """Learned queries, the same for every image, and reference points computed from them.
 
     Args:
         num_queries: Q.
@@ -25,7 +25,7 @@ class LearnedQueries(nn.Module):
         nn.init.zeros_(self.reference_points.bias)
 
     def forward(self, memory: Memory) -> tuple[Queries, Predictions | None]:
-        """Queries for every image of the memory; there are no proposals."""
+        """Return queries for every image of the memory, and None: there are no proposals."""
         embed = self.embed.expand(len(memory.tokens), -1, -1)
         query_pos, query = embed.chunk(2, dim=-1)
         with without_autocast(query_pos.device):

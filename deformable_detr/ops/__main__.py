@@ -1,4 +1,4 @@
-"""Prints which back-ends this machine has, and why not: python -m deformable_detr.ops."""
+"""Report of the back-ends available on this machine: python -m deformable_detr.ops."""
 
 import sys
 
@@ -8,7 +8,7 @@ from deformable_detr.ops import available_backends, library
 
 
 def report() -> str:
-    """One line for each back-end and device, then what the binary was compiled for."""
+    """Return one line per device and back-end, then the instruction set and architectures."""
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     lines = [
         f"{device:8} {backend:10} {reason or 'yes'}"

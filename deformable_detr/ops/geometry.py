@@ -1,4 +1,4 @@
-"""The geometry of a convolution: where its taps lie, and how large its output is."""
+"""Geometry of a convolution: positions of its taps, and size of its output."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ IntPair = int | tuple[int, int]  # for both axes, or (vertical, horizontal)
 
 
 def pair(value: IntPair) -> tuple[int, int]:
-    """The same number for both axes, or the pair itself."""
+    """Return a number as a pair for both axes, or the pair itself."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
@@ -27,19 +27,19 @@ class ConvGeometry(NamedTuple):
     def of(
         cls, kernel_size: IntPair, stride: IntPair, padding: IntPair, dilation: IntPair
     ) -> "ConvGeometry":
-        """The geometry of the arguments of `nn.Conv2d`."""
+        """Build the geometry from the arguments of `nn.Conv2d`."""
         return cls(pair(kernel_size), pair(stride), pair(padding), pair(dilation))
 
     @property
     def reach(self) -> Size:
         """Distance of the last tap from the first, in cells."""
-        return tuple(  # type: ignore[return-value]  # two, as the pairs
+        return tuple(  # type: ignore[return-value]  # two numbers, from pairs
             step * (size - 1) for step, size in zip(self.dilation, self.kernel_size, strict=True)
         )
 
     def output_size(self, size: Size) -> Size:
-        """Size of the output for an input of `size`; not positive where the kernel does not fit."""
-        return tuple(  # type: ignore[return-value]  # two, as the pairs
+        """Return the output size for an input of `size`; below 1 if the kernel is too large."""
+        return tuple(  # type: ignore[return-value]  # two numbers, from pairs
             (cells + 2 * padding - reach - 1) // stride + 1
             for cells, padding, reach, stride in zip(
                 size, self.padding, self.reach, self.stride, strict=True
@@ -47,13 +47,13 @@ class ConvGeometry(NamedTuple):
         )
 
     def tap_cells(self, axis: int, num_outputs: int, device: torch.device) -> Tensor:
-        """(k, num_outputs): the row (axis 0) or column (axis 1) under every tap of every output."""
+        """Return the (k, num_outputs) rows (axis 0) or columns (axis 1) of the taps per output."""
         taps = torch.arange(self.kernel_size[axis], device=device) * self.dilation[axis]
         outputs = torch.arange(num_outputs, device=device) * self.stride[axis]
         return taps[:, None] + (outputs - self.padding[axis])
 
     def tap_positions(self, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and columns of taps that are moved.
+        """Return the rows and columns of taps that are displaced.
 
         Args:
             offsets: (..., k_h, k_w, 2, H_out, W_out) in cells of the input, row before column.

@@ -1,4 +1,4 @@
-"""The compiled library `_C`: loads it, says which devices it serves, and calls its operators."""
+"""Compiled library `_C`: loading it, devices that it supports, and calls of its operators."""
 
 import importlib
 from collections.abc import Callable
@@ -15,36 +15,39 @@ except ImportError as error:
 
 
 def obstacle(device: torch.device) -> str:
-    """The reason why tensors on this device cannot be served, and the remedy; "" if they can."""
+    """Return the reason why this device is not supported, and the remedy; "" if it is."""
     if LOAD_ERROR is not None:
         return f"the native ops are not built; reinstall with a C++ compiler ({LOAD_ERROR})"
     match device.type:
         case "cpu" | "meta":
             return ""
         case "cuda" if not cuda_architectures():
-            return "the native ops are built without CUDA; reinstall where nvcc fits torch"
+            return "the native ops are built without CUDA; reinstall with an nvcc that fits torch"
         case "cuda" if torch.version.cuda is None:
             return "the native ops need NVIDIA's CUDA, and this torch is built without it"
         case "cuda":
             capability = torch.cuda.get_device_capability(device)
             return _architecture_obstacle(capability, torch.cuda.get_device_name(device))
         case _:
-            return f"the native ops do not serve {device.type} devices"
+            return f"the native ops do not support {device.type} devices"
 
 
 def cuda_architectures() -> tuple[str, ...]:
-    """Targets of the compiled CUDA kernels: machine code "sm_90", or PTX "compute_120"."""
+    """Return the targets of the compiled CUDA kernels: machine code "sm_90", PTX "compute_120"."""
     return () if LOAD_ERROR is not None else tuple(_C.CUDA_ARCHITECTURES.split())
 
 
 def cpu_instruction_set() -> str:
-    """The one that the CPU kernels use on this machine: "generic", "AVX2" or "AVX-512"."""
+    """Return the set that the CPU kernels use on this machine: "generic", "AVX2" or "AVX-512"."""
     name: str = torch.ops.deformable_detr.cpu_capability(-1)
     return name
 
 
 def _architecture_obstacle(capability: tuple[int, int], device_name: str) -> str:
-    """Machine code runs on later devices of its generation, PTX on every later device."""
+    """Return the reason why no compiled target runs on a device; "" if one does.
+
+    Machine code runs on later devices of its generation, PTX on every later device.
+    """
     major, minor = capability
     for architecture in cuda_architectures():
         kind, number = architecture.split("_")
@@ -60,10 +63,11 @@ def _architecture_obstacle(capability: tuple[int, int], device_name: str) -> str
 
 
 def call(operator: Callable[..., Tensor], *arguments: object) -> Tensor:
-    """Call a compiled operator; the derivatives that it lacks are errors, with the remedy.
+    """Call a compiled operator, and raise with a remedy where it has no derivative.
 
-    PyTorch gives operators with a registered backward a forward-mode derivative of zero, and
-    refuses the gradient transforms of `torch.func` in words about its own classes.
+    By itself, PyTorch would silently give operators with a registered backward a forward-mode
+    derivative of zero, and its error under the gradient transforms of `torch.func` only mentions
+    internal classes.
 
     Raises:
         NotImplementedError: in forward mode, or under a gradient transform of `torch.func`.
@@ -80,6 +84,7 @@ def call(operator: Callable[..., Tensor], *arguments: object) -> Tensor:
         if "setup_context staticmethod" not in str(error):
             raise
         raise NotImplementedError(
-            f"{operator} takes no gradient transform of torch.func (grad, vjp, jacrev); use "
-            "backward or torch.autograd.grad or, where the operator has it, backend='reference'"
+            f"{operator} does not support the gradient transforms of torch.func (grad, vjp, "
+            "jacrev); use backward or torch.autograd.grad or, where the operator has it, "
+            "backend='reference'"
         ) from error

@@ -23,7 +23,7 @@ DEFORMABLE_DETR_HOST_DEVICE T pixel_of_location(T location, T size) {
   return location * size - T(0.5f);
 }
 
-// The share of each corner in a sample of this attention weight, `x` and `y` past the top left.
+// Weight of each corner in a sample with this attention weight, at `x` and `y` from the top left.
 template <typename T>
 DEFORMABLE_DETR_HOST_DEVICE Corners<T> corner_weights(T attention_weight, T x, T y) {
   const T bottom = attention_weight * y;

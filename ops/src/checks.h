@@ -1,6 +1,6 @@
-// Arguments of the operators -> sizes, with every error message. Callers that come through
-// deformable_detr.ops have been checked in Python; whoever calls torch.ops directly is checked
-// here.
+// Checks of the operators' arguments, and their sizes. Arguments of calls through
+// deformable_detr.ops have already been checked in Python; those of direct calls of torch.ops are
+// checked here.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -19,13 +19,13 @@
 
 namespace deformable_detr {
 
-// PyTorch's stable interface is of hidden visibility, so this is each file's own.
+// PyTorch's stable interface has hidden visibility, so every file compiles its own copy.
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The tensors of a call, contiguous, as the kernels want them. `points` is sampling_locations, or
+// The tensors of a call, contiguous, as the kernels need them. `points` is sampling_locations, or
 // sampling_offsets in the fused operator; `weights` is attention_weights, or attention_logits.
 struct Arguments {
   Tensor value;
@@ -68,11 +68,11 @@ inline LevelTable level_table(const std::vector<int64_t>& level_shapes, int64_t 
   for (int32_t i = 0; i < table.count; ++i) {
     const int64_t height = level_shapes[2 * i];
     const int64_t width = level_shapes[2 * i + 1];
-    // A level's pixels are counted in float32, where 2^24 is the last of the whole numbers.
+    // Pixels of a level are numbered in float32, which holds integers up to 2^24 exactly.
     STD_TORCH_CHECK(height >= 0 && width >= 0 && height < (1 << 24) && width < (1 << 24),
                     "level_shapes must be sizes from 0 to 2^24 - 1, got ", height, " x ", width);
     const int64_t cells = height * width;
-    // A level without cells has no size either: nothing is to be sized by its other side.
+    // The size of a level without cells is 0 x 0, so that its other side is never used.
     table.levels[i] = {static_cast<int32_t>(cells == 0 ? 0 : height),
                        static_cast<int32_t>(cells == 0 ? 0 : width), start};
     start += cells;

@@ -1,11 +1,11 @@
-// Sizes of one call and the shapes of its levels: plain structs that host and device code share.
+// Sizes of one call and the shapes of its levels: plain structs shared by host and device code.
 #pragma once
 
 #include <cstdint>
 
 namespace deformable_detr {
 
-// Levels travel by value into every kernel, in a table of fixed size.
+// Levels are passed by value to every kernel, in a table of fixed size.
 constexpr int kMaxLevels = 8;
 
 struct Level {
@@ -19,7 +19,7 @@ struct LevelTable {
   Level levels[kMaxLevels];
 };
 
-// The letters of the paper: N images, S cells, M heads, D channels a head, Q queries, L levels
+// Letters as in the paper: N images, S cells, M heads, D channels per head, Q queries, L levels
 // and P points; R is the last size of the reference points, 2 or 4, and 0 in the plain operator.
 struct Dims {
   int64_t N, S, M, D, Q, L, P, R;

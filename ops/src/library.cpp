@@ -28,7 +28,7 @@ STABLE_TORCH_LIBRARY(deformable_detr, m) {
   m.def("cpu_capability(int index) -> str");
 }
 
-// What the CUDA kernels are compiled for, "sm_90 compute_120" for example; setup.py says it.
+// Targets of the CUDA kernels, "sm_90 compute_120" for example; defined by setup.py.
 #ifndef DEFORMABLE_DETR_CUDA_ARCHITECTURES
 #define DEFORMABLE_DETR_CUDA_ARCHITECTURES ""
 #endif

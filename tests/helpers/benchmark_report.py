@@ -1,4 +1,4 @@
-"""Reports of benchmarks that were never run, with times of the test's choice."""
+"""Synthetic benchmark reports with given times."""
 
 from deformable_detr.benchmark.machine import Machine
 from deformable_detr.benchmark.ops.implementations import (
@@ -24,7 +24,7 @@ from deformable_detr.benchmark.ops.workload import (
 from deformable_detr.benchmark.timing import Rounds
 
 BASELINES = {NATIVE_FUSED: REFERENCE_MODULE}
-# Of a call, such that every goal is just about reached.
+# Times per call with which every goal is just reached.
 MS = {
     REFERENCE: 750.0,
     REFERENCE_MODULE: 800.0,
@@ -39,7 +39,7 @@ MS = {
 def make_timing(
     implementation: str, shape: Shape = ENCODER, direction: Direction = "forward", *, ms: float
 ) -> Timing:
-    """A timing of three rounds around `ms`, half of that by the wall clock."""
+    """Make a timing of three rounds around `ms`, with half of it as wall-clock time."""
     rounds = Rounds(calls=2)
     for factor in (0.9, 1.0, 1.1):
         rounds.ms.append(ms * factor)
@@ -58,7 +58,10 @@ def make_timing(
 
 
 def make_timings(**changed: float) -> dict[Allocator, list[Timing]]:
-    """All implementations, shapes and directions; times by name (_ for a space) may be changed."""
+    """Make timings of all implementations, shapes and directions.
+
+    Times may be changed by the implementation's name, with _ for a space.
+    """
     times = MS | {name.replace("_", " "): ms for name, ms in changed.items()}
     timings = [
         make_timing(name, shape, direction, ms=ms)
@@ -70,7 +73,7 @@ def make_timings(**changed: float) -> dict[Allocator, list[Timing]]:
 
 
 def make_scaling(*, cost_of_pair: float = 2.0) -> list[Timing]:
-    """Native at two images and at one."""
+    """Make timings of the native operator for one image and for two images."""
     return [
         make_timing(NATIVE, shape, direction, ms=ms)
         for direction in DIRECTIONS
@@ -79,7 +82,7 @@ def make_scaling(*, cost_of_pair: float = 2.0) -> list[Timing]:
 
 
 def make_memory(*, forward: float | None = 25.0, both: float | None = 74.0) -> list[Memory]:
-    """Peaks of the native operator, and the reference's."""
+    """Make the memory peaks of the native operator and of the reference."""
     native = [Memory(NATIVE, span, peak) for span, peak in zip(SPANS, (forward, both), strict=True)]
     return [
         Memory(REFERENCE, "forward", 871.0),
@@ -89,7 +92,7 @@ def make_memory(*, forward: float | None = 25.0, both: float | None = 74.0) -> l
 
 
 def make_report(**changed: float) -> Report:
-    """A report in which every goal is reached, unless changed times forbid it."""
+    """Make a report in which every goal is reached, unless changed times prevent it."""
     return Report(
         plan=Plan("cpu", "float32", (ENCODER, DECODER), rounds=3, with_extras=True),
         machine=make_machine(),
@@ -103,7 +106,7 @@ def make_report(**changed: float) -> Report:
 
 
 def make_machine(*, load_average: float | None = 0.1, busy_cores: float | None = 0.1) -> Machine:
-    """Two cores."""
+    """Make a machine with two cores."""
     return Machine(
         cpu="a processor",
         cores=2,

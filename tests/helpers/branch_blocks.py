@@ -1,4 +1,4 @@
-"""Re-parameterized blocks with random weights and statistics, and what they compute, in float64."""
+"""Re-parameterized blocks with random weights and statistics, and their oracles in float64."""
 
 import torch
 from torch import nn
@@ -6,12 +6,12 @@ from torch.nn import functional as F
 
 from deformable_detr.layers.reparam.blocks import ACBlock, DiverseBranchBlock
 
-# in_channels, out_channels, groups; those of the measurements with the published code
+# in_channels, out_channels, groups; as measured with the published code
 CHANNELS = [(32, 64, 1), (32, 64, 2), (32, 32, 32), (32, 32, 1)]
 
 
 def randomize(module):
-    """Weights of the size that torch starts with, statistics and affine maps around its own."""
+    """Randomize weights with torch's initial magnitude, and norms around their initial values."""
     for name, tensor in module.state_dict().items():
         with torch.no_grad():
             if name.endswith("num_batches_tracked"):
@@ -30,7 +30,7 @@ def random_block(kind, *args, **options):
 
 
 def oracle(block, features):
-    """The sum of the branches, composed of the functional API from the entries of the state."""
+    """Compute the sum of the branches with the functional API from the state dict."""
     state = {name: tensor.double() for name, tensor in block.state_dict().items()}
     compute = {ACBlock: _ac_oracle, DiverseBranchBlock: _dbb_oracle}[type(block)]
     output = compute(block, state, features.double())
@@ -46,7 +46,7 @@ def _dbb_oracle(block, state, features):
     window, groups = block.window, block.groups
     stride, dilation = window.stride, window.dilation
     rows, columns = window.padding
-    # Zeros around the input, of which each branch then makes its own border.
+    # Pad the input with zeros; each branch then makes its own border of them.
     padded = F.pad(features, (columns, columns, rows, rows))
 
     def conv(inputs, weight, **geometry):
@@ -103,6 +103,6 @@ def count_parameters(module):
 
 
 def pair(norm, *args, **options):
-    """A convolution and a norm behind it, random, in eval mode."""
+    """Make a random convolution and the norm after it, in eval mode."""
     conv = nn.Conv2d(*args, **options)
     return randomize(nn.Sequential(conv, norm(conv.out_channels))).eval()

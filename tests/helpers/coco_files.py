@@ -1,4 +1,4 @@
-"""Synthetic COCO sets: colored rectangles on noise, one color a category."""
+"""Synthetic COCO sets: colored rectangles on noise, one color per category."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# Sparse ids on purpose: nothing may take a category id for a label.
+# Sparse ids on purpose: a category id must not be used as a label.
 CATEGORIES = {3: "red thing", 7: "blue thing"}
 _COLORS = ((220, 40, 40), (40, 60, 220), (40, 200, 60), (220, 200, 40))
 _MAX_OBJECTS = 3
@@ -17,13 +17,13 @@ _MAX_OBJECTS = 3
 
 @dataclass(frozen=True)
 class CocoFiles:
-    """Where a set lies: the folder of its images, and its annotation file."""
+    """Paths of a set: the folder of its images, and its annotation file."""
 
     images: Path
     annotations: Path
 
     def read(self) -> dict[str, Any]:
-        """The annotation file as plain objects."""
+        """Read the annotation file as plain objects."""
         return json.loads(self.annotations.read_text())
 
     def write(self, record: object) -> None:
@@ -43,12 +43,12 @@ def write_coco_set(
     """Write a set that a small detector can learn in a minute.
 
     Args:
-        folder: made if it does not exist.
-        num_images: their ids are 1..num_images.
+        folder: created if it does not exist.
+        num_images: number of images; ids are 1..num_images.
         size: (height, width) of every image, at least 16 each.
         categories: name by category id; at most four.
-        seed: of everything random.
-        empty: ids of the images without an object.
+        seed: seed of all random numbers.
+        empty: ids of the images without objects.
     """
     random = np.random.default_rng(seed)
     files = CocoFiles(folder / "images", folder / "annotations.json")
@@ -80,7 +80,7 @@ def write_coco_set(
 
 
 def _place_boxes(random: np.random.Generator, size: tuple[int, int]) -> list[list[int]]:
-    """One to three integer xywh boxes, each in its own part of the image's width."""
+    """Draw one to three integer xywh boxes, each in its own part of the image's width."""
     rows, columns = size
     count = int(random.integers(1, _MAX_OBJECTS + 1))
     room = columns // count

@@ -1,4 +1,4 @@
-"""The CUDA kernels as PTX, executed on the CPU: what nvcc makes of them, and their launches."""
+"""CUDA kernels as PTX, executed on the CPU: compilation with nvcc, and launches."""
 
 import functools
 import shutil
@@ -24,7 +24,7 @@ requires_interpreter = pytest.mark.skipif(
     not (TOOLS / "ptxsim.py").is_file(), reason=f"no PTX interpreter: {TOOLS} lacks ptxsim.py"
 )
 
-CHANNELS_WITH_VECTORS = (16, 32, 64)  # of Layout: the others take the general form
+CHANNELS_WITH_VECTORS = (16, 32, 64)  # as in Layout: others use the general form
 _CPP_TYPES = {
     torch.float64: "double",
     torch.float32: "float",
@@ -41,12 +41,12 @@ _GATHER_THREADS = 256
 
 
 def form_of(dtype: torch.dtype, D: int) -> int:
-    """The D that the kernels are compiled for; 0 is the general form."""
+    """Return the D for which the kernels are compiled; 0 is the general form."""
     return D if D in CHANNELS_WITH_VECTORS and dtype != torch.float64 else 0
 
 
 def instantiations(dtype: torch.dtype, D: int) -> str:
-    """C++ text: all kernels of a value type and a form."""
+    """Return C++ source that instantiates all kernels of a value type and a form."""
     T = _CPP_TYPES[dtype]
     folder = "cuda/ms_deformable_attention"
     lines = [f'#include "{folder}/{name}.cuh"' for name in ("gather", "im2col")]
@@ -72,10 +72,10 @@ def instantiations(dtype: torch.dtype, D: int) -> str:
 
 
 def nvcc(text: str, output: Path, *flags: str, sources: Path = SOURCES) -> str:
-    """Compile C++ text to `output` and return what the compiler said.
+    """Compile C++ source to `output` and return the messages of the compiler.
 
     Raises:
-        RuntimeError: with what the compiler said, if that was an error.
+        RuntimeError: the compilation failed; contains the messages of the compiler.
     """
     assert NVCC is not None
     source = output.with_suffix(".cu")
@@ -89,7 +89,7 @@ def nvcc(text: str, output: Path, *flags: str, sources: Path = SOURCES) -> str:
 
 @functools.cache
 def compiled(dtype: torch.dtype, D: int, architecture: str, sources: Path = SOURCES):
-    """The interpreter's module with the kernels of a value type and a form."""
+    """Return the interpreter's module with the kernels of a value type and a form."""
     if str(TOOLS) not in sys.path:
         sys.path.insert(0, str(TOOLS))
     import ptxsim
@@ -101,7 +101,7 @@ def compiled(dtype: torch.dtype, D: int, architecture: str, sources: Path = SOUR
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """A copy for the interpreter, whose bfloat16 is the bits."""
+    """Copy a tensor for the interpreter, which represents bfloat16 by its bits."""
     tensor = tensor.detach().contiguous().clone()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
@@ -111,8 +111,8 @@ def to_torch(array: np.ndarray, dtype: torch.dtype) -> Tensor:
     return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor
 
 
-def nothing_yet(shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
-    """Memory that a kernel must fill: NaN."""
+def unwritten(shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
+    """Allocate memory that a kernel must fill; it contains NaN."""
     return to_numpy(torch.full(shape, torch.nan, dtype=dtype))
 
 
@@ -120,15 +120,15 @@ def nothing_yet(shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
 class SimulatedCall(Call):
     """A call whose "native" back-end is the CUDA kernels, executed on a PTX interpreter.
 
-    Here stands what ms_deform_attn_cuda.cu does on the host: allocations, grids, and the casts and
-    sums that PyTorch's operators do.
+    This class repeats the host code of ms_deform_attn_cuda.cu: allocations, grids, and the casts
+    and sums by PyTorch's operators.
     """
 
     architecture: str = "sm_80"
     deterministic: bool = False
     needs_reference_grad: bool = True
     sources: Path = SOURCES
-    general: bool = False  # the general form, also where there is one for this D
+    general: bool = False  # use the general form, even if there is a special one for this D
     images_per_grid: int = 65535
 
     def run(self, backend: str) -> Tensor:
@@ -150,7 +150,7 @@ class SimulatedCall(Call):
         return {"N": N, "S": S, "M": M, "D": D, "Q": Q, "L": L, "P": P, "R": R}
 
     def _form(self, channels: int) -> int:
-        # As on the host: the deterministic backward has the general form only.
+        # As in the host code: the deterministic backward only has the general form.
         return 0 if self.general else form_of(self._dtype, channels)
 
     def _launch(self, kernel: str, D: int, buffers: dict[str, np.ndarray]) -> None:
@@ -184,12 +184,12 @@ class SimulatedCall(Call):
     def forward(self) -> Tensor:
         sizes = self._sizes()
         D = self._form(sizes["D"])
-        output = nothing_yet((sizes["N"], sizes["Q"], sizes["M"] * sizes["D"]), self._dtype)
+        output = unwritten((sizes["N"], sizes["Q"], sizes["M"] * sizes["D"]), self._dtype)
         self._launch(self._kernel("forward", D), D, {**self._inputs(), "output": output})
         return to_torch(output, self._dtype)
 
     def backward(self) -> tuple[Tensor, ...]:
-        """The gradient of every tensor."""
+        """Compute the gradient of every tensor."""
         sizes = self._sizes()
         wide = coordinate_dtype(self._dtype)
         points, weights = self.tensors[-2:]
@@ -197,11 +197,11 @@ class SimulatedCall(Call):
         buffers = {
             **self._inputs(),
             "grad_output": to_numpy(self.grad_output),
-            "grad_points": nothing_yet(points.shape, wide),
-            "grad_weights": nothing_yet(weights.shape, wide),
+            "grad_points": unwritten(points.shape, wide),
+            "grad_weights": unwritten(weights.shape, wide),
         }
         if self.is_fused and self.needs_reference_grad:
-            buffers["grad_reference"] = nothing_yet(per_head, wide)
+            buffers["grad_reference"] = unwritten(per_head, wide)
         grad_value = self._gather(buffers) if self.deterministic else self._scatter(buffers)
         others = [buffers["grad_points"], buffers["grad_weights"]]
         if "grad_reference" in buffers:
@@ -218,17 +218,17 @@ class SimulatedCall(Call):
     def _gather(self, buffers: dict[str, np.ndarray]) -> Tensor:
         count = self.tensors[-1].numel()
         base_cells = np.full(count, -1, np.int64)
-        corner_weights = nothing_yet((count, 4), coordinate_dtype(self._dtype))
+        corner_weights = unwritten((count, 4), coordinate_dtype(self._dtype))
         buffers = {**buffers, "base_cells": base_cells, "corner_weights": corner_weights}
         self._launch(self._kernel("backward", 0, "LNS_9GradValueE1E"), 0, buffers)
         order = np.argsort(base_cells, kind="stable")
-        result = nothing_yet(self.tensors[0].shape, self._dtype)
+        result = unwritten(self.tensors[0].shape, self._dtype)
         self._launch_gather(buffers, base_cells[order], order, result)
         return to_torch(result, self._dtype)
 
 
 def block_of(dtype: torch.dtype, D: int) -> tuple[int, int]:
-    """Queries and threads of a block, as Layout says."""
+    """Return the queries and threads per block, as in Layout."""
     lanes = D * dtype.itemsize // 16 if D else 8
     threads = 128 if lanes < 4 else 256
     return threads // lanes, threads
@@ -237,7 +237,7 @@ def block_of(dtype: torch.dtype, D: int) -> tuple[int, int]:
 def call_struct(
     buffers: dict[str, np.ndarray], sizes: dict[str, int], level_shapes, dtype, first_image=0
 ):
-    """The kernels' argument, the struct Call, for the interpreter."""
+    """Build the argument of the kernels, the struct Call, for the interpreter."""
     pointers = (
         *("value", "points", "weights", "reference_points", "output", "grad_output"),
         *("grad_value", "grad_points", "grad_weights", "grad_reference"),

@@ -1,4 +1,4 @@
-"""Deformable kernels by brute force: float64, one number after another."""
+"""Deformable kernels with plain loops in float64."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 
 
 def bilinear(field, row, column):
-    """A 2-D array read at fractional (row, column), zero outside."""
+    """Read a 2-D array at fractional (row, column), zero outside."""
     low_row, low_column = math.floor(row), math.floor(column)
     total = 0.0
     for i in (low_row, low_row + 1):
@@ -55,7 +55,7 @@ def random_call(
     dtype=torch.float64,
     seed=0,
 ):
-    """Tensors of `deform_kernel_conv2d`, each a leaf that wants its gradient."""
+    """Return random tensors for `deform_kernel_conv2d`, all of which require a gradient."""
     generator = torch.Generator().manual_seed(seed)
     num_taps = geometry.kernel_size[0] * geometry.kernel_size[1]
     output = geometry.output_size(size)
@@ -73,7 +73,7 @@ def random_call(
 
 
 def gradients(function, tensors, **options):
-    """The output of a call and all its gradients for one random gradient of the output."""
+    """Return the output of a call, and all gradients for a random gradient of the output."""
     output = function(*tensors, **options)
     generator = torch.Generator().manual_seed(1)
     grad = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)

@@ -1,4 +1,4 @@
-"""Small files of weights in the forms of other implementations."""
+"""Small weight files in the formats of other implementations."""
 
 import functools
 from pathlib import Path
@@ -19,9 +19,9 @@ FILE_NAMES = {
     "detrex": "detrex.pth",
     "mmdet": "mmdet.pth",
 }
-# ResNet-18 without its last stage, which has most of its weights.
+# ResNet-18 without its last stage, which has most of the weights.
 _SMALL = ("model.backbone.out_strides=[8, 16]", "model.neck.num_levels=3")
-# What a file without options is taken to have.
+# Settings assumed for a file without options.
 _HEADS = ("model.attention.num_heads=8",)
 
 
@@ -32,7 +32,7 @@ def small_config(variant: str, *overrides: str) -> RunConfig:
 
 @functools.cache
 def small_model(variant: str, *overrides: str, num_classes: int = 80) -> DeformableDETR:
-    """A model in eval mode with random weights; no test changes it."""
+    """Return a model in eval mode with random weights; tests must not change it."""
     config = small_config(variant, *overrides)
     model = build_model(config, num_classes=num_classes)
     randomize(model)
@@ -46,7 +46,7 @@ def write_foreign(
     *overrides: str,
     label_space: LabelSpace = COCO,
 ) -> Path:
-    """Write the small model as `source` would, and say where."""
+    """Write the small model in the format of `source`, and return the path."""
     path = folder / FILE_NAMES[source]
     write_weights(
         path,

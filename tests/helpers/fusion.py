@@ -1,4 +1,4 @@
-"""Random maps and weights for tests of the fusion of levels."""
+"""Random maps and weights for tests of level fusion."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def randomize(module: nn.Module, seed: int = 0) -> None:
-    """Random weights and batch statistics, so that nothing is hidden by a start."""
+    """Randomize weights and batch statistics, so that initial zeros hide nothing."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.state_dict().items():
         if not tensor.is_floating_point():

@@ -1,4 +1,4 @@
-"""The two small padded levels of the official code's golden values."""
+"""Two small padded levels, for golden values from the official code."""
 
 import torch
 
@@ -8,7 +8,7 @@ LEVEL_SHAPES = ((2, 3), (1, 2))
 
 
 def golden_memory() -> Memory:
-    """Two levels, their last column padded."""
+    """Build a memory of two levels whose last column is padding."""
     return Memory(
         tokens=torch.zeros(1, 8, 4),
         positions=torch.zeros(1, 8, 4),

@@ -35,7 +35,7 @@ _REDUCED = (
 )
 
 
-# What the configs say of backbones, for tests that build one by itself.
+# Settings of backbones in the configs, for tests that build only a backbone.
 STRIDES = (8, 16, 32)
 BACKBONE = {"out_strides": STRIDES, "freeze_up_to_stride": 4}
 
@@ -53,7 +53,7 @@ def timm_backbone(name: str, **options: object) -> Backbone:
 
 
 def reduced_config(name: str, *overrides: str) -> RunConfig:
-    """A config of `configs/`, its model small enough for a test."""
+    """Load a config of `configs/` with a model small enough for a test."""
     config = load_config(CONFIGS / f"{name}.yaml")
     lighter = []
     match config.model.backbone:
@@ -67,7 +67,7 @@ def reduced_config(name: str, *overrides: str) -> RunConfig:
 def small_detector(
     variant: str, *overrides: str, num_classes: int = 5, seed: int = 0
 ) -> DeformableDETR:
-    """A reduced detector of one of `VARIANTS`, with weights from a seed."""
+    """Build a reduced detector of one of `VARIANTS`, with weights from a seed."""
     torch.manual_seed(seed)
     config = reduced_config(VARIANTS[variant], *overrides)
     return build_model(config, num_classes=num_classes)
@@ -75,7 +75,7 @@ def small_detector(
 
 @torch.no_grad()
 def randomize_weights(model: nn.Module, *, seed: int = 0) -> None:
-    """Give every weight and every statistic a value of a sane size; none stays at its start."""
+    """Randomize all weights and statistics with moderate values; none keeps its initial one."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
@@ -83,7 +83,7 @@ def randomize_weights(model: nn.Module, *, seed: int = 0) -> None:
             value = noise.abs() + 0.5
         elif tensor.ndim > 1:
             value = noise * tensor[0].numel() ** -0.5
-        elif name.endswith("weight"):  # of a norm
+        elif name.endswith("weight"):  # gamma of a norm
             value = 1 + 0.1 * noise
         else:
             value = 0.1 * noise
@@ -91,7 +91,7 @@ def randomize_weights(model: nn.Module, *, seed: int = 0) -> None:
 
 
 def make_target(*labels: int, image_id: int = 0, seed: int = 0) -> Target:
-    """A target with one random box for each label."""
+    """Make a target with one random box per label."""
     generator = torch.Generator().manual_seed(seed)
     boxes = 0.2 + 0.4 * torch.rand(len(labels), 4, generator=generator)
     return Target(boxes, torch.tensor(labels, dtype=torch.int64), image_id, (64, 64))

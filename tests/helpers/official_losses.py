@@ -1,8 +1,8 @@
-"""The official criterion, written once more from its formulas, to compare ours with.
+"""Independent implementation of the official criterion from its formulas, as an oracle.
 
-Plain loops over images, queries and objects, in the precision of the inputs, which is float64 in
-the tests. Nothing of `deformable_detr` is used. Names and suffixes are the official ones: "" the
-last decoder layer, "_0" the first, "_enc" the encoder's proposals.
+It uses plain loops over images, queries and objects, in the precision of the inputs, which is
+float64 in the tests, and no code of `deformable_detr`. Names and suffixes are the official ones:
+"" is the last decoder layer, "_0" the first, "_enc" the encoder's proposals.
 """
 
 import math
@@ -25,7 +25,7 @@ Pairs = list[tuple[int, int]]  # (query, object)
 
 @dataclass
 class OfficialResult:
-    """`values` and `matches` by the official names; `total` is weighted."""
+    """Values and matches by the official names; `total` is weighted."""
 
     values: dict[str, Tensor]
     matches: dict[str, list[Pairs]]
@@ -39,7 +39,7 @@ def official_criterion(
     focal_alpha: float = 0.25,
     auxiliary: bool = True,
 ) -> OfficialResult:
-    """Every loss and metric of one process; intermediate layers only with `auxiliary`."""
+    """Compute all losses and metrics of one process; intermediate layers only with `auxiliary`."""
     num_boxes = max(float(sum(len(labels) for labels, _ in targets)), 1.0)
     values: dict[str, Tensor] = {}
     matches: dict[str, list[Pairs]] = {}
@@ -65,7 +65,7 @@ def official_criterion(
 
 
 def _weights(num_outputs: int, *, auxiliary: bool) -> dict[str, float]:
-    """Without auxiliary losses the encoder has no weights either."""
+    """Return the loss weights; without auxiliary losses the encoder has none either."""
     suffixes = [""]
     if auxiliary:
         suffixes += [f"_{index}" for index in range(num_outputs)] + ["_enc"]
@@ -75,7 +75,7 @@ def _weights(num_outputs: int, *, auxiliary: bool) -> dict[str, float]:
 def match_image(
     logits: Tensor, boxes: Tensor, labels: list[int], wanted: list[list[float]]
 ) -> Pairs:
-    """The cheapest assignment in one image."""
+    """Compute the assignment of minimal cost in one image."""
     return [
         (int(query), int(index))
         for query, index in zip(
@@ -87,7 +87,7 @@ def match_image(
 def cost_matrix(
     logits: Tensor, boxes: Tensor, labels: list[int], wanted: list[list[float]]
 ) -> np.ndarray:
-    """(Q, T) float64."""
+    """Return the (Q, T) float64 costs."""
     rows, queries = logits.detach().double().tolist(), boxes.detach().double().tolist()
     cost = np.zeros((len(rows), len(labels)))
     for query, (row, box) in enumerate(zip(rows, queries, strict=True)):
@@ -104,7 +104,7 @@ def cost_matrix(
 
 
 def giou(box: Tensor, other: Tensor) -> Tensor:
-    """Generalised IoU of two boxes cxcywh."""
+    """Compute the generalized IoU of two boxes cxcywh."""
     a, b = _corners(box), _corners(other)
     zero = box.new_zeros(())
     width = torch.maximum(torch.minimum(a[2], b[2]) - torch.maximum(a[0], b[0]), zero)
@@ -122,7 +122,7 @@ def _corners(box: Tensor) -> tuple[Tensor, ...]:
 
 
 def focal_loss(logits: Tensor, wanted: Tensor, num_boxes: float, alpha: float) -> Tensor:
-    """(..., Q, K) logits: mean over the queries, sum over the rest, divided by `num_boxes`."""
+    """Average over the queries of (..., Q, K), sum over the rest, and divide by `num_boxes`."""
     p = logits.sigmoid()
     cross_entropy = -(wanted * p.log() + (1 - wanted) * (1 - p).log())
     right = wanted * p + (1 - wanted) * (1 - p)

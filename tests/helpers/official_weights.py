@@ -1,7 +1,7 @@
-"""State_dicts of the official code, written from its modules' names apart from the package.
+"""State dicts of the official code, built independently of the package.
 
 Names, order and shapes are those of the official repository, so that a mistake in the package's
-table does not hide itself.
+table is detected.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class OfficialModel:
-    """The options that decide the tensors; the defaults are the official code's."""
+    """Options that determine the tensors; the defaults are those of the official code."""
 
     levels: int = 4
     box_refinement: bool = False
@@ -42,7 +42,7 @@ NUM_KEYS = {
     "refine": 597,
     "two_stage": 630,
 }
-# What a file that reads and runs fast in a test has; the backbone is always a ResNet-50.
+# Options of a file that is fast in a test; the backbone is always a ResNet-50.
 REDUCED = {"width": 64, "layers": 2, "ffn": 32, "queries": 5}
 REDUCED_OVERRIDES = (
     "model.backbone.weights=none",
@@ -56,7 +56,7 @@ REDUCED_OVERRIDES = (
 
 
 def official_shapes(model: OfficialModel) -> Shapes:
-    """Every tensor's shape, in the order of the official state_dict."""
+    """Return the shape of every tensor, in the order of the official state dict."""
     shapes: Shapes = {"transformer.level_embed": (model.levels, model.width)}
     for layer in range(model.layers):
         _encoder_layer(shapes, f"transformer.encoder.layers.{layer}", model)
@@ -157,7 +157,7 @@ def _resnet50(shapes: Shapes, name: str) -> None:
 
 
 def official_state_dict(model: OfficialModel, *, seed: int = 0) -> dict[str, Tensor]:
-    """Random tensors, one and the same under all names that are one module there."""
+    """Make random tensors, the same one under all names of a shared module."""
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
     for name, shape in official_shapes(model).items():

@@ -1,4 +1,4 @@
-"""Seeded calls of the operators, plain and fused, and the rule by which results are judged."""
+"""Seeded calls of the operators, plain and fused, and the criterion of their exactness."""
 
 import math
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Call:
-    """Arguments of `ms_deform_attn`, or of `ms_deform_attn_fused`, and an output's gradient."""
+    """Arguments of `ms_deform_attn` or `ms_deform_attn_fused`, and a gradient of the output."""
 
     tensors: tuple[Tensor, ...]  # all but level_shapes, value first
     level_shapes: tuple[tuple[int, int], ...]
@@ -43,13 +43,13 @@ class Call:
         return operator(value, self.level_shapes, *others, backend=backend)
 
     def run_with_gradients(self, backend: str) -> tuple[Tensor, ...]:
-        """The output and the gradient of every tensor."""
+        """Return the output and the gradient of every tensor."""
         call = replace(self, tensors=tuple(t.detach().requires_grad_() for t in self.tensors))
         output = call.run(backend)
         return output.detach(), *torch.autograd.grad(output, call.tensors, self.grad_output)
 
     def with_points(self, points: Tensor) -> "Call":
-        """Other sampling locations, or offsets."""
+        """Return a call with other sampling locations, or offsets."""
         return replace(self, tensors=(*self.tensors[:-2], points, self.tensors[-1]))
 
 
@@ -60,9 +60,9 @@ def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
 def random_call(
     dtype=torch.float32, *, N=2, Q=7, M=3, D=8, L=3, P=4, references=None, levels=None, seed=0
 ) -> Call:
-    """A plain call, or a fused one around `references`: 2 for points, 4 for boxes.
+    """Make a plain call, or a fused one around `references`: 2 for points, 4 for boxes.
 
-    A tenth of the points lies outside, some of it far, and some across the border.
+    A tenth of the points is outside, some of them far, and some across the border.
     """
     generator = torch.Generator().manual_seed(seed)
     level_shapes = (levels or LEVELS)[:L]
@@ -88,7 +88,7 @@ def random_call(
 
 
 def points_like(points: Tensor, kind: str, level_shapes, *, seed=1) -> Tensor:
-    """Locations of one kind; "mixed" strews infinities and NaN among ordinary ones."""
+    """Draw locations of one kind; "mixed" adds infinities and NaN to ordinary ones."""
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.tensor([(w, h) for h, w in level_shapes], dtype=points.dtype)[:, None]
     uniform = torch.rand(points.shape, generator=generator).to(points.dtype)
@@ -115,18 +115,19 @@ def points_like(points: Tensor, kind: str, level_shapes, *, seed=1) -> Tensor:
 
 
 def truth_of(call: Call) -> Truth:
-    """Output and gradients by definition."""
+    """Compute output and gradients from the definition."""
     value, *others = call.tensors
     compute = fused_truth if call.is_fused else plain_truth
     return compute(value, call.level_shapes, *others, call.grad_output)
 
 
 def assert_as_exact_as_the_reference(*calls: Call) -> None:
-    """Errors at most twice the reference's own, or one unit in the last place.
+    """Assert that errors are at most twice those of the reference, or one unit in the last place.
 
-    They are measured in units of what a number is a sum of (`Truth.scales`), so that none hides
-    behind a larger one. Twice is meant of root mean squares. Largest errors of two equally exact
-    operators differ by as much by luck, rounding having long tails, hence four times for those.
+    Errors are relative to the magnitude of the terms of a number (`Truth.scales`), so that large
+    numbers do not hide errors of small ones. The factor of two applies to root mean squares. The
+    largest errors of two equally exact operators differ by as much by chance, because rounding
+    errors have long tails; their factor is four.
     """
     judged = [_judge(call) for call in calls]
     for name in judged[0]:
@@ -149,15 +150,15 @@ def _root_mean_square(numbers: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class _Errors:
-    """Of each element that counts, relative to its scale."""
+    """Errors of all comparable elements, relative to their scales."""
 
     native: np.ndarray
     reference: np.ndarray
-    unit: np.ndarray  # in the last place
+    unit: np.ndarray  # unit in the last place
 
 
 def _judge(call: Call) -> dict[str, _Errors]:
-    """By result: the output, and the gradient of each tensor."""
+    """Return the errors by result: the output, and the gradient of each tensor."""
     truth = truth_of(call)
     references = ("reference_points",) if call.is_fused else ()
     results = zip(

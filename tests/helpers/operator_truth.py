@@ -1,6 +1,6 @@
-"""The operators and their gradients in NumPy's widest floats, straight from the definition.
+"""Operators and their gradients in NumPy's widest floats, directly from the definition.
 
-Independent of PyTorch, and exact enough to measure what float64 back-ends get wrong.
+They are independent of PyTorch, and exact enough to measure the errors of float64 back-ends.
 """
 
 import itertools
@@ -9,23 +9,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Location gradients jump at whole pixel coordinates: nearer samples are not compared.
+# Location gradients are discontinuous at whole pixel coordinates: closer samples are not compared.
 LATTICE_MARGIN_PX = 1e-4
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The output and the gradients of a call, in the order of its tensors."""
+    """Output and gradients of a call, in the order of its tensors."""
 
     output: np.ndarray
     gradients: tuple[np.ndarray, ...]
     is_on_lattice: np.ndarray  # (N, Q, M, L, P) samples whose location gradient is ambiguous
-    # Of the output and the gradients: the sum of the magnitudes of all that a number is made of,
-    # which is what its rounding errors are in proportion to.
+    # For the output and the gradients: the sum of the magnitudes of all terms of a number, to which
+    # its rounding errors are proportional.
     scales: tuple[np.ndarray, ...]
 
     def counts(self, exact: np.ndarray) -> np.ndarray:
-        """Which elements of a result can be compared: not those of ambiguous gradients."""
+        """Return a mask of the elements that can be compared, without ambiguous gradients."""
         is_fused = len(self.gradients) == 4
         if exact is self.gradients[2 if is_fused else 1]:
             return np.broadcast_to(~self.is_on_lattice[..., None], exact.shape)
@@ -39,7 +39,7 @@ def wide(tensor):
 
 
 def plain_truth(value, level_shapes, locations, weights, grad_output):
-    """Of `ms_deform_attn`."""
+    """Compute the truth of `ms_deform_attn`."""
     arguments = (wide(value), level_shapes, wide(locations), wide(weights), wide(grad_output))
     output, gradients, is_on_lattice = _sampled(*arguments)
     output_scale, scales, _ = _sampled(*arguments, magnitudes=True)
@@ -47,7 +47,10 @@ def plain_truth(value, level_shapes, locations, weights, grad_output):
 
 
 def fused_truth(value, level_shapes, references, offsets, logits, grad_output):
-    """Of `ms_deform_attn_fused`; gradients of value, references, offsets and logits."""
+    """Compute the truth of `ms_deform_attn_fused`.
+
+    The gradients are those of value, references, offsets and logits.
+    """
     references, offsets, logits = wide(references), wide(offsets), wide(logits)
     joint = logits.reshape(*logits.shape[:3], -1)
     weights = np.exp(joint - joint.max(-1, keepdims=True))
@@ -59,13 +62,13 @@ def fused_truth(value, level_shapes, references, offsets, logits, grad_output):
         unit = np.broadcast_to(1 / sizes[:, None], offsets.shape)
     else:
         unit = np.broadcast_to(spread[..., 2:] / 2 / offsets.shape[4], offsets.shape)
-    with np.errstate(invalid="ignore"):  # infinity times zero is NaN, and outside like infinity
+    with np.errstate(invalid="ignore"):  # infinity times zero is NaN, outside like infinity
         locations = spread[..., :2] + offsets * unit
     is_finite = np.isfinite(locations).all(-1, keepdims=True)
     unit, steps = np.where(is_finite, unit, 0), np.where(is_finite, offsets, 0)
 
     def chained(grad_value, grad_locations, grad_weights, sign):
-        """From the plain operator's gradients; `sign` is 1 for magnitudes, which never cancel."""
+        """Chain the plain operator's gradients; `sign` is 1 for magnitudes, which never cancel."""
         grad_references = grad_locations.sum((2, 4))
         if references.shape[-1] == 4:
             lever = steps / 2 / offsets.shape[4]
@@ -89,10 +92,10 @@ def fused_truth(value, level_shapes, references, offsets, logits, grad_output):
 
 
 def _sampled(value, level_shapes, locations, weights, grad_output, *, magnitudes=False):
-    """Output, gradients of value, locations and weights, and which samples are on the lattice.
+    """Compute output, gradients of value, locations and weights, and a mask of lattice samples.
 
-    For `magnitudes` each term counts in full and without its sign, and as often as its level is
-    wide: so far the rounding of a coordinate moves its sample, also from one cell to the next.
+    With `magnitudes`, each term is taken in full, without its sign, and times the size of its
+    level: in proportion to it, rounding of a coordinate moves the sample, even to the next cell.
     """
     margin, around = (LATTICE_MARGIN_PX, 1) if magnitudes else (0, 0)
     if magnitudes:
@@ -140,12 +143,12 @@ def _sampled(value, level_shapes, locations, weights, grad_output, *, magnitudes
 
 
 def errors(actual: torch.Tensor, exact: np.ndarray) -> np.ndarray:
-    """Absolute errors, each element's."""
+    """Return the absolute error of each element."""
     return np.abs(wide(actual) - exact)
 
 
 def unit_in_the_last_place(exact: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """The spacing of a dtype's numbers at each exact result."""
+    """Return the spacing of a dtype's numbers at each exact result."""
     info = torch.finfo(dtype)
     magnitude = np.maximum(np.abs(exact), info.tiny)
     return np.exp2(np.floor(np.log2(magnitude))) * info.eps

@@ -1,15 +1,15 @@
-"""Reads an HTML page as a browser would, as far as tests ask."""
+"""Parser of HTML pages for tests."""
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-# Elements without an end, and those that may be written without one inside SVG.
+# Elements without an end tag, and SVG elements that may have none.
 VOID = {"meta", "img", "br"}
 
 
 @dataclass
 class Element:
-    """An element with its attributes and all text inside."""
+    """An element with its attributes and its text."""
 
     tag: str
     attributes: dict[str, str | None]
@@ -17,22 +17,22 @@ class Element:
     children: list["Element"] = field(default_factory=list)
 
     def all(self, tag: str) -> list["Element"]:
-        """The elements of a kind at any depth, in the order of the page."""
+        """Return the elements with a tag at any depth, in the order of the page."""
         own = [self] if self.tag == tag else []
         return own + [found for child in self.children for found in child.all(tag)]
 
     def by_id(self, name: str) -> "Element":
-        """The one element of an id."""
+        """Return the element with an id."""
         [found] = [one for one in self.walk() if one.attributes.get("id") == name]
         return found
 
     def walk(self) -> list["Element"]:
-        """This and all elements inside."""
+        """Return this element and all its descendants."""
         return [self, *(found for child in self.children for found in child.walk())]
 
 
 class Page(HTMLParser):
-    """A page as a tree; one that does not close what it opens is an error."""
+    """A page as a tree; elements that are not closed are an error."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -61,7 +61,7 @@ class Page(HTMLParser):
 
 
 def cells(table: Element) -> list[list[str]]:
-    """The rows of a table as text, its headings first."""
+    """Return the rows of a table as text, headings first."""
     return [
         [cell.text.strip() for cell in row.children if cell.tag in ("td", "th")]
         for row in table.all("tr")

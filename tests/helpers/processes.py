@@ -1,4 +1,4 @@
-"""Runs a function in several processes that know each other, as a launcher would start them."""
+"""Functions run in several processes of one group, as if started by a launcher."""
 
 import os
 import socket
@@ -17,11 +17,11 @@ _T = TypeVar("_T")
 def run_in_processes(
     function: Callable[[Path], _T], folder: Path, *, world_size: int = 2
 ) -> list[_T]:
-    """Call `function(folder)` in each process; returns what it returned, by rank.
+    """Call `function(folder)` in each process, and return the results by rank.
 
     Args:
-        function: of a module, so that a new process can find it.
-        folder: is given to the function, and used to bring results back.
+        function: a module-level function, so that a new process can find it.
+        folder: argument of the function; also used to transfer the results.
         world_size: number of processes.
     """
     with socket.socket() as probe:
@@ -34,7 +34,7 @@ def run_in_processes(
 def _take_result(folder: Path, rank: int) -> Any:
     path = _result(folder, rank)
     result = torch.load(path, weights_only=False)
-    path.unlink()  # it can be a gigabyte
+    path.unlink()  # may be as large as a gigabyte
     return result
 
 

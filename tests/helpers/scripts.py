@@ -1,4 +1,4 @@
-"""The files of `scripts/`, for tests."""
+"""Files of `scripts/`, for tests."""
 
 import importlib.util
 import sys
@@ -9,11 +9,11 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def load_script(name: str) -> ModuleType:
-    """A Python script as a module."""
+    """Load a Python script as a module."""
     spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where its dataclasses look for their types
+    sys.modules[name] = module  # its dataclasses look up their types there
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""Where the shared test data are: real annotations and photos that the repository does not hold."""
+"""Paths of the shared test data: real annotations and images that are not in the repository."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ TEST_DATA = Path(os.environ.get(VARIABLE, _REPOSITORY.parent / "shared" / "data"
 
 
 def shared_data(relative: str) -> Path:
-    """The path of a shared file or folder; skips the test, with the reason, where it is absent."""
+    """Return the path of a shared file or folder, or skip the test if it does not exist."""
     path = TEST_DATA / relative
     if not path.exists():
         pytest.skip(f"no shared test data: {path} is missing; set {VARIABLE} to their folder")

@@ -1,4 +1,4 @@
-"""A checkpoint of an untrained detector, small enough to build and run in a second."""
+"""Checkpoint of an untrained detector, small enough to build and run within one second."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ CONFIG = RunConfig(
 
 
 def write_checkpoint(path: Path, *, drop_parameter: bool = False) -> DeformableDETR:
-    """Write the checkpoint, without one of its parameters if wanted; returns its model."""
+    """Write the checkpoint, optionally without one parameter, and return its model."""
     torch.manual_seed(0)
     model = build_model(CONFIG, num_classes=LABEL_SPACE.num_classes)
     weights = model.state_dict()

@@ -1,4 +1,4 @@
-"""The maintained implementation in transformers."""
+"""Oracle: the implementation in transformers."""
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ def build_oracle(
     box_refinement: bool = False,
     two_stage: bool = False,
 ) -> DeformableDetrForObjectDetection:
-    """A small model of theirs with every weight randomised."""
+    """Build a small model of transformers with random weights."""
     config = DeformableDetrConfig(
         encoder_layers=NUM_LAYERS,
         decoder_layers=NUM_LAYERS,
@@ -41,7 +41,7 @@ def build_oracle(
 
 
 def _set_heads(model: DeformableDetrForObjectDetection, *, shared: bool, two_stage: bool) -> None:
-    """Share or separate the layers' heads as the variant has it, whatever was tied."""
+    """Share or separate the heads of the layers as in the variant, regardless of tied weights."""
     width = model.config.d_model
     count = len(model.class_embed)
     class_heads = [nn.Linear(width, NUM_CLASSES) for _ in range(count)]
@@ -58,7 +58,7 @@ def _set_heads(model: DeformableDetrForObjectDetection, *, shared: bool, two_sta
 
 @torch.no_grad()
 def randomize(model: nn.Module, *, seed: int = 0) -> None:
-    """Give every parameter and every batch statistic a value of a sane size, none of them zero."""
+    """Randomize every parameter and batch statistic with a moderate magnitude, never zero."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
@@ -68,7 +68,7 @@ def randomize(model: nn.Module, *, seed: int = 0) -> None:
         elif tensor.ndim > 1:
             fan_in = tensor[0].numel()
             value = noise * fan_in**-0.5
-        elif name.endswith("weight"):  # of a norm
+        elif name.endswith("weight"):  # gamma of a norm
             value = 1 + 0.1 * noise
         else:
             value = 0.1 * noise
@@ -77,7 +77,7 @@ def randomize(model: nn.Module, *, seed: int = 0) -> None:
 
 @torch.no_grad()
 def oracle_output(oracle: DeformableDetrForObjectDetection, images: ImageBatch) -> ModelOutput:
-    """Their predictions of every layer, from the layers' hidden states, in our form."""
+    """Compute their predictions of every layer from its hidden states, as a `ModelOutput`."""
     output = oracle(pixel_values=images.images, pixel_mask=(~images.padding_mask).long())
     layers = []
     for index in range(oracle.config.decoder_layers):

@@ -6,7 +6,7 @@ INSTRUCTION_SETS = ("generic", "AVX2", "AVX-512")
 
 @pytest.fixture(params=INSTRUCTION_SETS)
 def instruction_set(request):
-    """Each that this processor has; the best one is back in use afterwards."""
+    """Use each instruction set of this processor in turn, and restore the best one."""
     cpu_capability = torch.ops.deformable_detr.cpu_capability
     best = INSTRUCTION_SETS.index(cpu_capability(-1))
     index = INSTRUCTION_SETS.index(request.param)

@@ -1,4 +1,4 @@
-"""What setup.py decides to compile, and what the compiled module depends on."""
+"""Compilation plan of setup.py, and dependencies of the compiled module."""
 
 import dataclasses
 import importlib.util
@@ -50,14 +50,14 @@ LACKS = {
     ("choice", "cpu", "cuda"),
     [("auto", True, True), ("cuda", True, True), ("cpu", True, False), ("none", False, False)],
 )
-def test_a_machine_with_every_tool_compiles_what_is_asked_for(build, everything, choice, cpu, cuda):
+def test_a_machine_with_every_tool_compiles_as_requested(build, everything, choice, cpu, cuda):
     plan = build.decide(choice, everything)
     assert (plan.cpu, plan.cuda) == (cpu, cuda)
     assert bool(plan.note) == (choice == "none")
 
 
 @pytest.mark.parametrize(("message", "lack"), LACKS.items(), ids=LACKS)
-def test_auto_compiles_for_the_cpu_where_cuda_is_in_the_way(build, everything, message, lack):
+def test_auto_compiles_for_the_cpu_if_cuda_is_not_possible(build, everything, message, lack):
     plan = build.decide("auto", dataclasses.replace(everything, **lack))
     assert (plan.cpu, plan.cuda) == (True, False)
     assert plan.note.startswith("CPU operators only: ")
@@ -65,7 +65,7 @@ def test_auto_compiles_for_the_cpu_where_cuda_is_in_the_way(build, everything, m
 
 
 @pytest.mark.parametrize(("message", "lack"), LACKS.items(), ids=LACKS)
-def test_cuda_by_name_makes_each_obstacle_an_error(build, everything, message, lack):
+def test_requested_cuda_raises_on_each_obstacle(build, everything, message, lack):
     with pytest.raises(
         RuntimeError, match=f"DEFORMABLE_DETR_NATIVE=cuda cannot be done: .*{message}"
     ):
@@ -82,7 +82,7 @@ def test_an_nvcc_that_does_not_run_has_no_version(build, tmp_path):
     assert build.nvcc_major_version(broken) == 12
 
 
-def test_auto_without_a_compiler_is_pure_and_says_what_it_costs(build, everything, monkeypatch):
+def test_auto_without_a_compiler_is_pure_with_a_note_on_speed(build, everything, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     plan = build.decide("auto", dataclasses.replace(everything, compiler=None))
     assert (plan.cpu, plan.cuda) == (False, False)
@@ -91,24 +91,24 @@ def test_auto_without_a_compiler_is_pure_and_says_what_it_costs(build, everythin
 
 
 @pytest.mark.parametrize("choice", ["cpu", "cuda"])
-def test_a_choice_by_name_without_a_compiler_is_an_error(build, everything, choice):
+def test_an_explicit_choice_without_a_compiler_raises(build, everything, choice):
     with pytest.raises(RuntimeError, match=f"NATIVE={choice} needs a C\\+\\+ compiler"):
         build.decide(choice, dataclasses.replace(everything, compiler=None))
 
 
-def test_a_compiler_with_arguments_is_named(build, everything, monkeypatch):
+def test_a_compiler_with_arguments_is_reported(build, everything, monkeypatch):
     monkeypatch.setenv("CXX", "g++ -m64")
     plan = build.decide("auto", dataclasses.replace(everything, compiler=None))
     assert "CXX must be the name or path of a C++ compiler" in plan.note
     assert "got 'g++ -m64'" in plan.note
 
 
-def test_an_unknown_choice_is_an_error(build, everything):
+def test_an_unknown_choice_raises(build, everything):
     with pytest.raises(RuntimeError, match=r"must be one of .*, got 'yes'"):
         build.decide("yes", everything)
 
 
-def test_the_newest_architecture_nvcc_knows_comes_as_ptx_too(build, monkeypatch):
+def test_the_newest_architecture_of_nvcc_is_compiled_to_ptx_too(build, monkeypatch):
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     monkeypatch.setattr(build, "output_of", lambda *_: "compute_75\ncompute_80\ncompute_90\n")
     assert build.cuda_architecture_flags(Path("nvcc")) == [
@@ -119,7 +119,7 @@ def test_the_newest_architecture_nvcc_knows_comes_as_ptx_too(build, monkeypatch)
     ]
 
 
-def test_the_list_of_architectures_is_honoured(build, monkeypatch):
+def test_the_list_of_architectures_is_used(build, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
     assert sorted(build.cuda_architecture_flags(Path("nvcc"))) == [
         "-gencode=arch=compute_80,code=sm_80",
@@ -128,20 +128,20 @@ def test_the_list_of_architectures_is_honoured(build, monkeypatch):
     ]
 
 
-def test_a_blank_list_of_architectures_is_none(build, monkeypatch):
+def test_a_blank_list_of_architectures_is_ignored(build, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", " ")
     monkeypatch.setattr(build, "output_of", lambda *_: "compute_80\n")
     assert len(build.cuda_architecture_flags(Path("nvcc"))) == 2
 
 
 @pytest.mark.parametrize("listed", ["abc", "9.9"])
-def test_a_list_of_unknown_architectures_is_an_error(build, monkeypatch, listed):
+def test_a_list_of_unknown_architectures_raises(build, monkeypatch, listed):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
     with pytest.raises(RuntimeError, match=f"TORCH_CUDA_ARCH_LIST must name .*, got '{listed}'"):
         build.cuda_architecture_flags(Path("nvcc"))
 
 
-def test_the_runtime_of_the_toolkit_comes_before_that_of_torchs_packages(build, tmp_path):
+def test_the_runtime_of_the_toolkit_is_preferred_to_that_of_torchs_packages(build, tmp_path):
     name = "cudart_static.lib" if sys.platform == "win32" else "libcudart_static.a"
     toolkit, packages = tmp_path / "cuda", tmp_path / "site-packages"
     for folder in (toolkit / "bin", toolkit / "lib64", packages / "nvidia" / "cu13" / "lib"):
@@ -156,12 +156,12 @@ def test_the_runtime_of_the_toolkit_comes_before_that_of_torchs_packages(build, 
 
 
 @requires_native
-def test_the_binary_serves_every_python():
+def test_the_binary_works_with_every_python():
     assert library._C.__file__.endswith(("_C.abi3.so", "_C.pyd"))
 
 
 def symbols(path, *options):
-    """(kind, name) of a library's dynamic symbols: U is needed, w is used where it is there."""
+    """Return (kind, name) of a library's dynamic symbols: U is required, w is optional."""
     listing = subprocess.run(
         ["nm", "--dynamic", *options, path], check=True, capture_output=True, text=True
     ).stdout
@@ -170,11 +170,11 @@ def symbols(path, *options):
 
 @requires_native
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the symbols with nm")
-def test_the_binary_needs_only_the_stable_interface_of_a_torch_for_the_cpu():
+def test_the_binary_needs_only_the_stable_interface_of_a_cpu_build_of_torch():
     needed = {
         name for kind, name in symbols(library._C.__file__, "--undefined-only") if kind == "U"
     }
-    # Mangled names of at::, c10:: and torch:: begin so, whatever they qualify.
+    # Beginnings of the mangled names in at::, c10:: and torch::.
     unstable = [
         name
         for name in needed
@@ -189,7 +189,7 @@ def test_the_binary_needs_only_the_stable_interface_of_a_torch_for_the_cpu():
 
 @requires_native
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the symbols with nm")
-def test_the_binary_shows_one_name_of_ours_and_none_of_cuda():
+def test_the_binary_exports_one_own_symbol_and_none_of_cuda():
     shown = [name for _, name in symbols(library._C.__file__, "--defined-only")]
     ours_or_of_cuda = [
         name for name in shown if name.startswith(("Py", "cu")) or "deformable_detr" in name

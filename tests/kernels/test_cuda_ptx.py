@@ -23,7 +23,7 @@ from helpers.operator_calls import (
 
 pytestmark = [requires_nvcc, requires_interpreter]
 
-# PTX before and after the vector additions to memory.
+# PTX without and with vector additions to memory.
 ARCHITECTURES = ("sm_80", "sm_90")
 
 
@@ -41,8 +41,8 @@ def simulated(dtype=torch.float32, *, architecture="sm_80", deterministic=False,
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 
 
-# A covering choice: every D, L, P, N, form of the points and architecture in float32, every form of
-# the kernels in the others. Q leaves the last block partly empty.
+# Covers every D, L, P, N, form of the points and architecture in float32, and every form of the
+# kernels in the other dtypes. Q leaves the last block partly empty.
 @pytest.mark.parametrize(
     ("dtypes", "D", "N", "Q", "L", "P", "references", "architecture"),
     [
@@ -89,7 +89,7 @@ def test_points_anywhere_are_as_exact_as_the_reference(D, deterministic, kind):
 
 @pytest.mark.parametrize("references", [2, 4])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_offsets_that_are_not_finite_have_no_gradient_but_the_softmax(deterministic, references):
+def test_non_finite_offsets_have_only_the_gradient_of_the_softmax(deterministic, references):
     call = simulated(D=16, Q=11, references=references, deterministic=deterministic)
     offsets = call.tensors[-2].clone()
     offsets[:, ::3, :, :, 0, 0] = math.nan
@@ -100,7 +100,7 @@ def test_offsets_that_are_not_finite_have_no_gradient_but_the_softmax(determinis
     assert (grad_offsets[~offsets.isfinite().all(-1)] == 0).all()
 
 
-def test_references_that_are_not_finite_have_no_gradient():
+def test_non_finite_references_have_no_gradient():
     call = simulated(D=32, Q=6, references=4)
     references = call.tensors[1].clone()
     references[:, 0, :, 0] = math.nan
@@ -116,7 +116,7 @@ def test_references_that_are_not_finite_have_no_gradient():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("D", [2, 32])
 @pytest.mark.parametrize("references", [None, 2])
-def test_what_no_sample_touches_does_not_leak(references, D, architecture):
+def test_cells_without_samples_do_not_leak(references, D, architecture):
     call = simulated(D=D, Q=5, references=references, architecture=architecture)
     touched = call.backward()[0].ne(0).any(-1, keepdim=True)
     assert 0.1 < touched.float().mean() < 0.9
@@ -143,7 +143,7 @@ def test_general_form_agrees_with_the_vector_form():
     assert torch.equal(call.forward(), general.forward())
 
 
-def test_several_grids_serve_more_images_than_one_can_count():
+def test_several_grids_handle_more_images_than_one_grid_allows():
     call = simulated(D=32, N=3, Q=9, references=4)
     split = replace(call, images_per_grid=2)
     assert_as_exact_as_the_reference(split)
@@ -156,11 +156,11 @@ def test_a_level_without_cells_contributes_nothing():
     assert call.backward()[1][:, :, :, 1:3].eq(0).all()
 
 
-def test_deterministic_backward_writes_the_same_bits_in_any_order_of_blocks(monkeypatch):
+def test_deterministic_backward_is_bitwise_the_same_in_any_order_of_blocks(monkeypatch):
     call = simulated(D=30, Q=70, N=2, deterministic=True)
     first = call.backward()
     module = compiled(torch.float32, 0, "sm_80")
-    # The interpreter runs as many blocks together as its limit of threads lets it.
+    # The interpreter runs as many blocks together as its limit of threads allows.
     monkeypatch.setattr(module, "max_threads", 256)
     for expected, actual in zip(first, call.backward(), strict=True):
         assert torch.equal(expected, actual)
@@ -203,26 +203,26 @@ PLANTED_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", PLANTED_FAULTS)
-def test_a_planted_fault_is_noticed(fault, tmp_path):
+def test_a_planted_fault_is_detected(fault, tmp_path):
     name, right, wrong = PLANTED_FAULTS[fault]
     shutil.copytree(SOURCES, tmp_path / "src")
     path = tmp_path / "src" / "cuda" / "ms_deformable_attention" / name
     text = path.read_text()
-    assert text.count(right) == 1, "the source has changed: plant the fault anew"
+    assert text.count(right) == 1, "the source has changed: update the planted fault"
     path.write_text(text.replace(right, wrong))
-    compiled(torch.float32, 32, "sm_80", tmp_path / "src")  # it does compile
+    compiled(torch.float32, 32, "sm_80", tmp_path / "src")  # compiles without an error
     call = simulated(D=32, N=1, M=1, Q=37, L=4)
     points = points_like(call.tensors[-2], "border", call.level_shapes)
     for tensors in (call.tensors, call.with_points(points).tensors):
         faulty = replace(call, tensors=tensors, sources=tmp_path / "src")
         try:
             assert_as_exact_as_the_reference(faulty)
-        except (AssertionError, RuntimeError):  # a wrong result, or a fault that is caught
+        except (AssertionError, RuntimeError):  # a wrong result, or a memory fault
             return
-    pytest.fail("not noticed")
+    pytest.fail("not detected")
 
 
-def test_a_short_buffer_is_noticed():
+def test_a_short_buffer_is_detected():
     call = simulated(D=32, Q=3)
     short = replace(call, tensors=(call.tensors[0][:, :-1].contiguous(), *call.tensors[1:]))
     points = np.full_like(short.tensors[-2].numpy(), 0.999)

@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA kernels: registers, memory instructions, barriers; no GPU needed."""
+"""Machine code of the CUDA kernels: registers, memory instructions, barriers; needs no GPU."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ _REPORT = TOOLS / "sass_report.py"
 _HAS_DISASSEMBLER = shutil.which("cuobjdump") is not None or find_spec("triton") is not None
 pytestmark = [
     requires_nvcc,
-    pytest.mark.skipif(not _HAS_DISASSEMBLER, reason="cuobjdump is missing; triton brings one"),
+    pytest.mark.skipif(not _HAS_DISASSEMBLER, reason="cuobjdump is missing; triton includes one"),
     pytest.mark.skipif(not _REPORT.is_file(), reason=f"no SASS reader: {_REPORT} is missing"),
 ]
 
@@ -30,7 +30,7 @@ DIRECTIONS = ("forward", "backward")
 
 @functools.cache
 def report(architecture: str) -> dict[tuple[str, str, int, bool], dict]:
-    """By direction, type, D and whether fused: what the compiler says of a kernel."""
+    """Return the report of every kernel, by direction, type, D and whether it is fused."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernels.cu"
         source.write_text(
@@ -63,20 +63,20 @@ def for_every_kernel(test):
 
 
 @for_every_kernel
-def test_nothing_is_kept_in_local_memory(direction, architecture, type_name, D, fused):
+def test_local_memory_is_not_used(direction, architecture, type_name, D, fused):
     kernel = report(architecture)[direction, type_name, D, fused]
     assert (kernel["stack"], kernel["spill_stores"], kernel["spill_loads"]) == (0, 0, 0)
     assert kernel["local"] == {}
 
 
 @for_every_kernel
-def test_no_barrier_stops_a_block(direction, architecture, type_name, D, fused):
+def test_kernels_have_no_barriers(direction, architecture, type_name, D, fused):
     assert report(architecture)[direction, type_name, D, fused]["barriers"] == {}
 
 
 @for_every_kernel
 def test_value_is_loaded_in_vectors_of_16_bytes(direction, architecture, type_name, D, fused):
-    # Only value, and the output's gradient in the backward, are loaded as constant memory.
+    # Only value, and the output's gradient in backward, are loaded as constant memory.
     loads = report(architecture)[direction, type_name, D, fused]["global_loads"]
     constant = {name: count for name, count in loads.items() if name.endswith(".CONSTANT")}
     assert set(constant) == {"LDG.E.128.CONSTANT"}
@@ -100,7 +100,7 @@ def test_registers_leave_room_for_several_blocks(direction, architecture, type_n
 def test_gradients_of_value_are_added_four_at_a_time_on_sm_90(type_name, D, fused):
     atomics = report("sm_90")["backward", type_name, D, fused]["atomics"]
     assert list(atomics) == ["REDG.E.ADD.F32x4.FTZ.RN.STRONG.GPU"]
-    # Four corners of as many samples as a group has lanes, four channels each.
+    # Four corners per sample, as many samples as a group has lanes, four channels each.
     lanes = D * TYPES[type_name].itemsize // 16
     assert sum(atomics.values()) == 4 * lanes * (D // lanes) // 4
 

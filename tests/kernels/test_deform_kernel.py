@@ -1,4 +1,4 @@
-"""The compiled deformable kernel convolution, beside its reference."""
+"""Compiled deformable kernel convolution, compared with its reference."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ pytestmark = requires_native
 SAME = ConvGeometry((3, 3), padding=(1, 1))
 
 
-# One vector, a part of one, two, several units and a part of one more.
+# One vector, part of a vector, two vectors, several units and part of another.
 @pytest.mark.parametrize(("channels", "groups"), [(16, 1), (9, 3), (12, 1), (75, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_number_of_channels_on_every_instruction_set(
@@ -30,7 +30,7 @@ def test_every_number_of_channels_on_every_instruction_set(
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_any_number_of_threads_gives_the_same_bits():
+def test_results_are_bitwise_the_same_for_any_number_of_threads():
     tensors = random_call(SAME, channels=150, groups=2, size=(9, 17), batch=3, dtype=torch.float32)
     threads = torch.get_num_threads()
     results = []
@@ -45,16 +45,16 @@ def test_any_number_of_threads_gives_the_same_bits():
         assert all(map(torch.equal, other, results[0]))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of opcheck's own
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # from opcheck itself
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_operator_keeps_the_rules_of_operators(dtype):
+def test_the_operator_passes_opcheck(dtype):
     tensors = random_call(SAME, groups=2, dtype=dtype)
     operator = torch.ops.deformable_detr.deform_kernel_conv2d.default
     torch.library.opcheck(operator, (*tensors, [3, 3, 1, 1, 1, 1, 1, 1], True))
 
 
 @pytest.mark.parametrize(("batch", "channels"), [(0, 4), (2, 0)])
-def test_nothing_gives_nothing(batch, channels):
+def test_empty_inputs_give_empty_outputs(batch, channels):
     tensors = random_call(SAME, batch=batch, channels=channels)
     output, grads = gradients(deform_kernel_conv2d, tensors, geometry=SAME)
     assert output.shape == (batch, channels, 6, 7)
@@ -65,7 +65,7 @@ def test_nothing_gives_nothing(batch, channels):
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("clip_to_scope", [False, True])
 @pytest.mark.parametrize("path", [deform_kernel_conv2d, deform_kernel_conv2d_by_products])
-def test_a_tap_that_is_not_finite_reads_the_same_on_every_path(path, clip_to_scope, bad):
+def test_a_non_finite_rotation_gives_the_same_on_every_path(path, clip_to_scope, bad):
     x, weight, rotation = random_call(SAME)
     rotation.data[0, 3, 2, 1] = bad
     options = {"geometry": SAME, "clip_to_scope": clip_to_scope}
@@ -77,7 +77,7 @@ def test_a_tap_that_is_not_finite_reads_the_same_on_every_path(path, clip_to_sco
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("path", [deform_kernel_conv2d, deform_kernel_conv2d_core_pytorch])
-def test_an_offset_that_is_not_finite_reads_nothing_and_has_no_gradient(path, bad):
+def test_a_non_finite_offset_reads_zero_without_gradient(path, bad):
     tensors = random_call(SAME)
     offsets = 0.3 * torch.randn(tensors[0].shape[0], 18, *tensors[0].shape[2:]).double()
     results = []
@@ -89,7 +89,7 @@ def test_an_offset_that_is_not_finite_reads_nothing_and_has_no_gradient(path, ba
     assert results[0][1][3][0, 3, 2, 1] == 0
 
 
-def test_a_compiled_graph_holds_the_operator_at_any_size():
+def test_a_compiled_graph_works_for_any_size():
     def call(*tensors):
         return deform_kernel_conv2d(*tensors, geometry=SAME)
 
@@ -101,7 +101,7 @@ def test_a_compiled_graph_holds_the_operator_at_any_size():
         torch.testing.assert_close((actual, actual_grads), (expected, expected_grads))
 
 
-def test_an_exported_graph_holds_plain_operators():
+def test_an_exported_graph_contains_plain_operators():
     class Call(torch.nn.Module):
         def forward(self, x, weight, rotation):
             return deform_kernel_conv2d(x, weight, rotation, geometry=SAME)
@@ -112,7 +112,7 @@ def test_an_exported_graph_holds_plain_operators():
     torch.testing.assert_close(program.module()(*tensors), Call()(*tensors))
 
 
-def test_a_second_derivative_is_refused():
+def test_a_second_derivative_raises():
     tensors = random_call(SAME)
     output = deform_kernel_conv2d(*tensors, geometry=SAME)
     (grad,) = torch.autograd.grad(output.sum(), tensors[:1], create_graph=True)
@@ -120,7 +120,7 @@ def test_a_second_derivative_is_refused():
         grad.sum().backward()
 
 
-def test_shapes_that_do_not_fit_are_refused_by_the_operator_itself():
+def test_the_compiled_operator_raises_on_mismatched_shapes():
     x, weight, rotation = (tensor.detach() for tensor in random_call(SAME))
     geometry = [3, 3, 1, 1, 1, 1, 1, 1]
     operator = torch.ops.deformable_detr.deform_kernel_conv2d

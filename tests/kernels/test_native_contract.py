@@ -1,4 +1,4 @@
-"""Native CPU operators: what callers may rely on beside the numbers."""
+"""Native CPU operators: guarantees other than numerical exactness."""
 
 import os
 from dataclasses import replace
@@ -71,7 +71,9 @@ def test_layout_in_memory_does_not_matter(dtype, references):
 
 @pytest.mark.parametrize("Q", [5, 400])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bits_depend_neither_on_threads_nor_on_the_day(dtype, Q, references, two_threads):
+def test_results_are_bitwise_the_same_for_any_number_of_threads_and_in_every_run(
+    dtype, Q, references, two_threads
+):
     call = random_call(dtype, N=2, M=4, D=32, Q=Q, L=3, references=references)
     torch.set_num_threads(1)
     expected = call.run_with_gradients("native")
@@ -102,7 +104,7 @@ def test_gradients_equal_finite_differences(D, references):
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_gradients_do_not_depend_on_which_are_asked_for(number):
+def test_gradients_do_not_depend_on_the_requested_ones(number):
     call = random_call(references=4)
     expected = call.run_with_gradients("native")[1 + number]
     tensors = [tensor.clone() for tensor in call.tensors]
@@ -112,7 +114,7 @@ def test_gradients_do_not_depend_on_which_are_asked_for(number):
     assert torch.equal(actual, expected)
 
 
-def test_a_second_derivative_is_refused(references):
+def test_a_second_derivative_raises(references):
     call = random_call(references=references)
     tensors = tuple(tensor.requires_grad_() for tensor in call.tensors)
     output = replace(call, tensors=tensors).run("native")
@@ -129,14 +131,14 @@ def test_a_level_without_cells_takes_no_memory_for_its_other_side():
     call = random_call(levels=((0, 8_000_000), (2, 2)))
     extra = peak_extra_megabytes(lambda: call.run("native"), device="cpu")
     if extra is None:
-        pytest.skip("this system does not tell the peak of memory")
+        pytest.skip("peak memory is not available on this platform")
     assert extra < 100
 
 
 # PyTorch warns of its own use of torch.jit.script when forward mode is first used.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 @pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.jacrev])
-def test_derivatives_that_would_be_wrong_are_refused(references, transform):
+def test_unsupported_derivatives_raise(references, transform):
     call = random_call(references=references)
     with pytest.raises(NotImplementedError, match=r"ms_deform_attn.* (forward-mode|torch\.func)"):
         transform(of_value(call))(call.tensors[0])
@@ -167,7 +169,7 @@ def flat(level_shapes):
     return [size for shape in level_shapes for size in shape]
 
 
-# opcheck looks at the gradients of the copies that it makes.
+# opcheck reads the gradients of its own copies.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_registrations_pass_opcheck(dtype, references):
@@ -185,7 +187,7 @@ def test_registrations_pass_opcheck(dtype, references):
         torch.library.opcheck(backward, (call.grad_output, *arguments, *flag))
 
 
-def test_one_graph_serves_three_image_sizes(references):
+def test_one_graph_works_for_three_image_sizes(references):
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
 
     def call_operator(value, level_shapes, *others):
@@ -242,7 +244,7 @@ def test_training_compiles_once_for_three_image_sizes():
     assert counter.frame_count == 1
 
 
-def test_an_exported_program_serves_other_image_sizes():
+def test_an_exported_program_works_for_other_image_sizes():
     model = TwoMaps().eval()
     auto = torch.export.Dim.AUTO
     program = torch.export.export(
@@ -259,10 +261,10 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 @pytest.mark.skipif(
     not HUGE_PAGES.is_file() or "[never]" in HUGE_PAGES.read_text(),
-    reason="needs a system that gives huge pages to those who ask",
+    reason="needs a system that provides huge pages on request",
 )
-def test_a_large_result_is_not_supplied_page_by_page():
-    import resource  # nowhere but where there are huge pages
+def test_a_large_result_uses_huge_pages():
+    import resource  # not available on Windows
 
     call = random_call(N=1, M=8, D=32, Q=40_000, L=1, P=1)
     call.run("native")

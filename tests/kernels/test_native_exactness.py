@@ -18,7 +18,7 @@ from helpers.operator_truth import errors
 
 pytestmark = requires_native
 
-# Few queries leave most of the value unseen, many see every cell several times.
+# Few queries leave most of the value unread, many read every cell several times.
 FEW, MANY = {"Q": 7, "N": 8}, {"Q": 40, "N": 2}
 QUERIES = pytest.mark.parametrize("queries", [FEW, MANY], ids=["few", "many"])
 
@@ -36,7 +36,7 @@ def test_every_dtype_on_every_instruction_set(dtype, queries, references, instru
 
 
 def test_largest_errors_at_the_size_of_a_real_call(references):
-    """Of so many numbers the largest errors can be compared as they are."""
+    """The results have enough numbers to compare the largest errors directly."""
     levels = ((50, 67), (25, 34), (13, 17), (7, 9))
     call = random_call(N=1, Q=400, M=8, D=32, L=4, levels=levels, references=references)
     truth = truth_of(call)
@@ -53,7 +53,7 @@ def test_largest_errors_at_the_size_of_a_real_call(references):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_few_queries_on_a_large_value(dtype, references, instruction_set):
-    """Its gradient is so large that it is written past the caches."""
+    """The gradient of value is so large that it is written past the caches."""
     call = random_call(dtype, N=1, Q=20, M=8, D=32, levels=((90, 100),), references=references)
     assert call.tensors[0].numel() > 2**21
     assert_as_exact_as_the_reference(call)
@@ -76,7 +76,7 @@ def test_odd_sizes_on_every_instruction_set(D, P, queries, references, instructi
 
 
 def test_memory_is_never_read_before_it_is_written(references, instruction_set):
-    """NaN of a wide call stay behind in the scratch memory of a narrow one."""
+    """The scratch memory of a narrow call contains NaN from a wide call."""
     wide = random_call(D=128, L=4, P=4, Q=150, references=references)
     nowhere = replace(
         wide,
@@ -119,7 +119,7 @@ def test_every_kind_of_location(dtype, kind, queries):
 @QUERIES
 @pytest.mark.parametrize("kind", ["far", "mixed"])
 @pytest.mark.parametrize("last", [2, 4])
-def test_offsets_far_and_not_finite(last, kind, queries):
+def test_offsets_far_away_and_not_finite(last, kind, queries):
     call = random_call(**queries, L=4, references=last)
     offsets = points_like(call.tensors[2], kind, call.level_shapes)
     assert_as_exact_as_the_reference(call.with_points(offsets))
@@ -143,7 +143,7 @@ def test_softmax_of_large_logits():
 @QUERIES
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_cells_that_no_sample_touches_never_leak(bad, queries):
-    """One level is as wide as the next is high, so that neighbours in memory are tried too."""
+    """One level is as wide as the next is high, so that neighbors in memory are covered too."""
     call = random_call(D=32, levels=((6, 8), (8, 6)), L=2, **queries)
     value, locations, weights = call.tensors
     locations = 0.1 + 0.3 * locations.clamp(0, 1)  # columns and rows 0 to 3
@@ -185,4 +185,4 @@ def test_offsets_in_levels_without_cells_have_no_gradient(Q, boxes, instruction_
     assert output.any()
     assert not grad_offsets[:, :, :, ::2].any()
     assert not grad_references[:, :, ::2].any()
-    assert grad_logits[:, :, :, ::2].any()  # they take their part in the softmax
+    assert grad_logits[:, :, :, ::2].any()  # they take part in the softmax

@@ -1,4 +1,4 @@
-"""The reference and the NumPy definition, written apart, agree in float64."""
+"""Agreement of the reference and the independent NumPy definition in float64."""
 
 import numpy as np
 import pytest

@@ -30,13 +30,13 @@ from deformable_detr.structures import ImageBatch
 
 BASE_PARAMETERS = 40_069_665  # official repository, 91 classes
 EXTRA = "install the extra 'export'"
-Maps = list[Tensor]  # of a backbone, finest first
+Maps = list[Tensor]  # maps of a backbone, finest first
 BLOCKS = {"acb": ac_block(), "dbb": diverse_branch_block()}
 
 
 @torch.no_grad()
 def trained_like(network: nn.Module) -> nn.Module:
-    """Every branch of every block contributes, and features stay of a sane size."""
+    """Randomize a network: every branch contributes, and features keep a moderate magnitude."""
     for block in network.modules():
         if isinstance(block, ReparameterizedBlock):
             randomize(block)
@@ -97,7 +97,7 @@ def test_a_fused_detector_runs_in_the_model_of_transformers():
 
 
 def run_in_onnxruntime(backbone: nn.Module, images: list[Tensor]) -> tuple[Counter, list[Maps]]:
-    """The operators of the exported graph, and the maps of each image."""
+    """Return the operators of the exported graph, and the maps of each image."""
     pytest.importorskip("onnxscript", reason=EXTRA)
     onnxruntime = pytest.importorskip("onnxruntime", reason=EXTRA)
     exported = torch.onnx.export(

@@ -1,4 +1,4 @@
-"""The oracle of the other tests here, against numbers that the official code printed."""
+"""The oracle of the other parity tests, compared with numbers printed by the official code."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 """`match_official: true` against the official criterion's formulas in float64, on whole detectors.
 
 Two encoder and two decoder layers, 20 queries, two images of different sizes, every weight
-randomised. The oracle (`helpers/official_losses.py`) shares no code with the package.
+randomized. The oracle (`helpers/official_losses.py`) shares no code with the package.
 """
 
 from dataclasses import dataclass
@@ -42,9 +42,9 @@ SUFFIXES = {"": "", "decoder_0/": "_0", "encoder/": "_enc"}
 
 @dataclass
 class Case:
-    """A detector of random weights in float64, and what the formulas make of its output.
+    """A detector with random weights in float64, and the formulas' values for its output.
 
-    `norms` are those of its parameters' gradients, of `NORM_TARGETS` with `NORM_LOSSES`.
+    `norms` are the norms of its parameters' gradients for `NORM_TARGETS` with `NORM_LOSSES`.
     """
 
     variant: str
@@ -55,7 +55,7 @@ class Case:
 
     @property
     def rounding(self) -> float:
-        """Below this share of the whole gradient, one that is zero in truth is only rounding."""
+        """Bound of the rounding errors in gradients that are exactly zero."""
         return 1e-9 * torch.stack(list(self.norms.values())).norm().item()
 
 
@@ -72,7 +72,7 @@ def case(request) -> Case:
 
 
 def random_model(variant: str) -> DeformableDETR:
-    # A smaller backbone where the variant allows it: the losses do not see the difference.
+    # A smaller backbone where the variant allows it: the losses do not depend on it.
     depth = 50 if variant == "single_scale_dc5" else 18
     model = build_model(load_config(VARIANTS[variant], [*REDUCED, f"model.backbone.depth={depth}"]))
     randomize_weights(model)
@@ -86,8 +86,10 @@ def images(dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def gradient_norms(model: DeformableDETR) -> dict[str, torch.Tensor]:
-    """Of every trainable parameter, none of which may lack a gradient; biases of queries, keys
-    and values, which are one parameter, apart."""
+    """Return the gradient norm of every trainable parameter; each must have a gradient.
+
+    The biases of queries, keys and values, which are one parameter, are separate.
+    """
     norms = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -193,7 +195,7 @@ def test_float32_stays_close_to_the_formulas_in_float64(case):
     result.losses["total"].backward()
     norms = gradient_norms(model)
     for name, value in case.norms.items():
-        # In float32 what is zero in truth is rounding of another size.
+        # In float32, gradients that are exactly zero have larger rounding errors.
         atol = 0 if value > case.rounding else 1e3 * case.rounding
         torch.testing.assert_close(norms[name], value, rtol=1e-3, atol=atol, msg=name)
 

@@ -1,4 +1,4 @@
-"""Blocks in training form and fused, exported, compute the same in onnxruntime and here."""
+"""Exported blocks, in training form and fused, compute the same in onnxruntime and PyTorch."""
 
 from collections import Counter
 
@@ -16,7 +16,7 @@ BLOCKS = 4
 
 @pytest.fixture(scope="module")
 def forms():
-    """A network of blocks of all kinds, with activations so that no two merge, and it fused."""
+    """Build a network of blocks of all kinds, with activations in between, and its fused form."""
     torch.manual_seed(0)
     network = nn.Sequential(
         DiverseBranchBlock(3, 8, 3, stride=2, padding=1),

@@ -1,4 +1,4 @@
-"""Folders of transformers: what it reads of ours, and what we read of its own."""
+"""Model folders of transformers: ours read by transformers, and theirs read by this package."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def assert_same_predictions(ours: ModelOutput, theirs: ModelOutput) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_from_pretrained_loads_a_folder_of_ours_and_finds_the_same(
+def test_from_pretrained_loads_our_folder_with_the_same_predictions(
     tmp_path: Path, variant: str
 ) -> None:
     folder = write_foreign(tmp_path, "transformers", variant)
@@ -61,10 +61,8 @@ def test_from_pretrained_loads_a_folder_of_ours_and_finds_the_same(
 
 
 @pytest.mark.parametrize("variant", VARIANTS[1:])
-def test_a_folder_that_save_pretrained_wrote_becomes_a_detector(
-    tmp_path: Path, variant: str
-) -> None:
-    """Their model shares one class head where it refines without two stages."""
+def test_a_folder_from_save_pretrained_becomes_a_detector(tmp_path: Path, variant: str) -> None:
+    """Their model shares one class head between layers with refinement but a single stage."""
     config = DeformableDetrConfig(
         encoder_layers=2,
         decoder_layers=2,

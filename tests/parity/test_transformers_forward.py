@@ -66,7 +66,7 @@ def assert_same_predictions(actual: ModelOutput, expected: ModelOutput) -> None:
 def pair(
     request: pytest.FixtureRequest,
 ) -> tuple[DeformableDetrForObjectDetection, DeformableDETR]:
-    """Theirs and ours of one variant, with weights of their own that have nothing in common."""
+    """Build their and our model of one variant, with independent random weights."""
     oracle, model = build_oracle(**SETTINGS[request.param]), detector(request.param)
     randomize(model, seed=2)
     return oracle, model

@@ -1,4 +1,4 @@
-"""Gradient parity with the model of transformers, under the official losses; and what it lacks.
+"""Gradient parity with the model of transformers, under the official losses; and a known gap.
 
 Their model, the formulas of `helpers/official_losses.py` and autograd on one side; our model and
 our criterion on the other, with the same weights and images.
@@ -39,7 +39,7 @@ OVERRIDES = (
 
 
 def their_outputs(oracle, batch):
-    """Predictions of every decoder layer and of the encoder, by the official suffixes."""
+    """Return the predictions of all decoder layers and the encoder by the official suffixes."""
     output = oracle(pixel_values=batch.images, pixel_mask=(~batch.padding_mask).long())
     layers = []
     for index in range(NUM_LAYERS):
@@ -89,7 +89,7 @@ def test_gradient_norms_equal_those_of_transformers_under_the_official_losses(va
 
 
 def test_transformers_still_trains_no_proposals():
-    """A fact about transformers 5.23, which our documentation states; a failure is good news."""
+    """The documentation states this about transformers 5.23; a failure means that it is fixed."""
     config = DeformableDetrConfig(
         encoder_layers=1,
         decoder_layers=2,
@@ -110,7 +110,7 @@ def test_transformers_still_trains_no_proposals():
     without = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
     for part in ("enc_output.weight", "enc_output_norm.weight", "class_embed.2.weight"):
         assert any(name.endswith(part) for name in without), (
-            f"transformers {transformers.__version__} now gives {part} a gradient: it has fixed "
-            "its two-stage training, and what we say about it is out of date"
+            f"transformers {transformers.__version__} now gives {part} a gradient: its two-stage "
+            "training is fixed, and the documentation about it is out of date"
         )
     assert not any(name.endswith("_enc") for name in output.loss_dict)

@@ -17,7 +17,7 @@ from deformable_detr.layers.reparam.blocks import ACBlock, DiverseBranchBlock
 
 @st.composite
 def geometries(draw, *, padding=None):
-    """Arguments of a convolution in their order, and an input that its windows fit into."""
+    """Draw the arguments of a convolution in order, and an input that is large enough."""
     groups = draw(st.sampled_from([1, 2, 3]))
     channels = [groups * draw(st.integers(1, 2)) for _ in range(2)]
     kernel_size = draw(st.sampled_from([1, 3, 5]))

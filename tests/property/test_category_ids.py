@@ -1,4 +1,4 @@
-"""Category ids go in and come out: JSON, labels, training, checkpoint, prediction, JSON."""
+"""Round trip of category ids: JSON, labels, training, checkpoint, prediction, JSON."""
 
 import json
 import tempfile
@@ -44,7 +44,7 @@ def write_set(folder: Path, ids: list[int]) -> CocoFiles:
 
 
 def annotated(files: CocoFiles) -> dict[int, set[int]]:
-    """The category ids in each image, from the file itself."""
+    """Return the category ids per image, read from the file itself."""
     found: dict[int, set[int]] = {}
     for annotation in files.read()["annotations"]:
         found.setdefault(annotation["image_id"], set()).add(annotation["category_id"])

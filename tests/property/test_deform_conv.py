@@ -23,7 +23,7 @@ SEEDS = st.integers(0, 10**6)
 
 
 @given(GEOMETRIES, SEEDS)
-def test_the_twin_equals_torchvision_for_any_geometry(geometry, seed):
+def test_block_and_reference_equal_torchvision_for_any_geometry(geometry, seed):
     torch.manual_seed(seed)
     block = ModulatedDeformConv2d(4, 8, **geometry).double()
     for parameter in block.parameters():

@@ -41,7 +41,7 @@ def calls(draw):
 
 
 @given(calls())
-def test_the_fast_paths_are_the_reference_with_all_its_gradients(call):
+def test_the_fast_paths_equal_the_reference_with_all_gradients(call):
     tensors, geometry, clip_to_scope = call
     options = {"geometry": geometry, "clip_to_scope": clip_to_scope}
     expected, expected_gradients = gradients(deform_kernel_conv2d_core_pytorch, tensors, **options)

@@ -1,8 +1,8 @@
-"""What padding changes, and what it does not.
+"""Effects of padding.
 
-From the encoder to the last box it changes nothing; its content never matters. A whole detector
-sees how large the padded batch is (group norm, the borders of convolutions, rounded masks), as the
-official one does, but nothing of the other images' content.
+From the encoder to the last box there are none, and the content of the padding never matters. A
+whole detector depends on the size of the padded batch (through group norm, the borders of
+convolutions and rounded masks), as the official one does, but not on the other images' content.
 """
 
 from dataclasses import dataclass
@@ -43,15 +43,15 @@ SHAPES = ((5, 7), (3, 4))
 
 @dataclass(frozen=True)
 class PaddingEffects:
-    """Changes from an image alone to the same image padded.
+    """Differences between an unpadded image and the same image with padding.
 
     Attributes:
-        convolutions: change of the backbone's maps, whose borders see zeros instead of the edge;
-            root mean square, as a share of the map's own, the largest of the levels.
-        group_norm: change of the neck's maps, from the same features, whose statistics include
-            the padding; in the same unit.
+        convolutions: change of the backbone's maps, whose borders read zeros instead of the edge;
+            root mean square relative to that of the map, the maximum over the levels.
+        group_norm: change of the neck's maps for the same features, because the statistics
+            include the padding; in the same unit.
         mask_rounding: cells by which a level's valid part is longer or shorter than the image's
-            share of it; the largest of the levels and axes.
+            share of it; the maximum over levels and axes.
         alone: the last layer's predictions for the image alone.
         padded: the same with padding.
     """
@@ -65,7 +65,7 @@ class PaddingEffects:
 
 @torch.no_grad()
 def padding_effects(detector: DeformableDETR, image: Tensor, size: Size) -> PaddingEffects:
-    """Measure them for a normalised (3, h, w) image padded to `size`, (height, width)."""
+    """Measure the effects for a normalized (3, h, w) image padded to `size`, (height, width)."""
     detector.eval()
     alone, padded = ImageBatch.from_images([image]), _pad(image, size)
     own, wide = detector.backbone(alone.images), detector.backbone(padded.images)
@@ -90,7 +90,7 @@ def padding_effects(detector: DeformableDETR, image: Tensor, size: Size) -> Padd
 
 
 def _pad(image: Tensor, size: Size) -> ImageBatch:
-    """As in a batch with an image of that size."""
+    """Pad an image as in a batch with another image of that size."""
     batch = ImageBatch.from_images([image, image.new_zeros(3, *size)])
     return ImageBatch(batch.images[:1], batch.padding_mask[:1])
 
@@ -101,7 +101,7 @@ def _fill(features: Tensor, size: Size) -> Tensor:
 
 
 def _change(alone: Tensor, padded: Tensor) -> float:
-    """Over the cells that the map of the image alone has."""
+    """Return the relative change over the cells of the map without padding."""
     _, _, H, W = alone.shape
     return ((padded[:, :, :H, :W] - alone).square().mean() / alone.square().mean()).sqrt().item()
 
@@ -129,14 +129,14 @@ def build_parts():
 
 
 def padded(pyramid, rows, columns):
-    """Garbage at the bottom and the right, marked as padding."""
+    """Add garbage at the bottom and the right, marked as padding."""
     maps = [F.pad(m, (0, columns, 0, rows), value=100.0) for m in pyramid.maps]
     masks = [F.pad(m, (0, columns, 0, rows), value=True) for m in pyramid.padding_masks]
     return Pyramid(tuple(maps), tuple(masks))
 
 
 @given(st.integers(0, 3), st.integers(0, 3), st.integers(0, 10**6))
-def test_valid_tokens_and_queries_do_not_see_the_padding(rows, columns, seed):
+def test_valid_tokens_and_queries_do_not_depend_on_the_padding(rows, columns, seed):
     build_memory, encode, decode = build_parts()
     generator = torch.Generator().manual_seed(seed)
     maps = tuple(
@@ -186,7 +186,7 @@ def test_content_under_the_mask_never_matters(seed):
 @settings(max_examples=2)
 @pytest.mark.parametrize("variant", VARIANTS)
 @given(st.integers(64, 110), st.integers(64, 110), st.integers(0, 10**6))
-def test_a_detector_sees_the_size_of_the_other_images_alone(variant, height, width, seed):
+def test_a_detector_only_depends_on_the_size_of_the_other_images(variant, height, width, seed):
     detector = whole_detector(variant)
     generator = torch.Generator().manual_seed(seed)
     image = torch.randn(3, 72, 96, generator=generator)
@@ -223,7 +223,7 @@ def last_of(detector, images, place):
 
 
 @pytest.mark.parametrize("variant", ["single_scale_dc5", "two_stage"])
-def test_what_padding_changes_comes_from_borders_group_norm_and_rounded_masks(variant):
+def test_effects_of_padding_come_from_borders_group_norm_and_rounded_masks(variant):
     detector = whole_detector(variant)
     image = torch.randn(3, 72, 96, generator=torch.Generator().manual_seed(1))
     none = padding_effects(detector, image, (72, 96))

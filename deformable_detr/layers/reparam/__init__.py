@@ -1,4 +1,4 @@
-"""Re-parameterized blocks: Asymmetric Convolution and Diverse Branch Blocks, and their fusion."""
+"""Re-parameterized blocks, Asymmetric Convolution and Diverse Branch Blocks, and their fusion."""
 
 from deformable_detr.layers.reparam.fuse import fuse_model
 

@@ -1,7 +1,7 @@
 """Kernel algebra: branches of convolutions, norms and pools as one convolution.
 
 The six transforms are those of the Diverse Branch Block paper (CVPR 2021), section 3.2. All are
-differentiable and work in the dtype of what they are given.
+differentiable and compute in the dtype of their inputs.
 """
 
 from typing import NamedTuple
@@ -28,24 +28,24 @@ class Kernel(NamedTuple):
 
 
 def without_bias(weight: Tensor) -> Kernel:
-    """The kernel of a convolution that has no bias."""
+    """Return the kernel of a convolution without a bias."""
     return Kernel(weight, weight.new_zeros(weight.shape[0]))
 
 
 def kernel_of(conv: nn.Conv2d) -> Kernel:
-    """The kernel of a plain convolution, its bias zero where it has none."""
+    """Return the kernel of a plain convolution; a missing bias is zero."""
     return without_bias(conv.weight) if conv.bias is None else Kernel(conv.weight, conv.bias)
 
 
 def fuse_conv_norm(kernel: Kernel, norm: Norm) -> Kernel:
-    """Transform 1: a convolution and the norm behind it, on the norm's stored statistics."""
+    """Fuse a convolution and the norm after it, with stored statistics (transform 1)."""
     weight, bias = kernel
     scale, shift = scale_and_shift(norm)
     return Kernel(weight * scale[:, None, None, None], bias * scale + shift)
 
 
 def add_branches(*kernels: Kernel) -> Kernel:
-    """Transform 2: the sum of convolutions that look through the same windows.
+    """Add convolutions of the same geometry (transform 2).
 
     Raises:
         ValueError: the shapes of the weights differ.
@@ -60,18 +60,18 @@ def add_branches(*kernels: Kernel) -> Kernel:
 
 
 def chain_1x1_kxk(first: Kernel, second: Kernel, *, groups: int = 1) -> Kernel:
-    """Transform 3: a 1x1 convolution, then another of any size, as one.
+    """Chain a 1x1 convolution and a convolution of any size (transform 3).
 
-    Exact where the map between them is padded with the bias of the first, which is what it
-    makes of a padding of zeros.
+    This is exact if the map between them is padded with the bias of the first, which is the
+    output of the first for a padding of zeros.
 
     Args:
         first: 1x1, from C_in to C_mid channels.
         second: from C_mid to C_out channels.
-        groups: of both.
+        groups: groups of both convolutions.
 
     Raises:
-        ValueError: the first is not 1x1, or the channels do not fit.
+        ValueError: the first is not 1x1, or the channels do not match.
     """
     (weight1, bias1), (weight2, bias2) = first, second
     if weight1.shape[2:] != (1, 1) or weight1.shape[0] != weight2.shape[1] * groups:
@@ -87,7 +87,7 @@ def chain_1x1_kxk(first: Kernel, second: Kernel, *, groups: int = 1) -> Kernel:
 
 
 def concat_branches(*kernels: Kernel) -> Kernel:
-    """Transform 4: convolutions side by side, their output channels one after another."""
+    """Concatenate the output channels of convolutions of the same input (transform 4)."""
     return Kernel(
         torch.cat([weight for weight, _ in kernels]), torch.cat([bias for _, bias in kernels])
     )
@@ -101,14 +101,14 @@ def average_pool_as_conv(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> Kernel:
-    """Transform 5: average pooling, zeros of its padding counted, as a convolution.
+    """Express average pooling, zeros of the padding included, as a convolution (transform 5).
 
     Args:
-        channels: of the input and of the output.
-        kernel_size: K; each of the K * K cells weighs the same.
+        channels: channels of the input and of the output.
+        kernel_size: K; each of the K * K cells has the same weight.
         groups: G of the convolution, which may be any divisor of the channels.
-        dtype: of the kernel.
-        device: of the kernel.
+        dtype: dtype of the kernel.
+        device: device of the kernel.
 
     Returns:
         weight (channels, channels / G, K, K) and a bias of zeros.
@@ -122,10 +122,10 @@ def average_pool_as_conv(
 
 
 def pad_kernel(kernel: Kernel, size: tuple[int, int]) -> Kernel:
-    """Transform 6: zeros around a kernel, which stays in the middle, up to (height, width).
+    """Pad a kernel with zeros on all sides to (height, width) (transform 6).
 
     Raises:
-        ValueError: the kernel is larger, or has no middle in that size.
+        ValueError: the kernel is larger, or cannot be centered in that size.
     """
     weight, bias = kernel
     height, width = size[0] - weight.shape[2], size[1] - weight.shape[3]

@@ -27,25 +27,25 @@ DEFAULT_NORM_EPS = 1e-5  # of nn.BatchNorm2d
 
 
 class ReparameterizedBlock(nn.Module):
-    """Branches that together are one convolution."""
+    """Base class of blocks whose branches are equivalent to one convolution."""
 
     @abstractmethod
     def equivalent_kernel(self) -> Kernel:
-        """The kernel on the stored statistics; differentiable in every parameter."""
+        """Compute the kernel for the stored statistics; differentiable in every parameter."""
 
     @abstractmethod
     def fuse(self) -> nn.Conv2d:
-        """A new convolution that computes what the block computes in eval mode.
+        """Return a new convolution that is equivalent to the block in eval mode.
 
         Raises:
-            ValueError: the block would now use the statistics of the batch.
+            ValueError: the block uses the statistics of the batch in its current mode.
         """
 
 
 class BranchBlock(ReparameterizedBlock):
-    """The geometry, the norms and the fusion that both blocks share.
+    """Geometry, norms and fusion shared by both blocks.
 
-    A square, odd kernel; what the subclasses say of the arguments holds. Each gives
+    The kernel is square and odd; the subclasses document the arguments. Each implements
     `_own_branch`, the convolution and norm of the whole kernel, and `_branches_kernel`.
     """
 
@@ -90,21 +90,21 @@ class BranchBlock(ReparameterizedBlock):
         norm: Statistics = "frozen",
         init: BlockInit = "own_branch",
     ) -> Self:
-        """A block that starts as a trained convolution and the norm behind it, which it replaces.
+        """Build a block to replace a trained convolution and the norm after it.
 
-        They become the branch of the whole kernel. With `init="own_branch"` the others start at
-        zero: the block computes in eval mode, and with `norm="frozen"` also in train mode, what
-        the pair does in eval mode.
+        They become the branch of the whole kernel. With `init="own_branch"` the other branches
+        start at zero: in eval mode, and with `norm="frozen"` also in train mode, the block
+        computes the same as the pair in eval mode.
 
         Args:
-            conv: with a square, odd kernel and padding of zeros.
-            conv_norm: a batch norm, frozen or not, or None for a convolution that has none, whose
-                bias the block keeps as its own.
-            norm: as of the block.
-            init: as of the block.
+            conv: convolution with a square, odd kernel and zero padding.
+            conv_norm: a batch norm, frozen or not, or None if there is none; the block then keeps
+                the bias of the convolution as its own.
+            norm: as for the block.
+            init: as for the block.
 
         Raises:
-            ValueError: the convolution or the norm is of another kind.
+            ValueError: the convolution or the norm is of an unsupported kind.
         """
         if (
             type(conv) is not nn.Conv2d
@@ -118,7 +118,7 @@ class BranchBlock(ReparameterizedBlock):
             raise ValueError(
                 f"conv_norm must be a batch norm that stores statistics, or None, got {conv_norm}"
             )
-        # Of two numbers each, though nn.Conv2d does not say so.
+        # Each is a pair of numbers, but nn.Conv2d is typed less strictly.
         names = ("kernel_size", "stride", "padding", "dilation")
         geometry: dict[str, Any] = {name: getattr(conv, name) for name in names}
         block = cls(
@@ -154,11 +154,11 @@ class BranchBlock(ReparameterizedBlock):
 
     @abstractmethod
     def _own_branch(self) -> tuple[nn.Conv2d, Norm]:
-        """The KxK convolution and its norm."""
+        """Return the KxK convolution and its norm."""
 
     @abstractmethod
     def _branches_kernel(self) -> Kernel:
-        """The kernel of all branches, without the block's own bias."""
+        """Compute the kernel of all branches, without the block's own bias."""
 
     def _add_bias(self, output: Tensor) -> Tensor:
         return output if self.bias is None else output + self.bias[:, None, None]
@@ -169,7 +169,7 @@ class BranchBlock(ReparameterizedBlock):
         return Kernel(weight, bias if self.bias is None else bias + self.bias)
 
     def fuse(self) -> nn.Conv2d:
-        """See `ReparameterizedBlock`. Computed in float64 and rounded once."""
+        """See `ReparameterizedBlock`; the kernel is computed in float64 and rounded once."""
         if any(uses_batch_statistics(module) for module in self.modules()):
             raise ValueError(
                 "the block must be in eval mode to be fused, got train mode, where norm='train' "
@@ -178,7 +178,7 @@ class BranchBlock(ReparameterizedBlock):
         with torch.no_grad():
             own = self._own_branch()[0].weight
             exact = copy.deepcopy(self).to("cpu", torch.float64).equivalent_kernel()
-            # Without values of its own, which would be drawn from the global generator.
+            # On "meta", no initial values are drawn from the global random number generator.
             with torch.device("meta"):
                 conv = conv_through(
                     self.window, self.in_channels, self.out_channels, groups=self.groups, bias=True

@@ -1,4 +1,4 @@
-"""Blocks that are trained as several branches and fuse into one convolution."""
+"""Blocks that are trained as several branches and can be fused into one convolution."""
 
 from torch import Tensor, nn
 
@@ -17,27 +17,27 @@ from deformable_detr.ops.geometry import ConvGeometry, IntPair
 
 
 class ACBlock(BranchBlock):
-    """Asymmetric convolution block (ACNet, ICCV 2019): KxK, Kx1 and 1xK, each with a norm, added.
+    """Asymmetric convolution block (ACNet, ICCV 2019): sum of KxK, Kx1 and 1xK with a norm each.
 
     Names in the state dict are those of the published implementation.
 
     Args:
-        in_channels: as of `nn.Conv2d`, like the six that follow.
+        in_channels: C_in; as for `nn.Conv2d`, like the six arguments that follow.
         out_channels: C_out.
         kernel_size: odd, and equal in both directions.
-        stride: of the windows.
-        padding: any, with zeros.
-        dilation: of the windows.
-        groups: of all branches.
-        bias: adds one to the sum, beside those of the norms.
+        stride: stride of all branches.
+        padding: any number of zeros.
+        dilation: dilation of all branches.
+        groups: groups of all branches.
+        bias: whether to add a bias to the sum, in addition to those of the norms.
         norm: "frozen" keeps the norms' statistics and trains their gamma and beta; "train" is
             `nn.BatchNorm2d`, for batches that are large enough.
         init: "own_branch" starts the gammas of Kx1 and 1xK at 0, so that the block starts as a
-            convolution and its norm; "paper" starts all at 1.
-        norm_eps: added to the variances.
+            convolution and its norm; "paper" starts all gammas at 1.
+        norm_eps: constant added to the variances.
 
     Raises:
-        ValueError: an even or oblong kernel, or a value out of range.
+        ValueError: the kernel is not square and odd, or a value is out of range.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class ACBlock(BranchBlock):
         window, channels = self.window, (in_channels, out_channels)
         rows, columns = window.padding
         middle_row, middle_column = _middle(window)
-        # The single column stands in the middle of the window, and so may look at less padding
-        # than the square, or at none and less of the map.
+        # The single column is in the middle of the window, and so may need less padding than the
+        # square, or no padding and a cropped map.
         self._crop = (max(middle_row - rows, 0), max(middle_column - columns, 0))
         column = ConvGeometry(
             (window.kernel_size[0], 1),
@@ -97,7 +97,7 @@ class ACBlock(BranchBlock):
             nn.init.zeros_(self.hor_bn.weight)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, output height, output width), as of `nn.Conv2d`."""
+        """Map (N, C_in, H, W) to (N, C_out, output height, output width), like `nn.Conv2d`."""
         rows, columns = self._crop
         height, width = features.shape[2:]
         square = self.square_bn(self.square_conv(features))
@@ -119,30 +119,31 @@ class ACBlock(BranchBlock):
 
 
 class DiverseBranchBlock(BranchBlock):
-    """Diverse Branch Block (CVPR 2021): KxK; 1x1; 1x1, then KxK; 1x1, then average; added.
+    """Diverse Branch Block (CVPR 2021): sum of KxK; 1x1; 1x1, then KxK; and 1x1, then average.
 
-    Each convolution and the average has a norm. A depthwise block has no 1x1 branch and averages
-    its input. Names in the state dict are those of the published implementation; unlike there, a
+    Each convolution and the average has a norm. A depthwise block has no 1x1 branch, and averages
+    its input. Names in the state dict are those of the published implementation; unlike there,
     dilation applies to all branches.
 
     Args:
-        in_channels: as of `nn.Conv2d`, like the six that follow.
+        in_channels: C_in; as for `nn.Conv2d`, like the six arguments that follow.
         out_channels: C_out.
         kernel_size: odd, and equal in both directions.
-        stride: of the windows.
-        padding: dilation * (kernel_size // 2), with zeros: the 1x1 looks at the middle.
-        dilation: of the windows.
-        groups: of all branches.
-        bias: adds one to the sum, beside those of the norms.
-        norm: as of `ACBlock`.
+        stride: stride of all branches.
+        padding: dilation * (kernel_size // 2) zeros, so that the 1x1 reads the middle.
+        dilation: dilation of all branches.
+        groups: groups of all branches.
+        bias: whether to add a bias to the sum, in addition to those of the norms.
+        norm: as for `ACBlock`.
         init: "own_branch" starts the last gamma of all branches but KxK at 0, so that the block
-            starts as a convolution and its norm; "paper" starts all at 1.
-        norm_eps: added to the variances.
-        internal_channels: between the 1x1 and the KxK of their branch; by default C_in, or twice
-            that in a depthwise block, as published.
+            starts as a convolution and its norm; "paper" starts all gammas at 1.
+        norm_eps: constant added to the variances.
+        internal_channels: channels between the 1x1 and the KxK of their branch; by default C_in,
+            or twice that in a depthwise block, as published.
 
     Raises:
-        ValueError: an even or oblong kernel, another padding, or a value out of range.
+        ValueError: the kernel is not square and odd, the padding is another number, or a value is
+            out of range.
     """
 
     def __init__(
@@ -215,7 +216,7 @@ class DiverseBranchBlock(BranchBlock):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, output height, output width), as of `nn.Conv2d`."""
+        """Map (N, C_in, H, W) to (N, C_out, output height, output width), like `nn.Conv2d`."""
         output = self.dbb_origin(features) + self.dbb_avg(features) + self.dbb_1x1_kxk(features)
         if self.dbb_1x1 is not None:
             output = output + self.dbb_1x1(features)
@@ -237,6 +238,6 @@ class DiverseBranchBlock(BranchBlock):
 
 
 def _middle(window: ConvGeometry) -> tuple[int, int]:
-    """Distance (rows, columns) of the middle of an odd window from its first cell."""
+    """Return the distance (rows, columns) of the middle of an odd window from its first cell."""
     rows, columns = window.reach
     return rows // 2, columns // 2

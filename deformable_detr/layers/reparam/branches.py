@@ -1,4 +1,4 @@
-"""Branches of re-parameterized blocks; each is one convolution."""
+"""Branches of re-parameterized blocks; each is equivalent to one convolution."""
 
 from collections.abc import Callable
 
@@ -21,13 +21,13 @@ NormLayer = Callable[[int], Norm]
 
 
 class IdentityConv1x1(nn.Module):
-    """A 1x1 convolution that starts as the identity: its kernel is `weight`, at first 0, plus it.
+    """1x1 convolution with kernel `weight + identity`, where `weight` starts at 0.
 
     Diverse Branch Block paper, section 3.3. The identity is not in the state dict.
 
     Args:
-        channels: of the input and of the output.
-        groups: of the convolution.
+        channels: channels of the input and of the output.
+        groups: groups of the convolution.
     """
 
     identity: Tensor
@@ -40,7 +40,7 @@ class IdentityConv1x1(nn.Module):
         self.register_buffer("identity", identity, persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, channels, H, W) -> (N, channels, H, W)."""
+        """Map (N, channels, H, W) to (N, channels, H, W)."""
         return nn.functional.conv2d(features, self.weight + self.identity, groups=self.groups)
 
     def equivalent_kernel(self) -> Kernel:
@@ -53,13 +53,14 @@ class IdentityConv1x1(nn.Module):
 
 
 class NormAndPad(nn.Module):
-    """A norm, then a border of what a convolution without bias and that norm make of zeros.
+    """Norm followed by padding with the norm's output for zeros.
 
-    Without it, a convolution of zero padding behind would not merge with one before. The border
-    follows the stored statistics in training too, and no gradient flows into it.
+    With any other border, the convolution before the norm and an unpadded convolution after it
+    could not be fused. The border follows the stored statistics in training too, and gets no
+    gradient.
 
     Args:
-        norm: of C channels.
+        norm: norm of C channels, after a convolution without bias.
         padding: (rows, columns) added on either side.
     """
 
@@ -69,10 +70,10 @@ class NormAndPad(nn.Module):
         self.padding = padding
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H + 2 * rows, W + 2 * columns)."""
+        """Map (N, C, H, W) to (N, C, H + 2 * rows, W + 2 * columns)."""
         normed: Tensor = self.bn(features)
         border = scale_and_shift(self.bn)[1].detach().to(normed.dtype)[:, None, None]
-        # Zeros around the difference, rather than writing into a border, which exporters scatter.
+        # Pad the difference with zeros: exporters turn writes into a border into scatter operators.
         rows, columns = self.padding
         return nn.functional.pad(normed - border, (columns, columns, rows, rows)) + border
 
@@ -90,7 +91,7 @@ class ConvNormBranch(nn.Module):
         self.bn = norm
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, output height, output width)."""
+        """Map (N, C_in, H, W) to (N, C_out, output height, output width)."""
         return self.bn(self.conv(features))
 
     def equivalent_kernel(self) -> Kernel:
@@ -99,13 +100,13 @@ class ConvNormBranch(nn.Module):
 
 
 class AverageBranch(nn.Module):
-    """1x1 convolution, norm, average pooling, norm; depthwise only the last two.
+    """1x1 convolution, norm, average pooling, norm; only the last two if depthwise.
 
     Args:
         in_channels: C_in.
         out_channels: C_out.
-        window: of the pooling.
-        groups: of the 1x1 convolution.
+        window: geometry of the pooling.
+        groups: groups of the 1x1 convolution.
         norm_layer: makes the norms.
     """
 
@@ -131,7 +132,7 @@ class AverageBranch(nn.Module):
         self.avgbn = norm_layer(out_channels)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, output height, output width)."""
+        """Map (N, C_in, H, W) to (N, C_out, output height, output width)."""
         if self.conv is not None and self.bn is not None:
             features = self.bn(self.conv(features))
         return self.avgbn(self.avg(features))
@@ -158,11 +159,11 @@ class ChainBranch(nn.Module):
 
     Args:
         in_channels: C_in.
-        internal_channels: between the convolutions; if they are C_in, the first starts as the
-            identity.
+        internal_channels: channels between the convolutions; if equal to C_in, the first
+            convolution starts as the identity.
         out_channels: C_out.
-        window: of the second convolution.
-        groups: of both.
+        window: geometry of the second convolution.
+        groups: groups of both convolutions.
         norm_layer: makes the norms.
     """
 
@@ -190,7 +191,7 @@ class ChainBranch(nn.Module):
         self.bn2 = norm_layer(out_channels)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, output height, output width)."""
+        """Map (N, C_in, H, W) to (N, C_out, output height, output width)."""
         first = self.idconv1 if self.conv1 is None else self.conv1
         assert first is not None
         return self.bn2(self.conv2(self.bn1(first(features))))

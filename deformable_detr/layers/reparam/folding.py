@@ -1,4 +1,4 @@
-"""Convolutions that take the frozen batch norm behind them into their weights."""
+"""Folding of frozen batch norms into the convolutions before them, in every forward pass."""
 
 from typing import TypeGuard
 
@@ -9,17 +9,17 @@ from deformable_detr.layers.norm import scale_and_shift
 
 
 class FoldingSequential(nn.Sequential):
-    """A sequence in which a plain convolution and the frozen batch norm after it run as one.
+    """A sequence that runs a plain convolution and the frozen batch norm after it as one.
 
-    The convolution's weights are scaled anew in every forward pass, so that parameters, their
-    gradients and their names are those of the plain sequence; only the passes over the features
+    The weights of the convolution are scaled in every forward pass, so that parameters, their
+    gradients and their names are those of the plain sequence. Only the passes over the features
     that scale and shift them are saved.
     """
 
     def forward(self, features: Tensor) -> Tensor:
-        """The plain sequence's output, up to rounding."""
+        """Return the output of the plain sequence, up to rounding."""
         modules = list(self)
-        is_folded = False  # whether the last module has taken this one in
+        is_folded = False  # whether this module was folded into the last one
         for module, following in zip(modules, [*modules[1:], None], strict=True):
             if is_folded:
                 is_folded = False
@@ -33,7 +33,10 @@ class FoldingSequential(nn.Sequential):
 
 
 def fold_frozen_norms(module: nn.Module) -> nn.Module:
-    """Replace every `nn.Sequential` that gains by it, `module` itself included, and return it."""
+    """Replace each `nn.Sequential` whose norms all can be folded, and return the module.
+
+    `module` itself is included. A sequence without frozen batch norms is kept.
+    """
     for name, child in module.named_children():
         setattr(module, name, fold_frozen_norms(child))
     if not isinstance(module, nn.Sequential):

@@ -1,4 +1,4 @@
-"""Fusion: models whose re-parameterized blocks and norms are folded into plain convolutions."""
+"""Fusion of a model's re-parameterized blocks and norms into plain convolutions."""
 
 import copy
 import itertools
@@ -15,12 +15,12 @@ from deformable_detr.layers.reparam.folding import FoldingSequential
 
 
 def fuse_model(model: nn.Module) -> nn.Module:
-    """A copy of `model` with each block fused, and each norm taken into its convolution.
+    """Return a copy of `model` with each block and each norm fused into a convolution.
 
-    Every `ReparameterizedBlock` becomes one convolution. Norms follow their convolution in the
-    blocks of torchvision's ResNets and in any `nn.Sequential` (MobileNetV2 is made of those);
-    each leaves an `nn.Identity`. A convolution or norm that stands in several places stays.
-    `model` itself does not change.
+    Every `ReparameterizedBlock` becomes one convolution. Norms after a convolution are fused in
+    the blocks of torchvision's ResNets and in any `nn.Sequential` (MobileNetV2 consists of them);
+    each is replaced by an `nn.Identity`. A convolution that is used in several places keeps its
+    norm. `model` itself is unchanged.
 
     Raises:
         ValueError: a block or such a norm uses the statistics of the batch.
@@ -41,7 +41,7 @@ def fuse_model(model: nn.Module) -> nn.Module:
 
 
 def _fuse_blocks(module: nn.Module, fused: dict[nn.Module, nn.Conv2d]) -> nn.Module:
-    """`module` with its blocks replaced; `fused` is what became of those met before."""
+    """Fuse the blocks of `module` in place; `fused` maps blocks already seen to convolutions."""
     if isinstance(module, ReparameterizedBlock):
         if module not in fused:
             fused[module] = module.fuse()
@@ -52,15 +52,15 @@ def _fuse_blocks(module: nn.Module, fused: dict[nn.Module, nn.Conv2d]) -> nn.Mod
 
 
 def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Unlike `named_children`, names a child twice that stands there twice."""
+    """List the children by name, with shared ones under each name, unlike `named_children`."""
     everywhere = module.named_modules(remove_duplicate=False)
     return [(name, child) for name, child in everywhere if name and "." not in name]
 
 
 def conv_norm_pairs(parent: nn.Module) -> list[tuple[str, str]]:
-    """Names of children of which the second gets what the first returns, and nothing else does.
+    """Return name pairs of children where the output of the first goes to the second only.
 
-    Told by the forward method, which a subclass may have replaced.
+    The pairs are known from the forward method, which a subclass may have replaced.
     """
     forward = type(parent).forward
     if forward in (nn.Sequential.forward, FoldingSequential.forward):

@@ -1,4 +1,4 @@
-"""The layout of the official Deformable DETR: a frozen batch norm behind each convolution."""
+"""Layout of the official Deformable DETR: a frozen batch norm after each convolution."""
 
 import copy
 from typing import TypeVar
@@ -14,32 +14,33 @@ OFFICIAL_NORM_EPS = 1e-5  # of the frozen batch norm of the official Deformable 
 
 
 def as_official_conv_norm(weight: Tensor, bias: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """A convolution with a bias as one without, and the frozen batch norm that adds the bias.
+    """Split a convolution with a bias into one without and a frozen batch norm that adds it.
 
-    The layout of the official Deformable DETR, where each convolution of the backbone has a norm.
+    This is the layout of the official Deformable DETR, where each convolution of the backbone has
+    a norm.
 
     Args:
         weight: (C_out, C_in / G, height, width).
         bias: (C_out,).
 
     Returns:
-        The weight, and the state of a norm whose eps is `OFFICIAL_NORM_EPS`.
+        The weight, and the state dict of a norm whose eps is `OFFICIAL_NORM_EPS`.
     """
     ones = torch.ones_like(bias)
     norm = {
         "weight": ones,
         "bias": bias,
         "running_mean": torch.zeros_like(bias),
-        "running_var": ones - OFFICIAL_NORM_EPS,  # the square root of it plus eps is 1
+        "running_var": ones - OFFICIAL_NORM_EPS,  # sqrt(running_var + eps) is 1
     }
     return weight, norm
 
 
 def with_official_norms(model: _Model) -> _Model:
-    """A copy of a fused model in which each convolution has a frozen batch norm behind it again.
+    """Return a copy of a fused model with a frozen batch norm after each convolution again.
 
-    The layout of the official Deformable DETR: what `fuse_model` made a bias is now the norm's.
-    `model` itself does not change; all other tensors of the copy are its own.
+    This is the layout of the official Deformable DETR: the biases that `fuse_model` made become
+    those of the norms. `model` itself is unchanged; the copy shares all other tensors with it.
     """
     tensors = [*model.parameters(), *model.buffers()]
     unfused = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

@@ -1,4 +1,4 @@
-"""The square, odd windows that the branches of a block look through."""
+"""Square, odd windows of the branches of a block."""
 
 from torch import Tensor, nn
 
@@ -9,10 +9,10 @@ from deformable_detr.ops.geometry import ConvGeometry, IntPair, pair
 def square_window(
     *, kernel_size: IntPair, stride: IntPair, padding: IntPair, dilation: IntPair
 ) -> ConvGeometry:
-    """The geometry of a convolution whose kernel is square and odd.
+    """Return the geometry of a convolution whose kernel is square and odd.
 
     Raises:
-        ValueError: an even or oblong kernel, or a value out of range.
+        ValueError: the kernel is not square and odd, or a value is out of range.
     """
     window = ConvGeometry(
         _checked("kernel_size", kernel_size, 1),
@@ -38,12 +38,12 @@ def _checked(name: str, value: IntPair, least: int) -> tuple[int, int]:
 def conv_through(
     window: ConvGeometry, in_channels: int, out_channels: int, *, groups: int, bias: bool = False
 ) -> nn.Conv2d:
-    """A convolution that looks through a window."""
+    """Return a convolution with the geometry of a window."""
     return nn.Conv2d(in_channels, out_channels, *window, groups=groups, bias=bias)
 
 
 def average_pool(window: ConvGeometry) -> nn.Module:
-    """An average over the cells of a window; zeros of the padding count."""
+    """Return an average pooling over a window; zeros of the padding count."""
     if window.dilation == (1, 1):
         return nn.AvgPool2d(window.kernel_size, window.stride, window.padding)
     return DilatedAvgPool2d(window)
@@ -57,7 +57,7 @@ class DilatedAvgPool2d(nn.Module):
         self.window = window
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, output height, output width), as of a convolution."""
+        """Map (N, C, H, W) to (N, C, output height, output width), like a convolution."""
         channels = features.shape[1]
         weight, _ = average_pool_as_conv(
             channels,

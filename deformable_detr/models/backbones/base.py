@@ -1,4 +1,4 @@
-"""The interface of a backbone."""
+"""Interface of a backbone."""
 
 import itertools
 from abc import abstractmethod
@@ -11,7 +11,7 @@ class Backbone(nn.Module):
     """A network that turns images into feature maps, finest first.
 
     Attributes:
-        strides: pixels a cell of each map.
+        strides: pixels per cell of each map.
         channels: channels of each map.
     """
 
@@ -20,18 +20,18 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def blocks(self) -> list[tuple[int, nn.Module]]:
-        """The parts in the order they run, each with the stride of the map behind it."""
+        """Return the parts in the order they run, each with the stride of its output."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) normalized images -> one (N, channels, H_l, W_l) map a stride."""
+        """Compute a (N, channels, H_l, W_l) map per stride of (N, 3, H, W) normalized images."""
 
 
 def require_strides(out_strides: Sequence[int], offered: Iterable[int], network: str) -> None:
-    """Refuse strides that the network does not have, or that are not finest first.
+    """Raise if the network lacks one of the strides, or they are not finest first.
 
     Raises:
-        ValueError: naming the strides that there are.
+        ValueError: names the available strides.
     """
     available = sorted(set(offered))
     increasing = all(fine < coarse for fine, coarse in itertools.pairwise(out_strides))
@@ -43,6 +43,6 @@ def require_strides(out_strides: Sequence[int], offered: Iterable[int], network:
 
 
 def freeze(modules: Iterable[nn.Module]) -> None:
-    """Take the parameters of the modules out of training."""
+    """Exclude the parameters of the modules from training."""
     for module in modules:
         module.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Other convolutions in the place of a backbone's own, which keeps its pre-trained weights."""
+"""Replacement of a backbone's convolutions by other kinds that keep the pre-trained weights."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -26,13 +26,14 @@ _REPLACEMENTS = (DeformConv2d, ModulatedDeformConv2d, DeformKernelConv2d, Repara
 
 @dataclass(frozen=True)
 class Replacement:
-    """A module that stands in for convolutions, and the ones it can stand in for.
+    """A module that replaces convolutions, and the convolutions that it can replace.
 
     Attributes:
-        make: from a convolution, and the norm behind it or None, a module that starts as them.
-        takes_norm: whether it takes in the norm, where one is known to follow; if not, `make`
-            gets None.
-        depthwise_only: whether it stands in for depthwise convolutions alone.
+        make: from a convolution and the norm after it, or None, a module that starts equal to
+            the two.
+        takes_norm: whether the module also replaces the norm, if one is known to follow; if
+            False, `make` gets None.
+        depthwise_only: whether it replaces depthwise convolutions only.
     """
 
     make: Callable[[nn.Conv2d, nn.Module | None], nn.Module]
@@ -41,7 +42,7 @@ class Replacement:
 
 
 def deform_conv(*, offset_groups: int = 1) -> Replacement:
-    """Deformable convolutions, version 1; they start as what they replace."""
+    """Return a replacement by deformable convolutions v1, which start as what they replace."""
 
     def make(conv: nn.Conv2d, _: nn.Module | None) -> nn.Module:
         block = DeformConv2d(*_geometry(conv), offset_groups=offset_groups)
@@ -51,7 +52,10 @@ def deform_conv(*, offset_groups: int = 1) -> Replacement:
 
 
 def modulated_deform_conv(*, mask_scale: float, offset_groups: int = 1) -> Replacement:
-    """Deformable convolutions, version 2; with `mask_scale` 2 they start as what they replace."""
+    """Return a replacement by deformable convolutions v2.
+
+    With `mask_scale` 2 they start as what they replace.
+    """
 
     def make(conv: nn.Conv2d, _: nn.Module | None) -> nn.Module:
         block = ModulatedDeformConv2d(
@@ -63,7 +67,10 @@ def modulated_deform_conv(*, mask_scale: float, offset_groups: int = 1) -> Repla
 
 
 def ac_block(*, norm: Statistics = "frozen", init: BlockInit = "own_branch") -> Replacement:
-    """Asymmetric convolution blocks; with "own_branch" they start as what they replace."""
+    """Return a replacement by asymmetric convolution blocks.
+
+    With `init="own_branch"` they start as what they replace.
+    """
     make = functools.partial(ACBlock.from_conv_norm, norm=norm, init=init)
     return Replacement(make, takes_norm=True)
 
@@ -71,7 +78,10 @@ def ac_block(*, norm: Statistics = "frozen", init: BlockInit = "own_branch") -> 
 def diverse_branch_block(
     *, norm: Statistics = "frozen", init: BlockInit = "own_branch"
 ) -> Replacement:
-    """Diverse branch blocks; with "own_branch" they start as what they replace."""
+    """Return a replacement by diverse branch blocks.
+
+    With `init="own_branch"` they start as what they replace.
+    """
     make = functools.partial(DiverseBranchBlock.from_conv_norm, norm=norm, init=init)
     return Replacement(make, takes_norm=True)
 
@@ -85,10 +95,11 @@ def deform_kernel(
     kernel_offsets: bool = True,
     image_offsets: bool = False,
 ) -> Replacement:
-    """Deformable kernels for depthwise convolutions; they start as what they replace.
+    """Return a replacement of depthwise convolutions by deformable kernels.
 
-    A scope that is larger by an even number holds the kernel as it is; see
-    `centered_scope_weight` for others. The arguments are those of `DeformKernelConv2d`.
+    They start as what they replace. A scope that is larger by an even number contains the kernel
+    unchanged; see `centered_scope_weight` for others. The arguments are those of
+    `DeformKernelConv2d`.
     """
 
     def make(conv: nn.Conv2d, _: nn.Module | None) -> nn.Module:
@@ -111,19 +122,19 @@ def replace_convs(
 ) -> list[str]:
     """Replace the convolutions of odd size above 1 in the blocks of some strides, in place.
 
-    Those that are not trained stay, and with them frozen blocks.
+    Convolutions that are not trained, such as those of frozen blocks, are kept.
 
     Args:
-        backbone: already with its pre-trained weights.
-        replacement: what stands in.
-        strides: of the maps behind the blocks.
+        backbone: backbone that already has its pre-trained weights.
+        replacement: module that replaces the convolutions.
+        strides: strides of the outputs of the blocks.
 
     Returns:
-        The names of what was replaced.
+        Names of the replaced convolutions.
 
     Raises:
-        ValueError: the backbone has no such convolution or stride, one of them has been replaced
-            before, or cannot be; the backbone is unchanged.
+        ValueError: the backbone has no such convolution or stride, or a convolution has already
+            been replaced or cannot be replaced; the backbone is unchanged.
     """
     blocks = backbone.blocks()
     offered = sorted({stride for stride, _ in blocks})
@@ -157,7 +168,7 @@ def replace_convs(
 
 
 def _require_first(modules: Mapping[str, nn.Module]) -> None:
-    """Refuse to replace twice: an offset has no meaning for the branches of a block."""
+    """Raise if a module is a replacement already: the branches of a block cannot have offsets."""
     for name, module in modules.items():
         if isinstance(module, _REPLACEMENTS):
             raise ValueError(
@@ -174,7 +185,7 @@ def _is_replaceable(conv: nn.Conv2d, replacement: Replacement) -> bool:
 
 
 def _norms_behind(backbone: Backbone) -> dict[nn.Module, tuple[str, nn.Module]]:
-    """The norm, and its name, of each convolution that one is known to follow."""
+    """Return the norm, with its name, after each convolution that is known to have one."""
     found: dict[nn.Module, tuple[str, nn.Module]] = {}
     for parent_name, parent in backbone.named_modules():
         for conv_name, norm_name in conv_norm_pairs(parent):
@@ -212,7 +223,7 @@ def _with_parameters(block: _Block, weight: Tensor, bias: Tensor | None) -> _Blo
 
 
 def _geometry(conv: nn.Conv2d) -> tuple[Any, ...]:
-    """The arguments of `nn.Conv2d` that the replacements have too."""
+    """Return the arguments of the convolution that the replacements have too."""
     shape = (conv.in_channels, conv.out_channels, conv.kernel_size)
     window = (conv.stride, conv.padding, conv.dilation)
     return (*shape, *window, conv.groups, conv.bias is not None)

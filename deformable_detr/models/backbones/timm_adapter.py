@@ -1,4 +1,4 @@
-"""Any timm model with feature maps as a backbone."""
+"""Backbones from timm: all models with feature maps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +16,13 @@ from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD
 
 
 class TimmBackbone(Backbone):
-    """A timm `features_only` model, fed with the normalization it was trained with.
+    """A timm `features_only` model whose input gets the normalization it was trained with.
 
     Args:
         name: timm's model name, without a pre-trained tag.
-        out_strides: the strides wanted, finest first; the last map of each is taken.
+        out_strides: strides of the output maps, finest first; the last map of each is taken.
         freeze_up_to_stride: modules up to the last map of at most this stride are not trained.
-        freeze_norm: batch norm runs on its stored statistics and is not trained.
+        freeze_norm: whether batch norms use their stored statistics and are not trained.
         weights: a file, one of timm's pre-trained tags for this model, or None.
 
     Raises:
@@ -62,7 +62,7 @@ class TimmBackbone(Backbone):
             out_indices=tuple(last_of_stride[stride] for stride in out_strides),
         )
         if isinstance(self.body, EfficientNetFeatures | MobileNetV3Features):
-            # These would run, and train, every block; timm cuts all other networks itself.
+            # timm removes unused blocks from all networks but these, which run every block.
             last_stage = int(self.body.feature_info.module_name()[-1].removeprefix("blocks."))
             self.body.blocks = self.body.blocks[: last_stage + 1]
         if isinstance(weights, Path):
@@ -93,7 +93,7 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone`."""
-        # From the statistics of ImageNet to those that the network was trained with.
+        # From the normalization by ImageNet's statistics to that of the network's training.
         features: list[Tensor] = self.body(images * self._scale + self._shift)
         if self._channels_last:
             features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
@@ -101,10 +101,10 @@ class TimmBackbone(Backbone):
 
 
 def _modules_up_to(network: nn.Module, last: str) -> list[nn.Module]:
-    """The children of `network`, and of the containers in it, that run no later than `last`.
+    """Return the children of `network` and of its containers that run no later than `last`.
 
-    timm writes the name of a module inside a container with a dot, and, where it flattened the
-    container, with an underscore.
+    timm writes the name of a module inside a container with a dot, or with an underscore where
+    it flattened the container.
     """
     modules = dict(network.named_children())
     flat = last.replace(".", "_")

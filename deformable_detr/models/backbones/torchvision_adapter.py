@@ -1,4 +1,4 @@
-"""ResNets and MobileNetV2 of torchvision as backbones."""
+"""Backbones from torchvision: ResNets and MobileNetV2."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -20,16 +20,16 @@ _BOTTLENECK_FROM_DEPTH = 50
 
 
 class StagedBackbone(Backbone):
-    """A chain of blocks, some of whose outputs are the features.
+    """A chain of blocks; the outputs of some of them are the features.
 
-    Blocks after the last one needed are cut off: an unused parameter would stop distributed
+    Blocks after the last one needed are removed: an unused parameter would stop distributed
     training.
 
     Args:
-        blocks: in the order they run.
-        out_strides: the strides wanted, finest first; the last block of each is taken.
+        blocks: the blocks, in the order they run.
+        out_strides: strides of the output maps, finest first; the last block of each is taken.
         freeze_up_to_stride: blocks of at most this stride are not trained; 0 trains all.
-        network: what to call it in errors.
+        network: name of the network in error messages.
 
     Raises:
         ValueError: a stride that the network does not have.
@@ -50,7 +50,7 @@ class StagedBackbone(Backbone):
         kept = blocks[: max(self._taken) + 1]
         self.strides = tuple(out_strides)
         self.channels = tuple(blocks[last_of_stride[stride]][3] for stride in out_strides)
-        # A sequence, so that a norm is known to follow the stem's convolution.
+        # A sequence shows `conv_norm_pairs` that a norm follows the stem's convolution.
         self.body = nn.Sequential(
             OrderedDict((name, fold_frozen_norms(block)) for name, block, _, _ in kept)
         )
@@ -65,7 +65,7 @@ class StagedBackbone(Backbone):
         """See `Backbone`."""
         features = []
         if images.device.type == "cpu":
-            # The layout that convolutions on a CPU compute in; others would be converted each time.
+            # CPU convolutions compute in this layout, and would convert any other each time.
             images = images.contiguous(memory_format=torch.channels_last)
         for position, block in enumerate(self.body):
             images = block(images)
@@ -83,15 +83,15 @@ def build_resnet(
     norm_layer: NormLayer = FrozenBatchNorm2d,
     weights: str | Path | None = None,
 ) -> Backbone:
-    """A torchvision ResNet of 18 to 152 layers.
+    """Build a torchvision ResNet of 18 to 152 layers.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        out_strides: among 4, 8, 16, 32.
-        dilation: the DC5 variant: the last stage keeps stride 16 and is dilated instead; depth
-            50 and above.
+        out_strides: a subset of 4, 8, 16, 32.
+        dilation: whether to build the DC5 variant, whose last stage keeps stride 16 and is
+            dilated instead; depth 50 and above.
         freeze_up_to_stride: 4 freezes the stem and the first stage, as the paper does.
-        norm_layer: called with a number of channels.
+        norm_layer: makes a norm from a number of channels.
         weights: a file, a name of torchvision's published weights, or None.
 
     Raises:
@@ -124,7 +124,7 @@ def build_mobilenet_v2(
     norm_layer: NormLayer = FrozenBatchNorm2d,
     weights: str | Path | None = None,
 ) -> Backbone:
-    """MobileNetV2 of torchvision; arguments as in `build_resnet`, strides among 2 to 32."""
+    """Build torchvision's MobileNetV2; arguments as in `build_resnet`, strides 2 to 32."""
     network = torchvision.models.mobilenet_v2(norm_layer=norm_layer)
     _load(network, "mobilenet_v2", weights)
     return StagedBackbone(
@@ -136,7 +136,7 @@ def build_mobilenet_v2(
 
 
 def _measure_blocks(blocks: Iterable[tuple[str, nn.Module]]) -> list[Block]:
-    """The stride and the channels after every block, read from its main path."""
+    """Return the stride and the channels after every block, read from its main path."""
     measured = []
     stride, channels = 1, 0
     for name, block in blocks:

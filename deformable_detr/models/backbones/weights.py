@@ -1,4 +1,4 @@
-"""Pre-trained weights of a backbone: read from a file, matched by name or by order."""
+"""Pre-trained weights of a backbone: read from a file, and matched by name or by order."""
 
 import pickle
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ _BATCH_COUNTER = "num_batches_tracked"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors file or a .pth file (never running its code).
+    """Read a state dict from a .safetensors or .pth file, without running code from the file.
 
-    A .pth file may hold the tensors themselves or have them under "state_dict" or "model".
+    A .pth file may contain the state dict itself, or have it under "state_dict" or "model".
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file does not hold tensors by name.
+        ValueError: the file does not contain a state dict.
     """
     if not path.is_file():
         raise FileNotFoundError(f"backbone weights must be an existing file, got {path}")
@@ -38,21 +38,21 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(
         isinstance(value, Tensor) for value in content.values()
     ):
-        raise ValueError(f"backbone weights must be tensors by name, got something else in {path}")
+        raise ValueError(f"backbone weights must be a state dict, got something else in {path}")
     return dict(content)
 
 
 def load_backbone_weights(network: nn.Module, path: Path) -> None:
-    """Load a classification network's file into `network`, which may be a part of it.
+    """Load the weights of a classification network into `network`, which may be a part of it.
 
-    Names match if they are equal but for dots and underscores (timm's truncated networks write
-    `blocks_0` for `blocks.0`). Where names do not match, the file's tensors are taken in order,
-    which fits files of the same architecture from another library; shapes and the last part of
-    every name (weight, bias, running_mean, running_var) must agree then.
+    Names match if they are equal apart from dots and underscores (timm's truncated networks write
+    `blocks_0` for `blocks.0`). If names do not match, the file's tensors are taken in order, which
+    fits files of the same architecture from another library; shapes and the last part of every
+    name (weight, bias, running_mean, running_var) must then agree.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file does not fit, naming the first parameter that differs.
+        ValueError: the file does not fit; names the first parameter that differs.
     """
     file_tensors = {
         name.removeprefix("module."): tensor
@@ -94,8 +94,8 @@ def _match_in_order(
         if not same_role or tensor.shape != file_tensor.shape:
             raise ValueError(
                 f"backbone weights {path.name} must fit the network by name or by order, but "
-                f"{name} {tuple(tensor.shape)} meets {file_name} {tuple(file_tensor.shape)}; "
-                "is it the file of another architecture?"
+                f"{name} {tuple(tensor.shape)} does not match {file_name} "
+                f"{tuple(file_tensor.shape)}; is it the file of another architecture?"
             )
         matched[name] = file_tensor
     return matched

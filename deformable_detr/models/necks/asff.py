@@ -1,4 +1,4 @@
-"""ASFF: adaptively spatial feature fusion, and the neck that ends with it."""
+"""ASFF: adaptively spatial feature fusion, and a neck that applies it."""
 
 import itertools
 from collections.abc import Sequence
@@ -18,22 +18,22 @@ from deformable_detr.structures import Pyramid, Size
 
 
 class ASFF(nn.Module):
-    """Adaptively spatial feature fusion of maps of one width: one `LevelFusion` a level.
+    """Adaptively spatial feature fusion of maps of one width: one `LevelFusion` per level.
 
     Args:
         channels: C, of every level; a multiple of 32 with norm "group".
         num_levels: L, at least 2.
-        rfb: halve the width of the weights; see `LevelFusion`, as for the further arguments.
+        rfb: halve the width of the weight blocks; see `LevelFusion` for this and all that follow.
         norm: "group", or "batch" for large batches.
         activation: "leaky_relu", "silu", or, with init "uniform", "relu6".
         init: "own" starts as the identity, "uniform" as the original.
         compress_equal: whether coarser levels go through a 1x1 block too.
-        mask_padding: set the padding to zero before the maps are resized, so that nothing of it
-            comes into other cells; the residual of init "own" keeps it.
+        mask_padding: set the padding to zero before the maps are resized, so that it does not
+            leak into other cells; the residual of init "own" keeps it.
         logit_activation: only for weights of a published YOLOv5 variant.
 
     Raises:
-        ValueError: arguments do not fit each other.
+        ValueError: arguments contradict each other.
     """
 
     def __init__(
@@ -73,25 +73,25 @@ class ASFF(nn.Module):
     def forward(
         self, maps: Sequence[Tensor], padding_masks: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, ...]:
-        """Fuse.
+        """Fuse the levels.
 
         Args:
             maps: L tensors (N, C, H_l, W_l), finest first; a side is half of that of the level
                 before, rounded up or down.
-            padding_masks: L tensors (N, H_l, W_l) bool; needed with `mask_padding` only.
+            padding_masks: L tensors (N, H_l, W_l) bool; required with `mask_padding` only.
 
         Returns:
             L tensors of the same shapes.
 
         Raises:
-            ValueError: another number of maps, their sizes do not halve, or there is no mask.
+            ValueError: the number of maps is not L, their sizes do not halve, or masks are missing.
         """
         return tuple(level.output for level in self.inspect(maps, padding_masks))
 
     def inspect(
         self, maps: Sequence[Tensor], padding_masks: Sequence[Tensor] | None = None
     ) -> tuple[FusedLevel, ...]:
-        """Fuse, and keep the weights and the sums that lead to each output; see `forward`."""
+        """Fuse the levels, and return the weights and sums behind each output; see `forward`."""
         self._check_sizes([(m.shape[2], m.shape[3]) for m in maps])
         sources = maps
         if self.mask_padding:
@@ -107,7 +107,7 @@ class ASFF(nn.Module):
 
     def _check_sizes(self, sizes: Sequence[Size]) -> None:
         if len(sizes) != self.num_levels:
-            raise ValueError(f"maps must be {self.num_levels}, got {len(sizes)}")
+            raise ValueError(f"number of maps must be {self.num_levels}, got {len(sizes)}")
         for finer, coarser in itertools.pairwise(sizes):
             for side, half in zip(finer, coarser, strict=True):
                 if half not in (side // 2, (side + 1) // 2):
@@ -118,14 +118,14 @@ class ASFF(nn.Module):
 
 
 class ASFFNeck(ChannelMapper):
-    """The paper's neck, whose maps then go through ASFF; masks and geometry stay as they are.
+    """The paper's neck followed by ASFF; masks and geometry are unchanged.
 
-    The mapper's parameters have the names that they have without the fusion.
+    Parameters of the mapper have the same names as without the fusion.
 
     Args:
         channels: channels of the backbone's maps, finest first.
         embed_dim: C, the fusion's channels.
-        fusion: of as many levels as the pyramid shall have.
+        fusion: fusion with the number of levels of the pyramid.
 
     Raises:
         ValueError: see `ChannelMapper`.

@@ -1,4 +1,4 @@
-"""The interface of a neck."""
+"""Interface of a neck."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from deformable_detr.structures import Pyramid
 
 
 class Neck(nn.Module):
-    """A module that brings backbone features to the model's width and number of levels.
+    """A module that maps backbone features to the model's width and number of levels.
 
     Attributes:
         num_levels: L.
@@ -23,5 +23,5 @@ class Neck(nn.Module):
 
         Args:
             features: (N, C_l, H_l, W_l) maps, finest first.
-            padding_mask: (N, H, W) bool of the images.
+            padding_mask: (N, H, W) bool, True on the padding of the images.
         """

@@ -15,8 +15,8 @@ class ChannelMapper(Neck):
     """The paper's neck (Deformable DETR, appendix A.2).
 
     Every backbone map goes through a 1x1 convolution and group norm. Further levels come from
-    3x3 convolutions of stride 2: the first reads the backbone's last map as it is, each later
-    one the level before it.
+    3x3 convolutions of stride 2: the first reads the backbone's last map itself, each later one
+    the level before it.
 
     Args:
         channels: channels of the backbone's maps, finest first.
@@ -35,7 +35,7 @@ class ChannelMapper(Neck):
                 f"got {num_levels}; ask for fewer out_strides"
             )
         if embed_dim % _NORM_GROUPS or embed_dim == _NORM_GROUPS:
-            # A group of one channel of a map of one cell has nothing to normalize.
+            # With one channel per group, a map of one cell would have nothing to normalize.
             raise ValueError(
                 f"embed_dim must be a multiple of {_NORM_GROUPS} and above it, got {embed_dim}"
             )
@@ -66,5 +66,5 @@ class ChannelMapper(Neck):
 
 
 def _resize_mask(padding_mask: Tensor, size: Size) -> Tensor:
-    """Nearest-neighbor (N, H, W) bool mask at another size."""
+    """Resize an (N, H, W) bool mask to the nearest neighbors."""
     return F.interpolate(padding_mask[:, None].float(), size=size)[:, 0].bool()

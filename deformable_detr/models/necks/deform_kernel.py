@@ -1,4 +1,4 @@
-"""A neck whose levels go through depthwise deformable kernels."""
+"""Neck whose levels go through depthwise deformable kernels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,15 +11,15 @@ from deformable_detr.structures import Pyramid
 
 
 class DeformKernelNeck(ChannelMapper):
-    """The paper's neck, and a `DeformKernelResidual` on each of its maps; starts as the former.
+    """The paper's neck, with a `DeformKernelResidual` on each map; starts as the paper's neck.
 
-    The mapper's parameters have the names that they have without the residuals.
+    Parameters of the mapper have the same names as without the residuals.
 
     Args:
         channels: channels of the backbone's maps, finest first.
         embed_dim: C.
         num_levels: L, at least the number of maps.
-        make_residual: makes the residual of a level.
+        make_residual: makes the residual of one level.
 
     Raises:
         ValueError: see `ChannelMapper`.

@@ -13,19 +13,19 @@ FusionInit = Literal["own", "uniform"]
 
 _WEIGHT_CHANNELS = 16  # GOATmessi7/ASFF, models/network_blocks.py
 _RFB_WEIGHT_CHANNELS = 8
-OWN_LOGIT = 3.0  # softmax 0.87 on the own one of 4 levels
+OWN_LOGIT = 3.0  # softmax gives the target level 0.87 of 4 levels
 _LEAKY_SLOPE = 0.1  # GOATmessi7/ASFF, add_conv
 _MAP_GROUPS = 32
 _WEIGHT_GROUPS = 4
 
 
 class ConvNormAct(nn.Module):
-    """A convolution without bias that keeps the size or halves it, a norm and an activation.
+    """A convolution without bias that keeps or halves the size, a norm and an activation.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the output.
-        kernel_size: odd; the padding is half of it.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: odd; the padding is half of it, rounded down.
         stride: 1 or 2.
         norm: "batch", or "group" with `norm_groups` groups.
         norm_groups: a divisor of `out_channels`.
@@ -55,7 +55,7 @@ class ConvNormAct(nn.Module):
         self.activation = _activation(activation)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), rounded up."""
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up."""
         return self.activation(self.norm(self.conv(features)))
 
 
@@ -70,7 +70,7 @@ def _activation(name: Activation) -> nn.Module:
 
 
 class FusedLevel(NamedTuple):
-    """A target level, and what it is made of.
+    """A fused target level, with the weights and the sum behind it.
 
     Attributes:
         output: (N, out_channels, H, W).
@@ -84,39 +84,39 @@ class FusedLevel(NamedTuple):
 
     @property
     def channel_sum(self) -> Tensor:
-        """(N, H, W) sum of `fused` over its channels, which the original shows as a picture."""
+        """(N, H, W) sum of `fused` over its channels, which the original code visualizes."""
         return self.fused.sum(dim=1)
 
 
 class LevelFusion(nn.Module):
-    """Brings every level to the size and width of one of them, and adds them with learned weights.
+    """Resize all levels to the size and width of one target level, and add them, weighted.
 
         fused[:, :, i, j] = sum over k of weights[:, k, i, j] * resized_k[:, :, i, j]
 
-    The weights are a softmax over the levels, shared by all channels ("Learning Spatial Fusion
-    for Single-Shot Object Detection", equations 1 and 2). A coarser level goes through a 1x1
-    block and is resized to its nearest neighbors; a level one step finer through a 3x3 block
+    The weights are learned: a softmax over the levels, shared by all channels ("Learning Spatial
+    Fusion for Single-Shot Object Detection", equations 1 and 2). A coarser level goes through a
+    1x1 block and nearest-neighbor interpolation; a level one step finer goes through a 3x3 block
     of stride 2, and before it through a 3x3 max pooling of stride 2 for each further step.
 
     Args:
-        channels: of the L levels, finest first.
-        level: the target, 0 is the finest.
-        out_channels: of the output; None for those of the target.
-        rfb: reduce every resized level to 8 channels for the weights, as the original does to
-            save memory, not to 16.
-        norm: "group" has 32 groups, and 4 in the blocks of the weights.
-        activation: of every block.
+        channels: channels of the L levels, finest first.
+        level: the target level; 0 is the finest.
+        out_channels: channels of the output; None for those of the target level.
+        rfb: reduce every resized level to 8 channels to compute the weights, as the original
+            does to save memory, instead of 16.
+        norm: "group" has 32 groups, or 4 in the blocks that compute the weights.
+        activation: activation of every block.
         init: "uniform" is the original: PyTorch's own initialization. "own" starts as the
-            identity: the target is added to the output, the scale of the last norm is zero, and
-            the weights favor the target; needs unchanged channels.
-        compress_equal: whether a coarser level that has the target's width already goes through
+            identity: the target level is added to the output, the scale of the last norm is zero,
+            and the weights favor the target level; needs unchanged channels.
+        compress_equal: whether a coarser level that already has the target's width goes through
             a 1x1 block too; the original's YOLOv3 block has none there.
-        logit_activation: let the weights' last convolution have batch norm and SiLU, as a
-            published YOLOv5 variant has. The logits are then above -0.2785, so that no level
-            can be suppressed by its own logit; only for such weights.
+        logit_activation: add batch norm and SiLU to the last convolution of the weights, as in a
+            published YOLOv5 variant. The logits are then above -0.2785, so that no level can be
+            suppressed by its own logit; only for weights of that variant.
 
     Raises:
-        ValueError: arguments do not fit each other.
+        ValueError: arguments contradict each other.
     """
 
     def __init__(
@@ -180,18 +180,18 @@ class LevelFusion(nn.Module):
         nn.init.zeros_(self.expand.norm.weight)
 
     def extra_repr(self) -> str:
-        """The target level among its sources."""
+        """Return the channels of the levels, the target level, and whether it is added."""
         return f"channels={self.channels}, level={self.level}, residual={self.is_residual}"
 
     def resize(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The L levels (N, channels[k], H_k, W_k), each as (N, C, H, W) of the target."""
+        """Resize the L levels (N, channels[k], H_k, W_k) to (N, C, H, W) of the target level."""
         height, width = maps[self.level].shape[2:]
         resized = []
         for source, (features, resizer) in enumerate(zip(maps, self.resizers, strict=True)):
             if source < self.level:
                 for _ in range(self.level - source - 1):
                     features = F.max_pool2d(features, kernel_size=3, stride=2, padding=1)
-                # Strides round sizes up; a backbone that rounds down has lost the last cells.
+                # Strides round sizes up; the maps of a backbone that rounds down lack these cells.
                 resized.append(resizer(features)[..., :height, :width])
             elif source == self.level:
                 resized.append(features)
@@ -200,12 +200,13 @@ class LevelFusion(nn.Module):
         return resized
 
     def forward(self, maps: Sequence[Tensor], residual: Tensor | None = None) -> FusedLevel:
-        """Fuse.
+        """Fuse the levels.
 
         Args:
-            maps: L tensors (N, channels[k], H_k, W_k), finest first, each half of the one before.
-            residual: (N, C, H, W), what is added to the output where `init` is "own"; None for
-                the target level of `maps`.
+            maps: L tensors (N, channels[k], H_k, W_k), finest first, each half the size of the
+                one before.
+            residual: (N, C, H, W), added to the output if `init` is "own"; None for the target
+                level of `maps`.
         """
         resized = self.resize(maps)
         reduced = [block(x) for block, x in zip(self.weight_blocks, resized, strict=True)]
@@ -237,7 +238,7 @@ def _check_options(
 
 
 def _check_widths(widths: tuple[int, int], norm: FusionNorm, init: FusionInit) -> None:
-    """Refuse (target, output) channels that the norm or the residual cannot have."""
+    """Raise if the norm or the residual does not allow the (target, output) channels."""
     for width in widths:
         if norm == "group" and width % _MAP_GROUPS:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Arguments of a deformable convolution: checks, geometry and the dtype of the computation."""
+"""Arguments of a deformable convolution: checks, geometry and compute dtype."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def checked_geometry(
     dilation: IntPair,
     mask: Tensor | None,
 ) -> ConvGeometry:
-    """The geometry of a call, whose arguments are those of `deform_conv2d`.
+    """Check the arguments of `deform_conv2d`, and return the geometry of the convolution.
 
     Raises:
         ValueError: shapes disagree.
@@ -57,5 +57,5 @@ def checked_geometry(
 
 
 def compute_dtype(input: Tensor, offset: Tensor) -> torch.dtype:
-    """The wider of both, and at least float32."""
+    """Return the wider dtype of both, and at least float32."""
     return torch.promote_types(torch.promote_types(input.dtype, offset.dtype), torch.float32)

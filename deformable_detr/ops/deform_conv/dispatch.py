@@ -1,4 +1,4 @@
-"""Deformable convolution: the operator, its fast paths, and layouts of offsets.
+"""Deformable convolution: operator, fast paths, and layouts of offsets.
 
 Letters: N images, C input and O output channels, K = k_h * k_w taps, row by row, G offset groups.
 """
@@ -22,31 +22,31 @@ def deform_conv2d(
     dilation: IntPair = (1, 1),
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Convolve with taps that are moved by offsets (Deformable ConvNets v1; v2 with a mask).
+    """Convolve with taps displaced by offsets (Deformable ConvNets v1; v2 with a mask).
 
         out[n, o, i, j] = bias[o] + sum over c and t of weight[o, c, t] * mask[n, q, t, i, j]
                           * bilinear(input[n, c], y[n, q, t, i, j], x[n, q, t, i, j])
         y = i * stride - padding + row of tap t * dilation + offset[n, q, t, 0, i, j]
 
-    and x alike; q is the offset group of channel c, of which each has C / G neighboring ones.
-    Samples are bilinear between the centers of pixels, which lie at integers, and zero beyond a
-    map, as in the authors' second operator. A sample with an infinite or NaN offset is zero and
-    has no gradient.
+    and x likewise; q is the offset group of channel c; a group has C / G neighboring channels.
+    Samples are bilinear between the centers of pixels, which lie at integers, and zero outside
+    the map, as in the authors' second operator. A sample with an infinite or NaN offset is zero
+    and has no gradient.
 
-    The signature is that of `torchvision.ops.deform_conv2d`, which computes it on GPUs and in
-    exported graphs; here the input may be of low precision on every device, and errors name the
-    argument. The backward pass on CUDA is not deterministic. On CPUs it is computed by
-    `grid_sample` and matrix products, several times faster in training, where the samples of all
-    taps, K times the input, are kept for the backward pass.
+    The signature is that of `torchvision.ops.deform_conv2d`, which runs on GPUs and in exported
+    graphs; here the input may have low precision on every device, and errors name the argument.
+    The backward pass on CUDA is not deterministic. On CPUs the result is computed with
+    `grid_sample` and matrix products, which is several times faster in training and stores the
+    samples of all taps, K times the input, for the backward pass.
 
     Args:
         input: (N, C, H, W).
         offset: (N, 2 * G * K, H_out, W_out) in pixels of the input: groups one after another,
-            in a group tap after tap, for each y, then x.
+            in a group tap after tap, per tap y, then x.
         weight: (O, C / groups, k_h, k_w).
         bias: (O,) or None.
         stride: pixels from one output to the next.
-        padding: pixels by which the first output lies outside.
+        padding: zeros around the input, in pixels.
         dilation: pixels from one tap to the next.
         mask: (N, G * K, H_out, W_out) weights of the samples, or None for ones.
 
@@ -58,7 +58,7 @@ def deform_conv2d(
     """
     geometry = checked_geometry(input, offset, weight, stride, padding, dilation, mask)
     dtype = compute_dtype(input, offset)
-    # An exported graph holds the one operator, to which ONNX has an equal.
+    # An exported graph contains torchvision's operator, which has an equivalent in ONNX.
     by_products = input.device.type == "cpu" and not torch.compiler.is_exporting()
     compute = _by_products if by_products else _by_torchvision
     output = compute(
@@ -94,13 +94,13 @@ def _by_products(
     mask: Tensor | None,
     geometry: ConvGeometry,
 ) -> Tensor:
-    """All samples of all taps, then one product a group of the weight."""
+    """Compute the samples of all taps, then one matrix product per group of the weight."""
     N, C, *size = input.shape
     num_outputs, channels, k_h, k_w = weight.shape
     G, places = offset.shape[1] // (2 * k_h * k_w), offset.shape[2:]
     groups = C // channels
     with torch.autocast(input.device.type, enabled=False):
-        # Each offset group as an image of its own.
+        # Treat each offset group as a separate image.
         offset = offset.reshape(N * G, offset.shape[1] // G, *places)
         samples = sampled_taps(input.reshape(N * G, C // G, *size), offset, geometry)
         if mask is not None:
@@ -115,17 +115,17 @@ def _by_products(
 
 
 def offsets_from_block_layout(offset: Tensor, *, dim: int = 1) -> Tensor:
-    """From all rows, then all columns, to a row and a column for each tap.
+    """Reorder offsets from all rows, then all columns, to a row and a column per tap.
 
-    Some implementations keep the K vertical offsets together before the K horizontal ones.
-    With `dim=0` the weight or the bias of the convolution that makes them is converted.
+    Some implementations store the K vertical offsets before the K horizontal offsets. With `dim=0`
+    the weight or the bias of the convolution that predicts them is converted.
 
     Args:
         offset: 2 * K entries along `dim`, of one offset group.
-        dim: where the entries are.
+        dim: dimension of the entries.
 
     Returns:
-        A tensor of the same shape, its entries in the order of `deform_conv2d`.
+        A tensor of the same shape, with the entries in the order of `deform_conv2d`.
 
     Raises:
         ValueError: the number of entries is odd.

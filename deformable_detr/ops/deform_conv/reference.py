@@ -1,4 +1,4 @@
-"""Deformable convolution in plain PyTorch: the truth that the fast paths are measured against."""
+"""Deformable convolution in plain PyTorch: the reference for the fast paths."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def deform_conv2d_core_pytorch(
     dilation: IntPair = (1, 1),
     mask: Tensor | None = None,
 ) -> Tensor:
-    """See `deform_conv2d`."""
+    """Compute `deform_conv2d`."""
     geometry = checked_geometry(input, offset, weight, stride, padding, dilation, mask)
     dtype = compute_dtype(input, offset)
     groups = input.shape[1] // weight.shape[1]
@@ -41,7 +41,7 @@ def deform_conv2d_core_pytorch(
 def _bilinear(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Sample (N, G, C / G, H, W) maps at (N, G, K, H_out, W_out) rows and columns."""
     H, W = maps.shape[3:]
-    y, x = y.clamp(-2, H + 1), x.clamp(-2, W + 1)  # moves no sample that counts
+    y, x = y.clamp(-2, H + 1), x.clamp(-2, W + 1)  # clamped samples are outside: zero either way
     top, left = y.floor(), x.floor()
     down, right = y - top, x - left
     flat = maps.flatten(3)

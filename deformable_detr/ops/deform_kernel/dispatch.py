@@ -21,7 +21,9 @@ def deform_kernel_conv2d(
     geometry: ConvGeometry,
     clip_to_scope: bool = True,
 ) -> Tensor:
-    """Depthwise convolution with a kernel of its own at every position (DK paper, local mode).
+    """Compute a depthwise convolution with a different kernel at every position.
+
+    This is the local mode of the Deformable Kernels paper.
 
         out[n, c, y, x] = sum over taps a, b of
             features[n, c, y * stride - padding + a * dilation, x * ... + b * dilation]
@@ -30,7 +32,8 @@ def deform_kernel_conv2d(
         v = b + (S_w - k_w) / 2 + rotation column of (c % R, a, b)
 
     Features outside the map and kernel values outside the scope are zero. Gradients are exact;
-    at integer coordinates, where the interpolation has a kink, they are those from above.
+    at integer coordinates, where the interpolation has a kink, they are the derivatives from
+    above.
 
     Args:
         x: (N, C, H, W) features.
@@ -38,9 +41,9 @@ def deform_kernel_conv2d(
         rotation: (N, R * k_h * k_w * 2, H_out, W_out) offsets in cells of the scope, (row, column)
             innermost, then taps row by row; R divides C, and channel c belongs to group c % R.
         image_offsets: (N, k_h * k_w * 2, H_out, W_out) offsets in cells of the map, (row, column)
-            innermost, for all channels: features are sampled there, bilinearly. None is zero.
-            A tap whose rotation or offset is NaN reads nothing, as one far outside.
-        geometry: of the convolution.
+            innermost, for all channels: features are sampled there, bilinearly. None means zero.
+            A tap whose rotation or offset is NaN contributes zero, like one far outside.
+        geometry: geometry of the convolution.
         clip_to_scope: keep u in [0, S_h - 1] and v in [0, S_w - 1].
 
     Returns:
@@ -54,7 +57,7 @@ def deform_kernel_conv2d(
     compute_dtype = torch.promote_types(compute_dtype, torch.float32)
     values, scope, turns = (tensor.to(compute_dtype) for tensor in (x, weight, rotation))
     offsets = None if image_offsets is None else image_offsets.to(compute_dtype)
-    # An exported graph holds plain operators, to which neither fast path translates.
+    # An exported graph can only contain plain operators, unlike both fast paths.
     is_plain = torch.compiler.is_exporting()
     if not is_plain and offsets is None and native.can_serve(x.device, compute_dtype):
         return native.deform_kernel_conv2d(values, scope, turns, geometry, clip_to_scope).to(
@@ -74,7 +77,7 @@ def deform_kernel_conv2d_by_products(
     geometry: ConvGeometry,
     clip_to_scope: bool = True,
 ) -> Tensor:
-    """See `deform_kernel_conv2d`; where there is no compiled operator, or with image offsets."""
+    """Compute `deform_kernel_conv2d` without the compiled operator, or with image offsets."""
     scope = scope_size_of(weight)
     rows, columns = kernel_coordinates(rotation, scope, geometry, clip_to_scope=clip_to_scope)
     interpolation = (LinearWeights.apply(rows, scope[0]), LinearWeights.apply(columns, scope[1]))

@@ -1,4 +1,4 @@
-"""Weights of linear interpolation: the share of each cell in a row in a sample between them."""
+"""Weights of linear interpolation along one axis."""
 
 from typing import Any
 
@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_OUTSIDE = -2.0  # from every cell by more than one
+_OUTSIDE = -2.0  # more than one cell from every cell
 
 
 def linear_weights(coordinates: Tensor, size: int) -> Tensor:
-    """Weights of `size` cells in a linear sample: the triangle max(0, 1 - |coordinate - cell|).
+    """Compute the linear interpolation weights max(0, 1 - |coordinate - cell|) of `size` cells.
 
-    The derivative on a cell's center is the one from above, and on the last one from below, so
-    that a sample at the scope's edge is drawn inwards or not at all.
+    At the center of a cell the derivative is the one from above, and at the last cell the one from
+    below, so that the gradient moves a sample at the edge of the scope inwards or not at all.
 
     Args:
-        coordinates: (N, R, ...), the first cell's center at 0.
+        coordinates: (N, R, ...); 0 is the center of the first cell.
         size: number of cells.
 
     Returns:
@@ -30,23 +30,23 @@ def linear_weights(coordinates: Tensor, size: int) -> Tensor:
 
 
 def _low_cells(coordinates: Tensor, size: int) -> Tensor:
-    """The lower of the two cells that a sample lies between, as a float."""
+    """Return the lower of the two cells between which a sample lies, as a float."""
     coordinates = coordinates.detach()
     return torch.where(coordinates == size - 1, size - 2, coordinates.floor())
 
 
 def _cells_of_axis(coordinates: Tensor, size: int) -> Tensor:
-    """The cells' own coordinates, along the axis that `linear_weights` adds."""
+    """Return the coordinates of the cells, along the axis that `linear_weights` adds."""
     cells = torch.arange(size, device=coordinates.device, dtype=coordinates.dtype)
     return cells.view(-1, *[1] * (coordinates.ndim - 2))
 
 
 class LinearWeights(torch.autograd.Function):
-    """`linear_weights` in few passes over memory."""
+    """`linear_weights` with few passes over memory."""
 
     @staticmethod
     def forward(ctx: Any, coordinates: Tensor, size: int) -> Tensor:
-        """The weights; NaN takes nothing, like a place far outside."""
+        """Compute the weights; those of NaN are zero, like far outside."""
         coordinates = coordinates.nan_to_num(nan=_OUTSIDE)
         ctx.size = size
         ctx.save_for_backward(coordinates)
@@ -56,7 +56,7 @@ class LinearWeights(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_weights: Tensor) -> tuple[Tensor, None]:
-        """The gradient of the coordinates."""
+        """Compute the gradient of the coordinates."""
         (coordinates,) = ctx.saved_tensors
         low = _low_cells(coordinates, ctx.size).clamp_(-2, ctx.size).long()
         return _grad_of_cell(grad_weights, low + 1) - _grad_of_cell(grad_weights, low), None

@@ -1,4 +1,4 @@
-"""The compiled deformable kernel convolution: its call, its shapes and its gradients."""
+"""Compiled deformable kernel convolution: call, shapes and gradients."""
 
 import itertools
 from typing import Any, NoReturn
@@ -12,7 +12,7 @@ from deformable_detr.ops.geometry import ConvGeometry
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def can_serve(device: torch.device, dtype: torch.dtype) -> bool:
-    """True if the operator is built and takes tensors of this kind."""
+    """Return whether the operator is built and supports tensors of this device and dtype."""
     is_built = library.LOAD_ERROR is None
     return is_built and device.type == "cpu" and dtype in (torch.float32, torch.float64)
 
@@ -20,7 +20,7 @@ def can_serve(device: torch.device, dtype: torch.dtype) -> bool:
 def deform_kernel_conv2d(
     x: Tensor, weight: Tensor, rotation: Tensor, geometry: ConvGeometry, clip_to_scope: bool
 ) -> Tensor:
-    """See `deformable_detr.ops.deform_kernel.dispatch.deform_kernel_conv2d`; all in one dtype."""
+    """Compute `dispatch.deform_kernel_conv2d` for tensors of one dtype."""
     numbers = list(itertools.chain.from_iterable(geometry))
     operator = torch.ops.deformable_detr.deform_kernel_conv2d
     return library.call(operator, x, weight, rotation, numbers, clip_to_scope)

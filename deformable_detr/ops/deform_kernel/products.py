@@ -1,4 +1,4 @@
-"""The sum over a convolution's taps of features times kernel values that differ by position."""
+"""Sum over a convolution's taps of features times kernel values that depend on the position."""
 
 import math
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from deformable_detr.ops.geometry import ConvGeometry
 
-# Products of kernel values and features that are held at once: they stay in the second level
-# cache on a CPU, and are few launches on a GPU.
+# Number of products of kernel values and features in memory at once: small enough for the second
+# level cache of a CPU, and large enough for few launches on a GPU.
 _CPU_CHUNK_ELEMENTS = 2**19
 _GPU_CHUNK_ELEMENTS = 2**26
 
@@ -24,15 +24,15 @@ def sum_of_taps(
     column_weights: Tensor,
     geometry: ConvGeometry | None,
 ) -> Tensor:
-    """Sum over taps of features times bilinearly read kernel values, without a loop over taps.
+    """Sum features times bilinearly read kernel values over taps, without a loop over taps.
 
     Args:
         x: (N, C, H, W) features, or (N, C, k_h, k_w, H_out, W_out) taps without a geometry.
         weight: (C, S_h * S_w) kernel values of the scope.
         row_weights: (N, R, S_h, k_h * k_w, H_out, W_out) interpolation weight of every row of the
-            scope in a tap's kernel value, for channels c of c % R.
-        column_weights: (N, R, S_w, k_h * k_w, H_out, W_out), of every column.
-        geometry: of the convolution.
+            scope in a tap's kernel value; channel c uses those of group c % R.
+        column_weights: (N, R, S_w, k_h * k_w, H_out, W_out), the same for every column.
+        geometry: geometry of the convolution, or None if `x` has the taps.
 
     Returns:
         (N, C, H_out, W_out).
@@ -42,11 +42,11 @@ def sum_of_taps(
 
 
 class _SumOfTaps(torch.autograd.Function):
-    """`sum_of_taps`, without ever holding all the products.
+    """`sum_of_taps`, without all products in memory at once.
 
     With A[(i, j), (tap, position)] the product of the interpolation weights, the kernel values of
     a few channels are one matrix product, weight @ A, and so are the gradients of weight and A
-    from Y = grad_output * features: Y @ A^T and weight^T @ Y. Saved are the inputs and no product.
+    from Y = grad_output * features: Y @ A^T and weight^T @ Y. Only the inputs are saved.
     """
 
     @staticmethod
@@ -102,7 +102,7 @@ class _SumOfTaps(torch.autograd.Function):
 
 
 class _CopyTaps:
-    """Gradient of features that are taps already."""
+    """Gradient of features that are given as taps."""
 
     def __init__(self, grad_x: Tensor) -> None:
         self.grad_x = grad_x
@@ -112,10 +112,10 @@ class _CopyTaps:
 
 
 class _FoldTaps:
-    """Gradient of features: every cell sums what all its taps receive.
+    """Gradient of features: every cell sums the gradients of all taps on it.
 
-    The products are written into a field of zeros as large as the padded map and a reach beyond.
-    There, the products that meet in a cell are a regular lattice, which one strided view sums.
+    The products are written into a field of zeros as large as the padded map plus the reach of
+    the kernel. There, the products of one cell form a regular lattice, summed by one strided view.
     """
 
     def __init__(self, grad_x: Tensor, scratch: Tensor, geometry: ConvGeometry) -> None:
@@ -130,7 +130,7 @@ class _FoldTaps:
         self.products = field[:, :, :, reach_h::stride_h, reach_w::stride_w]
         self.products = self.products[:, :, :, :height, :width]
         channel, row_tap, column_tap, row, _ = field.stride()
-        # A step to the next tap is a step back by the dilation: the cell stays where it is.
+        # A step to the next tap is a step back by the dilation, so that the cell stays the same.
         strides = (
             channel,
             row_tap - geometry.dilation[0] * row if k_h > 1 else 0,
@@ -138,7 +138,7 @@ class _FoldTaps:
             1,
         )
         start = (geometry.padding[0] + reach_h) * row + geometry.padding[1] + reach_w
-        # One run through all rows, with the columns between them that are dropped afterwards.
+        # All rows in one run, including the columns between them, which are dropped afterwards.
         self.lattice = field.as_strided((len(scratch), k_h, k_w, (H - 1) * row + W), strides, start)
 
     def __call__(self, n: int, channels: slice, values: Tensor, grad: Tensor) -> None:
@@ -150,7 +150,7 @@ class _FoldTaps:
 
 
 def _tap_view(x: Tensor, geometry: ConvGeometry) -> Tensor:
-    """(N, C, k_h, k_w, H_out, W_out) overlapping view of the padded features."""
+    """Return an (N, C, k_h, k_w, H_out, W_out) overlapping view of the padded features."""
     (padding_h, padding_w), (dilation_h, dilation_w) = geometry.padding, geometry.dilation
     size = geometry.output_size((x.shape[2], x.shape[3]))
     x = F.pad(x, (padding_w, padding_w, padding_h, padding_h)).contiguous()
@@ -169,27 +169,27 @@ def _tap_view(x: Tensor, geometry: ConvGeometry) -> Tensor:
 
 
 def _scratch(taps: Tensor) -> Tensor:
-    """(channels of a chunk, k_h, k_w, H_out, W_out) uninitialized memory for products."""
+    """Allocate (channels of a chunk, k_h, k_w, H_out, W_out) uninitialized for products."""
     elements = _CPU_CHUNK_ELEMENTS if taps.device.type == "cpu" else _GPU_CHUNK_ELEMENTS
     channels = max(1, elements // max(1, math.prod(taps.shape[2:])))
     return taps.new_empty(min(channels, taps.shape[1]), *taps.shape[2:])
 
 
 def _groups(row_weights: Tensor) -> Iterator[tuple[int, int, int]]:
-    """Every image n and rotation group r, with the number R of groups."""
+    """Iterate over images n and rotation groups r, with the number R of groups."""
     N, R = row_weights.shape[:2]
     return ((n, r, R) for n in range(N) for r in range(R))
 
 
 def _chunks(scratch: Tensor, r: int, R: int, num_channels: int) -> Iterator[tuple[slice, Tensor]]:
-    """The channels c % R = r in parts, each with the piece of the scratch that it fills."""
+    """Iterate over the channels c % R = r in chunks, each with its part of the scratch."""
     for start in range(r, num_channels, R * len(scratch)):
         channels = slice(start, min(start + R * len(scratch), num_channels), R)
         yield channels, scratch[: len(range(num_channels)[channels])]
 
 
 def _coefficients(row_weights: Tensor, column_weights: Tensor) -> Tensor:
-    """(S_h, K, ...) and (S_w, K, ...) weights -> (S_h * S_w, K * positions) coefficients."""
+    """Multiply (S_h, K, ...) and (S_w, K, ...) weights to (S_h * S_w, K * positions)."""
     return (row_weights[:, None] * column_weights).flatten(2).flatten(0, 1)
 
 

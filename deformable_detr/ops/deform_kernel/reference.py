@@ -1,4 +1,4 @@
-"""Deformable kernels in plain PyTorch: the truth that the fast paths are measured against."""
+"""Deformable kernels in plain PyTorch: the reference for the fast paths."""
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ def deform_kernel_conv2d_core_pytorch(
     geometry: ConvGeometry,
     clip_to_scope: bool = True,
 ) -> Tensor:
-    """See `deform_kernel_conv2d`; one tap after another, written to be read."""
+    """Compute `deform_kernel_conv2d`, one tap after another, for readability."""
     N, C = x.shape[:2]
     scope = scope_size_of(weight)
     rows, columns = kernel_coordinates(rotation, scope, geometry, clip_to_scope=clip_to_scope)
@@ -39,7 +39,7 @@ def deform_kernel_conv2d_core_pytorch(
 def _features_of_tap(
     x: Tensor, tap: int, image_offsets: Tensor | None, geometry: ConvGeometry
 ) -> Tensor:
-    """(N, C, H_out, W_out) features under one tap, zero outside the map."""
+    """Return the (N, C, H_out, W_out) features under one tap, zero outside the map."""
     row_tap, column_tap = divmod(tap, geometry.kernel_size[1])
     height, width = geometry.output_size((x.shape[2], x.shape[3]))
     if image_offsets is None:
@@ -65,7 +65,7 @@ def _features_of_tap(
 
 
 def _cells(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(N, C, h, w): the cells of x at (N, h, w) integer positions, zero outside the map."""
+    """Return the (N, C, h, w) cells of x at (N, h, w) integer positions, zero outside the map."""
     N, C, H, W = x.shape
     is_inside = (rows >= 0) & (rows < H) & (columns >= 0) & (columns < W)
     index = rows.clamp(0, H - 1) * W + columns.clamp(0, W - 1)

@@ -1,4 +1,4 @@
-"""Reading the scope: where each tap lies in it, and the kernel that an image reads."""
+"""Reading of the scope: coordinates of the taps, and kernels per image."""
 
 import torch
 from torch import Tensor
@@ -9,23 +9,23 @@ from deformable_detr.structures import Size
 
 
 def scope_size_of(weight: Tensor) -> Size:
-    """(S_h, S_w) of a (C, 1, S_h, S_w) weight."""
+    """Return (S_h, S_w) of a (C, 1, S_h, S_w) weight."""
     return weight.shape[2], weight.shape[3]
 
 
 def kernel_coordinates(
     rotation: Tensor, scope_size: Size, geometry: ConvGeometry, *, clip_to_scope: bool
 ) -> tuple[Tensor, Tensor]:
-    """Coordinates in the scope at which the taps are read.
+    """Compute the coordinates in the scope at which the taps are read.
 
     Args:
-        rotation: (N, R * k_h * k_w * 2, ...) as `deform_kernel_conv2d` has it.
+        rotation: (N, R * k_h * k_w * 2, ...) as in `deform_kernel_conv2d`.
         scope_size: (S_h, S_w).
-        geometry: its kernel size counts.
+        geometry: geometry of the convolution; only its kernel size is used.
         clip_to_scope: keep the coordinates in [0, S - 1].
 
     Returns:
-        Rows and columns, (N, R, k_h * k_w, ...) each; the first cell's center is 0.
+        Rows and columns, (N, R, k_h * k_w, ...) each; 0 is the center of the first cell.
     """
     k_h, k_w = geometry.kernel_size
     offsets = rotation.unflatten(1, (-1, k_h * k_w, 2))
@@ -41,7 +41,7 @@ def kernel_coordinates(
 
 
 def _clip(coordinates: Tensor, size: int) -> Tensor:
-    """Clamp to [0, size - 1]; a tap on the edge keeps its gradient, to find its way back."""
+    """Clamp to [0, size - 1]; a tap on the edge keeps its gradient, and so can move inwards."""
     clipped = coordinates.detach().clamp(0, size - 1)
     is_free = (coordinates == clipped) & (size > 1)
     return torch.where(is_free, coordinates, clipped)
@@ -50,11 +50,11 @@ def _clip(coordinates: Tensor, size: int) -> Tensor:
 def sample_scope(
     weight: Tensor, rotation: Tensor, kernel_size: Size, *, clip_to_scope: bool = True
 ) -> Tensor:
-    """Read one kernel an image from the scope (DK paper, global mode).
+    """Read one kernel per image from the scope (global mode of the Deformable Kernels paper).
 
     Args:
         weight: (C, 1, S_h, S_w) kernel values.
-        rotation: (N, R * k_h * k_w * 2) offsets as `deform_kernel_conv2d` has them.
+        rotation: (N, R * k_h * k_w * 2) offsets as in `deform_kernel_conv2d`.
         kernel_size: (k_h, k_w).
         clip_to_scope: keep the coordinates in [0, S - 1].
 

@@ -1,4 +1,4 @@
-"""The public operators: arguments are checked once, here, and a back-end is chosen."""
+"""Public operators: check of the arguments, and choice of a back-end."""
 
 import functools
 import warnings
@@ -13,10 +13,10 @@ from deformable_detr.structures import LevelShapes
 
 Backend = Literal["auto", "native", "reference"]
 
-MAX_LEVELS = 8  # of the table that travels by value into the compiled kernels
+MAX_LEVELS = 8  # size of the table that is passed by value to the compiled kernels
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# What the reference costs where the native operators could serve. CPU: float32, 17,821 queries,
-# fused, two cores of a Zen 4, warm allocator; `deformable-detr benchmark ops` measures any machine.
+# Speed of the reference relative to the native operators. CPU: float32, 17,821 queries, fused, two
+# cores of a Zen 4, warm allocator; `deformable-detr benchmark ops` measures any machine.
 _REFERENCE_COST = {
     "cpu": "measured 36 times slower forward and 24 times backward",
     "cuda": "expected to be several times slower",
@@ -24,18 +24,18 @@ _REFERENCE_COST = {
 
 
 def available_backends(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Every back-end and, where it cannot serve `device`, the reason; "" where it can."""
+    """Return, for every back-end, the reason why it does not support `device`, or ""."""
     return {"native": library.obstacle(torch.device(device)), "reference": ""}
 
 
-# The choice is a constant of a compiled graph, as the device is.
+# In a compiled graph the choice is a constant, like the device.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def resolve_backend(backend: Backend, device: torch.device | str) -> Literal["native", "reference"]:
-    """The back-end that `backend` means for tensors on `device`.
+    """Resolve `backend` to the back-end used for tensors on `device`.
 
     Raises:
         ValueError: `backend` is not one of `Backend`.
-        RuntimeError: the back-end is not available there.
+        RuntimeError: the back-end is not available for `device`.
     """
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
@@ -52,7 +52,7 @@ def resolve_backend(backend: Backend, device: torch.device | str) -> Literal["na
     return "reference"
 
 
-@functools.cache  # once
+@functools.cache  # warns once per device type and reason
 def _warn_of_reference(device_type: str, obstacle: str) -> None:
     warnings.warn(
         f"deformable attention runs in plain PyTorch on {device_type}, "
@@ -70,29 +70,30 @@ def ms_deform_attn(
     *,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Sample every level at fractional points and sum the samples, weighted, for each head.
+    """Sample every level at fractional points, and sum the weighted samples per head.
 
         out[n, q, m] = sum over l and p of attention_weights[n, q, m, l, p]
                        * bilinear(value of level l [n, :, m], sampling_locations[n, q, m, l, p])
 
     This is equation 3 of the Deformable DETR paper without its two projections. A location
     is relative to the padded level: (0, 0) is the outer corner of its first cell and (1, 1)
-    that of its last. Samples outside the level are zero; so are those at infinite or NaN
-    locations, and their gradients.
+    that of its last. Samples outside the level are zero, as are those at infinite or NaN
+    locations and their gradients.
 
     Args:
         value: (N, S, M, D) features, one row per cell, levels one after another.
         level_shapes: (height, width) of the L levels, at most 8; their areas sum to S.
-        sampling_locations: (N, Q, M, L, P, 2) points (x, y); float64 if value is, else float32.
+        sampling_locations: (N, Q, M, L, P, 2) points (x, y); float64 if value is float64, else
+            float32.
         attention_weights: (N, Q, M, L, P) in the dtype of sampling_locations.
-        backend: "auto" is the fastest one available for value's device.
+        backend: "auto" selects the fastest back-end available for value's device.
 
     Returns:
         (N, Q, M * D) features in the dtype of value.
 
     Raises:
         ValueError: shapes, dtypes or devices disagree.
-        RuntimeError: the chosen back-end is not available here.
+        RuntimeError: the chosen back-end is not available for the device.
     """
     arguments = (value, level_shapes, sampling_locations, attention_weights)
     check_arguments(*arguments)
@@ -110,29 +111,29 @@ def ms_deform_attn_fused(
     *,
     backend: Backend = "auto",
 ) -> Tensor:
-    """`ms_deform_attn` from what a module's projections give: offsets and logits.
+    """Compute `ms_deform_attn` from the outputs of a module's projections: offsets and logits.
 
-    The weights are the softmax of the logits over the L * P points of a head. A point lies at
-    its reference plus its offset: in cells of the level from a reference point, in halves of a
-    P-th of the size from a reference box. Neither tensor is made in memory by the native
-    back-end, forward or backward. A point with an infinite or NaN coordinate takes its part in
-    the softmax, contributes zero and has no gradient but that of the softmax.
+    The weights are the softmax of the logits over the L * P points of a head. A location is its
+    reference plus its offset, in cells of the level from a reference point, and in units of
+    size / (2 * P) from a reference box. The native back-end stores neither weights nor locations
+    in memory, forward or backward. A point with an infinite or NaN coordinate takes part in the
+    softmax, contributes zero and has no gradient but that of the softmax.
 
     Args:
         value: (N, S, M, D) features, one row per cell, levels one after another.
         level_shapes: (height, width) of the L levels, at most 8; their areas sum to S.
         reference_points: (N, Q, L, 2) points (x, y) or (N, Q, L, 4) boxes cxcywh, relative to
-            the padded levels; float64 if value is, else float32.
+            the padded levels; float64 if value is float64, else float32.
         sampling_offsets: (N, Q, M, L, P, 2) (x, y), in the dtype of reference_points.
         attention_logits: (N, Q, M, L, P) in the dtype of reference_points.
-        backend: "auto" is the fastest one available for value's device.
+        backend: "auto" selects the fastest back-end available for value's device.
 
     Returns:
         (N, Q, M * D) features in the dtype of value.
 
     Raises:
         ValueError: shapes, dtypes or devices disagree.
-        RuntimeError: the chosen back-end is not available here.
+        RuntimeError: the chosen back-end is not available for the device.
     """
     _check_value(value, level_shapes)
     if reference_points.ndim != 4 or reference_points.shape[-1] not in (2, 4):
@@ -157,7 +158,7 @@ def check_arguments(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> None:
-    """Refuse what `ms_deform_attn` cannot take.
+    """Check the arguments of `ms_deform_attn`.
 
     Raises:
         ValueError: shapes, dtypes or devices disagree.

@@ -1,4 +1,4 @@
-"""The compiled operators: their calls, their shapes and their gradients."""
+"""Compiled operators: calls, shapes and gradients."""
 
 import itertools
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """See `deformable_detr.ops.ms_deform_attn`."""
+    """Compute `deformable_detr.ops.ms_deform_attn`."""
     operator = torch.ops.deformable_detr.ms_deform_attn
     return library.call(operator, value, _flat(level_shapes), sampling_locations, attention_weights)
 
@@ -28,9 +28,9 @@ def ms_deform_attn_backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of value, sampling_locations and attention_weights.
+    """Compute the gradients of value, sampling_locations and attention_weights.
 
-    Deterministic where `torch.use_deterministic_algorithms` asks for it, and always on a CPU.
+    The result is deterministic under `torch.use_deterministic_algorithms`, and always on a CPU.
     """
     return _gradients(
         grad_output, value, _flat(level_shapes), sampling_locations, attention_weights
@@ -44,7 +44,7 @@ def ms_deform_attn_fused(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """See `deformable_detr.ops.ms_deform_attn_fused`."""
+    """Compute `deformable_detr.ops.ms_deform_attn_fused`."""
     operator = torch.ops.deformable_detr.ms_deform_attn_fused
     tensors = (reference_points, sampling_offsets, attention_logits)
     return library.call(operator, value, _flat(level_shapes), *tensors)
@@ -55,7 +55,7 @@ def _flat(level_shapes: LevelShapes) -> list[int]:
 
 
 def _fake_forward(value: Tensor, level_shapes: list[int], *others: Tensor) -> Tensor:
-    """Output of both operators; sampling_locations or reference_points know N and Q."""
+    """Return an empty output; N and Q are those of sampling_locations or reference_points."""
     N, Q = others[0].shape[:2]
     return value.new_empty(N, Q, value.shape[2] * value.shape[3])
 

@@ -1,7 +1,7 @@
 // The kernels for processors with AVX2, FMA and F16C.
 //
-// The standard headers come before the pragma, so that no inline function of theirs is compiled
-// for AVX2 and then chosen by the linker for all.
+// The standard headers come before the pragma: otherwise the linker could choose an inline
+// function of theirs that was compiled for AVX2 for the whole library.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -77,7 +77,7 @@ struct Avx2 {
     return _mm256_cvtph_ps(load_bits(at, count));
   }
   static void store(float* at, F a) { _mm256_storeu_ps(at, a.v); }
-  // Four numbers, twice; and one of the four in every lane.
+  // Four numbers, repeated; and one of the four in every lane.
   static F load_four(const float* at) {
     return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(at));
   }
@@ -85,8 +85,8 @@ struct Avx2 {
   static F spread(F four) {
     return _mm256_permute_ps(four.v, kIndex * 0x55);
   }
-  // Up to `count` numbers; if `stream`, past the caches where they are aligned, as two such
-  // vectors make a line.
+  // Stores up to `count` numbers; if `stream`, past the caches where they are aligned, as two such
+  // vectors make a cache line.
   static void put(float* at, F a, int64_t count, bool stream) {
     if (count < 8) return _mm256_maskstore_ps(at, first(count), a.v);
     if (stream && reinterpret_cast<uintptr_t>(at) % 32 == 0) return _mm256_stream_ps(at, a.v);
@@ -140,7 +140,7 @@ struct Avx2 {
   }
   static F exp(F a) { return exp_of<Avx2>(a); }
 
-  // Parts, in both halves, of the sums over all lanes of a, b, c and d.
+  // Partial sums, in both halves, over the lanes of a, b, c and d.
   using Four = F;
   static Four sums_of_four(F a, F b, F c, F d) {
     return _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
@@ -199,8 +199,8 @@ struct Avx2 {
   }
 };
 
-// bfloat16 rows kept as they are, half the bytes: in each 32 bits one channel of the first half
-// of a group of 16 and, above it, one of the second.
+// bfloat16 rows without conversion, half the bytes: each 32 bits hold one channel of the first half
+// of a group of 16 and, in the upper bits, one of the second half.
 struct BFloat16Rows {
   using V = Avx2;
   using Element = uint16_t;

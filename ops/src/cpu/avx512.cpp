@@ -1,7 +1,7 @@
 // The kernels for processors with AVX-512 (F, BW, DQ and VL).
 //
-// The standard headers come before the pragma, so that no inline function of theirs is compiled
-// for AVX-512 and then chosen by the linker for the others.
+// The standard headers come before the pragma: otherwise the linker could choose an inline
+// function of theirs that was compiled for AVX-512 for the whole library.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -20,7 +20,7 @@
 #pragma clang attribute push(                                                             \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
 #else
-// GCC 12 sees uninitialized vectors in its own AVX-512 headers.
+// GCC 12 warns of uninitialized vectors in its own AVX-512 headers.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
@@ -68,13 +68,13 @@ struct Avx512 {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), at));
   }
   static void store(float* at, F a) { _mm512_storeu_ps(at, a.v); }
-  // Four numbers, again and again; and one of the four in every lane.
+  // Four numbers, repeated; and one of the four in every lane.
   static F load_four(const float* at) { return _mm512_broadcast_f32x4(_mm_loadu_ps(at)); }
   template <int kIndex>
   static F spread(F four) {
     return _mm512_permute_ps(four.v, kIndex * 0x55);
   }
-  // Up to `count` numbers; if `stream`, past the caches where they make a whole aligned line.
+  // Stores up to `count` numbers; if `stream`, past the caches if they are a whole aligned line.
   static void put(float* at, F a, int64_t count, bool stream) {
     if (count < 16) return _mm512_mask_storeu_ps(at, first(count), a.v);
     if (stream && reinterpret_cast<uintptr_t>(at) % 64 == 0) return _mm512_stream_ps(at, a.v);
@@ -103,7 +103,7 @@ struct Avx512 {
   static F nearest(F a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | 8); }
   static F exp(F a) { return exp_of<Avx512>(a); }
 
-  // In each four lanes, parts of the sums over all lanes of a, b, c and d.
+  // Partial sums, in each four lanes, over the lanes of a, b, c and d.
   using Four = F;
   static Four sums_of_four(F a, F b, F c, F d) {
     const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
@@ -130,7 +130,7 @@ struct Avx512 {
     _mm_storeu_ps(at, add ? _mm_add_ps(_mm_loadu_ps(at), four) : four);
   }
 
-  // Where low < a < high; NaN is not.
+  // Mask of low < a < high; false for NaN.
   static Mask between(F low, F a, F high) {
     return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(low.v, a.v, _CMP_LT_OQ), a.v, high.v,
                                    _CMP_LT_OQ);
@@ -168,8 +168,8 @@ struct Avx512 {
   }
 };
 
-// bfloat16 rows kept as they are, half the bytes: in each 32 bits one channel of the first half
-// of a group of 32 and, above it, one of the second.
+// bfloat16 rows without conversion, half the bytes: each 32 bits hold one channel of the first half
+// of a group of 32 and, in the upper bits, one of the second half.
 struct BFloat16Rows {
   using V = Avx512;
   using Element = uint16_t;

@@ -1,4 +1,4 @@
-// The deformable kernel convolution on CPU: registration, checks and division of the work.
+// Deformable kernel convolution on CPU: registration, checks and division of the work.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -14,7 +14,7 @@ namespace deformable_detr {
 
 namespace {
 
-// The tensors of a call, contiguous, and what the kernels are told of them.
+// The contiguous tensors of a call, and the arguments of the kernels.
 struct DeformKernelArguments {
   Tensor x, weight, rotation;
   DeformKernelCall call;
@@ -87,7 +87,7 @@ const DeformKernels& kernels_of(const Tensor& x) {
   return kernels_for(is_double ? kFloat64 : kFloat32).deform_kernels[is_double ? 1 : 0];
 }
 
-// Blocks of channels that a group is divided into.
+// Number of blocks of channels per group.
 int64_t num_blocks(const DeformKernelCall& call, const DeformKernels& kernels) {
   return (call.C / call.R + kernels.channels - 1) / kernels.channels;
 }
@@ -132,7 +132,7 @@ void add_parts(void* first, const void* others, int64_t size, int64_t count) {
   });
 }
 
-// A gradient that several units have a part in: the first part is the gradient itself.
+// A gradient to which several units contribute; the first part is the gradient itself.
 struct Parts {
   Tensor gradient, others;
   int64_t size, count, bytes;

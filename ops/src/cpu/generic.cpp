@@ -1,5 +1,5 @@
-// The kernels for any processor, and for float64: vectors are arrays, and what becomes of them is
-// the compiler's affair.
+// The kernels for any processor, and for float64: vectors are arrays, left to the compiler's
+// auto-vectorization.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -62,7 +62,7 @@ inline void from_float(float number, Half* to) {
   } else if (magnitude >= 0x477ff000u) {
     half = 0x7c00u;  // rounds to infinity
   } else if (magnitude < 0x38800000u) {
-    // Subnormal: the addition rounds to the last bit that is left.
+    // Subnormal: the addition rounds to the last bit available.
     half = bits_of_float(float_of_bits(magnitude) + 0.5f) - 0x3f000000u;
   } else {
     half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
@@ -130,7 +130,7 @@ struct Array {
   static F min(const F& a, const F& b) {
     return each([&](int i) { return std::min(a.v[i], b.v[i]); });
   }
-  // Of b's where a's is NaN.
+  // Takes b where a is NaN.
   static F max(const F& a, const F& b) {
     return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }

@@ -1,4 +1,4 @@
-// What the registration hands to the kernels of one instruction set, and what those offer.
+// Interface of the kernels of one instruction set: arguments and table of functions.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,8 @@
 
 namespace deformable_detr {
 
-// Elements of value, output and their gradients. The other tensors are double beside kFloat64,
-// else float.
+// Elements of value, output and their gradients. The other tensors are double with kFloat64, else
+// float.
 enum ValueType { kFloat32, kFloat16, kBFloat16, kFloat64 };
 
 struct Half {
@@ -33,23 +33,23 @@ struct Call {
   const void* reference_points;
   bool is_streamed;        // the results of queries are too large for the caches: write past them
   void* output;            // forward only; what follows is for the backward pass only
-  bool is_value_streamed;  // so is the gradient of value
+  bool is_value_streamed;  // the same for the gradient of value
   const void* grad_output;
   void* grad_value;
   void* grad_points;
   void* grad_weights;
-  void* grad_reference;  // (N, Q, M, L, R), each head's share; null where nobody wants it
+  void* grad_reference;  // (N, Q, M, L, R), each head's share; null if not needed
 };
 
 // Queries of some heads of one image: the unit of work that a thread takes. A backward unit holds
 // all queries of its heads, so that no two threads add to the same gradient of value.
 struct Unit {
-  int64_t n, first_head, last_head;  // the last is not part of it, nor is the query `end`
+  int64_t n, first_head, last_head;  // last_head and the query `end` are exclusive
   int64_t begin, end;
 };
 
-// The queries of a block walk through the levels together. Units begin at multiples of it, so that
-// results do not depend on how the queries were dealt to threads.
+// The queries of a block walk through the levels together. Units begin at multiples of its size, so
+// that results do not depend on the assignment of queries to threads.
 constexpr int64_t kBlockQueries = 64;
 
 // The kernels of one instruction set, by ValueType.
@@ -69,16 +69,16 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 #endif
 
-// Those in use.
+// The kernels in use.
 const Kernels& kernels_for(ValueType type);
 
-// Whether a packed copy of value would cost more than the few samples gain from it. Rows that are
-// no whole vectors are only read from the packed copy, where they are filled up.
+// Whether a packed copy of value would cost more than it saves with few samples. Rows that are not
+// whole vectors are only read from the packed copy, where they are padded.
 inline bool is_direct(const Dims& dims, int64_t lanes) {
   return dims.Q * dims.L * dims.P < dims.S && dims.D % lanes == 0;
 }
 
-// At least `bytes` bytes of the calling thread's own, aligned to 64, kept for its next call.
+// At least `bytes` bytes of thread-local memory, aligned to 64, kept for the thread's next call.
 std::byte* thread_scratch(int64_t bytes);
 
 }  // namespace deformable_detr

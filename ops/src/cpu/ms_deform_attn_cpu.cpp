@@ -34,8 +34,8 @@ uintptr_t round_up(uintptr_t address, size_t multiple) {
 #endif
 
 // Memory that grows and is kept: fresh memory would cost a page fault for every page of every call.
-// On Linux it is in huge pages, as far as whole ones go, as rows at random places then need fewer
-// lookups of addresses.
+// On Linux it uses huge pages where they fit, because reading rows at random places then needs
+// fewer address translations.
 class Scratch {
  public:
   ~Scratch() { release(); }
@@ -44,7 +44,7 @@ class Scratch {
     if (bytes <= size_) return memory_;
     release();
 #if defined(__linux__)
-    mapped_ = bytes + kHugePage;  // what is not touched takes no memory
+    mapped_ = bytes + kHugePage;  // untouched pages take no memory
     void* mapping =
         mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapping == MAP_FAILED) throw std::bad_alloc();
@@ -81,19 +81,19 @@ class Scratch {
   size_t size_ = 0;
 };
 
-// A result as large as this is memory fresh from the system at every call: the C library keeps none
-// of that size for the next one (glibc's largest threshold for mmap on 64 bits).
+// A result of at least this size gets fresh memory from the system at every call: the C library
+// does not keep blocks of this size (glibc's largest threshold for mmap on 64 bits).
 constexpr size_t kFreshBytes = size_t{32} << 20;
 
-// Lets the system supply a large result in huge pages, as far as whole ones go, and what is left at
-// its ends at once: one by one, the page faults of two images take as long as half the work on one.
+// Asks the system for huge pages for a large result, and for the rest at its ends at once: one by
+// one, the page faults of two images take as long as half the work on one image.
 void ask_for_pages(void* memory, size_t bytes) {
 #if defined(__linux__)
   constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, which older headers lack
   if (bytes <= kFreshBytes) return;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(memory), end = begin + bytes;
   const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto ask = [](uintptr_t from, uintptr_t to, int what) {  // a refusal changes nothing
+  const auto ask = [](uintptr_t from, uintptr_t to, int what) {  // failure is harmless
     if (from < to) madvise(reinterpret_cast<void*>(from), to - from, what);
   };
   const uintptr_t first = round_up(begin, kHugePage), last = round_down(end, kHugePage);
@@ -145,7 +145,7 @@ ValueType value_type(const Tensor& value) {
 }
 
 Call make_call(const Arguments& arguments) {
-  // Cells are counted in 32 bits; the packed copy's border adds at most as many again.
+  // Cells are numbered in 32 bits; the packed copy's border at most doubles their number.
   STD_TORCH_CHECK(arguments.dims.S < (int64_t{1} << 29),
                   "value must hold fewer than 2^29 positions, got ", arguments.dims.S);
   Call call = {};
@@ -162,7 +162,7 @@ bool is_empty(const Dims& dims) {
   return dims.N * dims.Q * dims.M * dims.D * dims.L * dims.P * dims.S == 0;
 }
 
-// A result of this many numbers, some 8 MB, will not stay in the caches until it is read.
+// A result of this many numbers, about 8 MB, will not stay in the caches until it is read.
 constexpr int64_t kStreamedNumbers = int64_t{1} << 21;
 
 Tensor run_forward(const Arguments& arguments) {
@@ -176,8 +176,8 @@ Tensor run_forward(const Arguments& arguments) {
   // Rows of 16 bits are not whole vectors.
   call.is_streamed = type == kFloat32 && output.numel() > kStreamedNumbers;
   const Kernels& kernels = kernels_for(type);
-  // Few queries are dealt out with all their heads; else a unit is a head, or, with more threads
-  // than heads, a part of its queries.
+  // With few queries, a unit is some queries with all their heads; else it is a head, or, with more
+  // threads than heads, a part of its queries.
   const bool direct = is_direct(dims, kernels.lanes);
   const int64_t heads = direct ? 1 : dims.M;
   const int64_t blocks = (dims.Q + kBlockQueries - 1) / kBlockQueries;
@@ -229,7 +229,7 @@ Gradients run_backward(const Tensor& grad_output, const Arguments& arguments,
     call.is_streamed = gradients.points.numel() > kStreamedNumbers;
     call.is_value_streamed = gradients.value.numel() > kStreamedNumbers;
     torch::stable::parallel_for(0, dims.N * dims.M, 1, [&](int64_t begin, int64_t end) {
-      while (begin < end) {  // as many heads of one image as there are
+      while (begin < end) {  // as many heads of one image as possible
         const int64_t n = begin / dims.M, last = std::min(end, (n + 1) * dims.M);
         kernels.backward[type](call, {n, begin - n * dims.M, last - n * dims.M, 0, dims.Q});
         begin = last;
@@ -256,7 +256,7 @@ Tensor forward_fused(const Tensor& value, std::vector<int64_t> level_shapes,
       check_arguments(value, level_shapes, sampling_offsets, attention_logits, &reference_points));
 }
 
-// Without need of `deterministic`: one thread adds all of a head's gradients, in one order.
+// `deterministic` is not needed: one thread adds all gradients of a head, in a fixed order.
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& value,
                                             std::vector<int64_t> level_shapes,
                                             const Tensor& sampling_locations,
@@ -278,8 +278,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused(
   return {gradients.value, gradients.reference_points, gradients.points, gradients.weights};
 }
 
-// The name of the instruction set in use, after changing to the one that is asked for: 0 generic,
-// 1 AVX2, 2 AVX-512. The best one is in use from the start; the change is for tests.
+// Changes to the requested instruction set, 0 generic, 1 AVX2, 2 AVX-512, and returns the name of
+// the one in use. The best one is in use by default; the change is for tests.
 std::string cpu_capability(int64_t index) {
   const auto kernels = supported_kernels();
   if (index >= 0) {

@@ -28,7 +28,7 @@ bool is_empty(const Dims& dims) {
   return dims.N * dims.Q * dims.M * dims.D * dims.L * dims.P * dims.S == 0;
 }
 
-// A contiguous tensor may begin anywhere in its storage, but vectors are read at their multiples.
+// A contiguous tensor may begin anywhere in its storage, but vector loads need alignment.
 Tensor aligned(const Tensor& tensor) {
   constexpr uintptr_t kAlignment = 16;
   const bool is_aligned = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0;
@@ -66,7 +66,7 @@ Call<T> make_call(const Arguments& arguments) {
   return call;
 }
 
-// Whether the kernels for this D may be used, which number an image's vectors in 30 bits.
+// Whether the kernels for this D may be used; they number the vectors of an image in 30 bits.
 template <typename T, int D>
 bool has_vectors(const Dims& dims) {
   return dims.D == D && dims.S * dims.M * Layout<T, D>::kLanes < (int64_t{1} << 30);
@@ -87,8 +87,8 @@ void launch_backward(const Call<T>& call, cudaStream_t stream) {
                                    call, stream);
 }
 
-// Calls `launch.operator()<D>()` with the D that there are kernels for, or with 0. For float64,
-// which is there for gradient checks, there are general kernels only.
+// Calls `launch.operator()<D>()` with D if there are kernels for it, or with 0. float64, meant for
+// gradient checks, only has general kernels.
 template <typename T, typename Launch>
 void dispatch_channels(const Call<T>& call, const Launch& launch) {
   if constexpr (sizeof(T) < 8) {
@@ -143,7 +143,7 @@ struct Gradients {
   Tensor value, points, weights, reference_points;
 };
 
-// `call` lacks only where the gradient of value goes.
+// `call` is complete except for the destination of the gradient of value.
 template <typename T>
 Tensor scatter_grad_value(Call<T> call, const Tensor& value, cudaStream_t stream) {
   const std::vector<int64_t> shape = {call.dims.N, call.dims.S, call.dims.M, call.dims.D};

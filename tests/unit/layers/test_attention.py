@@ -25,7 +25,7 @@ def randomized_attention():
     return attention
 
 
-def test_heads_start_looking_along_eight_directions():
+def test_initial_offsets_point_in_eight_directions():
     bias = MSDeformAttn(256, num_heads=8, num_levels=4, num_points=4).sampling_offsets.bias.detach()
     golden = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]
     offsets = bias.view(8, 4, 4, 2)
@@ -100,7 +100,7 @@ def test_embed_dim_must_be_divisible_by_num_heads():
         MSDeformAttn(256, num_heads=7, num_levels=4, num_points=4)
 
 
-def test_a_slow_head_dim_warns():
+def test_a_head_dim_that_is_not_a_power_of_two_warns():
     with pytest.warns(UserWarning, match="= 12 is not a power of two"):
         MSDeformAttn(96, num_heads=8, num_levels=4, num_points=4)
 
@@ -146,7 +146,7 @@ def test_weights_of_the_official_module_load_by_name():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_module_of_another_dtype_computes_in_it(dtype):
+def test_a_module_of_another_dtype_computes_in_that_dtype(dtype):
     attention = randomized_attention()
     arguments = random_call(attention, last=4)
     expected = attention(*arguments)

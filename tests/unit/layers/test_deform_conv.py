@@ -80,7 +80,7 @@ def test_version_2_starts_as_the_scaled_plain_convolution(mask_scale, groups, of
     torch.testing.assert_close(block(features), expected, rtol=0, atol=1e-5)
 
 
-def test_version_1_feeds_its_generator_into_torchvision():
+def test_version_1_equals_torchvision_with_the_predicted_offsets():
     block = randomized(DeformConv2d(8, 6, (3, 2), groups=2, offset_groups=4, **GEOMETRY))
     features = torch.randn(2, 8, 9, 11)
     generator = block.conv_offset
@@ -121,7 +121,7 @@ def test_initial_weights_are_those_of_mmcv():
 
 
 @KINDS
-def test_a_plain_convolution_lacks_only_the_generator(kind):
+def test_weights_of_a_plain_convolution_lack_only_conv_offset(kind):
     block = kind(8, 6, 3, groups=2)
     plain = nn.Conv2d(8, 6, 3, groups=2)
     result = block.load_state_dict(plain.state_dict(), strict=False)
@@ -133,7 +133,7 @@ def test_a_plain_convolution_lacks_only_the_generator(kind):
 
 @KINDS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_under_autocast_offsets_and_masks_are_of_full_precision(kind, dtype, monkeypatch):
+def test_offsets_and_masks_have_full_precision_under_autocast(kind, dtype, monkeypatch):
     block = randomized(kind(8, 6, 3, padding=1, offset_groups=2))
     features = torch.randn(2, 8, 9, 11).to(dtype)
     seen = []
@@ -148,14 +148,14 @@ def test_under_autocast_offsets_and_masks_are_of_full_precision(kind, dtype, mon
         block(features)
     assert seen[0].dtype == torch.float32
     for actual, wanted in zip(seen, expected, strict=True):
-        torch.testing.assert_close(actual, wanted)  # not rounded on the way either
+        torch.testing.assert_close(actual, wanted)  # no intermediate rounding either
 
 
 @KINDS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("is_narrow", [False, True])
-def test_low_precision_costs_one_rounding(kind, dtype, is_narrow):
-    """Of features under autocast, or of a module that is of low precision as a whole."""
+def test_low_precision_results_are_rounded_once(kind, dtype, is_narrow):
+    """Low-precision features under autocast, or a module entirely in low precision."""
     block = randomized(kind(8, 6, 3, padding=1, offset_groups=2))
     if is_narrow:
         block = block.to(dtype)
@@ -170,7 +170,7 @@ def test_low_precision_costs_one_rounding(kind, dtype, is_narrow):
 
 
 @KINDS
-def test_every_parameter_gets_the_gradient_of_finite_differences(kind):
+def test_gradients_of_all_parameters_equal_finite_differences(kind):
     block = randomized(kind(4, 2, 3, stride=2, dilation=2, padding=2, offset_groups=2)).double()
     features = torch.randn(1, 4, 6, 5, dtype=torch.float64, requires_grad=True)
     names = [name for name, _ in block.named_parameters()]
@@ -184,7 +184,7 @@ def test_every_parameter_gets_the_gradient_of_finite_differences(kind):
 
 
 @KINDS
-def test_the_printed_form_shows_the_arguments(kind):
+def test_repr_shows_the_arguments(kind):
     block = kind(8, 16, 3, 2, 1, 2, 4, False, offset_groups=2)
     expected = (
         "(8, 16, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(2, 2), groups=4, "
@@ -193,17 +193,17 @@ def test_the_printed_form_shows_the_arguments(kind):
     assert expected in re.sub(r"\s+", " ", block.extra_repr().join("()"))
 
 
-def test_old_keys_of_the_generator_are_renamed():
+def test_old_keys_of_conv_offset_are_renamed():
     weight, old = torch.zeros(1), torch.ones(1)
     state = {"layer.conv2.weight": weight, "layer.conv2_offset.weight": old, "a_offset.bias": old}
     assert rename_old_offset_keys(state) == {
         "layer.conv2.weight": weight,
         "layer.conv2.conv_offset.weight": old,
-        "a_offset.bias": old,  # there is no convolution beside it
+        "a_offset.bias": old,  # without a convolution "a"
     }
 
 
-def test_present_keys_of_the_generator_stay():
+def test_current_keys_of_conv_offset_are_kept():
     state = ModulatedDeformConv2d(2, 2, 3).state_dict(prefix="layer.conv2.")
     assert list(rename_old_offset_keys(state)) == list(state)
 
@@ -218,11 +218,11 @@ def test_present_keys_of_the_generator_stay():
         ({"offset_groups": 0}, "in_channels must be divisible by offset_groups, got 8 and 0"),
     ],
 )
-def test_channels_that_groups_do_not_divide_are_refused(kind, arguments, message):
+def test_channels_not_divisible_by_groups_raise(kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         kind(8, 6, 3, **arguments)
 
 
-def test_another_mask_scale_is_refused():
+def test_another_mask_scale_raises():
     with pytest.raises(ValueError, match=r"mask_scale must be 1 or 2, got 0\.5"):
         ModulatedDeformConv2d(8, 6, 3, mask_scale=0.5)

@@ -1,4 +1,4 @@
-"""The blocks in the place of every 3x3 convolution of the last three stages of a ResNet-50."""
+"""Deformable blocks in place of every 3x3 convolution of the last three stages of a ResNet-50."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ STAGES = ("layer2", "layer3", "layer4")
 
 
 def network(block=None, **options):
-    """ResNet-50, the last stage dilated, whose convolutions are `block`s where given."""
+    """Build a ResNet-50 with a dilated last stage, and with `block`s if given."""
     net = resnet50(norm_layer=FrozenBatchNorm2d, replace_stride_with_dilation=(False, False, True))
     for stage in STAGES if block else ():
         for bottleneck in getattr(net, stage):
@@ -48,7 +48,7 @@ def plain():
 
 @torch.no_grad()
 def features(net):
-    """What the last stage makes of one random image."""
+    """Compute the features of the last stage for a random image."""
     torch.manual_seed(1)
     output = torch.randn(1, 3, 64, 96)
     for name, child in net.eval().named_children():
@@ -57,7 +57,7 @@ def features(net):
     return output
 
 
-def test_there_are_13_blocks_and_pre_trained_weights_lack_their_generators_alone(plain):
+def test_pre_trained_weights_lack_only_conv_offset_of_the_13_blocks(plain):
     net = network(ModulatedDeformConv2d)
     result = net.load_state_dict(plain.state_dict(), strict=False)
     assert result.unexpected_keys == []
@@ -71,7 +71,7 @@ def test_there_are_13_blocks_and_pre_trained_weights_lack_their_generators_alone
     assert len(expected) == 2 * 13
 
 
-def test_the_generators_are_known_by_their_class():
+def test_offset_generators_are_found_by_their_class():
     net = network(DeformConv2d, offset_groups=4)
     members = {
         f"{name}.{parameter}"
@@ -98,7 +98,7 @@ def test_the_network_starts_as_the_plain_one(plain, block, options):
     torch.testing.assert_close(actual / scale, expected / scale, rtol=0, atol=1e-4)
 
 
-def test_a_halving_mask_changes_what_a_frozen_norm_passes_on(plain):
+def test_a_mask_of_one_half_changes_the_output_of_frozen_norms(plain):
     net = network(ModulatedDeformConv2d, mask_scale=1.0)
     net.load_state_dict(plain.state_dict(), strict=False)
     expected = features(plain)

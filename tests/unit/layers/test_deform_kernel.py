@@ -53,10 +53,10 @@ def test_a_scope_as_large_as_the_kernel_starts_as_the_plain_convolution(
 def test_a_scope_of_five_starts_with_its_central_nine_cells(mode):
     convolution = block(5, mode=mode, padding=1, bias=False)
     x = torch.randn(2, 4, 7, 6)
-    centre = convolution.weight[:, :, 1:4, 1:4].clone()
-    expected = F.conv2d(x, centre, padding=1, groups=4)
+    center = convolution.weight[:, :, 1:4, 1:4].clone()
+    expected = F.conv2d(x, center, padding=1, groups=4)
     torch.testing.assert_close(convolution(x), expected, rtol=0, atol=1e-6)
-    with torch.no_grad():  # nothing else is read, not even times a rounding error
+    with torch.no_grad():  # no other cell is read, not even with a tiny weight
         convolution.weight[:, :, [0, 4]] = 1e20
         convolution.weight[..., [0, 4]] = 1e20
     torch.testing.assert_close(convolution(x), expected, rtol=0, atol=1e-6)
@@ -132,7 +132,7 @@ def test_with_zero_image_offsets_it_is_the_local_mode():
         ({"image_offsets": True, "kernel_offsets": False}, {"offset_conv"}),
     ],
 )
-def test_generators_start_at_zero_and_learn(options, names):
+def test_generators_start_at_zero_and_get_gradients(options, names):
     convolution = block(4, padding=1, **options)
     found = generators(convolution)
     assert set(found) == names
@@ -144,7 +144,7 @@ def test_generators_start_at_zero_and_learn(options, names):
         assert generator.weight.grad.abs().max() > 0
 
 
-def test_at_first_the_kernel_does_not_depend_on_the_input():
+def test_the_initial_kernel_does_not_depend_on_the_input():
     x = torch.randn(1, 4, 7, 6)
     for options in ({}, {"mode": "global"}, {"image_offsets": True}):
         convolution = block(4, padding=1, bias=False, **options)
@@ -153,13 +153,13 @@ def test_at_first_the_kernel_does_not_depend_on_the_input():
         assert (convolution(3 * x) - 3 * convolution(x)).abs().max() > 0.01
 
 
-def test_kernel_values_start_as_wide_as_a_kernel_of_the_tap_count():
+def test_initial_values_of_the_scope_have_the_bound_of_the_kernel_size():
     weight = DeformKernelConv2d(512, 512, 3, groups=512, scope_size=7).weight
     assert weight.abs().max() <= 1 / 3
     assert weight.std().item() == pytest.approx(1 / 3 / 3**0.5, rel=0.02)
 
 
-def test_the_scope_is_one_cell_larger_than_the_kernel_if_not_given():
+def test_the_default_scope_is_one_cell_larger_than_the_kernel():
     assert block(None, kernel_size=(1, 3)).weight.shape == (4, 1, 2, 4)
 
 
@@ -177,13 +177,13 @@ def test_the_scope_is_one_cell_larger_than_the_kernel_if_not_given():
         ({"kernel_offsets": False}, "kernel_offsets must be True without image_offsets"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(arguments, message):
+def test_invalid_arguments_raise(arguments, message):
     options = {"in_channels": 8, "out_channels": 8, "kernel_size": 3, "groups": 8, **arguments}
     with pytest.raises(ValueError, match=message):
         DeformKernelConv2d(**options)
 
 
-def test_it_prints_its_options():
+def test_repr_shows_the_options():
     text = repr(block((5, 4), padding=1, rotation_groups=2, clip_to_scope=False))
     for part in ("kernel_size=(3, 3)", "padding=(1, 1)", "scope_size=(5, 4)", "mode='local'"):
         assert part in text
@@ -210,7 +210,7 @@ def test_an_exported_graph_gives_the_same(image_offsets):
 
 
 @pytest.mark.parametrize("scope_size", [3, 4, 5, 6, (5, 4)])
-def test_a_scope_is_found_that_reads_a_given_kernel(scope_size):
+def test_centered_scope_weight_reads_the_given_kernel(scope_size):
     kernel = torch.randn(4, 1, 3, 3)
     convolution = block(scope_size, padding=1, bias=False)
     with torch.no_grad():
@@ -221,7 +221,7 @@ def test_a_scope_is_found_that_reads_a_given_kernel(scope_size):
     assert (read - kernel).abs().max() < 1e-5
 
 
-def test_the_scope_of_a_given_kernel_is_the_smallest_one():
+def test_centered_scope_weight_has_minimal_norm():
     kernel = torch.randn(50, 1, 3, 3, dtype=torch.float64)
     padded = centered_scope_weight(kernel, 5)
     torch.testing.assert_close(padded, F.pad(kernel, (1, 1, 1, 1)), rtol=0, atol=1e-14)
@@ -234,7 +234,7 @@ def test_the_scope_of_a_given_kernel_is_the_smallest_one():
     assert (scope.norm() / kernel.norm()).item() == pytest.approx(2.8, abs=0.5)
 
 
-def test_a_given_kernel_must_be_depthwise_and_fit():
+def test_centered_scope_weight_of_an_invalid_kernel_raises():
     with pytest.raises(ValueError, match=r"kernel must have shape \(C, 1, k_h, k_w\), got \(4, 4,"):
         centered_scope_weight(torch.zeros(4, 4, 3, 3), 4)
     with pytest.raises(ValueError, match="scope_size must be at least kernel_size"):
@@ -242,7 +242,7 @@ def test_a_given_kernel_must_be_depthwise_and_fit():
 
 
 @pytest.mark.parametrize("options", [{}, {"mode": "global"}, {"image_offsets": True}])
-def test_the_residual_block_starts_as_the_identity_and_learns(options):
+def test_the_residual_block_starts_as_the_identity_and_gets_gradients(options):
     residual = DeformKernelResidual(64, scope_size=4, **options)
     x = torch.randn(2, 64, 5, 6)
     assert torch.equal(residual(x), x)
@@ -254,7 +254,7 @@ def test_the_residual_block_starts_as_the_identity_and_learns(options):
     assert all(p.grad.abs().max() > 0 for p in residual.parameters())
 
 
-def test_the_residual_block_is_its_parts():
+def test_the_residual_block_equals_its_parts():
     residual = randomize(DeformKernelResidual(64, scope_size=4, rotation_groups=4))
     x = torch.randn(2, 64, 5, 6)
     made = F.conv2d(residual.depthwise(x), residual.pointwise.weight)
@@ -263,6 +263,6 @@ def test_the_residual_block_is_its_parts():
     assert residual.depthwise.scope_size == (4, 4)
 
 
-def test_the_residual_block_refuses_what_does_not_fit():
+def test_the_residual_block_with_invalid_channels_raises():
     with pytest.raises(ValueError, match="channels must be a multiple of 32 and above it, got 32"):
         DeformKernelResidual(32, scope_size=4)

@@ -17,7 +17,7 @@ def random_state(channels):
     }
 
 
-def test_fixed_statistics_are_used_and_kept_in_training_while_gamma_and_beta_learn():
+def test_fixed_statistics_are_kept_in_training_while_gamma_and_beta_are_trained():
     norm, evaluated = FixedStatisticsNorm2d(5), nn.BatchNorm2d(5).eval()
     state = random_state(5)
     norm.load_state_dict(state)
@@ -37,14 +37,14 @@ def test_the_state_dict_has_the_names_of_batch_norm():
     assert list(FixedStatisticsNorm2d(3).state_dict()) == list(nn.BatchNorm2d(3).state_dict())
 
 
-def test_conversions_of_batch_norms_leave_fixed_statistics_alone():
+def test_conversions_of_batch_norms_ignore_fixed_statistics():
     network = nn.Sequential(FixedStatisticsNorm2d(3))
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     assert type(converted[0]) is FixedStatisticsNorm2d
 
 
 @pytest.mark.parametrize("kind", [FixedStatisticsNorm2d, nn.BatchNorm2d, FrozenBatchNorm2d])
-def test_scale_and_shift_are_the_norm(kind):
+def test_scale_and_shift_equal_the_norm(kind):
     norm = kind(5, eps=0.01).eval()
     norm.load_state_dict(random_state(5))
     norm.double()
@@ -54,7 +54,7 @@ def test_scale_and_shift_are_the_norm(kind):
     torch.testing.assert_close(result, norm(features))
 
 
-def test_scale_and_shift_need_no_affine_map():
+def test_scale_and_shift_of_a_norm_without_gamma_and_beta():
     norm = nn.BatchNorm2d(5, affine=False).eval()
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.5, 2)
@@ -65,12 +65,12 @@ def test_scale_and_shift_need_no_affine_map():
     )
 
 
-def test_a_norm_without_statistics_is_refused():
+def test_a_norm_without_statistics_raises():
     with pytest.raises(ValueError, match="norm must store statistics, got one with track_running"):
         scale_and_shift(nn.BatchNorm2d(3, track_running_stats=False))
 
 
-def test_a_norm_with_an_activation_or_without_statistics_is_no_affine_norm():
+def test_a_norm_with_an_activation_or_without_statistics_is_not_affine():
     assert is_affine_norm(nn.BatchNorm2d(3))
     assert not is_affine_norm(BatchNormAct2d(3))
     assert not is_affine_norm(nn.BatchNorm2d(3, track_running_stats=False))

@@ -23,7 +23,7 @@ def test_sine_embedding_golden_values():
     assert embedding.isfinite().all()
 
 
-def test_sine_embedding_does_not_see_padding():
+def test_sine_embedding_does_not_depend_on_padding():
     padding_mask = torch.ones(1, 5, 7, dtype=torch.bool)
     padding_mask[:, :4, :6] = False
     embed = SinePositionEmbedding(32)
@@ -46,12 +46,12 @@ def test_learned_embedding_starts_uniform_in_0_to_1():
     assert 0.99 < weight.max() <= 1
 
 
-def test_learned_embedding_refuses_larger_maps():
+def test_learned_embedding_of_a_larger_map_raises():
     with pytest.raises(ValueError, match=r"max_cells = 50 rows and columns, got 51 x 3; raise"):
         LearnedPositionEmbedding(8, max_cells=50)(torch.zeros(1, 51, 3, dtype=torch.bool))
 
 
-def test_embed_dim_must_fit():
+def test_invalid_embed_dim_raises():
     with pytest.raises(ValueError, match="embed_dim must be a multiple of 4, got 6"):
         SinePositionEmbedding(6)
     with pytest.raises(ValueError, match="embed_dim must be even, got 7"):

@@ -37,7 +37,7 @@ def random_predictions(N=2, Q=9, K=4, *, seed=0) -> Predictions:
     return Predictions(logits.requires_grad_(), boxes.requires_grad_())
 
 
-def test_matching_cost_and_match_are_the_golden_ones():
+def test_golden_matching_cost_and_match():
     predictions, target = golden_predictions(), golden_target()
     matcher = paper_matcher()
     cost = matcher.cost(predictions.logits[0], predictions.boxes[0], target)
@@ -48,7 +48,7 @@ def test_matching_cost_and_match_are_the_golden_ones():
     assert match.target_index.tolist() == [0, 1]
 
 
-def test_losses_are_the_golden_ones():
+def test_golden_losses():
     result = paper_criterion()(one_layer(golden_predictions()), [golden_target()], 2.0)
     golden = {"loss_class": 0.8543038, "loss_l1": 0.2, "loss_giou": 0.3892106}
     for name, expected in golden.items():
@@ -57,7 +57,7 @@ def test_losses_are_the_golden_ones():
     assert result.losses["total"].item() == pytest.approx(total, abs=1e-5)
 
 
-def test_losses_without_objects_are_the_golden_ones():
+def test_golden_losses_without_objects():
     result = paper_criterion()(one_layer(golden_predictions()), [empty_target()], 1.0)
     assert result.losses["loss_class"].item() == pytest.approx(4.3040271, abs=1e-5)
     assert result.losses["loss_l1"] == 0
@@ -125,7 +125,7 @@ def test_proposals_are_supervised_as_class_0():
         torch.testing.assert_close(together[f"encoder/{name}"], alone[name])
 
 
-def test_proposal_losses_stay_without_auxiliary_losses():
+def test_proposal_losses_are_kept_without_auxiliary_losses():
     output = ModelOutput(
         random_predictions(seed=1),
         (random_predictions(seed=2),),
@@ -142,7 +142,7 @@ def test_proposal_losses_stay_without_auxiliary_losses():
     torch.testing.assert_close(losses["total"], expected)
 
 
-def test_earlier_layers_keep_a_zero_gradient_without_auxiliary_losses():
+def test_earlier_layers_get_a_zero_gradient_without_auxiliary_losses():
     first = random_predictions(seed=2)
     output = ModelOutput(random_predictions(seed=1), (first,), None)
     paper_criterion(auxiliary=False)(output, [make_target(0), make_target(1)], 2.0).losses[
@@ -175,7 +175,7 @@ def test_more_objects_than_queries_leave_some_unmatched():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_predictions_that_are_not_finite_are_refused_with_their_place(bad):
+def test_non_finite_predictions_raise_with_image_and_layer(bad):
     good, broken = random_predictions(seed=1), random_predictions(seed=2)
     with torch.no_grad():
         broken.boxes[1, 3, 0] = bad
@@ -185,12 +185,12 @@ def test_predictions_that_are_not_finite_are_refused_with_their_place(bad):
         paper_criterion()(output, targets, 2.0)
 
 
-def test_a_matcher_without_costs_is_refused():
+def test_a_matcher_without_costs_raises():
     with pytest.raises(ValueError, match="class_cost, l1_cost or giou_cost must be above 0"):
         paper_matcher(class_cost=0, l1_cost=0, giou_cost=0)
 
 
-def test_without_a_number_of_boxes_those_of_the_targets_count():
+def test_num_boxes_defaults_to_the_count_of_the_targets():
     predictions = one_layer(random_predictions())
     targets = [make_target(3, 1, 1), make_target(2)]
     counted = paper_criterion()(predictions, targets).losses
@@ -198,12 +198,12 @@ def test_without_a_number_of_boxes_those_of_the_targets_count():
         assert torch.equal(counted[name], value)
 
 
-def test_without_objects_the_number_of_boxes_is_one():
+def test_num_boxes_without_objects_is_one():
     counted = paper_criterion()(one_layer(golden_predictions()), [empty_target()]).losses
     assert counted["loss_class"].item() == pytest.approx(4.3040271, abs=1e-5)
 
 
-def test_proposals_without_weight_are_computed_and_stay_out_of_the_total():
+def test_unweighted_proposal_losses_are_computed_but_not_in_the_total():
     proposals = random_predictions(Q=20, seed=3)
     output = ModelOutput(random_predictions(seed=1), (), proposals)
     targets = [make_target(0, 1), make_target(2)]
@@ -216,7 +216,7 @@ def test_proposals_without_weight_are_computed_and_stay_out_of_the_total():
     assert (proposals.logits.grad == 0).all()
 
 
-def test_matches_are_told_for_every_layer():
+def test_matches_are_returned_for_every_layer():
     output = ModelOutput(
         random_predictions(seed=1), (random_predictions(seed=2),), random_predictions(Q=20, seed=3)
     )

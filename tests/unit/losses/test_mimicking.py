@@ -16,7 +16,7 @@ def random_features(R=3, *, num_logits=5):
     )
 
 
-def test_identical_features_cost_nothing():
+def test_the_loss_of_identical_features_is_zero():
     features = torch.randn(4, 1024)
     torch.testing.assert_close(mimic_loss(features, features), torch.tensor(0.0), rtol=0, atol=1e-5)
     torch.testing.assert_close(
@@ -24,7 +24,7 @@ def test_identical_features_cost_nothing():
     )
 
 
-def test_orthogonal_features_cost_one_a_region_and_opposite_ones_two():
+def test_the_loss_per_region_is_one_if_orthogonal_and_two_if_opposite():
     across, along = torch.tensor([[1.0, 0.0]] * 3), torch.tensor([[0.0, 2.0]] * 3)
     assert mimic_loss(across, along).item() == 3.0
     assert mimic_loss(across, -5 * across).item() == pytest.approx(6.0)
@@ -39,7 +39,7 @@ def test_the_loss_is_the_sum_over_regions_of_one_minus_the_cosine():
     assert mimic_loss(student, teacher).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_no_regions_cost_zero_with_a_gradient_of_zeros():
+def test_the_loss_without_regions_is_zero_with_a_gradient_of_zeros():
     features = random_features(0)
     losses = mimicking_losses(features, 1.0)
     assert [value.item() for value in losses.values()] == [0.0, 0.0]
@@ -47,14 +47,14 @@ def test_no_regions_cost_zero_with_a_gradient_of_zeros():
     assert all(t.grad.shape == t.shape for t in (features.student, features.teacher))
 
 
-def test_both_sides_learn():
+def test_both_sides_get_a_gradient():
     features = random_features()
     mimic_loss(features.student, features.teacher).backward()
     for side in (features.student, features.teacher):
         assert (side.grad != 0).any(1).all()
 
 
-def test_a_feature_of_zeros_costs_one_and_has_a_finite_gradient():
+def test_the_loss_of_a_zero_feature_is_one_with_a_finite_gradient():
     student, teacher = torch.zeros(1, 4, requires_grad=True), torch.randn(1, 4)
     loss = mimic_loss(student, teacher.requires_grad_())
     loss.backward()
@@ -80,7 +80,7 @@ def test_sums_are_divided_by_the_number_of_boxes():
     torch.testing.assert_close(losses["loss_mimic_class"], expected)
 
 
-def test_features_of_two_shapes_are_refused():
+def test_features_of_different_shapes_raise():
     message = r"teacher must have the shape \(R, F\) of student, got \(3, 4\) and \(3, 5\)"
     with pytest.raises(ValueError, match=message):
         mimic_loss(torch.zeros(3, 5), torch.zeros(3, 4))

@@ -14,7 +14,7 @@ from deformable_detr.models.necks.channel_mapper import ChannelMapper
 ODD_SIZES = ((100, 134), (50, 67), (25, 34), (13, 17))
 
 
-def test_the_detector_configuration_has_the_count_of_the_specification() -> None:
+def test_golden_number_of_parameters_for_a_detector() -> None:
     assert num_parameters(ASFF(256, 4)) == 6_366_736
 
 
@@ -31,7 +31,7 @@ def test_every_level_keeps_its_shape(height: int, width: int, num_levels: int, i
     assert [m.shape for m in fusion(maps)] == [m.shape for m in maps]
 
 
-def test_every_level_keeps_its_shape_at_sizes_of_a_photo() -> None:
+def test_every_level_keeps_its_shape_at_the_sizes_of_a_real_image() -> None:
     maps = random_maps((32,) * 4, ODD_SIZES)
 
     assert [m.shape for m in ASFF(32, 4)(maps)] == [m.shape for m in maps]
@@ -43,7 +43,7 @@ def test_sizes_may_be_rounded_down_as_patch_embeddings_do() -> None:
     assert [m.shape for m in ASFF(32, 4)(maps)] == [m.shape for m in maps]
 
 
-def test_weights_sum_to_one_and_lie_between() -> None:
+def test_weights_sum_to_one_and_are_between_zero_and_one() -> None:
     fusion = ASFF(32, 4, init="uniform").eval()
     randomize(fusion)
 
@@ -54,7 +54,7 @@ def test_weights_sum_to_one_and_lie_between() -> None:
         assert level.weights.std(dim=(2, 3)).min() > 1e-3, "weights differ from cell to cell"
 
 
-def test_inspection_gives_outputs_weights_and_channel_sums() -> None:
+def test_inspection_returns_outputs_weights_and_channel_sums() -> None:
     maps = random_maps((32,) * 3, halved_sizes(21, 30, 3))
     fusion = ASFF(32, 3, init="uniform")
 
@@ -68,7 +68,9 @@ def test_inspection_gives_outputs_weights_and_channel_sums() -> None:
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
 @pytest.mark.parametrize("norm", ["group", "batch"])
-def test_the_own_start_is_the_identity_and_learns(activation: str, norm: str) -> None:
+def test_the_own_initialization_is_the_identity_and_gets_gradients(
+    activation: str, norm: str
+) -> None:
     fusion = ASFF(32, 4, norm=norm, activation=activation)
     maps = random_maps((32,) * 4, halved_sizes(33, 41, 4))
 
@@ -81,7 +83,7 @@ def test_the_own_start_is_the_identity_and_learns(activation: str, norm: str) ->
         assert level.expand.norm.weight.grad.abs().min() > 0
 
 
-def test_the_own_start_prefers_the_own_level() -> None:
+def test_the_own_initialization_favors_the_target_level() -> None:
     level = ASFF(32, 4).inspect(random_maps((32,) * 4, halved_sizes(33, 41, 4)))[2]
 
     expected = torch.tensor([0.0, 0.0, 3.0, 0.0]).softmax(dim=0)
@@ -121,7 +123,7 @@ def test_masked_padding_does_not_reach_other_cells() -> None:
     assert not torch.allclose(fused(False, maps)[0][..., :20], fused(False, other)[0][..., :20])
 
 
-def test_the_neck_gives_the_fused_maps_and_the_masks_of_the_mapper() -> None:
+def test_the_neck_returns_the_fused_maps_and_the_masks_of_the_mapper() -> None:
     fusion = ASFF(64, 3, init="uniform", mask_padding=True)
     neck = ASFFNeck((8, 16), embed_dim=64, fusion=fusion)
     mapper = ChannelMapper((8, 16), embed_dim=64, num_levels=3)
@@ -139,7 +141,7 @@ def test_the_neck_gives_the_fused_maps_and_the_masks_of_the_mapper() -> None:
     assert all(torch.equal(a, b) for a, b in masks)
 
 
-def test_weights_come_back_from_a_file(tmp_path: Path) -> None:
+def test_weights_survive_saving_and_loading(tmp_path: Path) -> None:
     fusion = ASFF(64, 2)
     randomize(fusion)
     torch.save(fusion.state_dict(), tmp_path / "asff.pth")
@@ -162,7 +164,7 @@ def test_weights_come_back_from_a_file(tmp_path: Path) -> None:
         ({"logit_activation": True}, "init must be 'uniform' with logit_activation, got 'own'"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options: dict[str, object], message: str) -> None:
+def test_invalid_options_raise(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ASFF(**{"channels": 32, "num_levels": 3, **options})
 
@@ -170,22 +172,22 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, object], message
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (((8, 8), (4, 4)), "maps must be 3, got 2"),
+        (((8, 8), (4, 4)), "number of maps must be 3, got 2"),
         (((16, 16), (8, 8), (8, 8)), "maps must halve from level to level, got sizes"),
         (((32, 32), (8, 8), (4, 4)), "ask for out_strides that double"),
     ],
 )
-def test_maps_that_do_not_halve_are_refused(sizes: tuple[tuple[int, int]], message: str) -> None:
+def test_maps_that_do_not_halve_raise(sizes: tuple[tuple[int, int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ASFF(32, 3)(random_maps((32,) * len(sizes), sizes))
 
 
-def test_masks_are_asked_for_where_they_are_needed() -> None:
+def test_missing_masks_raise() -> None:
     with pytest.raises(ValueError, match="padding_masks must be given with mask_padding"):
         ASFF(32, 3, mask_padding=True)(random_maps((32,) * 3, halved_sizes(16, 16, 3)))
 
 
-def test_the_own_start_keeps_what_stands_on_masked_padding() -> None:
+def test_the_own_initialization_keeps_features_on_masked_padding() -> None:
     maps = random_maps((32,) * 3, halved_sizes(16, 16, 3))
     masks = [torch.ones(2, *m.shape[2:], dtype=torch.bool) for m in maps]
 

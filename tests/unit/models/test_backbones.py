@@ -129,14 +129,14 @@ def test_timm_names_and_torchvision_names_give_the_same_network(tmp_path):
     assert equal_outputs(ours, theirs)
 
 
-def test_a_file_of_another_architecture_is_refused(tmp_path):
+def test_a_file_of_another_architecture_raises(tmp_path):
     path = tmp_path / "resnet34.pth"
     torch.save(torchvision.models.resnet34().state_dict(), path)
     with pytest.raises(ValueError, match=r"must fit the network by name or by order, but"):
         mobilenet_v2(weights=path)
 
 
-def test_a_name_with_another_shape_is_refused(tmp_path):
+def test_a_parameter_of_another_shape_raises(tmp_path):
     path = tmp_path / "resnet18.pth"
     state = torchvision.models.resnet18().state_dict()
     torch.save(state | {"layer1.0.conv1.weight": torch.zeros(64, 32, 3, 3)}, path)
@@ -148,18 +148,18 @@ def test_a_name_with_another_shape_is_refused(tmp_path):
     ("write", "message"),
     [
         (lambda path: path.write_bytes(b"garbage"), "must be a safetensors file or a .pth file"),
-        (lambda path: torch.save({"a": 3}, path), "must be tensors by name"),
+        (lambda path: torch.save({"a": 3}, path), "must be a state dict"),
         (lambda path: None, "backbone weights must be an existing file"),
     ],
 )
-def test_broken_weight_files_are_named(tmp_path, write, message):
+def test_broken_weight_files_raise(tmp_path, write, message):
     path = tmp_path / "weights.pth"
     write(path)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         resnet(18, weights=path)
 
 
-def test_unknown_published_weights_are_refused_with_the_names_there_are():
+def test_unknown_published_weights_raise_with_the_available_names():
     with pytest.raises(ValueError, match=r"one of \['imagenet1k_v1', .*\], got 'imagenet22k'"):
         resnet(50, weights="imagenet22k")
     with pytest.raises(ValueError, match="weights of convnext_atto must be a file or one of"):
@@ -184,12 +184,12 @@ def test_unknown_published_weights_are_refused_with_the_names_there_are():
         ),
     ],
 )
-def test_impossible_backbones_are_refused(build, message):
+def test_invalid_backbones_raise(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 
 
-def test_published_weights_are_asked_for_by_their_name(monkeypatch):
+def test_published_weights_are_requested_by_name(monkeypatch):
     network = torchvision.models.resnet18()
     member = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
     asked = []
@@ -203,10 +203,10 @@ def test_published_weights_are_asked_for_by_their_name(monkeypatch):
     assert torch.equal(backbone.body.conv1.weight, network.conv1.weight)
 
 
-def test_a_timm_network_sees_its_own_normalisation():
+def test_a_timm_network_gets_its_own_normalization():
     backbone = timm_backbone("tf_efficientnet_lite0", out_strides=(8,)).eval()
     pixels = torch.rand(1, 3, 64, 64)
     ours = normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
-    theirs = normalize(pixels, [0.5] * 3, [0.5] * 3)  # as timm states for this network
+    theirs = normalize(pixels, [0.5] * 3, [0.5] * 3)  # timm's values for this network
     with torch.no_grad():
         torch.testing.assert_close(backbone(ours)[0], backbone.body(theirs)[0])

@@ -105,7 +105,7 @@ def test_refinement_moves_the_reference_of_the_next_layer():
     torch.testing.assert_close(seen[2], predictions[1].boxes.detach())
 
 
-def test_without_refinement_references_stay_and_one_pair_of_heads_serves_all():
+def test_without_refinement_references_are_fixed_and_layers_share_heads():
     queries, memory = memory_and_queries()
     built = decoder(box_refinement=False)
     assert len(built.class_heads) == len(built.box_heads) == 1
@@ -130,7 +130,7 @@ def test_class_scores_start_at_one_percent():
         ({"box_refinement": True, "two_stage": True}, [0.0, 0.0, 0.0]),
     ],
 )
-def test_only_a_head_that_starts_from_points_starts_with_a_size(settings, expected):
+def test_only_a_head_on_points_starts_with_a_size(settings, expected):
     for head, size_logit in zip(
         decoder(**settings, randomize=False).box_heads, expected, strict=True
     ):
@@ -145,13 +145,13 @@ def test_boxes_start_with_the_golden_size():
     torch.testing.assert_close(boxes[..., 2:].mean().item(), 0.1192023, rtol=0, atol=1e-5)
 
 
-def test_heads_of_all_layers_start_alike():
+def test_heads_of_all_layers_start_equal():
     built = decoder(randomize=False)
     first = built.class_heads[0].weight
     assert all(torch.equal(head.weight, first) for head in built.class_heads)
     assert built.class_heads[1].weight is not first
 
 
-def test_two_stage_without_refinement_is_refused():
+def test_two_stage_without_refinement_raises():
     with pytest.raises(ValueError, match="box_refinement must be true for two-stage queries"):
         decoder(box_refinement=False, two_stage=True)

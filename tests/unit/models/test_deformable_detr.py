@@ -27,14 +27,14 @@ def random_images(kind="different"):
 
 
 @pytest.mark.parametrize("variant", COUNTS)
-def test_parameters_are_as_many_as_the_official_ones(variant):
+def test_the_number_of_parameters_is_the_official_one(variant):
     detector = full_detector(variant)
     parameters = list(detector.parameters())
     assert sum(p.numel() for p in parameters) == COUNTS[variant]
     assert sum(p.numel() for p in parameters if not p.requires_grad) == 222_400
 
 
-def test_roles_are_as_large_as_the_official_groups():
+def test_roles_have_the_sizes_of_the_official_groups():
     detector = full_detector("multi_scale")
     roles = detector.parameter_roles()
     assert roles.keys() == dict(detector.named_parameters()).keys()
@@ -72,7 +72,7 @@ def test_every_trainable_parameter_gets_a_gradient(variant, targets, auxiliary):
 
 
 @pytest.mark.parametrize("auxiliary", [True, False])
-def test_everything_that_makes_proposals_and_queries_learns(auxiliary):
+def test_all_parts_of_proposals_and_queries_get_gradients(auxiliary):
     detector = small_detector("two_stage")
     randomize_weights(detector)
     criterion = build_criterion(RunConfig(loss=LossConfig(auxiliary=auxiliary)))

@@ -24,7 +24,7 @@ def detector(*roles: str, more: tuple[str, ...] = ()) -> DeformableDETR:
 
 
 def step(model: DeformableDETR) -> list[str]:
-    """Take a step; returns the roles of the optimiser's groups."""
+    """Take a step, and return the roles of the optimizer's groups."""
     groups = paper_groups(model, lr=1e-2, lr_by_role=dict.fromkeys(ROLES, 1e-2))
     state = TrainState(model, adamw(groups), CONSTANT, label_space=LABEL_SPACE, config={})
     model.train()
@@ -38,7 +38,7 @@ ROLES = ("backbone", "sampling", "backbone_sampling")
 
 
 @pytest.mark.parametrize("frozen", [("backbone",), ("sampling",), ("backbone", "default")])
-def test_a_frozen_role_is_in_no_group_and_does_not_move(frozen: tuple[str, ...]) -> None:
+def test_a_frozen_role_is_in_no_group_and_unchanged(frozen: tuple[str, ...]) -> None:
     model = detector(*frozen, more=BATCH_NORM)
     before = copy.deepcopy(dict(model.named_parameters()))
     groups = step(model)
@@ -53,7 +53,7 @@ def test_a_frozen_role_is_in_no_group_and_does_not_move(frozen: tuple[str, ...])
     assert moved
 
 
-def test_the_statistics_of_a_frozen_backbone_stay_and_those_of_another_move() -> None:
+def test_statistics_are_updated_unless_the_backbone_is_frozen() -> None:
     for roles, stay in ((("backbone",), True), (("sampling",), False)):
         model = detector(*roles, more=BATCH_NORM)
         before = {name: value.clone() for name, value in model.backbone.named_buffers()}
@@ -63,7 +63,7 @@ def test_the_statistics_of_a_frozen_backbone_stay_and_those_of_another_move() ->
         assert all(same) if stay else not any(same)
 
 
-def test_nothing_drops_out_of_what_is_frozen_entirely() -> None:
+def test_entirely_frozen_modules_have_no_dropout() -> None:
     model = detector("default", "sampling").train()
     assert not any(module.training for module in model.encoder.modules())
     assert model.backbone.training
@@ -73,7 +73,7 @@ def test_nothing_drops_out_of_what_is_frozen_entirely() -> None:
     assert not mixed.encoder.layers[0].self_attn.sampling_offsets.training
 
 
-def test_offsets_of_a_frozen_backbone_are_a_role_of_their_own() -> None:
+def test_offsets_of_a_backbone_have_their_own_role() -> None:
     model = detector("backbone", more=(DEFORMABLE,))
     trained = {n for n, p in model.backbone.named_parameters() if p.requires_grad}
     assert trained
@@ -82,7 +82,7 @@ def test_offsets_of_a_frozen_backbone_are_a_role_of_their_own() -> None:
     assert not any(parameter.requires_grad for parameter in both.backbone.parameters())
 
 
-def test_a_role_that_nothing_has_is_refused() -> None:
+def test_a_role_without_parameters_raises() -> None:
     with pytest.raises(
         ValueError, match=r"roles of this model \(backbone, default, sampling\), got"
     ):
@@ -96,6 +96,6 @@ def test_a_copy_freezes_its_own_modules() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_a_detector_without_anything_to_train_is_refused() -> None:
+def test_a_detector_without_trained_parameters_raises() -> None:
     with pytest.raises(ValueError, match="at least one parameter must be trained, got none"):
         paper_groups(detector("backbone", "sampling", "default"))

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the same numbers out of less memory."""
+"""Gradient checkpointing: the same gradients with less memory."""
 
 import pytest
 import torch
@@ -29,9 +29,7 @@ def gradients(model: DeformableDETR, *, low_precision: bool) -> list[Tensor]:
 
 @pytest.mark.parametrize("low_precision", [False, True])
 @pytest.mark.parametrize("variant", ["multi_scale", "refine", "two_stage"])
-def test_gradients_are_bitwise_those_without_it_dropout_and_all(
-    variant: str, low_precision: bool
-) -> None:
+def test_gradients_are_bitwise_the_same_with_dropout(variant: str, low_precision: bool) -> None:
     plain, saving = (
         small_detector(variant, *DROPOUT, *more, num_classes=NUM_CLASSES) for more in ((), (ON,))
     )
@@ -45,9 +43,9 @@ def test_gradients_are_bitwise_those_without_it_dropout_and_all(
 
 
 def kept_bytes(model: DeformableDETR) -> int:
-    """Bytes of the different storages that a forward pass keeps for backward, weights apart."""
+    """Return the bytes of all storages, except weights, that a forward pass saves for backward."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, Tensor] = {}  # which the tensors keep alive, so that no address comes twice
+    kept: dict[int, Tensor] = {}  # keeps the tensors alive, so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor
@@ -58,7 +56,7 @@ def kept_bytes(model: DeformableDETR) -> int:
     return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
 
 
-def test_six_and_six_layers_keep_less_than_60_percent() -> None:
+def test_six_and_six_layers_need_less_than_60_percent_of_the_memory() -> None:
     plain, saving = (
         build_model(load_config("deformable_detr_r50", ["model.backbone.weights=none", *more]))
         for more in ((), (ON,))

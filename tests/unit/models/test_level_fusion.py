@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from deformable_detr.models.necks.level_fusion import ConvNormAct, LevelFusion
 
 YOLO = {"norm": "batch", "init": "uniform", "compress_equal": False}
-# (channels finest first, out_channels by level finest first, activation): specification, section 3.
+# Published configurations: (channels, out_channels by level, activation), finest first.
 YOLOV3 = ((256, 256, 512), (256, 512, 1024), "leaky_relu")
 MOBILE = ((128, 256, 512), (256, 512, 1024), "relu6")
 
@@ -68,7 +68,7 @@ def _with_logits(level: int, bias: Sequence[float]) -> LevelFusion:
 
 
 @pytest.mark.parametrize("level", range(4))
-def test_equal_logits_give_the_mean_of_the_resizedrandom_maps(level: int) -> None:
+def test_equal_logits_give_the_mean_of_the_resized_maps(level: int) -> None:
     fusion = _with_logits(level, (0, 0, 0, 0))
     maps = random_maps((8, 12, 16, 8), halved_sizes(41, 37, 4))
 
@@ -113,7 +113,7 @@ def _repeat(x: Tensor, factor: int) -> Tensor:
 
 
 def _plain_yolov3(fusion: LevelFusion, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Section 3's table, line by line: (output, weights). Its level 0 is the coarsest."""
+    """Transcribe the published YOLOv3 block, whose level 0 is the coarsest: (output, weights)."""
     fine, middle, coarse = maps
     r = fusion.resizers
     match fusion.level:
@@ -188,7 +188,7 @@ def test_the_article_logits_have_a_lower_bound_and_ours_do_not(logit_activation:
         (0, 64, r"out_channels must be the target's 32 with init 'own', got 64"),
     ],
 )
-def test_levels_and_widths_that_do_not_fit_are_refused(
+def test_invalid_levels_and_widths_raise(
     level: int, out_channels: int | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

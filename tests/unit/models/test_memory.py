@@ -17,7 +17,7 @@ def golden_pyramid() -> Pyramid:
     return Pyramid(maps, tuple(masks))
 
 
-def test_reference_points_are_the_golden_ones():
+def test_golden_reference_points():
     points = encoder_reference_points(golden_memory())[0]
     expected = {
         0: ((1 / 6, 0.25), (0.125, 0.25)),
@@ -28,7 +28,7 @@ def test_reference_points_are_the_golden_ones():
         torch.testing.assert_close(points[token], torch.tensor(levels), rtol=0, atol=1e-5)
 
 
-def test_memory_stands_level_after_level_and_row_by_row():
+def test_memory_is_ordered_by_level_and_row():
     pyramid = golden_pyramid()
     position = SinePositionEmbedding(32)
     builder = MemoryBuilder(position, embed_dim=32, num_levels=2)
@@ -54,12 +54,12 @@ def test_neck_takes_further_levels_from_the_last_map_and_then_from_each_other():
     fourth = neck.norms[3](neck.projections[3](third))
     torch.testing.assert_close(pyramid.maps[3], fourth)
     rows = [mask[0, :, 0].tolist() for mask in pyramid.padding_masks]
-    # Nearest neighbour: row i of a map of h rows reads row floor(i * 104 / h).
+    # Nearest neighbor: row i of a map of h rows reads row floor(i * 104 / h).
     assert rows[2] == [False, False, False, True]
     assert rows[3] == [False, False]
 
 
-def test_neck_starts_as_the_paper_says():
+def test_neck_has_the_initialization_of_the_paper():
     neck = ChannelMapper((64,), embed_dim=256, num_levels=2)
     for projection in neck.projections:
         assert (projection.bias == 0).all()

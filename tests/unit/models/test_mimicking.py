@@ -15,7 +15,7 @@ from deformable_detr.structures import ImageBatch, Target
 
 
 class SmallBackbone(Backbone):
-    """Two maps; remembers what it has been shown."""
+    """A backbone with two maps that records its inputs."""
 
     def __init__(self):
         super().__init__()
@@ -102,7 +102,7 @@ def test_a_box_without_area_gives_a_finite_crop():
     assert crop.isfinite().all()
 
 
-def test_an_image_has_a_random_choice_of_at_most_the_regions_allowed():
+def test_at_most_max_regions_per_image_are_chosen_at_random():
     backbone, images, hidden = SmallBackbone(), two_images(), torch.randn(2, 40, 12)
     mimicking = build(max_regions=4)
     labels = [i % 5 for i in range(40)]
@@ -124,7 +124,7 @@ def test_an_image_has_a_random_choice_of_at_most_the_regions_allowed():
     assert torch.cat(chosen).unique().numel() > 20
 
 
-def test_without_objects_the_backbone_rests_and_every_parameter_has_a_gradient():
+def test_without_objects_the_backbone_is_not_run_and_all_parameters_get_gradients():
     backbone, mimicking = SmallBackbone(), build()
     targets = [make_target(), make_target()]
     features = mimicking(backbone, two_images(), torch.randn(2, 4, 12), targets, [match(), match()])
@@ -137,26 +137,26 @@ def test_without_objects_the_backbone_rests_and_every_parameter_has_a_gradient()
         assert (parameter.grad == 0).all(), name
 
 
-def test_both_branches_the_queries_and_the_backbone_learn():
+def test_both_branches_the_queries_and_the_backbone_get_gradients():
     backbone, mimicking = SmallBackbone(), build()
     hidden = torch.randn(2, 4, 12, requires_grad=True)
     targets = [make_target(3, 1), make_target()]
     features = mimicking(backbone, two_images(), hidden, targets, [match((2, 1)), match()])
     mimicking_losses(features, 1.0)["loss_mimic"].backward()
     assert (hidden.grad[0, 2] != 0).all()
-    assert hidden.grad.count_nonzero() == 12  # positives only
+    assert hidden.grad.count_nonzero() == 12  # matched queries only
     for module in (mimicking.student, mimicking.teacher, backbone):
         for name, parameter in module.named_parameters():
             assert parameter.grad.count_nonzero() > 0, name
 
 
-def test_eval_mode_refuses_to_run():
+def test_eval_mode_raises():
     arguments = (SmallBackbone(), two_images(), torch.randn(2, 4, 12))
     with pytest.raises(RuntimeError, match="feature mimicking must only run in training"):
         build().eval()(*arguments, [make_target(), make_target()], [match(), match()])
 
 
-def test_a_limit_of_no_regions_is_refused():
+def test_max_regions_of_zero_raises():
     with pytest.raises(ValueError, match="max_regions must be at least 1, got 0"):
         build(max_regions=0)
 
@@ -190,10 +190,10 @@ def total_loss(replica, model, images, targets):
     return criterion.add_mimicking(result.losses, features, 2.0)["total"]
 
 
-# The backbone's layout on a CPU gives 1x1 kernels gradients of other strides.
+# With the memory layout of the backbone on a CPU, gradients of 1x1 kernels have other strides.
 @pytest.mark.filterwarnings("ignore:Grad strides do not match bucket view:UserWarning")
-def test_under_data_parallelism_every_gradient_arrives_with_and_without_objects():
-    """The crops go around the wrapper, which counts each parameter once all the same."""
+def test_data_parallel_gradients_are_complete_with_and_without_objects():
+    """The crops bypass the wrapper, which still reduces every gradient once."""
     model = MimickingDetector().train()
     images = ImageBatch.from_images([torch.randn(3, 64, 64), torch.randn(3, 60, 64)])
     some, none = [make_target(3), make_target(1, 0)], [make_target(), make_target()]
@@ -214,7 +214,7 @@ def test_under_data_parallelism_every_gradient_arrives_with_and_without_objects(
         dist.destroy_process_group()
 
 
-def test_mimicking_can_be_learnt():
+def test_training_reduces_the_mimicking_losses():
     torch.manual_seed(0)
     backbone, mimicking, hidden = SmallBackbone(), build(), nn.Parameter(torch.randn(1, 4, 12))
     images = ImageBatch.from_images([torch.randn(3, 64, 64)])

@@ -25,7 +25,7 @@ SIZES = ((150, 210), (134, 180))
 
 
 def detectors(neck: str, *overrides: str) -> tuple[DeformableDETR, DeformableDETR]:
-    """A plain detector with random weights, and one with the neck that took them over."""
+    """Build a plain detector with random weights, and one with the neck and these weights."""
     levels = f"model.neck.num_levels={5 if neck == 'asff_masked' else 4}"
     plain = small_detector("refine", levels, *overrides).eval()
     randomize_weights(plain)
@@ -59,7 +59,7 @@ def test_the_detector_starts_as_the_one_it_is_fine_tuned_from(
 def test_every_parameter_has_a_gradient(neck: str, labels: tuple[int, ...]) -> None:
     config = reduced_config("deformable_detr_r50_two_stage", f"model.neck={NECKS[neck]}")
     model = build_model(config, num_classes=5)
-    randomize_weights(model)  # at the start, weights behind a gamma of zero have none
+    randomize_weights(model)  # weights before an initial gamma of zero have no gradient
     output = model([torch.randn(3, *size) for size in SIZES])
     targets = [make_target(*labels), make_target()]
     build_criterion(config)(output, targets).losses["total"].backward()
@@ -72,17 +72,17 @@ def test_every_parameter_has_a_gradient(neck: str, labels: tuple[int, ...]) -> N
         assert all(parameters[name].grad.abs().sum() > 0 for name in added)
 
 
-def test_rotation_generators_have_the_rate_of_sampling() -> None:
+def test_rotation_generators_have_the_role_of_sampling() -> None:
     model = small_detector("multi_scale", f"model.neck={NECKS['deform_kernel']}")
     roles = model.parameter_roles()
     generators = [name for name in roles if "rotation_conv" in name]
-    assert len(generators) == 2 * 4  # a weight and a bias a level
+    assert len(generators) == 2 * 4  # a weight and a bias per level
     assert {roles[name] for name in generators} == {"sampling"}
     rest = [n for n in roles if n.startswith("neck.") and n not in generators]
     assert {roles[name] for name in rest} == {"default"}
 
 
-def test_one_level_has_nothing_to_fuse() -> None:
+def test_fusion_of_one_level_raises() -> None:
     with pytest.raises(ConfigError, match=r"neck\.num_levels"):
         load_config("deformable_detr_r50", ["model.neck={kind: asff, num_levels: 1}"])
 

@@ -25,7 +25,7 @@ def start_of(memory):
     return proposal_logits(memory.level_shapes, *masks, base_size=0.05)
 
 
-def test_start_boxes_are_the_golden_ones():
+def test_golden_start_boxes():
     logits, is_valid = start_of(golden_memory())
     first = torch.tensor([-1.0986123, -1.0986123, -2.9444389, -2.9444389])
     seventh = torch.tensor([0.0, 0.0, -2.1972246, -2.1972246])
@@ -59,7 +59,7 @@ def test_a_sixth_level_is_too_coarse_to_propose():
     assert not is_valid[0, 80:].any()
 
 
-def test_box_embedding_is_the_golden_one():
+def test_golden_box_embedding():
     embedding = box_embedding(torch.tensor([0.0, 1.0, -1.0, 2.0]).sigmoid(), 512)
     channels = [0, 1, 2, 128, 129, 256, 257, 384, 385]
     golden = [-1e-7, -1, 0.4087512, -0.9929264, -0.1187316, 0.9929264, -0.1187318, -0.6808878]

@@ -1,4 +1,4 @@
-"""Other convolutions in backbones: what is replaced, and that it starts as what was there."""
+"""Replacement of convolutions in backbones: selection, and equality at the start."""
 
 import copy
 
@@ -62,7 +62,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize(("network", "replacement"), CASES)
 @torch.no_grad()
-def test_features_start_as_the_plain_ones_relative_to_the_largest(network, replacement):
+def test_initial_features_equal_the_plain_ones(network, replacement):
     make, _ = NETWORKS[network]
     backbone = make().eval()
     randomize_weights(backbone)
@@ -74,7 +74,7 @@ def test_features_start_as_the_plain_ones_relative_to_the_largest(network, repla
         assert (result - feature).abs().max() < 1e-4 * feature.abs().max()
 
 
-def test_a_resnet50_with_v2_has_13_blocks_and_lacks_their_generators_alone():
+def test_weights_of_a_resnet50_lack_only_conv_offset_of_13_v2_blocks():
     backbone = resnet(50)
     names = replace_convs(backbone, modulated_deform_conv(mask_scale=2.0), strides=STRIDES)
     blocks = [m for m in backbone.modules() if isinstance(m, ModulatedDeformConv2d)]
@@ -91,11 +91,11 @@ def test_a_resnet50_with_v2_has_13_blocks_and_lacks_their_generators_alone():
 
 
 @torch.no_grad()
-def test_a_resnet101_has_30():
+def test_a_resnet101_has_30_blocks():
     assert len(replace_convs(resnet(101), deform_conv(), strides=STRIDES)) == 30
 
 
-def test_only_blocks_of_the_given_strides_are_replaced_and_frozen_ones_stay():
+def test_only_trained_blocks_of_the_given_strides_are_replaced():
     assert len(replace_convs(resnet(50), deform_conv(), strides=(32,))) == 3
     assert (
         len(replace_convs(resnet(50, freeze_up_to_stride=8), deform_conv(), strides=STRIDES)) == 9
@@ -104,7 +104,7 @@ def test_only_blocks_of_the_given_strides_are_replaced_and_frozen_ones_stay():
         replace_convs(resnet(50), deform_conv(), strides=(4,))
 
 
-def test_what_cannot_be_is_refused_and_changes_nothing():
+def test_invalid_replacements_raise_and_change_nothing():
     backbone = resnet(18)
     with pytest.raises(ValueError, match="must have a trained depthwise convolution"):
         replace_convs(backbone, deform_kernel(scope_size=5), strides=STRIDES)
@@ -154,7 +154,7 @@ def _short(kind):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_each_parameter_is_in_one_group_and_generators_learn_at_a_tenth(kind):
+def test_each_parameter_is_in_one_group_and_generators_have_a_tenth_of_the_rate(kind):
     model, config = detector(CONFIGS[kind])
     optimizer = build_optimizer(config.train.optimizer, model)
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
@@ -173,7 +173,7 @@ def test_each_parameter_is_in_one_group_and_generators_learn_at_a_tenth(kind):
         assert slow["lr"] == pytest.approx(0.1 * found["backbone"]["lr"])
 
 
-def test_generators_outside_the_backbone_learn_as_the_sampling_does():
+def test_generators_outside_the_backbone_have_the_rate_of_sampling():
     model, _ = detector("{kind: plain}")
     model.neck.extra = nn.Sequential(OffsetGenerator(4, 18, 3))
     roles = model.parameter_roles()

@@ -1,4 +1,4 @@
-"""Which back-end a call gets, and what is said where the fast one is missing."""
+"""Choice of the back-end, and messages if the native one is not available."""
 
 import runpy
 import sys
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def pure_install(monkeypatch):
-    """As if there were no compiled module."""
+    """Simulate an installation without the compiled module."""
     monkeypatch.setattr(library, "LOAD_ERROR", ImportError("No module named '_C'"))
     dispatch._warn_of_reference.cache_clear()
     yield
@@ -25,7 +25,7 @@ def pure_install(monkeypatch):
 
 @pytest.fixture
 def compiled_for(monkeypatch):
-    """As if the CUDA kernels were compiled for some architectures, and the device were another."""
+    """Simulate CUDA kernels compiled for some architectures, and a device of another."""
 
     def pretend(architectures, capability):
         monkeypatch.setattr(library, "LOAD_ERROR", None)
@@ -49,7 +49,7 @@ def one_sample():
     )
 
 
-def test_a_pure_install_computes_and_says_once_what_it_costs(pure_install):
+def test_a_pure_install_computes_and_warns_once(pure_install):
     message = r"runs in plain PyTorch on cpu, measured .* slower .*: the native ops are not built"
     with pytest.warns(RuntimeWarning, match=message) as warned:
         outputs = [ms_deform_attn(*one_sample()).item() for _ in range(3)]
@@ -57,7 +57,7 @@ def test_a_pure_install_computes_and_says_once_what_it_costs(pure_install):
     assert [warning.filename for warning in warned] == [__file__]
 
 
-def test_a_pure_install_refuses_the_native_back_end(pure_install):
+def test_the_native_back_end_of_a_pure_install_raises(pure_install):
     message = (
         r"the native ops are not built; reinstall with a C\+\+ compiler "
         r"\(No module named '_C'\), or choose backend='reference'"
@@ -66,12 +66,12 @@ def test_a_pure_install_refuses_the_native_back_end(pure_install):
         ms_deform_attn(*one_sample(), backend="native")
 
 
-def test_asking_for_the_reference_never_warns(pure_install, recwarn):
+def test_requesting_the_reference_never_warns(pure_install, recwarn):
     ms_deform_attn(*one_sample(), backend="reference")
     assert len(recwarn) == 0
 
 
-def test_a_pure_install_still_lists_both(pure_install):
+def test_a_pure_install_still_lists_both_back_ends(pure_install):
     backends = available_backends()
     assert backends["reference"] == ""
     assert backends["native"].startswith("the native ops are not built")
@@ -87,13 +87,13 @@ def test_a_device_that_has_no_kernels_uses_the_reference_without_a_warning(recwa
     ("architectures", "capability"),
     [
         ("sm_80", (8, 0)),
-        ("sm_80", (8, 9)),  # machine code serves its generation
+        ("sm_80", (8, 9)),  # machine code runs on its generation
         ("sm_75 sm_90", (9, 0)),
         ("sm_90a", (9, 0)),
-        ("sm_75 compute_80", (12, 0)),  # PTX serves every later one
+        ("sm_75 compute_80", (12, 0)),  # PTX runs on every later one
     ],
 )
-def test_a_gpu_the_binary_has_code_for_is_served(compiled_for, architectures, capability):
+def test_a_gpu_with_compiled_code_is_supported(compiled_for, architectures, capability):
     assert compiled_for(architectures, capability) == ""
 
 
@@ -107,7 +107,7 @@ def test_a_gpu_the_binary_has_code_for_is_served(compiled_for, architectures, ca
         ("compute_120", (9, 0)),
     ],
 )
-def test_a_gpu_the_binary_lacks_is_named_with_the_remedy(compiled_for, architectures, capability):
+def test_an_unsupported_gpu_is_named_with_the_remedy(compiled_for, architectures, capability):
     major, minor = capability
     assert compiled_for(architectures, capability) == (
         f"the native ops are built for {architectures}, not for GPU X (sm_{major}{minor}); "
@@ -115,7 +115,7 @@ def test_a_gpu_the_binary_lacks_is_named_with_the_remedy(compiled_for, architect
     )
 
 
-def test_a_binary_without_cuda_says_so(compiled_for):
+def test_a_binary_without_cuda_is_reported(compiled_for):
     assert compiled_for("", (9, 0)).startswith("the native ops are built without CUDA")
 
 

@@ -17,7 +17,7 @@ BOTH = pytest.mark.parametrize("operator", [deform_conv2d, deform_conv2d_core_py
 def random_call(
     *, groups=1, offset_groups=1, stride=1, padding=0, dilation=1, dtype=torch.float64, spread=2.0
 ):
-    """Input, offset, weight, bias, geometry and mask of a 3x2 kernel on a 7x8 map."""
+    """Return input, offset, weight, bias, geometry and mask of a 3x2 kernel on a 7x8 map."""
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape):
@@ -31,7 +31,7 @@ def random_call(
 
 
 def loop(input, offset, weight, bias, stride, padding, dilation, mask):
-    """The definition, one number after another."""
+    """Compute the definition with plain loops."""
     (N, C, H, W), (num_outputs, per_group, k_h, k_w) = input.shape, weight.shape
     taps, groups = k_h * k_w, C // per_group
     per_offset_group = C // (offset.shape[1] // (2 * taps))
@@ -63,7 +63,7 @@ def loop(input, offset, weight, bias, stride, padding, dilation, mask):
 @BOTH
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("offset_groups", [1, 4])
-def test_the_operator_is_the_sum_of_its_definition(operator, groups, offset_groups):
+def test_the_operator_equals_its_definition(operator, groups, offset_groups):
     arguments = random_call(
         groups=groups, offset_groups=offset_groups, stride=2, padding=1, dilation=2
     )
@@ -124,7 +124,7 @@ def test_offsets_of_whole_pixels_shift_the_input_of_each_tap(operator):
     input, offset, weight, _, stride, padding, dilation, mask = random_call()
     shift = torch.randint(-2, 3, (6, 2), generator=torch.Generator().manual_seed(1))
     whole = shift.flatten().to(offset).view(1, 12, 1, 1).expand_as(offset)
-    # Beyond the map lie zeros, of which five rows and columns are within reach.
+    # Outside the map are zeros; five rows and columns of them are within reach.
     framed = F.pad(input, (5, 5, 5, 5))
     expected = 0.0
     for tap, (dy, dx) in enumerate(shift.tolist()):
@@ -178,7 +178,7 @@ def test_it_equals_torchvision_in_values_and_gradients(operator, groups, offset_
 
 @BOTH
 @pytest.mark.parametrize("offset_groups", [1, 2])
-def test_every_gradient_is_that_of_finite_differences(operator, offset_groups):
+def test_gradients_equal_finite_differences(operator, offset_groups):
     input, offset, weight, bias, *geometry, mask = random_call(
         offset_groups=offset_groups, stride=2, dilation=2, padding=2
     )
@@ -196,7 +196,7 @@ def test_every_gradient_is_that_of_finite_differences(operator, offset_groups):
 
 @BOTH
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_sample_with_an_offset_that_is_not_finite_is_zero_without_gradient(operator, bad):
+def test_a_sample_with_a_non_finite_offset_is_zero_without_gradient(operator, bad):
     input, offset, weight, _, *geometry, mask = random_call()
     without = mask.clone()
     without[:, 2, 1], without[:, 4, 3, 2] = 0, 0
@@ -227,19 +227,19 @@ def test_a_low_precision_input_is_rounded_once_at_the_end(operator, dtype, under
 
 
 @BOTH
-def test_no_images_give_no_images(operator):
+def test_an_empty_batch_gives_an_empty_batch(operator):
     input, offset, weight, bias, *geometry, mask = random_call()
     output = operator(input[:0], offset[:0], weight, bias, *geometry, mask[:0])
     assert output.shape == (0, 4, *offset.shape[2:])
 
 
-def test_the_block_layout_becomes_rows_and_columns_in_turn():
+def test_the_block_layout_is_converted_to_alternating_rows_and_columns():
     offset = torch.cat((torch.arange(9.0), 100 + torch.arange(9.0))).view(1, 18, 1, 1)
     expected = [value for tap in range(9) for value in (tap, 100 + tap)]
     assert offsets_from_block_layout(offset).flatten().tolist() == expected
 
 
-def test_a_converted_generator_gives_converted_offsets():
+def test_a_converted_generator_predicts_converted_offsets():
     features, weight, bias = torch.randn(2, 5, 6, 7), torch.randn(18, 5, 3, 3), torch.randn(18)
     converted = F.conv2d(
         features, offsets_from_block_layout(weight, dim=0), offsets_from_block_layout(bias, dim=0)
@@ -280,15 +280,15 @@ def test_the_operator_on_converted_offsets_is_the_resampled_map_of_that_layout()
         ("input", lambda t: t[:, :, :2], r"input must be as large as the kernel \(3, 2\)"),
     ],
 )
-def test_shapes_that_disagree_are_refused(operator, name, change, message):
+def test_mismatched_shapes_raise(operator, name, change, message):
     names = ("input", "offset", "weight", "bias", "stride", "padding", "dilation", "mask")
-    # Two groups, of which three outputs cannot be made.
+    # Three output channels are not divisible by two groups.
     arguments = dict(zip(names, random_call(groups=2), strict=True))
     arguments[name] = change(arguments[name])
     with pytest.raises(ValueError, match=message):
         operator(**arguments)
 
 
-def test_an_odd_number_of_offsets_is_no_block_layout():
+def test_a_block_layout_with_an_odd_number_of_offsets_raises():
     with pytest.raises(ValueError, match="offset must have an even number of entries along dim 1"):
         offsets_from_block_layout(torch.zeros(1, 9, 2, 2))

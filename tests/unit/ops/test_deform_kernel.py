@@ -21,7 +21,7 @@ UNEVEN = ConvGeometry((3, 2), stride=(2, 1), padding=(2, 1), dilation=(1, 2))
 
 
 def read_scope(scope, kernel_size, offsets=None, *, clip_to_scope=False):
-    """Kernel values read from one scope; offsets: {(a, b): (row, column)}."""
+    """Read kernel values from one scope; offsets: {(a, b): (row, column)}."""
     scope = torch.as_tensor(scope, dtype=torch.float32)
     rotation = torch.zeros(kernel_size, kernel_size, 2)
     for tap, offset in (offsets or {}).items():
@@ -79,7 +79,7 @@ def test_clipping_keeps_every_coordinate_in_the_scope_of_its_axis():
 @pytest.mark.parametrize("geometry", [SAME, UNEVEN])
 @pytest.mark.parametrize("function", PATHS)
 def test_agrees_with_loops(function, geometry, image_offsets, clip_to_scope):
-    # Offsets reach far out of scope and map; two groups of four channels show c % R.
+    # Offsets reach far outside scope and map; two groups of four channels cover c % R.
     tensors = random_call(
         geometry, groups=2, scope=(4, 5), size=(5, 4), image_offsets=image_offsets, spread=2.0
     )
@@ -114,7 +114,7 @@ def test_gradients_agree_with_finite_differences(function, image_offsets):
         batch=1,
         image_offsets=image_offsets,
     )
-    for offsets in tensors[2:]:  # away from the kinks at whole cells
+    for offsets in tensors[2:]:  # avoids the kinks at whole cells
         whole = (offsets.detach() * 2).round() / 2
         offsets.data.copy_(whole + 0.25 + 0.1 * (offsets.detach() - whole))
     tensors[0].data.add_(3)  # so that features from the map and zeros outside differ
@@ -128,7 +128,7 @@ def test_gradients_agree_with_finite_differences(function, image_offsets):
 @pytest.mark.parametrize("scope", [(3, 3), (4, 4), (5, 5)])
 @pytest.mark.parametrize("image_offsets", [False, True])
 def test_both_paths_have_the_same_gradients_at_zero_offsets(scope, image_offsets):
-    """Where a new module starts: odd scopes and zero image offsets lie on kinks."""
+    """Initial parameters lie on kinks: odd scopes and zero image offsets."""
     tensors = random_call(
         SAME, scope=scope, image_offsets=image_offsets, spread=0.0, dtype=torch.float32
     )
@@ -153,11 +153,11 @@ def test_the_derivative_on_a_cell_is_from_above_and_on_the_last_from_below(
     (grad,) = torch.autograd.grad(output, rotation)
     is_clipped = clip_to_scope and not 0 <= column <= 2
     assert grad[0, 1].item() == (0 if is_clipped else slope)
-    assert not clip_to_scope or grad[0, 0].item() == 0  # a scope of one row has no other
+    assert not clip_to_scope or grad[0, 0].item() == 0  # the scope has one row
 
 
 @pytest.mark.parametrize("image_offsets", [False, True])
-def test_channels_taken_in_parts_give_the_same(image_offsets, monkeypatch):
+def test_channels_in_chunks_give_the_same_result(image_offsets, monkeypatch):
     tensors = random_call(SAME, channels=10, groups=2, image_offsets=image_offsets)
     expected, expected_gradients = gradients(
         deform_kernel_conv2d_by_products, tensors, geometry=SAME
@@ -169,7 +169,7 @@ def test_channels_taken_in_parts_give_the_same(image_offsets, monkeypatch):
         assert_same(one, other, 1e-12)
 
 
-def test_gradients_that_are_not_wanted_are_not_needed():
+def test_a_gradient_does_not_depend_on_the_other_gradients():
     x, weight, rotation = random_call(SAME)
     _, expected = gradients(deform_kernel_conv2d, [x, weight, rotation], geometry=SAME)
     frozen = deform_kernel_conv2d(x.detach(), weight.detach(), rotation, geometry=SAME)
@@ -188,7 +188,7 @@ def test_low_precision_is_rounded_once_at_the_end(dtype):
     assert torch.equal(actual, exact.to(dtype))
 
 
-def test_inputs_in_other_memory_orders_give_the_same():
+def test_inputs_in_other_memory_orders_give_the_same_result():
     x, weight, rotation = random_call(SAME)
     expected = deform_kernel_conv2d(x, weight, rotation, geometry=SAME)
     last = [t.detach().contiguous(memory_format=torch.channels_last) for t in (x, rotation)]
@@ -214,7 +214,7 @@ def test_inputs_in_other_memory_orders_give_the_same():
         ({"offsets": (2, 36, 6, 7)}, r"image_offsets must have shape \(2, 18, 6, 7\), got \(2, 36"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(change, message):
+def test_mismatched_shapes_raise(change, message):
     shapes = {
         "x": (2, 4, 6, 7),
         "weight": (4, 1, 4, 4),

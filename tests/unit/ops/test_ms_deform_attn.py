@@ -24,7 +24,7 @@ def random_inputs(dtype=torch.float64, *, N=2, Q=5, M=2, D=3, P=2, shapes=LEVEL_
 
 
 def sampled_by_definition(value, level_shapes, locations, weights):
-    """Equation 3 with plain loops over everything."""
+    """Compute equation 3 with plain loops."""
     N, _, M, D = value.shape
     _, Q, _, L, P, _ = locations.shape
     output = torch.zeros(N, Q, M, D, dtype=value.dtype)
@@ -155,12 +155,12 @@ def change(index, value):
         (change(3, lambda t: t.float()), "attention_weights must be torch.float64"),
     ],
 )
-def test_wrong_arguments_are_named(apply, message):
+def test_invalid_arguments_raise(apply, message):
     with pytest.raises(ValueError, match=message):
         ms_deform_attn(*apply(random_inputs()))
 
 
-def test_unknown_backend_is_refused():
+def test_an_unknown_backend_raises():
     with pytest.raises(ValueError, match=r"backend must be one of .*, got 'cudnn'"):
         ms_deform_attn(*random_inputs(), backend="cudnn")
 
@@ -200,25 +200,25 @@ def test_fused_equals_plain_after_softmax_and_locations(backend):
         (change(4, lambda t: t[..., :1]), "attention_logits must have shape"),
     ],
 )
-def test_wrong_arguments_of_the_fused_operator_are_named(apply, message):
+def test_invalid_arguments_of_the_fused_operator_raise(apply, message):
     with pytest.raises(ValueError, match=message):
         ms_deform_attn_fused(*apply(random_fused_inputs()))
 
 
-def test_nine_levels_are_refused():
+def test_nine_levels_raise():
     inputs = random_inputs(shapes=((1, 1),) * 9)
     with pytest.raises(ValueError, match="level_shapes must describe 1 to 8 levels, got 9"):
         ms_deform_attn(*inputs)
 
 
-def test_negative_sizes_are_refused(backend):
+def test_negative_sizes_raise(backend):
     value, _, locations, weights = random_inputs(shapes=((2, 3),))
     with pytest.raises(ValueError, match=r"no negative sizes, got \(\(-2, -3\),\)"):
         ms_deform_attn(value, ((-2, -3),), locations, weights, backend=backend)
 
 
-def test_autocast_leaves_the_operators_dtypes_alone(backend):
-    """What a caller under autocast must cast, the operator names; it never narrows coordinates."""
+def test_autocast_does_not_change_the_operators_dtypes(backend):
+    """The operator names tensors that the caller must cast; it never narrows coordinates."""
     value, shapes, locations, weights = random_inputs(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         output = ms_deform_attn(value, shapes, locations, weights, backend=backend)

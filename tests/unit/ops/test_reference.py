@@ -16,7 +16,7 @@ def test_locations_around_points_are_offsets_in_cells():
     torch.testing.assert_close(actual.flatten(), torch.tensor([0.6, -0.25]))
 
 
-def test_locations_around_boxes_are_offsets_in_shares_of_the_half_size():
+def test_locations_around_boxes_are_offsets_in_fractions_of_half_the_size():
     references = torch.tensor([0.5, 0.25, 0.4, 0.2]).view(1, 1, 1, 4)
     offsets = torch.tensor([[1.0, -2.0], [4.0, 4.0]]).view(1, 1, 1, 1, 2, 2)
     actual = sampling_locations(references, offsets, ((4, 10),)).view(2, 2)
@@ -25,7 +25,7 @@ def test_locations_around_boxes_are_offsets_in_shares_of_the_half_size():
 
 @pytest.mark.parametrize("last", [2, 4])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_point_that_is_not_finite_leaves_every_gradient_finite(last, bad):
+def test_gradients_are_finite_despite_a_non_finite_point(last, bad):
     references = torch.rand(1, 3, 1, last)
     references[0, 0] = bad
     offsets = torch.randn(1, 3, 2, 1, 2, 2)

@@ -1,4 +1,4 @@
-// One call of the deformable kernel convolution, and the unit of its work.
+// One call of the deformable kernel convolution, and its unit of work.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ struct DeformKernelCall {
   int64_t channel(const DeformKernelUnit& unit, int64_t c) const {
     return (unit.first + c) * R + unit.group;
   }
-  // Where a row of the unit's first channel begins, and how far the next channel's is from it.
+  // Start of a row of the unit's first channel, and distance to the next channel's row.
   int64_t x_at(const DeformKernelUnit& unit, int64_t row) const {
     return ((unit.n * C + channel(unit, 0)) * size[0] + row) * size[1];
   }
@@ -40,7 +40,7 @@ struct DeformKernelCall {
     return ((unit.n * C + channel(unit, 0)) * output_size[0] + row) * output_size[1];
   }
   int64_t output_step() const { return R * output_size[0] * output_size[1]; }
-  // Where a row of the first tap's row offsets begins.
+  // Start of a row of the first tap's row offsets.
   int64_t rotation_at(const DeformKernelUnit& unit, int64_t row) const {
     return ((unit.n * R + unit.group) * num_taps * 2 * output_size[0] + row) * output_size[1];
   }
@@ -49,7 +49,7 @@ struct DeformKernelCall {
 // The kernels of one instruction set for one type.
 struct DeformKernels {
   using Function = void (*)(const DeformKernelCall&, const DeformKernelUnit&);
-  int64_t channels;  // of a unit, at most
+  int64_t channels;  // maximum of a unit
   Function forward, backward;
 };
 

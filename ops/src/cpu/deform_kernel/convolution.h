@@ -4,7 +4,7 @@
 
 #include "rows.h"
 
-// Vectors of channels that are worked on together.
+// Vectors of channels that are processed together.
 template <typename V>
 constexpr int kChannelVectors = V::kLanes >= 16 ? 2 : 4;
 
@@ -62,8 +62,8 @@ void deform_kernel_forward_of(const DeformKernelCall& call, const DeformKernelUn
   }
 }
 
-// One tap of one position: adds to the gradients of features and scope, and returns the products
-// of the four corners' values with what the tap receives, summed over the channels.
+// One tap of one position: adds to the gradients of features and scope, and returns the products of
+// the four corners' values with the gradient of the tap's kernel value, summed over the channels.
 template <typename V, int kVectors>
 typename V::Four tap_gradients(const ScopeCorners<V>& corners, const typename V::Scalar* scope,
                                const typename V::Scalar* features,
@@ -127,7 +127,7 @@ void deform_kernel_backward_of(const DeformKernelCall& call, const DeformKernelU
   work.put_scope_gradient(call, unit);
 }
 
-// As many vectors as the unit's channels fill.
+// Processes as many vectors as the unit's channels fill.
 template <typename V>
 void deform_kernel_forward(const DeformKernelCall& call, const DeformKernelUnit& unit) {
   const int64_t vectors = (unit.count + V::kLanes - 1) / V::kLanes;

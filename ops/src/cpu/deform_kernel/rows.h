@@ -1,6 +1,6 @@
-// What a unit of the deformable kernel convolution holds in the thread's own memory: some rows of
-// the map, channels innermost, its part of the scope with a border of zeros, and where the taps of
-// a row of the output are read.
+// Thread-local memory of a unit of the deformable kernel convolution: some rows of the map,
+// channels innermost, its part of the scope with a border of zeros, and the places where the taps
+// of a row of the output are read.
 #pragma once
 
 using deformable_detr::DeformKernelCall;
@@ -43,7 +43,7 @@ struct TapRow {
   Scalar* shares[4];         // of the corners
   Scalar* fractions[2];      // of the coordinates; from here on for the backward pass only
   Scalar* is_free[2];        // 1 where a coordinate is not clipped, else 0
-  Scalar* products;          // of the corners' values with what a tap receives, four planes
+  Scalar* products;          // of the corners with the gradient of the kernel value, four planes
 
   void prepare(const DeformKernelCall& call, const DeformKernelUnit& unit, int64_t y) const {
     int32_t strides[V::kLanes], origins[V::kLanes];
@@ -60,7 +60,7 @@ struct TapRow {
         const Axis columns = axis(call, 1, tap % call.kernel[1], offsets + plane, count, at);
         const auto inside = V::both(rows.is_inside, columns.is_inside);
         V::store_cells(cells + at, inside, columns.low, rows.low, strides, origins, 0);
-        // Outside, all is read from the first corner of the border.
+        // Samples outside read the first corner of the border.
         const F down = V::keep(inside, rows.fraction), right = V::keep(inside, columns.fraction);
         const F one(Scalar(1));
         V::store(shares[0] + at, (one - down) * (one - right));
@@ -101,7 +101,7 @@ struct TapRow {
 
  private:
   struct Axis {
-    F low, fraction;  // the lower cell that a sample lies between, and how far it lies behind it
+    F low, fraction;  // the lower of the two cells around a sample, and its distance from it
     typename V::Mask is_inside;
   };
 
@@ -122,7 +122,7 @@ struct TapRow {
       }
       V::store(is_free[axis] + at, free);
     }
-    if (call.clip_to_scope) {  // as NaN stays NaN if it comes second, there is no min here
+    if (call.clip_to_scope) {  // max with NaN as its second operand is NaN; hence no min
       coordinate = zero - V::max(zero - F(last), zero - V::max(zero, coordinate));
     }
     // On the last cell, a sample lies between that one and the one before.
@@ -132,16 +132,16 @@ struct TapRow {
   }
 };
 
-// The thread's memory, divided; all zeros at first.
+// Layout of the thread's memory; initially zero.
 template <typename V>
 struct Workspace {
   using Scalar = typename V::Scalar;
-  int64_t width;             // channels, those that fill up the last vector included
+  int64_t width;             // channels, including the padding of the last vector
   int64_t cells;             // of the scope with its border
   Scalar *rows, *grad_rows;  // of the padded map, as many as the kernel reaches over
   Scalar* output_row;        // or of the output's gradient
   Scalar *scope, *grad_scope;
-  int64_t* starts;  // of every tap of a row's first position
+  int64_t* starts;  // of every tap of the first position in a row
   TapRow<V> taps;
 
   Workspace(const DeformKernelCall& call, int64_t width, bool backward) : width(width) {
@@ -203,7 +203,7 @@ struct Workspace {
   }
 };
 
-// The rows of the padded map under the kernel: one row of the output after another.
+// The rows of the padded map under the kernel, for one row of the output after another.
 template <typename V>
 class RowWindow {
  public:
@@ -220,10 +220,10 @@ class RowWindow {
       work_.starts[tap] = row % count_ * row_size() + column * work_.width;
     }
   }
-  // Writes what is left of the gradient.
+  // Writes the remaining rows of the gradient.
   void finish() { enter_until(call_.padded_size(0) + count_); }
 
-  // Where the tap of position z lies among the rows, its gradient among theirs.
+  // Pointer to the tap of position z in the rows, or to its gradient in their gradients.
   int64_t at(int64_t z, int64_t tap) const {
     return work_.starts[tap] + z * call_.stride[1] * work_.width;
   }

@@ -1,31 +1,31 @@
-// Forward and backward of a few queries of one head on value as it is, generic over the vector
-// type: where the samples are fewer than the cells, a packed copy would cost more than it saves.
+// Forward and backward of a few queries of one head directly on value, generic over the vector
+// type: with fewer samples than cells, a packed copy would cost more than it saves.
 //
-// Corners outside the level are moved onto the nearest corner inside and count nothing. That cell
-// belongs to the sample anyway, so nothing that no sample touches can leak, NaN for one.
+// Corners outside the level are moved onto the nearest corner inside, with a weight of zero. That
+// cell belongs to the sample anyway, so no other cell, which may be NaN, can leak into the result.
 #pragma once
 
 #include "packed_copy.h"
 
-// Cell of a sample that lies outside altogether.
+// Cell of a sample that is entirely outside.
 constexpr int32_t kNoCell = -1;
 
-// Of each sample: the cells of the top left, top right, bottom left and bottom right corners, and
-// how much each counts, a row of a query's samples for each of the eight.
+// Cells and weights of the top left, top right, bottom left and bottom right corners of each
+// sample; each of the eight is a row over the samples of a query.
 constexpr int64_t kDirectArrays = 8;
 
-// Memory of a unit. Forward, one query's heads are done together: they look at much the same
-// pixels. Backward, one head after the other.
+// Memory of a unit. The forward pass processes the heads of one query together, because they read
+// nearly the same pixels; the backward pass processes one head after the other.
 template <typename V, bool kBackward>
 struct DirectMemory {
   using Scalar = typename V::Scalar;
   int64_t samples_row;
-  int64_t dots_row;  // with room for the last four sums
+  int64_t dots_row;  // includes room for the last four sums
   SampleTable<Scalar> table;
-  Scalar* weights;  // softmax of the logits, a row a head
+  Scalar* weights;  // softmax of the logits, one row per head
   typename V::Index* samples;
-  // Backward only: four rows, a corner each, of one query; and the gradient of one head's value,
-  // its rows together, so that what is added to at random places stays in the nearer caches.
+  // Backward only: one row per corner of one query; and the gradient of one head's value, its rows
+  // together, so that random accesses stay in the nearer caches.
   Scalar *dots, *grad_head;
 
   DirectMemory(Arena& arena, const Call& call)
@@ -42,7 +42,7 @@ struct DirectMemory {
     DirectMemory(counting, call);
     Arena arena(deformable_detr::thread_scratch(counting.used()));
     DirectMemory memory(arena, call);
-    for (int64_t k = 0; k < memory.samples_row; ++k) {  // beyond the last sample: anything
+    for (int64_t k = 0; k < memory.samples_row; ++k) {  // values past the last sample are unused
       const int64_t i = std::min<int64_t>(k / call.dims.P, call.levels.count - 1);
       const auto& level = call.levels.levels[i];
       memory.table.set(k, level, level.width, level.start, i * call.dims.R);
@@ -169,7 +169,7 @@ inline void spread_samples(const T* head, typename V::Scalar* grad_head, const I
   }
 }
 
-// Writes a head's gradient to its place among those of the other heads, and leaves zeros behind.
+// Writes the gradient of a head to its place in the result, and resets the memory to zeros.
 template <typename V, typename T>
 inline void move_gradient(const Call& call, typename V::Scalar* grad_head, T* to) {
   using F = typename V::F;

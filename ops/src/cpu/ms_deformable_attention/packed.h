@@ -1,7 +1,7 @@
 // Forward and backward of one head from a packed copy of its values, generic over the vector type.
 //
-// Blocks of queries walk through the levels, so that a block's neighborhood in a level is used
-// again while it is in the nearest cache.
+// Blocks of queries walk through the levels, so that a block's neighborhood in a level is reused
+// while it is in the nearest cache.
 #pragma once
 
 #include "packed_copy.h"
@@ -30,10 +30,9 @@ inline void prepare_samples(const View<typename V::Scalar>& view, int64_t query,
   }
 }
 
-// What the walks of a block through the levels fetch from main memory meanwhile: the next block's
-// points and weights, and the lines that the block's output goes to, unless it goes past the
-// caches. Each walk fetches some, a little with each query, as memory answers a few requests at a
-// time.
+// Prefetches during the walks of a block through the levels: the next block's points and weights,
+// and the cache lines of the block's output, unless it is written past the caches. Each walk
+// fetches a part, a little with each query, because memory serves only a few requests at a time.
 class Ahead {
  public:
   // `row` is the first query's row of output, or of its gradient, `row_step` elements before the
@@ -45,7 +44,7 @@ class Ahead {
                 piece(row, row_step, D),
                 piece(view.weights + next * view.stride, view.stride, view.size)} {}
 
-  // What is due with this query in the walk through this one of the levels.
+  // Fetches the part of this query in the walk through this level.
   void fetch(int64_t query, int64_t level, int64_t levels) const {
     for (int64_t i = level; i < 4; i += levels) {
       prefetch(pieces_[i].memory + query * pieces_[i].step, pieces_[i].bytes);
@@ -67,9 +66,9 @@ class Ahead {
   Piece pieces_[4];
 };
 
-// Adds one level's samples to the sums of a block's queries, in a group of channels; the last
-// level's sums go to the output, of D channels each `step` after the other. Sizes that are template
-// parameters are 0 where the compiler does not know them.
+// Adds one level's samples to the sums of a block's queries, in a group of channels; the sums of
+// the last level go to the output, where a head's rows are M * D numbers apart. Template parameters
+// for sizes are 0 if the size is not known at compile time.
 template <typename V, typename Rows, int kVectors, int64_t kPoints, int64_t kSamplesRow,
           typename Memory, typename T>
 [[gnu::noinline]] void add_level(const Memory& memory, int64_t level, int64_t level_stride,
@@ -100,9 +99,9 @@ template <typename V, typename Rows, int kVectors, int64_t kPoints, int64_t kSam
       const typename Rows::Element* const samples[4] = {
           packed + cells[0] * row, packed + cells[1] * row, packed + cells[2] * row,
           packed + cells[3] * row};
-      // Corner by corner: the shares of four samples are loaded together, which is cheaper than
+      // Corner by corner: the weights of four samples are loaded together, which is cheaper than
       // one after another, and those of all corners would not fit into the registers of AVX2. The
-      // other way adds in the same order.
+      // other branch adds in the same order.
 #pragma GCC unroll 4
       for (int64_t corner = 0; corner < 4; ++corner) {
         const int64_t offset = corner / 2 * below + corner % 2 * row;
@@ -174,8 +173,8 @@ void forward_packed(const Call& call, const Unit& unit, int64_t m) {
 }
 
 // For one level's samples of a block's queries, in a group of channels: the dot products of the
-// queries' output gradients, which stand where the sums were, with the corners; and what each
-// corner takes of that gradient. Both in one walk, as both want the same cells.
+// queries' output gradients, which are stored in place of the sums, with the corners; and the
+// gradients of the corners. Both are computed in one walk, because both access the same cells.
 template <typename V, int kVectors, int64_t kPoints, int64_t kSamplesRow, typename Memory>
 [[gnu::noinline]] void spread_level(const Memory& memory, int64_t level, int64_t level_stride,
                                     const Dims& dims, int64_t count, int64_t channel,

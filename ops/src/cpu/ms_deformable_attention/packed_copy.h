@@ -1,15 +1,15 @@
 // A packed copy of one head's values, generic over the vector type.
 //
-// In value, a head's rows are M * D numbers apart. They are copied into memory of the thread's own
-// first, where they lie together and stay in the second-level cache. There each level has a border
-// of zeros: a row above, a row below, and a column on the left, which is also the right border of
-// the row before. So the four corners of a sample are read without a test, and those outside count
-// as zero. Cell 0 begins a stretch of zeros for samples that lie outside altogether.
+// In value, a head's rows are M * D numbers apart. They are first copied into thread-local memory,
+// where they are contiguous and stay in the second-level cache. There each level has a border of
+// zeros: a row above, a row below, and a column on the left, which is also the right border of the
+// row before. So the four corners of a sample are read without a test, and those outside are zero.
+// Cell 0 begins a range of zeros for samples that are entirely outside.
 #pragma once
 
 #include "samples.h"
 
-// Rows of value in the packed copy as numbers of V's scalar type, filled up to whole vectors.
+// Rows of value in the packed copy as numbers of V's scalar type, padded to whole vectors.
 template <typename V>
 struct PlainRows {
   using Scalar = typename V::Scalar;
@@ -43,10 +43,10 @@ struct PackedMemory {
   Scalar* sums;     // of a block's queries; their gradients in the backward pass
   Scalar* weights;  // softmax of a block's logits
   SampleTable<Scalar> table;
-  // Of a block's samples, kSampleArrays rows a query: the cell of the top left corner, and how
-  // much the top left, top right, bottom left and bottom right corners count.
+  // Samples of a block, kSampleArrays rows per query: the cell of the top left corner, and the
+  // weights of the top left, top right, bottom left and bottom right corners.
   typename V::Index* samples;
-  Scalar* dots;  // backward only: four rows a query, a corner each
+  Scalar* dots;  // backward only: per query, one row per corner
 
   PackedMemory(Arena& arena, const Call& call, int64_t row_size)
       : cells(count_cells(call.levels)),
@@ -69,7 +69,7 @@ struct PackedMemory {
     PackedMemory memory(arena, call, row);
     const auto& levels = call.levels;
     int64_t next = leading_zeros(levels);
-    for (int64_t k = 0; k < memory.samples_row; ++k) {  // beyond the last sample: anything
+    for (int64_t k = 0; k < memory.samples_row; ++k) {  // values past the last sample are unused
       const int64_t i = std::min<int64_t>(k / std::max<int64_t>(call.dims.P, 1), levels.count - 1);
       const int64_t stride = levels.levels[i].width + 1;
       memory.table.set(k, levels.levels[i], stride, next + stride + 1, i * call.dims.R);
@@ -91,7 +91,7 @@ struct PackedMemory {
   }
 
   static int64_t count_cells(const deformable_detr::LevelTable& levels) {
-    int64_t cells = leading_zeros(levels) + 1;  // the last one's bottom right corner
+    int64_t cells = leading_zeros(levels) + 1;  // 1 for the bottom right corner of the last level
     for (int32_t i = 0; i < levels.count; ++i) {
       cells += (levels.levels[i].height + int64_t{2}) * (levels.levels[i].width + int64_t{1});
     }
@@ -116,7 +116,7 @@ inline void for_each_pixel_row(const deformable_detr::LevelTable& levels, int64_
 template <typename V, typename Rows, typename T, bool kBackward>
 inline void pack_head(const Call& call, int64_t n, int64_t m,
                       const PackedMemory<V, typename Rows::Element, kBackward>& memory) {
-  // Far enough for main memory to answer while the rows before are copied.
+  // Far enough ahead for main memory to respond while the rows before are copied.
   constexpr int64_t kAhead = 24;
   const auto& dims = call.dims;
   const int64_t step = dims.M * dims.D, size = memory.cell_size(memory.row);

@@ -1,7 +1,7 @@
-// From points and weights to samples: which cell each lies in, and how much its corners count.
+// Conversion of points and weights to samples: the cell of each, and the weights of its corners.
 // Generic over the vector type V, which each instruction set's file defines (see avx512.cpp).
 //
-// Included inside the unnamed namespace of those files, so that each compiles its own.
+// Included inside the unnamed namespace of those files, so that each compiles its own copy.
 #pragma once
 
 using deformable_detr::Call;
@@ -16,7 +16,7 @@ constexpr int64_t round_up(int64_t size, int64_t multiple) {
   return (size + multiple - 1) / multiple * multiple;
 }
 
-// Hands out aligned arrays from one stretch of memory; from none, it measures how much they need.
+// Allocates aligned arrays from one block of memory; from null, it only measures the size needed.
 class Arena {
  public:
   explicit Arena(std::byte* memory) : memory_(memory) {}
@@ -36,15 +36,15 @@ class Arena {
 // A call as a unit sees it: pointers to the entries of its image and head.
 template <typename Scalar>
 struct View {
-  const Scalar* points;     // L * P pairs (x, y) a query
-  const Scalar* weights;    // L * P a query
-  const Scalar* reference;  // L * R a query, the same for all heads
+  const Scalar* points;     // L * P pairs (x, y) per query
+  const Scalar* weights;    // L * P per query
+  const Scalar* reference;  // L * R per query, the same for all heads
   Scalar* grad_points;
   Scalar* grad_weights;
-  Scalar* grad_reference;  // L * R a query, or null
+  Scalar* grad_reference;  // L * R per query, or null
   bool is_streamed;
   int64_t size;    // L * P
-  int64_t stride;  // of weights from one query to the next; that of points is double
+  int64_t stride;  // of weights from one query to the next; that of points is twice as large
   int64_t L, P, R, M;
 
   View(const Call& call, int64_t n, int64_t m) {
@@ -71,7 +71,7 @@ struct View {
   }
 };
 
-// What the k-th of a query's L * P samples is relative to, an array for each quantity.
+// Geometry of the level of the k-th of a query's L * P samples, one array per quantity.
 template <typename Scalar>
 struct SampleTable {
   Scalar *width, *height;
@@ -87,7 +87,7 @@ struct SampleTable {
 
   void set(int64_t k, const deformable_detr::Level& level, int64_t row, int64_t first,
            int64_t reference_index) {
-    // A level without cells has a size that no sample can be inside of.
+    // No sample can be inside the size of a level without cells.
     const bool is_empty = level.width == 0 || level.height == 0;
     width[k] = is_empty ? Scalar(-1) : static_cast<Scalar>(level.width);
     height[k] = is_empty ? Scalar(-1) : static_cast<Scalar>(level.height);
@@ -97,14 +97,14 @@ struct SampleTable {
   }
 };
 
-// Where a vector of samples lies: `left` and `top` are the pixel of the top left corner, `x` and
-// `y` the way from there. All four are 0 for a sample that is not inside, none of whose corners is
-// a cell of the level.
+// Positions of a vector of samples: `left` and `top` are the pixel of the top left corner, `x` and
+// `y` the distance from there. All four are 0 for a sample that is not inside, none of whose
+// corners is a cell of the level.
 template <typename V>
 struct Location {
   typename V::F x, y, left, top;
   typename V::Mask inside;
-  typename V::F scale_x, scale_y;  // pixels by which the sample moves with its point
+  typename V::F scale_x, scale_y;  // derivative of the sample's pixels by its point
 };
 
 template <typename V>
@@ -129,7 +129,7 @@ template <typename V>
       return V::lookup(reference + i, count - i, table.reference + k);
     };
     at.scale_x = at.scale_y = F(Scalar(1));
-    if (view.R == 4) {  // offsets are in P-ths of half the box
+    if (view.R == 4) {  // offsets are in units of size / (2 * P)
       const F half(Scalar(0.5f) / static_cast<Scalar>(view.P));
       at.scale_x = part(2) * width * half;
       at.scale_y = part(3) * height * half;
@@ -167,14 +167,14 @@ inline Corners<typename V::F> keep_corners(const Location<V>& at,
           V::keep(V::both(right, bottom), corners.bottom_right)};
 }
 
-// e^a, for a at most 0: 2^n times a polynomial in what is left, within 2 units in the last place
+// e^a, for a at most 0: 2^n times a polynomial in the remainder, within 2 units in the last place
 // (Cody and Waite's reduction; the polynomial of Moshier's Cephes library, expf).
 template <typename V>
 inline typename V::F exp_of(typename V::F a) {
   using F = typename V::F;
   constexpr float kCoefficients[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                                      4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
-  a = V::max(F(-150.0f), a);  // as good as minus infinity, and NaN stays NaN
+  a = V::max(F(-150.0f), a);  // equivalent to minus infinity; NaN stays NaN
   const F n = V::nearest(a * F(1.44269504f));
   const F rest = V::fma(n, F(2.12194440e-4f), V::fma(n, F(-0.693359375f), a));
   F sum(kCoefficients[0]);
@@ -208,10 +208,10 @@ inline void softmax(const View<typename V::Scalar>& view, int64_t query, int64_t
   }
 }
 
-// From the dot products in the corners to the gradients of a query's points and weights.
+// Computes the gradients of a query's points and weights from the dot products in the corners.
 // `weights` are its attention weights. `dots` is four rows, of the top left, top right, bottom left
-// and bottom right corners; in the fused operator the gradients of attention weights and pixels
-// are left there instead. kMasked is for dot products of corners outside the level, too.
+// and bottom right corners; the fused operator overwrites them with the gradients of attention
+// weights and pixels. With kMasked, there are dot products of corners outside the level too.
 template <typename V, bool kMasked>
 inline void store_gradients(const View<typename V::Scalar>& view,
                             const SampleTable<typename V::Scalar>& table, int64_t query,
@@ -219,19 +219,19 @@ inline void store_gradients(const View<typename V::Scalar>& view,
                             int64_t row) {
   using F = typename V::F;
   using Scalar = typename V::Scalar;
-  F mean(Scalar(0));  // of the gradients of the attention weights, as softmax's backward wants it
+  F mean(Scalar(0));  // of the gradients of the attention weights, for the backward of softmax
   for (int64_t k = 0; k < view.size; k += V::kLanes) {
     const int64_t count = view.size - k;
     const Location<V> at = locate<V>(view, table, query, k);
     const F weight = V::load_some(weights + k, count, Scalar(0));
-    const auto load_dots = [&](const Scalar* from) {  // past the last sample there may be NaN
+    const auto load_dots = [&](const Scalar* from) {  // values past the last sample may be NaN
       return V::load_some(from + k, count, Scalar(0));
     };
     Corners<F> products = {load_dots(dots), load_dots(dots + row), load_dots(dots + 2 * row),
                            load_dots(dots + 3 * row)};
     if constexpr (kMasked) products = keep_corners<V>(at, table, k, products);
     const auto gradient = sample_gradient(V::keep(at.inside, weight), at.x, at.y, products);
-    // Outside there is no gradient, of an infinite box either: zero times its scale is NaN.
+    // Samples outside have no gradient; zero times the scale of an infinite box would be NaN.
     V::put_pairs(view.grad_points + 2 * (query * view.stride + k),
                  V::keep(at.inside, gradient.pixel_x * at.scale_x),
                  V::keep(at.inside, gradient.pixel_y * at.scale_y), count, view.is_streamed);
@@ -254,8 +254,8 @@ inline void store_gradients(const View<typename V::Scalar>& view,
   }
 }
 
-// One head's share in the gradient of a query's reference points, from what store_gradients left
-// of the gradients of the pixels.
+// One head's share of the gradient of a query's reference points, from the gradients of the pixels
+// that store_gradients left in `dots`.
 template <typename Scalar>
 inline void store_reference_gradient(const View<Scalar>& view, const SampleTable<Scalar>& table,
                                      int64_t query, const Scalar* dots, int64_t row) {
@@ -266,7 +266,7 @@ inline void store_reference_gradient(const View<Scalar>& view, const SampleTable
       const Scalar x = dots[row + k] * table.width[k], y = dots[2 * row + k] * table.height[k];
       sum[0] += x;
       sum[1] += y;
-      // An infinite offset's sample is outside: it has no gradient, not a NaN one.
+      // The sample of an infinite offset is outside: its gradient is zero, not NaN.
       sum[2] += x == 0 ? Scalar(0) : x * offset[0];
       sum[3] += y == 0 ? Scalar(0) : y * offset[1];
     }
@@ -276,8 +276,8 @@ inline void store_reference_gradient(const View<Scalar>& view, const SampleTable
   }
 }
 
-// Asks for memory on behalf of the second-level cache. The first one, smaller than what a block of
-// queries reads, would have lost it again by the time it is wanted.
+// Prefetches into the second-level cache. The first-level cache is smaller than what a block of
+// queries reads, and would have evicted the line before its use.
 inline void prefetch(const void* memory, int64_t bytes) {
 #if defined(__GNUC__)
   constexpr int kRead = 0, kSecondLevel = 2;
@@ -288,7 +288,7 @@ inline void prefetch(const void* memory, int64_t bytes) {
 }
 
 // Calls `visit` with the first channel of each group of vectors and their number, as a constant:
-// groups of four as long as there are, so that the sums of a group stay in registers.
+// groups of four as long as possible, so that the sums of a group stay in registers.
 template <typename V, typename Rows, typename Visit>
 inline void for_each_group(int64_t channels, const Visit& visit) {
   int64_t c = 0;

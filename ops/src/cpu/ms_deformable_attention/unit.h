@@ -1,4 +1,4 @@
-// The kernels of a unit: which of the two ways it takes.
+// The kernels of a unit: choice between the packed and the direct way.
 #pragma once
 
 #include "direct.h"

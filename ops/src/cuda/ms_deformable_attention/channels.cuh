@@ -1,4 +1,4 @@
-// How the CUDA kernels read and write channels: several at once, widened to what sums are kept in.
+// Loads and stores of channels in the CUDA kernels: several at once, widened to the type of sums.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -9,7 +9,7 @@
 
 namespace deformable_detr {
 
-// What sums are kept in; also the type of points, weights and their gradients.
+// Type of sums, and of points, weights and their gradients.
 template <typename T>
 struct AccumulatorOf {
   using Type = float;
@@ -21,7 +21,7 @@ struct AccumulatorOf<double> {
 template <typename T>
 using Accumulator = typename AccumulatorOf<T>::Type;
 
-// Channels that one lane loads at once, as the memory holds them.
+// Channels that one lane loads at once, as stored in memory.
 template <typename T, int kVector>
 struct Channels {
   T items[kVector];
@@ -67,7 +67,7 @@ __device__ __forceinline__ void store_channels(T* address, const Channels<T, kVe
   }
 }
 
-// The same address, in one piece: of a sum, the compiler would add the terms anew at every corner.
+// The same address as a single value: the compiler would recompute a sum at every corner.
 template <typename T>
 __device__ __forceinline__ T* in_one_piece(T* address) {
   uint64_t bits;
@@ -75,8 +75,8 @@ __device__ __forceinline__ T* in_one_piece(T* address) {
   return reinterpret_cast<T*>(bits);
 }
 
-// What corner c of a sample stands for, from the first cell on: the c-th of all vectors of channels
-// for a fixed D, which costs one instruction, or, in the general form, the c-th of the cells.
+// Address of corner c of a sample, relative to the first cell: an index of vectors of channels for
+// a fixed D, which costs one instruction, or, in the general form, an index of cells.
 template <int D, int kVector, typename T>
 __device__ __forceinline__ T* at_corner(T* first, int32_t corner, int64_t cell_stride) {
   const uint64_t unsigned_corner = static_cast<uint32_t>(corner);
@@ -95,14 +95,14 @@ __device__ __forceinline__ void add_to_global(float* address, const float (&x)[4
                "f"(x[2]), "f"(x[3]));
 }
 
-// Whether the GPU adds four channels at once.
+// Whether the GPU can add four channels at once.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 inline constexpr bool kHasVectorAdd = true;
 #else
 inline constexpr bool kHasVectorAdd = false;
 #endif
 
-// Adds to memory that other groups add to as well.
+// Adds atomically: other groups add to the same memory.
 template <int kVector, typename Acc>
 __device__ __forceinline__ void add_channels(Acc* address, Acc weight,
                                              const Acc (&gradient)[kVector]) {

@@ -1,5 +1,5 @@
-// The gradient of value without atomic operations, in an order that depends on the arguments only.
-// The backward kernel writes down every sample's base cell and corner weights (GradValue::kDefer);
+// Gradient of value without atomic operations, in an order that depends on the arguments only. The
+// backward kernel stores every sample's base cell and corner weights (GradValue::kDefer);
 // the samples are then sorted by base cell, and this kernel gathers them.
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace deformable_detr {
 
-// Index of the first of the sorted numbers that is not below `bound`.
+// Index of the first sorted number that is at least `bound`.
 __device__ __forceinline__ int64_t lower_bound(const int64_t* sorted, int64_t count,
                                                int64_t bound) {
   int64_t low = 0;
@@ -26,11 +26,11 @@ __device__ __forceinline__ int64_t lower_bound(const int64_t* sorted, int64_t co
   return low;
 }
 
-// The gradient of value without atomic operations, its sums in an order that depends on nothing but
-// the arguments. A thread owns one channel of one head of one cell, a block any kGatherThreads of
-// them in the order of memory. The cell is a corner of the samples of four base cells; these stand
-// together in the list of samples sorted by base cell, where a search finds them, and are added one
-// after another. `order` holds the samples' indices, `base_cells` the sorted numbers.
+// Gradient of value without atomic operations, with sums in an order that depends on the arguments
+// only. A thread owns one channel of one head of one cell, a block any kGatherThreads of them in
+// the order of memory. The cell is a corner of the samples of four base cells. The samples of a
+// base cell are contiguous in the list sorted by base cell, where a search finds them, and are
+// added one after another. `order` holds the samples' indices, `base_cells` the sorted numbers.
 inline constexpr int kGatherThreads = 256;
 
 template <typename T>

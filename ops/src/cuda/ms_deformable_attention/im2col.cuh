@@ -4,14 +4,14 @@
 // the general form) and prepares every kLanes-th sample: location, softmax, corner weights.
 // A group of kLanes neighboring lanes owns one query of one head of one image, all D channels. Its
 // lanes prepare kLanes samples at a time, hand them to each other, and walk through them together,
-// so that a corner costs one load of 16 bytes a lane and no sample is worked out twice.
+// so that a corner costs one load of 16 bytes per lane and no sample is computed twice.
 // A block owns up to kThreads / kLanes successive queries of one head of one image: neighbors on
 // the map, whose samples hit the same lines of L1.
 //
-// Shared memory holds the samples in flight: where each one's corners are, and their weights, 32
-// bytes a lane. A group lies within a warp, so __syncwarp orders it and there is no __syncthreads.
-// Blocks have 256 threads, 128 where groups have less than four lanes: few enough registers leave
-// room for several, and a block of 64 queries still sees a compact part of the map.
+// Shared memory holds the samples in flight: their corners and weights, 32 bytes per lane. A group
+// lies within a warp, so __syncwarp orders it and there is no __syncthreads. Blocks have 256
+// threads, or 128 if groups have fewer than four lanes: registers are few enough for several blocks
+// per multiprocessor, and the queries of a block still read a compact part of the map.
 //
 // This file needs nvcc only, not PyTorch.
 #pragma once
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(Layout<T, D>::kThreads, Layout<T, D>::kForward
   __shared__ SharedSamples<Acc, Form::kPlaces> shared;
   const Place<kLanes> place(call, Form::kQueries);
   const int channels = D == 0 ? static_cast<int>(call.dims.D) : D;
-  // The sum that the softmax divides by is known last: the whole output is divided by it.
+  // The divisor of the softmax is only known at the end: the whole output is divided by it.
   Softmax<Acc> numerators = {0, 1};
   if constexpr (kFused) {
     numerators.maximum = maximum_of<kLanes>(call.weights + place.row(call.dims) * call.samples,
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(Layout<T, D>::kThreads, Layout<T, D>::kForward
   }
   const T* head = call.value + (place.n * call.dims.S * call.dims.M + place.m) * channels;
   const int64_t stride = call.dims.M * channels;
-  // One turn, but in the general form.
+  // A single iteration, except in the general form.
   for (int base = 0; base < channels; base += kLanes * kVector) {
     const int channel = base + place.lane * kVector;
     const bool has_channels = D != 0 || channel < channels;
@@ -81,8 +81,8 @@ __global__ void __launch_bounds__(Layout<T, D>::kThreads, Layout<T, D>::kForward
   }
 }
 
-// A lane's way through the samples of its group: the products of the output's gradient with their
-// corners, and on the way the gradient of value.
+// A lane's loop over the samples of its group: the products of the output's gradient with their
+// corners, and at the same time the gradient of value.
 template <typename T, int D, GradValue kGradValue>
 struct BackwardWalk {
   using Acc = Accumulator<T>;
@@ -91,7 +91,7 @@ struct BackwardWalk {
 
   const SharedSamples<Acc, Form::kPlaces>& shared;
   const Place<kLanes>& place;
-  const T* value;  // of the lane's first channel, as are the others
+  const T* value;  // at the lane's first channel, like the other pointers
   const T* grad_output;
   Acc* grad_value;
   int channels;
@@ -163,7 +163,7 @@ struct BackwardWalk {
   }
 };
 
-// What the fused backward does when all samples are known. `call.grad_points` holds the gradients
+// Last part of the fused backward, after all samples. `call.grad_points` holds the gradients
 // of pixels, `call.grad_weights` those of weights; `inner` is the sum of their products with these.
 template <typename T, int kLanes>
 __device__ __forceinline__ void finish_fused(const Call<T>& call, const Place<kLanes>& place,
@@ -185,13 +185,13 @@ __device__ __forceinline__ void finish_fused(const Call<T>& call, const Place<kL
       for (int k = level * P; k < (level + 1) * P; ++k) {
         const Acc gradient = call.grad_points[2 * (start + k) + axis];
         const Acc factor = is_size ? call.points[2 * (start + k) + axis] * call.half_step : Acc(1);
-        // A point that lies nowhere may have an offset that is not finite.
+        // A point without a location may have a non-finite offset.
         if (gradient != 0) sum += gradient * factor;
       }
       const int size = axis == 0 ? shape.width : shape.height;
       call.grad_reference[place.row(call.dims) * L * R + i] = sum * static_cast<Acc>(size);
     }
-    __syncwarp();  // and read
+    __syncwarp();  // the other lanes have read them
   }
 #pragma unroll 1
   for (int k = place.lane; place.active && k < call.samples; k += kLanes) {

@@ -12,8 +12,8 @@
 
 #include "samples.cuh"
 
-// These three are in torch's CUDA library, which a torch for the CPU does not have. Weak, they let
-// the one binary load there all the same, where nobody calls them.
+// These three are in torch's CUDA library, which a CPU build of torch lacks. As weak symbols they
+// let the same binary load there too, where they are never called.
 #ifndef _WIN32
 #pragma weak aoti_torch_get_current_cuda_stream
 #pragma weak torch_c10_cuda_check_msg
@@ -45,8 +45,8 @@ inline unsigned int blocks_for(int64_t count, int64_t per_block) {
   return static_cast<unsigned int>(blocks);
 }
 
-// A kernel whose groups own a query each: one grid, or more where there are more images than a grid
-// can count.
+// Launches a kernel with one group per query: one grid, or several if there are more images than a
+// grid allows.
 template <typename Form, typename T>
 void launch_for_queries(void (*kernel)(Call<T>), Call<T> call, cudaStream_t stream) {
   STD_TORCH_CHECK(call.dims.M <= kMaxGridYZ, "value must have at most ", kMaxGridYZ,

@@ -1,5 +1,5 @@
-// What the CUDA kernels have in common: their arguments, the division of the work among lanes, and
-// how a lane prepares a sample.
+// Common parts of the CUDA kernels: their arguments, the division of the work among lanes, and the
+// preparation of a sample by a lane.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ struct alignas(sizeof(T) * 4 > 16 ? 16 : sizeof(T) * 4) PackedCorners {
 };
 
 // Arguments of every kernel. In the fused operator points are offsets and weights are logits; their
-// gradients likewise. Null: what a kernel neither reads nor writes.
+// gradients likewise. Pointers that a kernel neither reads nor writes are null.
 template <typename T>
 struct Call {
   using Acc = Accumulator<T>;
@@ -38,33 +38,33 @@ struct Call {
   int32_t first_image;   // of a launch, which takes a grid of (blocks of queries, M, images)
   int32_t samples;       // L * P
   float inverse_points;  // 1 / P
-  Acc half_step;         // 0.5 / P: of a box's size, what an offset of one moves a point by
+  Acc half_step;         // 0.5 / P: share of a box's size by which an offset of 1 moves a point
 };
 
-// What is done with the gradient of value in the backward kernel.
+// Handling of the gradient of value in the backward kernel.
 enum class GradValue {
   kScatter,  // added by atomic operations, in any order
-  kDefer,    // samples are written down, for the kernel that gathers them in a fixed order
+  kDefer,    // samples are stored for the kernel that gathers them in a fixed order
 };
 
-// How the work is divided for a value of type T and D channels a head; D = 0: any number.
+// Division of the work for a value of type T and D channels per head; D = 0: any number.
 template <typename T, int D>
 struct Layout {
   static constexpr int kVector = D == 0 ? 1 : 16 / static_cast<int>(sizeof(T));
   static constexpr int kLanes = D == 0 ? 8 : D / kVector;
   static constexpr int kThreads = kLanes < 4 ? 128 : 256;
-  static constexpr int kQueries = kThreads / kLanes;  // in a block
-  // Blocks that a multiprocessor shall hold, in 256 threads: from 80 on for at most 40 or 48
-  // registers forward and 80 or 128 backward, as many as go without spills.
+  static constexpr int kQueries = kThreads / kLanes;  // per block
+  // Minimum number of blocks per multiprocessor, in units of 256 threads: from 80 on for at most 40
+  // or 48 registers forward and 80 or 128 backward, the most blocks without spills.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  static constexpr int kForward = 4;  // all that there is room for
+  static constexpr int kForward = 4;  // as many as fit
 #else
   static constexpr int kForward = sizeof(T) == 4 && D != 0 ? 6 : 5;
 #endif
   static constexpr int kBackward = D == 0 || D == 64 ? 2 : 3;
   static constexpr int kForwardBlocks = kForward * 256 / kThreads;
   static constexpr int kBackwardBlocks = kBackward * 256 / kThreads;
-  // One empty place after each group, so that groups of a warp read different banks.
+  // One unused entry after each group, so that groups of a warp read different banks.
   static constexpr int kPlaces = kQueries * (kLanes + 1);
 };
 
@@ -90,8 +90,8 @@ __device__ __forceinline__ Acc group_max(Acc x) {
   return x;
 }
 
-// The query that a group works for. Groups past the last query go through the motions beside the
-// others of their warp, as shuffles need all lanes, but load and store nothing.
+// The query of a group. Groups past the last query run the same code as the others of their warp,
+// because shuffles need all lanes, but load and store nothing.
 template <int kLanes>
 struct Place {
   int lane;     // in the group
@@ -152,9 +152,9 @@ __device__ __forceinline__ int level_of(const Call<T>& call, int k) {
   return static_cast<int>((static_cast<float>(k) + 0.5f) * call.inverse_points);
 }
 
-// Every sample has a base cell, the top left of its corners, on a map with one more row above and
-// one more column on the left. These are numbered through levels, heads and images; the number
-// after the last stands for samples without a corner inside.
+// The base cell of a sample is its top left corner, on a map with one more row above and one more
+// column on the left. Base cells are numbered through levels, heads and images; the number after
+// the last stands for samples without a corner inside.
 __host__ __device__ inline int64_t base_cells_of(const LevelTable& levels, int level_count) {
   int64_t count = 0;
   for (int i = 0; i < level_count; ++i) {
@@ -168,7 +168,7 @@ __host__ __device__ inline int64_t base_cell_of(const LevelTable& levels, int64_
          (row + int64_t{1}) * (levels.levels[level].width + 1) + column + 1;
 }
 
-// One sample, as the lane that prepares it sees it.
+// One sample, in the registers of the lane that prepares it.
 template <typename Acc>
 struct Sample {
   Corners<int32_t> corners;  // see at_corner; -1: outside
@@ -207,7 +207,7 @@ __device__ __forceinline__ Sample<Accumulator<T>> prepare_sample(
     x = pixel_of_location(x, width);
     y = pixel_of_location(y, height);
   }
-  // Also false for NaN.
+  // False for NaN too.
   sample.is_inside = x > -1 && x < width && y > -1 && y < height;
   if (!sample.is_inside) return sample;
   const Acc left = floor(x), top = floor(y);
@@ -216,7 +216,7 @@ __device__ __forceinline__ Sample<Accumulator<T>> prepare_sample(
   const int column = static_cast<int>(left), row = static_cast<int>(top);
   const bool has_left = column >= 0, has_right = column + 1 < shape.width;
   const bool has_top = row >= 0, has_bottom = row + 1 < shape.height;
-  // What at_corner counts, per cell and per row of them.
+  // Units of at_corner per cell, and per row of cells.
   const int step = D != 0 ? static_cast<int>(call.dims.M) * kLanes : 1;
   const int row_step = shape.width * step;
   const int32_t corner = (static_cast<int32_t>(shape.start) + column) * step + row * row_step;
@@ -230,7 +230,7 @@ __device__ __forceinline__ Sample<Accumulator<T>> prepare_sample(
   return sample;
 }
 
-// The samples that the lanes of a block have prepared for each other.
+// The samples that the lanes of a block prepare for each other.
 template <typename Acc, int kPlaces>
 struct SharedSamples {
   PackedCorners<int32_t> corners[kPlaces];

@@ -65,7 +65,7 @@ def test_a_1x1_convolution_then_another_is_one_convolution(groups, dtype):
     assert_equal(F.conv2d(features, *chained, groups=groups), wanted)
 
 
-def test_a_chain_is_the_sum_over_the_channels_between():
+def test_a_chain_sums_over_the_channels_in_between():
     first = random_kernel(4, 3, 1, 1, dtype=torch.float64)
     second = random_kernel(5, 4, 3, 3, dtype=torch.float64)
     weight = torch.zeros(5, 3, 3, 3, dtype=torch.float64)
@@ -79,7 +79,7 @@ def test_a_chain_is_the_sum_over_the_channels_between():
     assert_equal(chained.bias, bias)
 
 
-def test_a_chain_is_exact_where_the_map_between_is_padded_with_the_first_bias():
+def test_a_chain_is_exact_if_the_map_in_between_is_padded_with_the_first_bias():
     first = random_kernel(4, 3, 1, 1, dtype=torch.float64)
     second = random_kernel(5, 4, 3, 3, dtype=torch.float64)
     features = torch.randn(2, 3, 7, 8, dtype=torch.float64)
@@ -91,7 +91,7 @@ def test_a_chain_is_exact_where_the_map_between_is_padded_with_the_first_bias():
     assert (result - F.conv2d(between, *second, padding=1)).abs().max() > 0.1
 
 
-def test_a_chain_in_groups_is_its_groups_side_by_side(dtype):
+def test_a_grouped_chain_concatenates_the_chains_of_its_groups(dtype):
     first = random_kernel(8, 2, 1, 1, dtype=dtype)
     second = random_kernel(6, 4, 3, 3, dtype=dtype)
     halves = zip(*(t.chunk(2) for t in (*first, *second)), strict=True)
@@ -102,7 +102,7 @@ def test_a_chain_in_groups_is_its_groups_side_by_side(dtype):
     assert_equal(chained.bias, wanted.bias)
 
 
-def test_convolutions_side_by_side_are_one_convolution(dtype):
+def test_concatenated_convolutions_are_one_convolution(dtype):
     kernels = [random_kernel(out, 3, 3, 3, dtype=dtype) for out in (2, 5)]
     features = torch.randn(2, 3, 7, 8, dtype=dtype)
     wanted = torch.cat([F.conv2d(features, *kernel) for kernel in kernels], dim=1)
@@ -129,20 +129,20 @@ def test_a_padded_kernel_computes_the_same(size, dtype):
 
 
 @pytest.mark.parametrize("size", [(4, 3), (1, 3), (3, 2)])
-def test_a_kernel_is_not_padded_to_a_size_without_its_middle(size):
+def test_padding_to_a_size_that_cannot_center_the_kernel_raises(size):
     kernel = random_kernel(4, 3, 3, 3, dtype=torch.float32)
     with pytest.raises(ValueError, match=r"size must exceed \(3, 3\) by even numbers, got"):
         pad_kernel(kernel, size)
 
 
-def test_kernels_of_different_shapes_are_not_added():
+def test_adding_kernels_of_different_shapes_raises():
     small, large = (random_kernel(4, 3, k, k, dtype=torch.float32) for k in (1, 3))
     with pytest.raises(ValueError, match=r"kernels must have one shape, got .*; use pad_kernel"):
         add_branches(small, large)
 
 
 @pytest.mark.parametrize("shape", [(8, 3, 3, 3), (7, 3, 1, 1)])
-def test_a_chain_that_does_not_fit_is_refused(shape):
+def test_a_chain_of_mismatched_kernels_raises(shape):
     first = random_kernel(*shape, dtype=torch.float32)
     second = random_kernel(4, 8, 3, 3, dtype=torch.float32)
     with pytest.raises(ValueError, match=r"the first weight must be 1x1 with 8 \* 1 output"):

@@ -65,7 +65,7 @@ def test_a_dilation_applies_to_all_branches(kind, kernel_size, dilation, stride,
 
 @torch.no_grad()
 def assert_fuses(block):
-    """Float32 differs in the last digits, in the order that the terms are added."""
+    """Compare a block with its fused form; float32 differs in the order of summation."""
     features = torch.randn(2, block.in_channels, 15, 16)
     exact = copy.deepcopy(block).double()
     truth = exact(features.double())
@@ -83,7 +83,7 @@ def test_a_block_is_the_sum_of_its_branches(kind, options):
     torch.testing.assert_close(block(features), oracle(block, features))
 
 
-def test_the_internal_channels_are_free():
+def test_any_number_of_internal_channels_fuses():
     block = random_block(DiverseBranchBlock, 6, 8, 3, padding=1, groups=2, internal_channels=10)
     block = block.double()
     assert block.dbb_1x1_kxk.conv1.weight.shape == (10, 3, 1, 1)
@@ -121,7 +121,7 @@ def test_the_state_dict_has_the_published_names(norm):
 
 
 @BOTH
-def test_fusing_leaves_the_block_and_the_random_numbers_as_they_were(kind):
+def test_fusing_changes_neither_the_block_nor_the_random_state(kind):
     block = random_block(kind, 6, 6, 3, padding=1)
     before = copy.deepcopy(block.state_dict())
     generator = torch.get_rng_state()
@@ -135,7 +135,7 @@ def test_fusing_leaves_the_block_and_the_random_numbers_as_they_were(kind):
 
 
 @BOTH
-def test_fusing_needs_fixed_statistics(kind):
+def test_fusing_with_batch_statistics_raises(kind):
     block = random_block(kind, 6, 6, 3, padding=1, norm="train").train()
     with pytest.raises(ValueError, match="must be in eval mode to be fused, got train mode"):
         block.fuse()
@@ -147,7 +147,7 @@ def test_fusing_needs_fixed_statistics(kind):
 
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_block_of_low_precision_is_rounded_once(kind, dtype):
+def test_a_fused_low_precision_block_is_rounded_once(kind, dtype):
     block = random_block(kind, 16, 16, 3, padding=1).to(dtype)
     exact = copy.deepcopy(block).double().equivalent_kernel()
     fused = block.fuse()
@@ -157,12 +157,12 @@ def test_a_block_of_low_precision_is_rounded_once(kind, dtype):
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, FixedStatisticsNorm2d])
-def test_the_border_is_what_the_norm_makes_of_zeros(kind, training):
+def test_the_border_is_the_norm_of_zeros(kind, training):
     pad = NormAndPad(randomize(kind(5)), (2, 1)).train(training)
     features = torch.randn(2, 5, 6, 7)
     output = pad(features)
     assert output.shape == (2, 5, 10, 9)
-    # The statistics of now: in training, those which this call has updated.
+    # The current statistics: in training, updated by this call.
     zeros = copy.deepcopy(pad.bn).eval()(torch.zeros(1, 5, 1, 1))
     inside = torch.zeros(10, 9, dtype=torch.bool)
     inside[2:-2, 1:-1] = True
@@ -193,7 +193,7 @@ def test_the_identity_convolution_starts_as_the_identity(groups):
 
 @BOTH
 @pytest.mark.parametrize("options", [{"stride": 2}, {"groups": 8}, {"dilation": 2, "padding": 2}])
-def test_a_block_starts_as_its_own_convolution_and_norm(kind, options):
+def test_a_block_starts_as_its_whole_convolution_and_norm(kind, options):
     options = {"padding": 1, **options}
     block = kind(8, 8, 3, **options).eval()
     own = (
@@ -226,7 +226,7 @@ def test_a_block_starts_as_the_trained_pair_that_it_replaces(kind, norm, bias, e
 
 
 @BOTH
-def test_the_trained_pair_is_in_the_published_place(kind):
+def test_the_trained_pair_has_the_published_names(kind):
     trained = pair(FrozenBatchNorm2d, 8, 8, 3, padding=1, bias=False)
     state = kind.from_conv_norm(*trained, norm="train").state_dict()
     conv, bn = {
@@ -254,7 +254,7 @@ def test_a_convolution_without_a_norm_keeps_its_bias(kind, bias):
 
 
 @BOTH
-def test_a_replacement_takes_dtype_and_mode(kind):
+def test_a_replacement_keeps_dtype_and_mode(kind):
     trained = pair(nn.BatchNorm2d, 8, 8, 3, padding=1).double().train()
     block = kind.from_conv_norm(*trained)
     assert block.training
@@ -277,7 +277,7 @@ def test_every_parameter_gets_a_finite_gradient_in_training(kind, norm, groups):
 
 
 @BOTH
-def test_at_the_start_the_other_branches_learn_by_their_gamma_alone(kind):
+def test_initially_only_the_gammas_of_the_other_branches_get_gradients(kind):
     block = kind.from_conv_norm(*pair(FrozenBatchNorm2d, 8, 8, 3, padding=1, bias=False))
     block(torch.randn(2, 8, 9, 10)).square().sum().backward()
     conv, norm = {
@@ -301,7 +301,7 @@ def test_gradients_of_the_equivalent_kernel_are_exact(kind, groups):
 def test_gradients_of_a_block_are_exact(kind, options):
     block = randomize(kind(2, 2, 3, **{"padding": 1, **options})).double()
     features = torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True)
-    # Norms with a border are left out: finite differences would see the border move.
+    # Norms with a border are excluded: finite differences would change the border.
     bordered = ("dbb_avg.bn.", "dbb_1x1_kxk.bn1.")
     smooth = [p for name, p in block.named_parameters() if not name.startswith(bordered)]
     assert torch.autograd.gradcheck(lambda x, *_: block(x), (features, *smooth))
@@ -323,7 +323,7 @@ def test_gradients_of_a_block_are_exact(kind, options):
         ({"init": "zero"}, r"init must be one of \('own_branch', 'paper'\), got 'zero'"),
     ],
 )
-def test_bad_arguments_are_refused(kind, arguments, message):
+def test_invalid_arguments_raise(kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         kind(**{"in_channels": 8, "out_channels": 8, "kernel_size": 3, "padding": 1, **arguments})
 
@@ -331,12 +331,12 @@ def test_bad_arguments_are_refused(kind, arguments, message):
 @pytest.mark.parametrize(
     ("padding", "dilation", "needed"), [(0, 1, "1, 1"), (2, 1, "1, 1"), (1, 2, "2, 2")]
 )
-def test_a_diverse_branch_block_pads_to_the_middle(padding, dilation, needed):
+def test_a_diverse_branch_block_with_another_padding_raises(padding, dilation, needed):
     with pytest.raises(ValueError, match=rf"dilation \* \(kernel_size // 2\) = \({needed}\), got"):
         DiverseBranchBlock(8, 8, 3, 1, padding, dilation)
 
 
-def test_internal_channels_that_the_groups_do_not_divide_are_refused():
+def test_internal_channels_not_divisible_by_groups_raise():
     with pytest.raises(ValueError, match="must be divisible by groups = 4, got 6"):
         DiverseBranchBlock(8, 8, 3, padding=1, groups=4, internal_channels=6)
 
@@ -354,12 +354,12 @@ def test_internal_channels_that_the_groups_do_not_divide_are_refused():
         ),
     ],
 )
-def test_a_pair_of_another_kind_is_refused(conv, norm, message):
+def test_an_unsupported_pair_raises(conv, norm, message):
     with pytest.raises(ValueError, match=message):
         ACBlock.from_conv_norm(conv, norm)
 
 
 @BOTH
-def test_a_block_shows_its_geometry(kind):
+def test_repr_shows_the_geometry(kind):
     shown = repr(kind(8, 4, 3, 2, 1))
     assert "8, 4, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(1, 1)" in shown

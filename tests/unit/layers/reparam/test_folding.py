@@ -24,7 +24,7 @@ def gradients(module, features):
     return {name: p.grad.clone() for name, p in module.named_parameters()}
 
 
-def test_a_folded_network_computes_the_same_and_learns_the_same():
+def test_a_folded_network_has_the_same_outputs_and_gradients():
     plain = randomized(mobilenet_v2(norm_layer=FrozenBatchNorm2d).features[:4])
     folded = fold_frozen_norms(copy.deepcopy(plain))
     assert sum(isinstance(m, FoldingSequential) for m in folded.modules()) > 6
@@ -36,7 +36,7 @@ def test_a_folded_network_computes_the_same_and_learns_the_same():
         torch.testing.assert_close(gradient, wanted[name])
 
 
-def test_all_but_frozen_norms_behind_plain_convolutions_stay():
+def test_only_frozen_norms_after_plain_convolutions_are_folded():
     trained = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4))
     biased = nn.Sequential(nn.Conv2d(3, 4, 1), FrozenBatchNorm2d(4))
     before = nn.Sequential(FrozenBatchNorm2d(3), nn.Conv2d(3, 4, 1))
@@ -45,13 +45,13 @@ def test_all_but_frozen_norms_behind_plain_convolutions_stay():
 
 
 class Doubling(nn.Conv2d):
-    """What only looks like a convolution."""
+    """A subclass of a convolution that computes something else."""
 
     def forward(self, features):
         return 2 * super().forward(features)
 
 
-def test_a_norm_is_left_out_only_where_a_plain_convolution_has_taken_it_in():
+def test_a_norm_is_skipped_only_after_a_plain_convolution():
     modules = (
         Doubling(3, 4, 3, bias=False),
         FrozenBatchNorm2d(4),

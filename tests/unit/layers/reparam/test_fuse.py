@@ -17,7 +17,7 @@ BOTH = pytest.mark.parametrize("kind", [ACBlock, DiverseBranchBlock])
 
 
 def with_blocks(network, kind):
-    """Blocks in place of the 3x3 convolutions of the last three stages, and of their norms."""
+    """Replace the 3x3 convolutions of the last three stages, and their norms, by blocks."""
     network = copy.deepcopy(network)
     for name, bottleneck in network.named_modules():
         if isinstance(bottleneck, Bottleneck) and not name.startswith("layer1"):
@@ -27,7 +27,7 @@ def with_blocks(network, kind):
 
 
 def scaled(network):
-    """Random, with features that stay of the same size through the layers."""
+    """Randomize a network such that features keep their magnitude through the layers."""
     randomize(network).eval()
     for name, tensor in network.state_dict().items():
         if tensor.ndim == 4:
@@ -102,7 +102,7 @@ def randomize_blocks(network):
 
 @BOTH
 @torch.no_grad()
-def test_a_fused_resnet_is_convolutions_alone_and_computes_the_same(plain_resnet, kind):
+def test_a_fused_resnet_has_only_convolutions_and_the_same_outputs(plain_resnet, kind):
     network = randomize_blocks(with_blocks(plain_resnet, kind))
     before = copy.deepcopy(network.state_dict())
     fused = fuse_model(network)
@@ -121,7 +121,7 @@ def test_a_fused_resnet_is_convolutions_alone_and_computes_the_same(plain_resnet
 @pytest.mark.parametrize("norm", [FrozenBatchNorm2d, nn.BatchNorm2d])
 @pytest.mark.parametrize("make", [resnet18, mobilenet_v2])
 @torch.no_grad()
-def test_the_norms_of_a_plain_network_are_taken_into_its_convolutions(make, norm):
+def test_the_norms_of_a_plain_network_are_fused_into_its_convolutions(make, norm):
     network = randomize(make(norm_layer=norm)).double().eval()
     fused = fuse_model(network)
     assert norms_of(network) != []
@@ -134,7 +134,7 @@ def test_the_norms_of_a_plain_network_are_taken_into_its_convolutions(make, norm
 
 
 @torch.no_grad()
-def test_pairs_that_already_run_as_one_are_folded_for_good():
+def test_folded_pairs_are_fused():
     network = fold_frozen_norms(randomize(mobilenet_v2(norm_layer=FrozenBatchNorm2d)).double())
     fused = fuse_model(network.eval())
     assert norms_of(fused) == []
@@ -144,7 +144,7 @@ def test_pairs_that_already_run_as_one_are_folded_for_good():
 
 @pytest.mark.parametrize("norm", ["frozen", "train"])
 @BOTH
-def test_a_norm_behind_a_block_is_taken_in_too(kind, norm):
+def test_a_norm_after_a_block_is_fused_too(kind, norm):
     network = nn.Sequential(kind(4, 6, 3, padding=1, norm=norm), nn.BatchNorm2d(6), nn.ReLU())
     randomize(network).double().eval()
     fused = fuse_model(network)
@@ -153,21 +153,21 @@ def test_a_norm_behind_a_block_is_taken_in_too(kind, norm):
     torch.testing.assert_close(fused(features), network(features))
 
 
-def test_a_block_alone_becomes_its_convolution():
+def test_a_single_block_becomes_a_convolution():
     block = randomize(ACBlock(4, 6, 3))
     fused = fuse_model(block)
     assert type(fused) is nn.Conv2d
     assert torch.equal(fused.weight, block.fuse().weight)
 
 
-def test_a_block_that_stands_in_two_places_stays_one():
+def test_a_shared_block_becomes_one_shared_convolution():
     block = randomize(ACBlock(4, 4, 3, padding=1))
     fused = fuse_model(nn.ModuleDict({"first": block, "second": nn.Sequential(block)}))
     assert fused["first"] is fused["second"][0]
 
 
 class Unrelated(nn.Module):
-    """Holds a convolution and a norm that do not follow each other."""
+    """A convolution and a norm that do not follow each other."""
 
     def __init__(self):
         super().__init__()
@@ -207,7 +207,7 @@ def repeated_activation():
         lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 1), FrozenBatchNorm2d(4)),
     ],
 )
-def test_what_would_not_be_exact_stays(make):
+def test_norms_that_cannot_be_fused_exactly_are_kept(make):
     network = randomize(make()).eval()
     fused = fuse_model(network)
     assert [type(module) for module in fused.modules()] == [type(m) for m in network.modules()]
@@ -218,7 +218,7 @@ def test_what_would_not_be_exact_stays(make):
 
 
 @pytest.mark.parametrize("first", [nn.Conv2d(4, 4, 1), ACBlock(4, 4, 3, norm="train")])
-def test_norms_on_the_statistics_of_the_batch_are_refused(first):
+def test_norms_with_batch_statistics_raise(first):
     network = nn.Sequential(first, nn.BatchNorm2d(4)).train()
     with pytest.raises(ValueError, match=r"must be in eval mode to be fused, got .*train mode"):
         fuse_model(network)
