@@ -53,17 +53,17 @@ def run_two(harm: str, folder: Path) -> list[tuple[int, str]]:
 def test_a_process_that_sleeps_for_ever_is_named_and_the_job_ends(tmp_path: Path) -> None:
     (code, errors), (other_code, other_errors) = run_two("sleeps", tmp_path)
     for text in (errors, other_errors):
-        assert "process 1 (" in text
+        assert "rank 1 (" in text
         assert "keeps the others waiting: it is reading a training batch, at " in text
         assert "standing_still.py:" in text
-        assert "process 0 (" not in text
+        assert "rank 0 (" not in text
     assert "no progress for 4 s (train.timeout_s)" in other_errors
-    assert "time.sleep(600)" in other_errors  # the line, for people
+    assert "time.sleep(600)" in other_errors  # the line of code
     assert code == other_code == 1
 
 
 def test_a_process_that_is_killed_is_named(tmp_path: Path) -> None:
     (code, errors), (other_code, _) = run_two("is killed", tmp_path)
     assert "has died or is stopped: it was reading a training batch, at " in errors
-    assert "RuntimeError: process 1 (" in errors
+    assert "RuntimeError: rank 1 (" in errors
     assert (code, other_code) == (1, -9)

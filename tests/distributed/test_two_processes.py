@@ -130,7 +130,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_in_the_same_step(
 ) -> None:
     messages = {one["not finite"] for one in together}
     assert len(messages) == 1
-    expected = r"0: the loss of step 0 must be finite, got process 1: .*total nan"
+    expected = r"0: the loss of step 0 must be finite, got rank 1: .*total nan"
     assert re.match(expected, messages.pop())
 
 
@@ -139,7 +139,7 @@ def test_a_match_that_fails_in_one_process_stops_all_in_the_same_step(
 ) -> None:
     messages = {one["not matched"] for one in together}
     assert len(messages) == 1
-    assert "process 1: predictions must be finite to be matched" in messages.pop()
+    assert "rank 1: predictions must be finite to be matched" in messages.pop()
 
 
 def test_processes_agree_that_a_step_which_overflowed_in_one_is_computed_again(
@@ -160,8 +160,8 @@ def test_a_gradient_that_is_not_finite_in_one_process_stops_all_and_that_one_lea
     assert len(messages) == 1
     message = messages.pop()
     assert message.startswith("the gradient of step 0 must be finite, got nan")
-    assert "likely cause in process 1: image 3 holds 1 of 192 numbers" in message
-    assert "process 0" not in message
+    assert "likely cause on rank 1: image 3 has 1 non-finite values of 192" in message
+    assert "rank 0" not in message
     assert [path.name for path in (folder / "failed").iterdir()] == ["failure_step_0_rank_1.pth"]
     assert FailureBundle.load(folder / "failed" / "failure_step_0_rank_1.pth").image_ids == [3, 4]
 

@@ -121,5 +121,5 @@ def test_the_moments_of_another_kind_of_optimizer_are_refused(
     saved: Callable[..., Optimizer], own: Callable[..., Optimizer], message: str
 ) -> None:
     state_dict = saved(paper_groups(Parts())).state_dict()
-    with pytest.raises(ValueError, match=f"the saved optimiser {message}, whose moments"):
+    with pytest.raises(ValueError, match=f"the saved optimizer {message}, whose moments"):
         restore_optimizer(own(paper_groups(Parts())), state_dict)

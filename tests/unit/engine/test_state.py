@@ -27,8 +27,8 @@ def test_weights_alone_are_not_resumed() -> None:
     before = weights(state)
     with pytest.raises(
         ValueError,
-        match=r"checkpoint x\.pth must hold the state of an optimiser to be resumed, got weights "
-        r"alone; start a new run from them with --finetune-from",
+        match=r"checkpoint x\.pth must hold the state of an optimizer to be resumed, got weights "
+        r"only; start a new run from them with --finetune-from",
     ):
         state.restore(converted, "checkpoint x.pth")
     assert all(a.equal(b) for a, b in zip(before, weights(state), strict=True))

@@ -77,8 +77,8 @@ def test_a_step_that_fails_leaves_a_bundle_of_its_failing_micro_batch(
     loop = tiny_loop(folder, validation, loader=[*good, bad, good[0]], sampler=sampler)
     with pytest.raises(
         NonFiniteError,
-        match=r"process 0: predictions must be finite.*; likely cause in process 0: image 44 holds "
-        r"3 of 192 numbers.*doctor bundle .*failure_step_1_rank_0\.pth",
+        match=r"rank 0: predictions must be finite.*; likely cause on rank 0: image 44 has "
+        r"3 non-finite values of 192.*doctor bundle .*failure_step_1_rank_0\.pth",
     ):
         fit(state, loop)
     bundle = FailureBundle.load(folder.failure(1, 0))

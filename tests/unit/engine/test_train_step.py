@@ -101,7 +101,7 @@ def test_a_loss_that_is_not_finite_names_its_terms_and_changes_nothing() -> None
     batch.images.images[0, 0, 0, 0] = math.nan
     with pytest.raises(
         NonFiniteError,
-        match=r"the loss of step 0 must be finite, got process 0: loss_class nan.*total nan",
+        match=r"the loss of step 0 must be finite, got rank 0: loss_class nan.*total nan",
     ):
         train_step(state, [batch], tiny_criterion(), seed=0, max_grad_norm=0.1)
     assert state.step == 0
@@ -111,7 +111,7 @@ def test_a_loss_that_is_not_finite_names_its_terms_and_changes_nothing() -> None
 def test_predictions_that_cannot_be_matched_stop_the_run_with_the_matchers_words() -> None:
     batch = tiny_batch([1, 2], [1, 1])
     batch.images.images[1] = math.inf
-    with pytest.raises(NonFiniteError, match="process 0: predictions must be finite"):
+    with pytest.raises(NonFiniteError, match="rank 0: predictions must be finite"):
         train_step(tiny_state(), [batch], tiny_criterion(), seed=0, max_grad_norm=0.1)
 
 

@@ -172,7 +172,7 @@ def test_missing_fields_are_named(tmp_path: Path, stored: Checkpoint) -> None:
     content = torch.load(path, weights_only=True)
     del content["optimizer"], content["step"]
     torch.save(content, path)
-    with pytest.raises(ValueError, match=r"last\.pth lacks optimizer, step$"):
+    with pytest.raises(ValueError, match=r"last\.pth is missing optimizer, step$"):
         load_checkpoint(path)
 
 
@@ -205,10 +205,10 @@ def test_weights_that_match_are_copied() -> None:
 @pytest.mark.parametrize(
     ("state_dict", "message"),
     [
-        ({"weight": torch.zeros(2, 3)}, "a lacks 1 parameters of the model, first: bias"),
+        ({"weight": torch.zeros(2, 3)}, "a is missing 1 parameters, first: bias"),
         (
             {"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "x": torch.zeros(1)},
-            "a has 1 parameters that the model has not, first: x",
+            "a has 1 unexpected parameters, first: x",
         ),
         (
             {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)},

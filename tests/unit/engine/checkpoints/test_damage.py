@@ -94,13 +94,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda path: rewrite(path, format_version=9),
         "must have format version 1, got 9",
     ),
-    "without the step": (lambda path: rewrite(path, without="step"), "lacks step$"),
+    "without the step": (lambda path: rewrite(path, without="step"), "is missing step$"),
     "other classes": (
         lambda path: change(path, label_space=LabelSpace((1, 2, 8), ("a", "b", "d"))),
         r"the training set must have the categories of checkpoint .* only .* has \{8: d\}",
     ),
     "another model": (other_model, r"has 2 parameters of another shape, first: class_head\.weight"),
-    "another optimiser": (other_optimizer, "the saved optimiser must be AdamW, got SGD"),
+    "another optimizer": (other_optimizer, "the saved optimizer must be AdamW, got SGD"),
 }
 
 
@@ -127,7 +127,7 @@ def test_a_run_does_not_go_on_from_it(path: Path, name: str) -> None:
         state.restore(load_checkpoint(path), f"checkpoint {path}")
     assert not Path("hostile_code_ran").exists()
     assert state.step == 0
-    if name != "another optimiser":  # which is looked at after the weights
+    if name != "another optimizer":  # checked after the weights
         after = state.model.state_dict().values()
         assert all(a.equal(b) for a, b in zip(before, after, strict=True))
 

@@ -55,8 +55,8 @@ def test_the_same_classes_keep_every_row_even_of_repeated_names() -> None:
     ("num_old", "expected", "note"),
     [
         (3, ((0, 0), (1, 1), (2, 2)), "does not name its 3 classes; rows keep their order"),
-        (2, (), "does not name its 2 classes; all 3 start anew"),
-        (91, (), "does not name its 91 classes; all 3 start anew"),
+        (2, (), "does not name its 2 classes; all 3 start from scratch"),
+        (91, (), "does not name its 91 classes; all 3 start from scratch"),
     ],
 )
 def test_unknown_classes_keep_their_order_only_if_they_are_as_many(
@@ -82,7 +82,7 @@ def test_what_becomes_of_each_class_is_said() -> None:
     rows = match_rows(
         space("a", "b", "c"), space("C", "a", "new"), num_old=3, num_new=3, what="a.pth"
     )
-    assert rows.notes == ("2 kept: C, a", "1 started anew: new", "1 of the file dropped: b")
+    assert rows.notes == ("2 kept: C, a", "1 from scratch: new", "1 of the file dropped: b")
 
 
 def test_a_long_list_of_classes_is_cut() -> None:

@@ -237,7 +237,7 @@ def test_a_bias_is_not_kept_without_its_weight() -> None:
     before = snapshot(model)
     report = transfer(model, weights)
     name = "encoder.layers.0.linear1.bias"
-    assert report.reinitialized[name] == "belongs to what does not fit"
+    assert report.reinitialized[name] == "another tensor of its block does not match"
     assert model.state_dict()[name].equal(before[name])
     assert name in report.ignored
 
@@ -299,7 +299,7 @@ def test_a_backbone_is_kept_as_a_whole_or_not_at_all() -> None:
     report = transfer(model, source)
     backbone = {name for name in model.state_dict() if name.startswith("backbone.")}
     assert set(report.reinitialized) == backbone
-    assert set(report.reinitialized.values()) == {"belongs to what does not fit"}
+    assert set(report.reinitialized.values()) == {"another tensor of its block does not match"}
     assert all(model.state_dict()[name].equal(before[name]) for name in backbone)
 
 
@@ -343,7 +343,7 @@ def test_a_file_that_hardly_fits_is_refused_and_nothing_is_copied(case: str) -> 
     model = fresh("multi_scale")
     before = snapshot(model)
     with pytest.raises(
-        ValueError, match=r"a\.pth must fit at least half of the model's \d+ tensors outside"
+        ValueError, match=r"a\.pth must match at least half of the model's \d+ tensors outside"
     ) as caught:
         transfer(model, weights)
     assert "model.backbone.weights=FILE" in str(caught.value)
@@ -359,15 +359,15 @@ def test_the_report_is_short_and_names_what_is_new() -> None:
     report = transfer(fresh("refine", num_classes=2), randomised("refine"), ABC, C_NEW)
     lines = report.describe()
     headings = [heading for heading, _ in lines]
-    assert headings == ["kept", "re-initialised", "ignored", *["classes"] * 3]
+    assert headings == ["kept", "reinitialized", "ignored", *["classes"] * 3]
     text = dict(lines)
     total = len(fresh("refine").state_dict())
     assert text["kept"] == f"{total} of the model's {total} tensors"
-    assert text["re-initialised"] == ("4: decoder.class_heads.* x 4 (1 of 2 rows)")
+    assert text["reinitialized"] == ("4: decoder.class_heads.* x 4 (1 of 2 rows)")
     assert text["ignored"] == "0 of the file's"
     assert [line for heading, line in lines if heading == "classes"] == [
         "1 kept: c",
-        "1 started anew: new",
+        "1 from scratch: new",
         "2 of the file dropped: a, b",
     ]
 

@@ -52,7 +52,7 @@ def test_a_bundle_that_cannot_be_written_does_not_hide_the_cause(tmp_path: Path)
     folder = RunFolder(tmp_path / "gone")
     recorder = FailureRecorder(folder, tiny_criterion(), seed=3)
     text = recorder.write(tiny_state(), [tiny_batch([1, 2], [1, 1])], "of a test")
-    assert "likely cause in process 0: not found" in text
+    assert "likely cause on rank 0: not found" in text
     assert f"(bundle {folder.failure(0, 0)} could not be written (" in text
 
 

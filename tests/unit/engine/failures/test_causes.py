@@ -41,7 +41,7 @@ def test_bad_images_are_named_with_their_counts() -> None:
         weight_norms=STEADY,
         learning_rates={},
     )
-    assert text.startswith("image 8 holds 2 of 192 numbers that are not finite")
+    assert text.startswith("image 8 has 2 non-finite values of 192")
     assert "image 7" not in text
 
 
@@ -79,7 +79,7 @@ def test_else_the_place_is_named() -> None:
 
 
 def test_what_does_not_happen_again_is_said_to_be_not_found() -> None:
-    assert explain(HEALTHY).startswith("not found: the same micro-batch gives finite numbers")
+    assert explain(HEALTHY).startswith("not found: the same micro-batch gives finite values")
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e30])

@@ -16,27 +16,27 @@ def later(*changes: dict[str, object]) -> list[Sign | None]:
 def test_a_process_that_waits_for_nobody_is_the_one() -> None:
     after = later({}, {}, {"is_waiting": False, "doing": "reading", "at": "coco.py:7"})
     assert name_culprits(WAITING, after, me=0) == (
-        "process 2 (host, pid 102) keeps the others waiting: it is reading, at coco.py:7"
+        "rank 2 (host, pid 102) keeps the others waiting: it is reading, at coco.py:7"
     )
 
 
 def test_a_process_that_gives_no_more_signs_is_named_before_any_that_is_busy() -> None:
     after = later({}, {"beat": 5}, {"is_waiting": False})
     assert name_culprits(WAITING, after, me=0) == (
-        "process 1 (host, pid 101) has died or is stopped: it was computing, at c10d.py:1"
+        "rank 1 (host, pid 101) has died or is stopped: it was computing, at c10d.py:1"
     )
 
 
 def test_a_process_that_has_ended_is_named_with_the_reason() -> None:
     after = later({}, {"end": "ValueError: no"}, {"is_waiting": False})
     assert name_culprits(WAITING, after, me=0) == (
-        "process 1 (host, pid 101) has ended: ValueError: no"
+        "rank 1 (host, pid 101) has ended: ValueError: no"
     )
 
 
 def test_a_process_that_stands_still_itself_blames_no_other() -> None:
     after = later({"is_waiting": False}, {"end": "RuntimeError: timed out"})
-    assert name_culprits(WAITING, after, me=0).startswith("process 0 (host, pid 100) keeps")
+    assert name_culprits(WAITING, after, me=0).startswith("rank 0 (host, pid 100) keeps")
 
 
 def test_one_that_has_died_before_its_first_beat_is_named_without_a_place() -> None:

@@ -66,7 +66,7 @@ def test_without_its_newest_checkpoint_a_run_is_resumed_from_the_one_before(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "previous.pth").touch()
-    with pytest.raises(FileNotFoundError, match=r"--resume auto goes on from .*previous\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"--resume auto continues from .*previous\.pth"):
         RunFolder(tmp_path).claim(resume=True)
     RunFolder(tmp_path).claim(resume="auto")
 

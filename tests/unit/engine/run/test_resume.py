@@ -37,7 +37,7 @@ def test_a_new_run_takes_none(files: RunFolder) -> None:
 
 def test_a_damaged_one_is_refused_and_the_one_before_offered(files: RunFolder) -> None:
     damage(files.last)
-    with pytest.raises(ValueError, match=r"last\.pth .*; --resume auto goes on .*previous\.pth$"):
+    with pytest.raises(ValueError, match=r"last\.pth .*; --resume auto continues .*previous\.pth$"):
         checkpoint_to_resume(files, True)
     files.previous.unlink()
     with pytest.raises(ValueError, match=r"its end has been altered \(\d+ bytes\)$"):
@@ -54,7 +54,7 @@ def test_auto_goes_back_to_the_one_before_and_keeps_the_damaged_one_aside(
     assert found is not None
     assert (found[0], found[1].step) == (files.previous, 4)
     assert "last.pth is truncated" in caplog.text
-    assert "going on from" in caplog.text
+    assert "continuing from" in caplog.text
     assert not files.last.exists()
     assert files.damaged.read_bytes() == content
     # The next save must not make the damaged file the previous one.

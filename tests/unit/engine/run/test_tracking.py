@@ -51,7 +51,7 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(
     assert [record["step"] for record in read_records(folder.metrics)] == [1, 2, 3, 4]
     assert failing.calls == 2
     [warning] = caplog.messages
-    assert "TensorBoard is off from here on" in warning
+    assert "TensorBoard is disabled after an error" in warning
     assert "No space left on device" in warning
 
 
@@ -64,7 +64,7 @@ def test_a_tracker_that_cannot_be_opened_stops_nothing(
     folder.record("train", {"step": 1})
     assert read_records(folder.metrics) == [{"kind": "train", "step": 1}]
     [warning] = caplog.messages
-    assert warning.startswith("TensorBoard is off from here on, as it has failed (FileExistsError")
+    assert warning.startswith("TensorBoard is disabled after an error (FileExistsError")
 
 
 def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_metrics_file_that_cannot_be_written_stops_nothing(
     folder.record("train", {"step": 1})
     folder.record("train", {"step": 2})
     assert len(caplog.messages) == 1
-    assert f"{folder.metrics} is off from here on" in caplog.messages[0]
+    assert f"{folder.metrics} is disabled after an error" in caplog.messages[0]
 
 
 def test_tensorboard_reads_every_number_of_a_record(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_tensorboard_on_a_full_disk_is_off_after_one_warning(
         thread.join(timeout=10)
     assert [record["step"] for record in read_records(folder.metrics)] == [*range(1, 41)]
     [warning] = caplog.messages
-    assert "TensorBoard is off from here on" in warning
+    assert "TensorBoard is disabled after an error" in warning
 
 
 def test_an_absent_tensorboard_is_an_error_that_says_what_to_install() -> None:
