@@ -1,4 +1,4 @@
-"""Runs a function in several processes that know each other, as a launcher would start them."""
+"""Run a function in several processes of one group, as a launcher would start them."""
 
 import os
 import socket
@@ -17,11 +17,11 @@ _T = TypeVar("_T")
 def run_in_processes(
     function: Callable[[Path], _T], folder: Path, *, world_size: int = 2
 ) -> list[_T]:
-    """Call `function(folder)` in each process; returns what it returned, by rank.
+    """Call `function(folder)` in each process; return the results by rank.
 
     Args:
-        function: of a module, so that a new process can find it.
-        folder: is given to the function, and used to bring results back.
+        function: defined in a module, so that a new process can import it.
+        folder: passed to the function, and used to return the results.
         world_size: number of processes.
     """
     with socket.socket() as probe:

@@ -101,7 +101,7 @@ def _notes(
     for fate, names in (
         ("kept", [new[row] for row in kept]),
         ("from scratch", [name for row, name in enumerate(new) if row not in kept]),
-        ("of the file dropped", [old[row] for row in sorted(dropped)]),
+        ("dropped", [old[row] for row in sorted(dropped)]),
     ):
         named = [name for name in names if name is not None]
         if named:

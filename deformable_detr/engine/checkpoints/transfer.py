@@ -231,7 +231,7 @@ def _reinitialized(
             elif other.shape != value.shape:
                 reasons[name] = f"{tuple(value.shape)}, in the file {tuple(other.shape)}"
             else:
-                reasons[name] = "another tensor of its block does not match"
+                reasons[name] = "part of a layer or backbone that does not match"
     return reasons
 
 

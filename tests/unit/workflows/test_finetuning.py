@@ -76,7 +76,7 @@ def test_a_run_starts_with_the_weights_of_the_file_and_says_so(
     assert "reinitialized 2: decoder.class_heads.* x 2 (1 of 3 rows)" in lines
     assert "classes 2 kept: Tree, cat" in lines
     assert "classes 1 from scratch: house" in lines
-    assert "classes 1 of the file dropped: dog" in lines
+    assert "classes 1 dropped: dog" in lines
 
 
 def test_a_run_starts_from_a_file_of_the_official_code(
