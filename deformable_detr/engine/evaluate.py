@@ -64,9 +64,9 @@ def validation_loss(
     """Compute the losses per object over a whole data set, independent of the batch size.
 
     Args:
-        model: as for `evaluate`.
-        loader: as for `evaluate`.
-        criterion: computes the losses.
+        model: see `evaluate`.
+        loader: see `evaluate`.
+        criterion: loss function.
         device: device of the model.
 
     Returns:
@@ -120,7 +120,7 @@ class Validation:
         return replace(self, loader=watchdog.over(self.loader, "a validation batch"))
 
     def is_due(self, state: TrainState, steps_per_epoch: int, end: int) -> bool:
-        """Return whether to evaluate the weights before the next step, unless already done."""
+        """Return whether an evaluation is due before the next step and has not been done yet."""
         epoch, steps_within = divmod(state.step, steps_per_epoch)
         is_time = state.step == end or (steps_within == 0 and epoch % self.every_epochs == 0)
         return 0 < state.step != state.evaluated and is_time

@@ -129,7 +129,7 @@ def warm_up(state: TrainState, criterion: SetCriterion, *, num_images: int, size
 
     Args:
         state: unchanged afterwards.
-        criterion: computes the losses.
+        criterion: loss function.
         num_images: images in the largest micro-batch.
         size: (height, width) of the largest micro-batch.
 

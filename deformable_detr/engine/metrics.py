@@ -27,9 +27,9 @@ def detection_metrics(
     """Compute class and cardinality error, as the official code logs them; no loss uses them.
 
     Args:
-        predictions: of the last decoder layer, for N images.
-        targets: of the N images.
-        matches: of predictions and targets, for the N images.
+        predictions: predictions of the last decoder layer, for N images.
+        targets: targets of the N images.
+        matches: matches between predictions and targets of the N images.
 
     Returns:
         `class_error`: percentage of the matched queries whose best class is not the target's,
@@ -63,9 +63,9 @@ def official_losses(
     """Return all losses and metrics under the official code's names, as its criterion does.
 
     Args:
-        output: of the model, for N images.
-        targets: of the N images.
-        result: of the criterion, for output and targets.
+        output: output of the model, for N images.
+        targets: targets of the N images.
+        result: losses and matches of the criterion, for output and targets.
 
     Returns:
         The unweighted `loss_ce`, `loss_bbox`, `loss_giou` and the metric `cardinality_error` of

@@ -29,10 +29,10 @@ def parameter_groups(
     """Sort the trainable parameters into one group per role, for an optimizer's constructor.
 
     Args:
-        model: provides roles and parameters.
+        model: detector with the parameters and their roles.
         lr: learning rate of the role "default".
         lr_by_role: learning rates of the other roles.
-        weight_decay: of every group; norms and biases are included.
+        weight_decay: weight decay of every group, including norms and biases.
 
     Returns:
         The groups that have parameters, "default" first, each with its `role` and its

@@ -28,18 +28,18 @@ class TrainState:
 
     Attributes:
         model: the detector, on its device.
-        optimizer: over the detector's parameters; its groups have an `initial_lr`.
+        optimizer: optimizer of the detector's parameters; its groups have an `initial_lr`.
         schedule: factor on the initial learning rates, by the number of steps taken.
         label_space: the classes of the detector.
         config: the resolved configuration, plain JSON.
         ema: moving average of the detector, or None for a run without one.
-        precision: of the detector's forward pass in training.
+        precision: precision of the detector's forward pass in training.
         epoch: number of finished epochs.
         step: number of steps taken.
         best_ap: highest AP so far, or None before the first evaluation.
         origin: description of the initial weights; "" for those of the config.
         evaluated: step of the newest evaluation, or None before the first.
-        scaler: scales the loss in float16; disabled for other precisions.
+        scaler: gradient scaler for float16; disabled for other precisions.
         replica: the detector as the loop calls it, with gradients averaged over processes.
     """
 

@@ -16,9 +16,9 @@ from deformable_detr.structures import ModelOutput
 
 
 def dropout_seed(seed: int, step: int, index: int) -> int:
-    """Return the seed of this rank's `index`-th micro-batch.
+    """Return the dropout seed of this rank's `index`-th micro-batch.
 
-    It depends on the position in the global batch, not on the number of processes.
+    It depends on the micro-batch's position in the global batch, not on the number of processes.
     """
     return derive_seed(seed, step, distributed.rank() + distributed.world_size() * index)
 
@@ -54,10 +54,10 @@ def with_mimicking(
 
     Args:
         model: the detector itself, without a wrapper.
-        criterion: computes the losses.
+        criterion: loss function.
         batch: N images.
-        output: of the detector for them.
-        result: of the criterion for them.
+        output: outputs of the detector for the images.
+        result: losses and matches of the criterion for the images.
         num_boxes: divisor of the sums, as for the criterion.
 
     Returns:

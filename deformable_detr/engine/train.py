@@ -53,12 +53,12 @@ class TrainLoop:
     """The parts and settings of a training loop.
 
     Attributes:
-        criterion: computes the losses.
+        criterion: loss function.
         loader: this rank's micro-batches, in the order of `sampler`.
-        sampler: receives the epoch and the step to start at.
+        sampler: order of the samples; set to the epoch and the step to start at.
         folder: claimed for this run; receives checkpoints, metrics and curves.
         validation: the validation set, and the schedule of evaluations.
-        seed: of dropout; the loader has its own for samples and augmentation.
+        seed: seed of dropout; the loader has its own for samples and augmentation.
         epochs: passes over the training set; each ends with a checkpoint.
         max_steps: steps after which training ends even within an epoch, or None.
         max_grad_norm: 2-norm that gradients are clipped to; 0 for no clipping.
@@ -66,7 +66,7 @@ class TrainLoop:
         checkpoint_every_steps: steps between two checkpoints within an epoch.
         timeout_s: seconds without progress after which a run of several processes ends and names
             the rank that stalls.
-        stop: can request an end before the last step; the default never does.
+        stop: request for an end before the last step; by default there is none.
     """
 
     criterion: SetCriterion
@@ -213,9 +213,9 @@ def train_step(
     Args:
         state: advanced by one step.
         batches: the micro-batches, on any device.
-        criterion: computes the losses.
-        seed: of dropout.
-        max_grad_norm: as for `TrainLoop`.
+        criterion: loss function.
+        seed: seed of dropout.
+        max_grad_norm: see `TrainLoop`.
 
     Returns:
         The losses, the metrics, and the 2-norm of the gradient before clipping: scalars on the

@@ -31,7 +31,7 @@ class Checkpoint:
         best_ap: highest AP of an evaluation so far, or None before the first.
         label_space: the classes of the detector.
         config: the resolved configuration, plain JSON; in a loaded one, keys have current names.
-        versions: of the packages that wrote it; informational.
+        versions: versions of the packages that wrote it; informational.
         origin: description of the initial weights; "" for those of the config.
         scaler: the state_dict of the gradient scaler in float16; empty for other precisions.
         evaluated: step of the newest evaluation, or None before the first.
@@ -143,7 +143,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) 
     """Copy weights into a model; all names and shapes must match.
 
     Args:
-        model: receives the weights.
+        model: model to copy the weights into.
         state_dict: the weights by name.
         what: description of the weights for the error, as in "checkpoint runs/a/last.pth".
 

@@ -35,10 +35,10 @@ def match_rows(
     order if both heads have the same number of rows, and not at all otherwise.
 
     Args:
-        old_classes: of the trained head, or None if unknown.
-        new_classes: of the head to be trained.
-        num_old: rows of the trained head.
-        num_new: rows of the head to be trained.
+        old_classes: classes of the trained head, or None if unknown.
+        new_classes: classes of the head to be trained.
+        num_old: number of rows of the trained head.
+        num_new: number of rows of the head to be trained.
         what: source of the trained head, for errors.
 
     Raises:

@@ -41,12 +41,12 @@ class CheckpointWriter:
     def write(self, path: Path, checkpoint: Checkpoint, *, previous: Path | None = None) -> None:
         """Start writing, once the previous file is complete; the state may change afterwards.
 
-        A checkpoint that was written last is not written again.
+        The checkpoint that was written last is not written again.
 
         Args:
-            path: as for `save_checkpoint`.
+            path: see `save_checkpoint`.
             checkpoint: copied before this returns.
-            previous: as for `save_checkpoint`.
+            previous: see `save_checkpoint`.
 
         Raises:
             RuntimeError: the previous file could not be written.

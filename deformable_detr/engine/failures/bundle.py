@@ -23,15 +23,15 @@ class FailureBundle:
 
     Attributes:
         step: number of steps taken before.
-        rank: of the process.
-        message: of the error that ended the run.
+        rank: rank of the process.
+        message: message of the error that ended the run.
         cause: description of the likely cause.
         images: (N, 3, H, W), the input of the model.
         padding_mask: (N, H, W).
         targets: the fields of `Target` per image.
         num_boxes: divisor of the losses.
-        dropout_seed: of the micro-batch.
-        precision: of the forward pass, named as a dtype of PyTorch.
+        dropout_seed: dropout seed of the micro-batch.
+        precision: precision of the forward pass, named as a dtype of PyTorch.
         scaler: state of the gradient scaler; empty if the loss was not scaled.
         learning_rates: per role of the parameters, in this step.
         weight_norms: (step, 2-norm of all finite weights) over the run.
@@ -40,7 +40,7 @@ class FailureBundle:
         model: the detector's state_dict before the step.
         label_space: the classes, as in a checkpoint.
         config: the resolved configuration, plain JSON; in a loaded one, keys have current names.
-        versions: of the packages that wrote it.
+        versions: versions of the packages that wrote it.
     """
 
     step: int

@@ -65,11 +65,11 @@ def likely_cause(
 
     Args:
         batch: the micro-batch.
-        examination: of the micro-batch, in the precision of the run.
+        examination: examination of the micro-batch, in the precision of the run.
         in_float32: the same in float32; None for a run in float32.
         bad_weights: names of weights that were not finite before the step.
-        weight_norms: of this run, oldest first; the last one is the current norm.
-        learning_rates: of each parameter group in this step.
+        weight_norms: norms over this run, oldest first; the last one is the current norm.
+        learning_rates: learning rate of each parameter group in this step, by role.
     """
     if images := _describe_bad_images(batch):
         return f"{images}: check the file, and the augmentation, which changes its pixels"

@@ -27,8 +27,8 @@ class FailureRecorder:
 
     Args:
         folder: run folder, which receives the bundles.
-        criterion: computes the losses.
-        seed: of dropout.
+        criterion: loss function.
+        seed: seed of dropout.
     """
 
     def __init__(self, folder: RunFolder, criterion: SetCriterion, *, seed: int) -> None:
@@ -48,7 +48,7 @@ class FailureRecorder:
         Args:
             state: the state before the step.
             batches: this rank's micro-batches of the step.
-            message: of the error, which names the non-finite terms.
+            message: message of the error, which names the non-finite terms.
 
         Returns:
             The likely causes, and the paths of the bundles.
@@ -131,7 +131,7 @@ class _Failing:
     """Micro-batch of a rank that is considered the cause of a failed step.
 
     Attributes:
-        index: in the step.
+        index: index of the micro-batch in the step.
         batch: the micro-batch.
         num_boxes: divisor of the losses of the step.
         examination: result of running the micro-batch again.

@@ -59,10 +59,10 @@ def examine(
 
     Args:
         model: the detector itself, in training mode, with the weights before the step.
-        criterion: computes the losses.
-        batch: on the device of the model.
+        criterion: loss function.
+        batch: micro-batch, on the device of the model.
         num_boxes: divisor of the sums, as for the criterion.
-        dropout_seed: of this micro-batch in its step.
+        dropout_seed: dropout seed of this micro-batch in its step.
         low_precision: dtype of autocast, or None to run without it.
         loss_scale: factor on the loss before the backward pass.
     """

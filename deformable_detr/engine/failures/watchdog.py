@@ -27,14 +27,14 @@ class Sign:
     """Status that each process publishes to the others once per second.
 
     Attributes:
-        rank: of the process.
+        rank: rank of the process.
         host: name of the machine.
-        pid: of the process.
+        pid: id of the process.
         beat: number of signs published so far.
         doing: current activity.
         at: current line of code of the main thread.
         is_waiting: whether the main thread is waiting for other processes.
-        end: how this rank's part of the run ended; "" while it continues.
+        end: outcome of this rank's part of the run; "" while it continues.
     """
 
     rank: int
@@ -208,7 +208,7 @@ def name_culprits(before: Sequence[Sign | None], after: Sequence[Sign | None], *
 
 
 def _is_waiting(frame: FrameType | None) -> bool:
-    """Return whether a thread is in a collective operation, or a backward pass, which runs some."""
+    """Return whether a thread is in a collective operation, or in a backward pass with one."""
     if frame is None:
         return False
     module = frame.f_globals.get("__name__", "")

@@ -100,7 +100,7 @@ def explain_zero_ap(ground_truth: Mapping[str, Any], table: DetectionTable) -> s
     """Return the most likely cause and the numbers that support it.
 
     Args:
-        ground_truth: of `GroundTruth.to_coco`.
+        ground_truth: result of `GroundTruth.to_coco`.
         table: detections of its images.
     """
     pairs = _pairs(ground_truth, table)
@@ -254,7 +254,7 @@ def ap_stays_zero(records: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether the last evaluation is the first to show that AP50 stays 0 as the loss falls.
 
     Args:
-        records: of the metrics file, up to that evaluation.
+        records: records of the metrics file, up to that evaluation.
     """
     ends = [0, *(i for i, one in enumerate(records, 1) if one["kind"] == "evaluation")]
     return _stays_zero(records[: ends[-1]]) and not _stays_zero(records[: ends[-2]])

@@ -60,7 +60,7 @@ class RunFolder:
 
     @property
     def state(self) -> Path:
-        """Path of the state of the run: running, preempted, finished or failed."""
+        """Path of the file with the state: running, preempted, finished or failed."""
         return self.path / "state.json"
 
     @property
@@ -187,7 +187,7 @@ class RunFolder:
 
         Args:
             table: the detections, in the main process.
-            step: of the checkpoint.
+            step: step of the checkpoint.
         """
         if distributed.is_main():
             try:

@@ -206,7 +206,7 @@ class Tracked(Iterable[_T]):
 
     Args:
         items: the items; must have a length, unless `total` is given.
-        name: of the operation, such as "predicting".
+        name: name of the operation, such as "predicting".
         total: number of items.
         callback: called with "progress" and {"done": ..., "total": ...} after each item.
     """

@@ -82,7 +82,7 @@ class TensorBoard:
     """Tracker that writes each number of a record to a curve named KIND/NAME.
 
     Args:
-        folder: receives the event files.
+        folder: folder of the event files.
         first_step: values that an earlier part of the run wrote from this step on are hidden.
     """
 
