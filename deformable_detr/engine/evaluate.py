@@ -1,4 +1,4 @@
-"""Runs a detector over a data set: detections scored as COCO does, or the loss alone."""
+"""Evaluation of a detector on a data set: COCO metrics, and the validation loss."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,16 +28,19 @@ def evaluate(
     *,
     device: torch.device,
 ) -> CocoMetrics:
-    """Score a detector; every process takes its part of the images and gets the same result.
+    """Compute the COCO metrics of a detector.
+
+    Each rank evaluates its share of the images; every rank gets the same result.
 
     Args:
-        model: the detector itself, without a wrapper; evaluated in eval mode, and left as it was.
-        loader: this process's part of the images, which may be none.
-        evaluator: a fresh one for the annotations of these images.
-        device: where the model is.
+        model: the detector itself, without a wrapper. It is evaluated in eval mode; its mode is
+            restored afterwards.
+        loader: this rank's share of the images; may be empty.
+        evaluator: a new one for the annotations of these images.
+        device: device of the model.
 
     Returns:
-        The scores over all images.
+        The metrics over all images.
     """
     with _eval_mode(model):
         for batch in loader:
@@ -58,16 +61,16 @@ def evaluate(
 def validation_loss(
     model: nn.Module, loader: Iterable[Batch], criterion: SetCriterion, *, device: torch.device
 ) -> dict[str, float]:
-    """The losses per object over a whole data set, however it is cut into batches.
+    """Compute the losses per object over a whole data set, independent of the batch size.
 
     Args:
-        model: as for `evaluate`.
-        loader: as for `evaluate`.
-        criterion: computes the losses.
-        device: where the model is.
+        model: see `evaluate`.
+        loader: see `evaluate`.
+        criterion: loss function.
+        device: device of the model.
 
     Returns:
-        The terms of the criterion by name, the same in every process.
+        The terms of the criterion by name, the same on every rank.
     """
     sums: dict[str, Tensor] = {}
     num_boxes = 0
@@ -98,13 +101,13 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Validation:
-    """What a run is evaluated on, and when.
+    """Validation set of a run, and the schedule of its evaluations.
 
     Attributes:
-        loader: this process's part of the validation images.
-        annotations: of these images.
-        every_epochs: epochs from one evaluation to the next; there always is one at the end.
-        with_loss: whether to compute the loss too, in a pass of its own.
+        loader: this rank's share of the validation images.
+        annotations: ground truth of these images.
+        every_epochs: epochs between two evaluations; the last step is always evaluated.
+        with_loss: whether to compute the loss too, in a second pass.
     """
 
     loader: Iterable[Batch]
@@ -113,11 +116,11 @@ class Validation:
     with_loss: bool = False
 
     def watched_by(self, watchdog: Watchdog) -> "Validation":
-        """The same, where each batch is a sign of progress."""
+        """Return a copy that reports each batch to `watchdog` as progress."""
         return replace(self, loader=watchdog.over(self.loader, "a validation batch"))
 
     def is_due(self, state: TrainState, steps_per_epoch: int, end: int) -> bool:
-        """Whether the weights are to be evaluated before the next step, and have not been."""
+        """Return whether an evaluation is due before the next step and has not been done yet."""
         epoch, steps_within = divmod(state.step, steps_per_epoch)
         is_time = state.step == end or (steps_within == 0 and epoch % self.every_epochs == 0)
         return 0 < state.step != state.evaluated and is_time
@@ -125,13 +128,13 @@ class Validation:
     def measure(
         self, state: TrainState, criterion: SetCriterion, stop: StopRequest
     ) -> tuple[dict[str, Any], DetectionTable]:
-        """Evaluate the weights, averaged ones where the run has them.
+        """Evaluate the weights, or their moving average if the run has one.
 
         Returns:
-            The record of the evaluation, and all that was detected.
+            The record of the evaluation, and all detections.
 
         Raises:
-            PreemptedError: the run was asked to stop before the last batch was done.
+            PreemptedError: the run was asked to stop before the last batch was evaluated.
         """
         model = state.model if state.ema is None else state.ema.model
         evaluator = CocoEvaluator(self.annotations, state.label_space)

@@ -1,4 +1,4 @@
-"""Memory of training: its peak, errors that name the batch, and a first pass of the largest one."""
+"""Memory in training: peak usage, out-of-memory errors that describe the batch, and warm-up."""
 
 import re
 import sys
@@ -27,11 +27,11 @@ _BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, getru
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Peaks of the process that took most, in units of 10^6 bytes; every process must call.
+    """Return the peak memory, maximum over all processes; every process must call.
 
-    On a GPU what tensors took (`peak_allocated_mb`) and what PyTorch held for them
-    (`peak_reserved_mb`) since the last call. Elsewhere the resident memory of the process
-    (`peak_resident_mb`) since it began, without data-loading workers; nothing on Windows.
+    Units are 10^6 bytes. On a GPU: memory of tensors (`peak_allocated_mb`) and memory reserved
+    by PyTorch (`peak_reserved_mb`) since the last call. Elsewhere: resident memory of the process
+    (`peak_resident_mb`) since it started, without data-loading workers; nothing on Windows.
     """
     if device.type == "cuda":
         peaks = {
@@ -48,10 +48,12 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 def resident_bytes(field: str) -> int:
-    """What Linux counts of this process's memory, by a name of proc(5), such as "VmHWM", the peak.
+    """Return a memory counter of this process on Linux, by its name in proc(5).
+
+    An example is "VmHWM", the peak of the resident memory.
 
     Raises:
-        OSError: the system does not tell.
+        OSError: not available on this platform.
     """
     found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
     if found is None:
@@ -62,12 +64,12 @@ def resident_bytes(field: str) -> int:
 def _peak_resident_bytes() -> int:
     try:
         return resident_bytes("VmHWM")
-    except OSError:  # not Linux, where this one would also count the program that started this one
+    except OSError:  # not Linux, where ru_maxrss would also count the parent program
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_UNIT
 
 
 def record_peak_memory(state: TrainState, folder: RunFolder) -> str:
-    """Add the peaks of an epoch to the metrics file; a line for people. Every process must call."""
+    """Record the peaks of an epoch as metrics; return a log line. Every process must call."""
     peaks = peak_memory(state.device)
     folder.record("memory", {"step": state.step, "epoch": state.epoch, **peaks})
     shown = ", ".join(
@@ -77,15 +79,15 @@ def record_peak_memory(state: TrainState, folder: RunFolder) -> str:
     return f"step {state.step}: peak memory {shown or 'unknown'}"
 
 
-# In PyTorch's errors where the memory is not a GPU's and the type says nothing: CPU, and MPS.
+# In PyTorch's out-of-memory errors on CPU and MPS, which are plain RuntimeErrors.
 _WORDS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 @contextmanager
 def naming_memory(batch: Batch, step: int) -> Iterator[None]:
-    """A block that computes on a micro-batch: where memory runs out, the error describes that.
+    """Describe the micro-batch in an out-of-memory error of the block, and name remedies.
 
-    Other processes, which wait for this one, end with it, as with any error.
+    As after any error, the other processes, which wait for this one, end with it.
 
     Raises:
         torch.OutOfMemoryError: memory has run out.
@@ -115,20 +117,20 @@ def _describe(batch: Batch, step: int, error: RuntimeError) -> str:
 
 
 def _size(padding_mask: torch.Tensor) -> tuple[int, int]:
-    """(height, width) of an image without its padding."""
+    """Return (height, width) of an image without its padding."""
     return int((~padding_mask[:, 0]).sum()), int((~padding_mask[0]).sum())
 
 
 def warm_up(state: TrainState, criterion: SetCriterion, *, num_images: int, size: Size) -> None:
-    """One forward and backward pass that leaves no trace: no weight, gradient, or random state.
+    """Run one forward and backward pass that changes no weight, gradient or random state.
 
-    The allocator then holds the largest blocks that it will be asked for, rather than to find
-    room for them later between smaller ones.
+    The allocator then holds the largest blocks that it will be asked for, and need not find room
+    for them later between smaller ones.
 
     Args:
-        state: is left as it was.
-        criterion: of the run.
-        num_images: in the largest micro-batch.
+        state: unchanged afterwards.
+        criterion: loss function.
+        num_images: images in the largest micro-batch.
         size: (height, width) of the largest micro-batch.
 
     Raises:
@@ -165,7 +167,7 @@ def warm_up(state: TrainState, criterion: SetCriterion, *, num_images: int, size
 
 
 def _random_batch(num_images: int, size: Size) -> Batch:
-    """Noise without padding, and one object in each image."""
+    """Return images of random noise without padding, with one object per image."""
     images = ImageBatch(
         torch.rand(num_images, 3, *size), torch.zeros(num_images, *size, dtype=torch.bool)
     )

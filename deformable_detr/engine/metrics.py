@@ -1,4 +1,4 @@
-"""What a run measures: metrics of a batch, their averages, and the file that they go to."""
+"""Training metrics: metrics of a batch, their running means, and the metrics file."""
 
 import contextlib
 import json
@@ -24,25 +24,25 @@ OFFICIAL_NAMES = {"loss_class": "loss_ce", "loss_l1": "loss_bbox", "loss_giou": 
 def detection_metrics(
     predictions: Predictions, targets: Sequence[Target], matches: Sequence[Match]
 ) -> dict[str, Tensor]:
-    """Two numbers for people, as the official code logs them; no loss depends on them.
+    """Compute class and cardinality error, as the official code logs them; no loss uses them.
 
     Args:
-        predictions: of the last decoder layer, for N images.
-        targets: N of them.
-        matches: N of them, between the two.
+        predictions: predictions of the last decoder layer, for N images.
+        targets: targets of the N images.
+        matches: matches between predictions and targets of the N images.
 
     Returns:
         `class_error`: percentage of the matched queries whose best class is not the target's,
-        100 where nothing is matched. `cardinality_error`: mean over the images of the
-        difference between the number of targets and that of queries whose best class is not
-        the last one, which says little as there is no "no object" class.
+        100 if nothing is matched. `cardinality_error`: mean over the images of the absolute
+        difference between the number of targets and the number of queries whose best class is
+        not the last one. It has little meaning here, as there is no "no object" class.
     """
     best = predictions.logits.argmax(-1)  # (N, Q)
     predicted = torch.cat([best[n, match.query_index] for n, match in enumerate(matches)])
-    wanted = torch.cat(
+    expected = torch.cat(
         [target.labels[match.target_index] for target, match in zip(targets, matches, strict=True)]
     )
-    correct = (predicted == wanted).sum() / max(1, len(wanted))
+    correct = (predicted == expected).sum() / max(1, len(expected))
     return {
         "class_error": 100 * (1 - correct),
         "cardinality_error": _cardinality_error(predictions, targets),
@@ -60,25 +60,25 @@ def _cardinality_error(predictions: Predictions, targets: Sequence[Target]) -> T
 def official_losses(
     output: ModelOutput, targets: Sequence[Target], result: CriterionResult
 ) -> dict[str, Tensor]:
-    """Every loss and metric under the official code's name, as its criterion returns them.
+    """Return all losses and metrics under the official code's names, as its criterion does.
 
     Args:
-        output: of the model, for N images.
-        targets: N of them.
-        result: what the criterion made of the two.
+        output: output of the model, for N images.
+        targets: targets of the N images.
+        result: losses and matches of the criterion, for output and targets.
 
     Returns:
         The unweighted `loss_ce`, `loss_bbox`, `loss_giou` and the metric `cardinality_error` of
-        the last layer, with a suffix `_0`, `_1`, ... of earlier layers, with `_enc` of proposals;
-        and `class_error` of the last layer: 25 values with six decoder layers, 29 two-stage. They
-        are detached; `result.losses` has what to differentiate.
+        the last layer; the same of earlier layers with a suffix `_0`, `_1`, ... and of proposals
+        with `_enc`; and `class_error` of the last layer: 25 values with six decoder layers, 29
+        two-stage. They are detached; the terms to differentiate are in `result.losses`.
     """
     layers = {"": output.last, "encoder/": output.encoder}
     layers |= {f"decoder_{index}/": layer for index, layer in enumerate(output.auxiliary)}
     values = detection_metrics(output.last, targets, result.last_match)
     for prefix in result.matches:
         predictions = layers[prefix]
-        assert predictions is not None  # else it could not have been matched
+        assert predictions is not None  # it has matches
         suffix = _official_suffix(prefix)
         for ours, theirs in OFFICIAL_NAMES.items():
             values[theirs + suffix] = result.losses[prefix + ours].detach()
@@ -87,29 +87,29 @@ def official_losses(
 
 
 def _official_suffix(prefix: str) -> str:
-    """Of a layer's losses: "" -> "", "decoder_3/" -> "_3", "encoder/" -> "_enc"."""
+    """Return the official suffix: "" -> "", "decoder_3/" -> "_3", "encoder/" -> "_enc"."""
     part = prefix.rstrip("/")
     return "_enc" if part == "encoder" else part.removeprefix("decoder")
 
 
 class RunningMean:
-    """Means of named values since the last reading, kept on the device until then."""
+    """Means of named values since the last `read`; sums stay on the device until then."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 
     def update(self, values: Mapping[str, Tensor]) -> None:
-        """Add one value of each name; the names must be the same every time."""
+        """Add one value per name; the names must be the same in every call."""
         for name, value in values.items():
             value = value.detach()
             self._sums[name] = self._sums[name] + value if self._count else value
         self._count += 1
 
     def read(self) -> dict[str, float]:
-        """The means over all updates and processes, and start again; {} after no update.
+        """Return the means over all updates and processes, and reset; {} after no update.
 
-        Every process must read at the same time. This waits for the device.
+        Every process must call at the same time. This waits for the device.
         """
         if not self._sums:
             return {}
@@ -121,10 +121,10 @@ class RunningMean:
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line of JSON to a metrics file, which holds one record a line.
+    """Append one line of JSON to a metrics file, which holds one record per line.
 
     Raises:
-        OSError: the file could not be written, as on a full disk; no part of the line is in it.
+        OSError: the file could not be written, as on a full disk; no part of the line remains.
     """
     size = path.stat().st_size if path.exists() else 0
     try:
@@ -137,7 +137,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file, oldest first."""
+    """Return the records of a metrics file, oldest first."""
     lines = path.read_text(encoding="ascii").splitlines()
     return [_read_record(path, number, line) for number, line in enumerate(lines, start=1)]
 
@@ -153,12 +153,12 @@ def _read_record(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def forget_records_after(path: Path, step: int, *, is_evaluated: bool = True) -> None:
-    """Drop the records of what a resumed run does again, and a last line that was cut off.
+    """Drop the records of steps that a resumed run repeats, and a truncated last line.
 
     Args:
         path: the metrics file.
-        step: the run goes on after it.
-        is_evaluated: whether it was evaluated at that step before it was saved.
+        step: the run continues after this step.
+        is_evaluated: whether the run was evaluated at that step before it was saved.
     """
     text = path.read_text(encoding="ascii")
     whole = text[: text.rfind("\n") + 1].splitlines()

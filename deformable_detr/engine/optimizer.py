@@ -1,4 +1,4 @@
-"""The optimiser: a learning rate for each role that a parameter plays."""
+"""Optimizers with one learning rate per parameter role."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -10,13 +10,13 @@ DEFAULT_ROLE = "default"
 
 
 class HasParameterRoles(Protocol):
-    """A detector that says which role each of its parameters plays."""
+    """A detector that assigns a role to each of its parameters."""
 
     def parameter_roles(self) -> dict[str, str]:
-        """The role of every parameter by its name."""
+        """Return the role of each parameter by its name."""
 
     def named_parameters(self) -> Any:
-        """As `nn.Module.named_parameters`."""
+        """Return names and parameters, as `nn.Module.named_parameters` does."""
 
 
 def parameter_groups(
@@ -26,20 +26,21 @@ def parameter_groups(
     lr_by_role: Mapping[str, float],
     weight_decay: float,
 ) -> list[dict[str, Any]]:
-    """Sort the trainable parameters into one group a role, for an optimiser's constructor.
+    """Sort the trainable parameters into one group per role, for an optimizer's constructor.
 
     Args:
-        model: offers roles and parameters.
+        model: detector with the parameters and their roles.
         lr: learning rate of the role "default".
         lr_by_role: learning rates of the other roles.
-        weight_decay: of every group, on norms and biases too.
+        weight_decay: weight decay of every group, including norms and biases.
 
     Returns:
         The groups that have parameters, "default" first, each with its `role` and its
         `initial_lr`, which the schedule scales.
 
     Raises:
-        ValueError: a parameter has no role, or its role has no learning rate, or none is trained.
+        ValueError: a parameter has no role, a role has no learning rate, or no parameter is
+            trained.
     """
     rates = {DEFAULT_ROLE: lr, **lr_by_role}
     roles = model.parameter_roles()
@@ -69,12 +70,12 @@ def parameter_groups(
 
 
 def adamw(groups: list[dict[str, Any]]) -> Optimizer:
-    """AdamW with PyTorch's betas, as the official recipe has it."""
+    """Return AdamW with PyTorch's betas, as in the official recipe."""
     return AdamW(groups)
 
 
 def sgd(groups: list[dict[str, Any]], *, momentum: float) -> Optimizer:
-    """Gradient descent with momentum."""
+    """Return stochastic gradient descent with momentum."""
     return SGD(groups, momentum=momentum)
 
 
@@ -85,31 +86,30 @@ def scale_learning_rates(optimizer: Optimizer, factor: float) -> None:
 
 
 def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-    """Take over the moments of a saved optimiser, but keep the rates and decays of this one.
+    """Restore the moments of a saved optimizer; keep this one's learning rates and weight decay.
 
-    A resumed run therefore follows its own config in everything; nothing of the old one
-    overrides it unseen.
+    A resumed run therefore follows its own config in everything; the saved one overrides nothing.
 
     Raises:
-        ValueError: the saved one was of another kind, or had other groups.
+        ValueError: the saved optimizer is of another kind, or has other groups.
     """
     current = optimizer.state_dict()
     kind, saved_kind = (_kind(one["param_groups"]) for one in (current, saved))
     if kind != saved_kind:
         raise ValueError(
-            f"the saved optimiser must be {kind}, got {saved_kind}, whose moments mean something "
+            f"the saved optimizer must be {kind}, got {saved_kind}, whose moments mean something "
             "else; resume with the config of the run"
         )
     sizes = [len(group["params"]) for group in current["param_groups"]]
     saved_sizes = [len(group["params"]) for group in saved["param_groups"]]
     if sizes != saved_sizes:
         raise ValueError(
-            f"the saved optimiser must have groups of {sizes} parameters, got {saved_sizes}; "
+            f"the saved optimizer must have groups of {sizes} parameters, got {saved_sizes}; "
             "resume with the config of the run"
         )
     optimizer.load_state_dict({**current, "state": saved["state"]})
 
 
 def _kind(param_groups: Sequence[Mapping[str, Any]]) -> str:
-    """Which of our two optimisers has such groups."""
+    """Return the kind of optimizer that has such groups."""
     return "SGD" if any("momentum" in group for group in param_groups) else "AdamW"

@@ -1,6 +1,6 @@
-"""Learning rate schedules: the factor on every initial learning rate, a function of the step.
+"""Learning rate schedules: the factor on every initial learning rate, as a function of the step.
 
-They have no state, so that a resumed run needs nothing but its step.
+They have no state, so a resumed run needs nothing but its step.
 """
 
 import math
@@ -19,17 +19,17 @@ def _require_at_least(minimum: int, **values: int) -> None:
 
 
 def _warmup(step: int, warmup_steps: int) -> float:
-    """A straight line that reaches 1 with the last warm-up step."""
+    """Return a linear factor that reaches 1 at the last warm-up step."""
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
 
 @dataclass(frozen=True)
 class StepSchedule:
-    """Multiply by `drop_factor` each time that `drop_steps` more steps have been taken.
+    """Step decay: a linear warm-up, and a multiplication by `drop_factor` every `drop_steps`.
 
     Attributes:
-        drop_steps: steps from one drop to the next.
-        drop_factor: what a drop multiplies by.
+        drop_steps: steps between two drops.
+        drop_factor: factor of one drop.
         warmup_steps: steps in which the factor rises linearly at first.
     """
 
@@ -42,17 +42,17 @@ class StepSchedule:
         _require_at_least(0, warmup_steps=self.warmup_steps)
 
     def __call__(self, step: int) -> float:
-        """The factor for the step that follows `step` earlier ones."""
+        """Return the factor for the step that follows `step` earlier ones."""
         drops = step // self.drop_steps
         return float(_warmup(step, self.warmup_steps) * self.drop_factor**drops)
 
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """Rise linearly, then fall to zero along half a cosine.
+    """Linear warm-up, followed by half a cosine down to zero.
 
     Attributes:
-        total_steps: where the factor reaches zero.
+        total_steps: step at which the factor reaches zero.
         warmup_steps: steps in which the factor rises linearly at first.
     """
 
@@ -69,7 +69,7 @@ class CosineSchedule:
             )
 
     def __call__(self, step: int) -> float:
-        """The factor for the step that follows `step` earlier ones."""
+        """Return the factor for the step that follows `step` earlier ones."""
         if step < self.warmup_steps:
             return _warmup(step, self.warmup_steps)
         done = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)

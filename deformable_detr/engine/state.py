@@ -1,4 +1,4 @@
-"""TrainState: everything that training changes, to and from a checkpoint."""
+"""TrainState: everything that training changes, and its conversion to and from a checkpoint."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,23 +24,23 @@ from deformable_detr.labels import LabelSpace
 
 @dataclass
 class TrainState:
-    """Everything that training changes, and what identifies the run; a checkpoint is its copy.
+    """Everything that training changes, and the identity of the run; a checkpoint is a copy of it.
 
     Attributes:
         model: the detector, on its device.
-        optimizer: over the detector's parameters; its groups have an `initial_lr`.
+        optimizer: optimizer of the detector's parameters; its groups have an `initial_lr`.
         schedule: factor on the initial learning rates, by the number of steps taken.
-        label_space: the classes that the detector tells apart.
+        label_space: the classes of the detector.
         config: the resolved configuration, plain JSON.
-        ema: moving average of the detector, or None for a run without.
-        precision: of the detector's forward pass in training.
+        ema: moving average of the detector, or None for a run without one.
+        precision: precision of the detector's forward pass in training.
         epoch: number of finished epochs.
         step: number of steps taken.
         best_ap: highest AP so far, or None before the first evaluation.
-        origin: the weights that training started from, for people; "" for those of the config.
-        evaluated: the step of the newest evaluation, or None before the first.
-        scaler: of the loss, for float16; for other precisions it does nothing.
-        replica: the detector as the loop calls it: with its gradients averaged over processes.
+        origin: description of the initial weights; "" for those of the config.
+        evaluated: step of the newest evaluation, or None before the first.
+        scaler: gradient scaler for float16; disabled for other precisions.
+        replica: the detector as the loop calls it, with gradients averaged over processes.
     """
 
     model: nn.Module
@@ -64,11 +64,11 @@ class TrainState:
 
     @property
     def device(self) -> torch.device:
-        """Where the detector is."""
+        """Device of the detector."""
         return next(self.model.parameters()).device
 
     def to_checkpoint(self) -> Checkpoint:
-        """The state as it is saved; it shares its tensors."""
+        """Return the state as a checkpoint; the two share their tensors."""
         return Checkpoint(
             model=self.model.state_dict(),
             ema=None if self.ema is None else self.ema.model.state_dict(),
@@ -85,17 +85,17 @@ class TrainState:
         )
 
     def restore(self, checkpoint: Checkpoint, what: str) -> None:
-        """Continue where a checkpoint was made; `what` names it in errors.
+        """Restore the state from a checkpoint; `what` names it in errors.
 
-        Learning rates, decays and schedule remain those of this run's own config.
+        Learning rates, weight decay and schedule remain those of this run's config.
 
         Raises:
-            ValueError: the checkpoint is of other classes, another model or another optimiser, or
-                holds weights alone.
+            ValueError: the checkpoint has other classes, another model or another optimizer, or
+                holds weights only.
         """
         if not {"state", "param_groups"} <= checkpoint.optimizer.keys():  # such as a converted file
             raise ValueError(
-                f"{what} must hold the state of an optimiser to be resumed, got weights alone; "
+                f"{what} must hold the state of an optimizer to be resumed, got weights only; "
                 "start a new run from them with --finetune-from"
             )
         checkpoint.label_space.require_same(self.label_space, this=what, that="the training set")

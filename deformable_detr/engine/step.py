@@ -16,20 +16,27 @@ from deformable_detr.structures import ModelOutput
 
 
 def dropout_seed(seed: int, step: int, index: int) -> int:
-    """Of the `index`-th micro-batch of this process, whichever process that is."""
+    """Return the dropout seed of this rank's `index`-th micro-batch.
+
+    It depends on the micro-batch's position in the global batch, not on the number of processes.
+    """
     return derive_seed(seed, step, distributed.rank() + distributed.world_size() * index)
 
 
 def count_boxes(batches: Sequence[Batch]) -> float:
-    """Objects of a step, of which these are this process's micro-batches; every process calls."""
+    """Return the mean number of objects per rank in a step; every process must call.
+
+    Args:
+        batches: this rank's micro-batches of the step.
+    """
     return mean_num_boxes(sum(len(target) for batch in batches for target in batch.targets))
 
 
 def mean_micro_batches(batches: Sequence[Batch]) -> float:
-    """Micro-batches of a process in a step, on average, as some may have one more than others.
+    """Return the mean number of micro-batches per rank in a step, as some may have one more.
 
     Args:
-        batches: those of this process; every process calls.
+        batches: this rank's micro-batches of the step; every process must call.
     """
     total = distributed.all_reduce_sum(torch.tensor(float(len(batches))))
     return total.item() / distributed.world_size()
@@ -43,45 +50,45 @@ def with_mimicking(
     result: CriterionResult,
     num_boxes: Tensor | float,
 ) -> dict[str, Tensor]:
-    """The losses of a micro-batch, those of feature mimicking included where they have a weight.
+    """Return the losses of a micro-batch, including feature mimicking if it has a weight.
 
     Args:
         model: the detector itself, without a wrapper.
-        criterion: of the run.
+        criterion: loss function.
         batch: N images.
-        output: of the detector for them.
-        result: of the criterion for them.
-        num_boxes: what sums are divided by, as for the criterion.
+        output: outputs of the detector for the images.
+        result: losses and matches of the criterion for the images.
+        num_boxes: divisor of the sums, as for the criterion.
 
     Returns:
-        The terms by name; "total" is what to differentiate.
+        The terms by name; "total" is the one to differentiate.
     """
     if not criterion.mimicking_weight:
         return result.losses
-    detector = cast(DeformableDETR, model)  # no other has it
+    detector = cast(DeformableDETR, model)  # the only model with feature mimicking
     features = detector.mimic(batch.images, output, batch.targets, result.last_match)
     return criterion.add_mimicking(result.losses, features, num_boxes)
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the gradient of a step was infinite or not a number in some process."""
+    """The loss or the gradient of a step was infinite or NaN on some rank."""
 
 
 def require_finite(
     values: Mapping[str, Tensor], failure: ValueError | None, *, step: int, device: torch.device
 ) -> None:
-    """Stop every process if the loss of one is not finite; every process must call.
+    """Raise on every rank if the loss of one is not finite; every process must call.
 
-    This waits for the device, at no cost: the matcher has done so a moment before.
+    This waits for the device, at no extra cost: the matcher has just done so.
 
     Args:
-        values: the terms of this process's loss by name, "total" among them.
-        failure: of the matcher, where there are no values; or None.
-        step: the steps taken before.
-        device: where the values are.
+        values: the terms of this rank's loss by name, including "total".
+        failure: error of the matcher, if it failed and there are no values; else None.
+        step: number of steps taken before.
+        device: device of the values.
 
     Raises:
-        NonFiniteError: in every process; it names the terms that are not finite in each.
+        NonFiniteError: on every rank; it names the non-finite terms of each.
     """
     total = torch.full((), math.nan) if failure else values["total"]
     if distributed.all_reduce_sum(total.to(device)).isfinite():
@@ -89,5 +96,5 @@ def require_finite(
     terms = [f"{name} {value}" for name, value in values.items() if not value.isfinite()]
     own = str(failure) if failure else ", ".join(terms)
     reports = distributed.all_gather_objects(own)
-    found = "; ".join(f"process {rank}: {text}" for rank, text in enumerate(reports) if text)
+    found = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reports) if text)
     raise NonFiniteError(f"the loss of step {step} must be finite, got {found}") from failure

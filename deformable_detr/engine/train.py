@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 def total_steps(steps_per_epoch: int, *, epochs: int, max_steps: int | None) -> int:
-    """Number of steps of a run: those of `epochs`, but at most `max_steps`."""
+    """Return the number of steps of a run: those of `epochs`, but at most `max_steps`."""
     for name, value in (("epochs", epochs), ("max_steps", max_steps)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -53,20 +53,20 @@ class TrainLoop:
     """The parts and settings of a training loop.
 
     Attributes:
-        criterion: computes the losses.
-        loader: this process's micro-batches, in the order of `sampler`.
-        sampler: is told the epoch, and the step to start at.
-        folder: claimed for this run; gets checkpoints, metrics and curves.
-        validation: the evaluation, and when it is due.
-        seed: of dropout; samples and augmentation have theirs from the loader.
+        criterion: loss function.
+        loader: this rank's micro-batches, in the order of `sampler`.
+        sampler: order of the samples; set to the epoch and the step to start at.
+        folder: claimed for this run; receives checkpoints, metrics and curves.
+        validation: the validation set, and the schedule of evaluations.
+        seed: seed of dropout; the loader has its own for samples and augmentation.
         epochs: passes over the training set; each ends with a checkpoint.
         max_steps: steps after which training ends even within an epoch, or None.
         max_grad_norm: 2-norm that gradients are clipped to; 0 for no clipping.
         log_every_steps: steps between two records in the metrics file.
         checkpoint_every_steps: steps between two checkpoints within an epoch.
         timeout_s: seconds without progress after which a run of several processes ends and names
-            the process that stalls.
-        stop: may request an end before the last step; the default never does.
+            the rank that stalls.
+        stop: request for an end before the last step; by default there is none.
     """
 
     criterion: SetCriterion
@@ -85,18 +85,18 @@ class TrainLoop:
 
     @property
     def end(self) -> int:
-        """The last step."""
+        """Number of the last step."""
         steps_per_epoch = self.sampler.steps_per_epoch
         return total_steps(steps_per_epoch, epochs=self.epochs, max_steps=self.max_steps)
 
     def is_evaluation_due(self, state: TrainState) -> bool:
-        """Whether to evaluate before the next step."""
+        """Return whether to evaluate before the next step."""
         return self.validation.is_due(state, self.sampler.steps_per_epoch, self.end)
 
 
 @dataclass(frozen=True)
 class _Run(TrainLoop):
-    """The loop with what exists only while it runs."""
+    """A loop with the objects that exist only while it runs."""
 
     progress: TrainingProgress = field(kw_only=True)
     recorder: FailureRecorder = field(kw_only=True)
@@ -104,17 +104,17 @@ class _Run(TrainLoop):
 
 
 def fit(state: TrainState, loop: TrainLoop) -> None:
-    """Train from where `state` is to the end; checkpoints, metrics and curves go to the run folder.
+    """Train from `state` to the end; write checkpoints, metrics and curves to the run folder.
 
     A process that is killed loses the steps since the newest checkpoint: at most
-    `checkpoint_every_steps`, and those taken while that one was being written.
+    `checkpoint_every_steps`, plus those taken while that checkpoint was being written.
 
     Args:
-        state: is trained.
+        state: modified in place.
         loop: the parts and settings.
 
     Raises:
-        PreemptedError: it was asked to stop, in every process; the state is saved.
+        PreemptedError: on every rank, if the run was asked to stop; the state is saved.
         RuntimeError: a checkpoint could not be written.
     """
     if state.step >= loop.end and not loop.is_evaluation_due(state):
@@ -143,7 +143,7 @@ def fit(state: TrainState, loop: TrainLoop) -> None:
 
 
 def _take_epochs(state: TrainState, loop: _Run) -> None:
-    """Evaluate where it is due, and train, until the last step."""
+    """Train until the last step, and evaluate whenever it is due."""
     steps_per_epoch = loop.sampler.steps_per_epoch
     while True:
         if loop.is_evaluation_due(state):
@@ -157,7 +157,7 @@ def _take_epochs(state: TrainState, loop: _Run) -> None:
         train_one_epoch(state, loop)
         if state.step != min(loop.end, (state.epoch + 1) * steps_per_epoch):
             raise ValueError(
-                f"loader must yield the micro-batches of {steps_per_epoch} steps an epoch "
+                f"loader must yield the micro-batches of {steps_per_epoch} steps per epoch "
                 f"as the sampler does, got {state.step} steps after epoch {state.epoch}"
             )
         state.epoch = state.step // steps_per_epoch
@@ -166,7 +166,7 @@ def _take_epochs(state: TrainState, loop: _Run) -> None:
 
 
 def train_one_epoch(state: TrainState, loop: _Run) -> None:
-    """Take the steps that the loader has micro-batches for, until the last one."""
+    """Take a step for each group of micro-batches of the loader, until the last step."""
     state.model.train()
     means = RunningMean()
     for batches in _in_groups(loop.loader, loop.sampler.micro_batches_per_step):
@@ -206,32 +206,32 @@ def train_step(
     seed: int,
     max_grad_norm: float,
 ) -> dict[str, Tensor]:
-    """Take one optimiser step on this process's micro-batches of a global batch.
+    """Take one optimizer step on this rank's micro-batches of a global batch.
 
-    The gradient is that of the whole global batch at once, over all processes.
+    The gradient is that of the whole global batch, over all processes.
 
     Args:
-        state: one step further afterwards.
+        state: advanced by one step.
         batches: the micro-batches, on any device.
-        criterion: computes the losses.
-        seed: of dropout.
-        max_grad_norm: as for `TrainLoop`.
+        criterion: loss function.
+        seed: seed of dropout.
+        max_grad_norm: see `TrainLoop`.
 
     Returns:
-        The losses, the metrics, and the 2-norm of the gradient before clipping; scalars on
-        the device, to be averaged over processes.
+        The losses, the metrics, and the 2-norm of the gradient before clipping: scalars on the
+        device, not yet averaged over processes.
 
     Raises:
-        NonFiniteError: in every process if in one; no weight has been changed.
+        NonFiniteError: on every rank if on one; no weight has been changed.
     """
     num_boxes = count_boxes(batches)
     scale_learning_rates(state.optimizer, state.schedule(state.step))
-    while True:  # once, but for float16, whose gradients overflow until the loss scale has settled
+    while True:  # repeats only in float16, where gradients overflow until the loss scale settles
         state.optimizer.zero_grad()
         values = _accumulate_gradients(state, batches, criterion, num_boxes, seed=seed)
         state.scaler.unscale_(state.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or math.inf)
-        if grad_norm.isfinite():  # in every process, as all have summed the same gradients
+        if grad_norm.isfinite():  # the same on every rank, as gradients are averaged
             break
         if not lower_loss_scale(state.scaler):
             raise NonFiniteError(
@@ -253,7 +253,7 @@ def _accumulate_gradients(
     *,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Add the gradients of all micro-batches up, times the loss scale; their losses, metrics."""
+    """Accumulate the scaled gradients of all micro-batches; return their losses and metrics."""
     values: dict[str, Tensor] = {}
     weight = 1 / mean_micro_batches(batches)  # of a micro-batch in the mean over processes
     failure: ValueError | None = None
@@ -269,7 +269,7 @@ def _accumulate_gradients(
                 output = state.replica(batch.images)
             try:
                 result = criterion(output, batch.targets, num_boxes)
-            except ValueError as error:  # the matcher refuses predictions that are not finite
+            except ValueError as error:  # the matcher raises if predictions are not finite
                 failure = error
             else:
                 with autocast(state.precision, state.device):
@@ -298,7 +298,7 @@ def _add(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str,
 
 
 def _validate(state: TrainState, loop: _Run) -> str:
-    """Evaluate, record the result, keep the weights if they are the best; a line for people."""
+    """Evaluate, record the result, save the weights if they are the best; return a log line."""
     record, detections = loop.validation.measure(state, loop.criterion, loop.stop)
     loop.folder.record("evaluation", record)
     warn_of_zero_ap(loop.folder, loop.validation.annotations, detections)

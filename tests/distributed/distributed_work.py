@@ -1,4 +1,4 @@
-"""What the tests of several processes do in each of them, and in one alone to compare with."""
+"""Work of the distributed tests, run in each process, and in a single one as the reference."""
 
 import math
 import time
@@ -48,7 +48,7 @@ COUNTS = (3, 0, 1, 2)  # objects in the four images of a step
 COUNTS_OF_EMPTY_RANK = (3, 1, 0, 0)  # the second of two processes gets the last two
 IMAGE_SIZE = 64
 NO_DROPOUT = ("model.encoder.dropout=0.0", "model.decoder.dropout=0.0")
-# Every level has more than one cell: a GroupNorm of one number would multiply rounding errors.
+# Every level has more than one cell: a GroupNorm of one value would amplify rounding errors.
 SMALLER = (
     "model.backbone.out_strides=[8, 16]",
     "model.neck.num_levels=3",
@@ -57,7 +57,7 @@ SMALLER = (
 )
 FIVE_VARIANTS = ("single_scale", "single_scale_dc5", "multi_scale", "refine", "two_stage")
 EMPTY_RANK_STEPS = 50
-SMALLEST = (  # nearly all the work would be the backbone's, which sees no target
+SMALLEST = (  # a frozen backbone, which would be nearly all of the work and sees no targets
     "model.backbone.freeze_up_to_stride=32",
     "model.encoder.num_layers=1",
     "model.decoder.num_layers=2",
@@ -67,12 +67,12 @@ MAX_STEPS = 6
 
 
 def step_gradients(variant: str, dtype: str, counts: Sequence[int]) -> Tensor:
-    """All gradients, in a row, of one step on four images, shared by the processes there are."""
+    """Return all gradients, concatenated, of one step on four images, divided among the ranks."""
     overrides = [*NO_DROPOUT, *SMALLER]
     if variant == "mimicking":
         variant, overrides = "multi_scale", [*overrides, MIMICKING]
     size_of_micro_batch = len(counts)
-    if variant == "checkpointing":  # of two-stage queries, and through DDP's no_sync
+    if variant == "checkpointing":  # with two-stage queries, and with DDP's no_sync
         variant, overrides = "two_stage", [*overrides, "train.gradient_checkpointing=true"]
         size_of_micro_batch = 1
     model = small_detector(variant, *overrides, num_classes=NUM_CLASSES)
@@ -95,7 +95,7 @@ def step_gradients(variant: str, dtype: str, counts: Sequence[int]) -> Tensor:
 
 
 def all_step_gradients() -> Mapping[str, Tensor]:
-    """`step_gradients` of every case, by name."""
+    """Return `step_gradients` of every case, by name."""
     return {
         f"{variant} {dtype} {case}": step_gradients(variant, dtype, counts)
         for variant in VARIANTS
@@ -105,7 +105,7 @@ def all_step_gradients() -> Mapping[str, Tensor]:
 
 
 def steps_beside_an_empty_rank(variant: str) -> dict[str, Any]:
-    """Take steps of which the second process has no object ever; the last step's circumstances."""
+    """Take steps in which rank 1 has no objects; return weights and gradients of the last one."""
     state = variant_state(variant)
     for step in range(EMPTY_RANK_STEPS):
         before = {name: value.clone() for name, value in state.model.state_dict().items()}
@@ -115,7 +115,7 @@ def steps_beside_an_empty_rank(variant: str) -> dict[str, Any]:
 
 
 def variant_state(variant: str) -> TrainState:
-    """Of a detector as small as can be, without dropout, in float64."""
+    """Return the state of a detector as small as possible, without dropout, in float64."""
     model = small_detector(variant, *NO_DROPOUT, *SMALLEST, num_classes=NUM_CLASSES).double()
     _perturb(model)
     model.train()
@@ -124,13 +124,13 @@ def variant_state(variant: str) -> TrainState:
 
 
 def empty_rank_batch(step: int, rank: int) -> Batch:
-    """One image of a step: with objects for the first process, without for the second."""
+    """Return one image of a step: with objects on rank 0, without on rank 1."""
     count = (1 + step % 3) * (rank == 0)
     return tiny_batch([2 * step + rank], [count], dtype=torch.float64, size=32)
 
 
 def work_in_process(folder: Path) -> dict[str, Any]:
-    """Everything that needs company, in one start of the processes, as a start takes seconds."""
+    """Run everything that needs two processes in a single start of them, as it takes seconds."""
     whole, parts = RunFolder(folder / "whole"), RunFolder(folder / "parts")
     result: dict[str, Any] = {"whole": train_tiny(whole, max_steps=MAX_STEPS)}
     train_tiny(parts, max_steps=3)
@@ -142,7 +142,7 @@ def work_in_process(folder: Path) -> dict[str, Any]:
 
 
 def train_tiny(folder: RunFolder, *, max_steps: int, resume: bool = False) -> Mapping[str, Tensor]:
-    """Train, with dropout, averaging and total batches of four; returns the weights."""
+    """Train with dropout, averaging and total batches of four; return the weights."""
     state = tiny_state(dropout=0.2, ema_decay=0.9, dtype=torch.float64)
     folder.claim(resume=resume)
     if resume:
@@ -161,12 +161,12 @@ def train_tiny(folder: RunFolder, *, max_steps: int, resume: bool = False) -> Ma
 
 
 def failing_run(folder: RunFolder) -> str:
-    """The error of a run in which the second process has a number that spoils gradients alone."""
+    """Return the error of a run in which a pixel on rank 1 makes only gradients non-finite."""
     folder.claim()
     own = distributed.rank()
     batch = tiny_batch([1 + 2 * own, 2 + 2 * own], [1, 1])
     if own == 1:
-        batch.images.images[0, 0, 0, 0] = math.inf  # which tanh forgives
+        batch.images.images[0, 0, 0, 0] = math.inf  # tanh maps it to 1 or -1, so the loss is finite
     try:
         sampler = tiny_sampler(num_samples=4, total_batch=4)
         validation = Validation([], NOTHING_ANNOTATED)
@@ -177,7 +177,7 @@ def failing_run(folder: RunFolder) -> str:
 
 
 def uneven_step() -> tuple[Tensor, dict[str, float]]:
-    """One step of three micro-batches, dealt out: its gradients in a row, and its means."""
+    """Take one step of three micro-batches; return its concatenated gradients, and its means."""
     batches = [
         tiny_batch(image_ids, counts, dtype=torch.float64)
         for image_ids, counts in (([1, 2], [3, 0]), ([3, 4], [1, 2]), ([5, 6], [0, 4]))
@@ -189,7 +189,7 @@ def uneven_step() -> tuple[Tensor, dict[str, float]]:
 
 
 def validation_total(checkpoint: Checkpoint) -> float:
-    """The loss of the averaged weights on the images of both processes, in one batch."""
+    """Return the loss of the averaged weights on the images of both ranks, in one batch."""
     model = tiny_detector(dtype=torch.float64)
     load_weights(model, weights_for_inference(checkpoint), "checkpoint")
     batch = tiny_batch([1, 2], [1, 1], dtype=torch.float64)
@@ -197,7 +197,7 @@ def validation_total(checkpoint: Checkpoint) -> float:
 
 
 def _talk() -> dict[str, Any]:
-    """Use everything of `distributed`, and take steps that fail in the second process only."""
+    """Use all functions of `distributed`, and take steps that fail on rank 1 only."""
     rank = distributed.rank()
     entered = 0.0
     with distributed.main_first():
@@ -223,7 +223,7 @@ def _talk() -> dict[str, Any]:
 
 
 def _shares_of_a_count() -> list[float]:
-    """Losses divided by the objects of both processes' images, as a share of the sums."""
+    """Return losses divided by the mean number of objects, as a share of their sums."""
     batch = tiny_batch([1, 2], [3, 2] if distributed.rank() == 0 else [0, 0])
     output, criterion = tiny_detector()(batch.images), tiny_criterion()
     counted = criterion(output, batch.targets).losses
@@ -232,7 +232,7 @@ def _shares_of_a_count() -> list[float]:
 
 
 def _failure(batch: Batch, *, value: float) -> str:
-    """What a step says whose first of two micro-batches is broken in the second process."""
+    """Return the error of a step whose first of two micro-batches is corrupt on rank 1."""
     if distributed.rank() == 1:
         batch.images.images[0] = value
     state = tiny_state()
@@ -246,7 +246,7 @@ def _failure(batch: Batch, *, value: float) -> str:
 
 
 def _overflow_once() -> dict[str, Any]:
-    """A step in float16 in which one gradient of the second process overflows, once."""
+    """Take a step in float16 in which one gradient on rank 1 overflows once."""
     state = tiny_state(precision="float16")
     scale = 64.0
     state.scaler.load_state_dict({**state.scaler.state_dict(), "scale": scale})
@@ -269,7 +269,7 @@ def _overflow_once() -> dict[str, Any]:
 
 @torch.no_grad()
 def _perturb(model: nn.Module) -> None:
-    """Zero-initialized weights would hide the gradients of what they multiply."""
+    """Add noise, as weights initialized to zero would hide the gradients of their inputs."""
     generator = torch.Generator().manual_seed(7)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)

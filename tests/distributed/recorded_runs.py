@@ -1,4 +1,4 @@
-"""Whole runs through the training command's own code, with a record of what each step saw."""
+"""Complete runs through the code of the training command, with a record of each step's images."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,24 +16,24 @@ from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import TrainLoop, fit
 from deformable_detr.workflows import training
 
-TOTAL_STEPS = 6  # of two steps an epoch, so that the run stops within one
+TOTAL_STEPS = 6  # with two steps per epoch, so that the run stops within an epoch
 STOP_AFTER = 3
 
 
 @dataclass
 class Recording:
-    """What this process saw of a run.
+    """Initial weights and images of a run on this rank.
 
     Attributes:
         start: the weights before the first step.
-        steps: the image ids of each micro-batch, by step.
+        steps: the image ids of each micro-batch, per step.
     """
 
     start: dict[str, Tensor] = field(default_factory=dict)
     steps: list[list[list[int]]] = field(default_factory=list)
 
     def fit(self, state: TrainState, loop: TrainLoop) -> None:
-        """As the engine's, with everything written down."""
+        """Call the engine's `fit`, and record weights and images."""
         self.start = {name: value.clone() for name, value in state.model.state_dict().items()}
         size = loop.sampler.micro_batches_per_step
         fit(state, replace(loop, loader=_Recorded(loop.loader, self.steps, size)))
@@ -54,7 +54,7 @@ class _Recorded:
 
 
 def record_run(folder: Path, files: CocoFiles, *, max_steps: int, **options: Any) -> Recording:
-    """Train in `folder` with total batches of four, in this process or as one of several."""
+    """Train in `folder` with total batches of four, in a single process or as one of several."""
     settings = [*SMALL_RUN, *data_settings(files, files), f"train.max_steps={max_steps}"]
     recording = Recording()
     with mock.patch.object(training, "fit", recording.fit):
@@ -68,7 +68,7 @@ def record_run(folder: Path, files: CocoFiles, *, max_steps: int, **options: Any
 
 
 def resume_and_finetune(folder: Path) -> dict[str, Recording]:
-    """Go on with the run that stopped, and start one from another's weights."""
+    """Resume the run that was stopped, and fine-tune from another's weights."""
     data, other = (
         CocoFiles(folder / name / "images", folder / name / "annotations.json")
         for name in ("data", "other")

@@ -1,4 +1,4 @@
-"""A run of two processes of which the second does not go on, and what is left to see of it."""
+"""Program for one rank of a run of two, in which rank 1 stalls or is killed."""
 
 import logging
 import os
@@ -16,11 +16,11 @@ from deformable_detr.data.collate import Batch
 from deformable_detr.engine.evaluate import Validation
 from deformable_detr.engine.train import fit
 
-STILL_AT = 3  # the batch
+STILL_AT = 3  # index of the batch
 
 
 class Harmed:
-    """A loader whose process comes to harm at its `STILL_AT`-th batch."""
+    """Loader whose process sleeps or is killed at batch `STILL_AT`."""
 
     def __init__(self, loader: TinyLoader, harm: str) -> None:
         self._loader = loader
@@ -28,7 +28,7 @@ class Harmed:
 
     def __iter__(self) -> Iterator[Batch]:
         for number, batch in enumerate(self._loader):
-            time.sleep(0.5)  # as the watchdog gives a sign every 0.3 s
+            time.sleep(0.5)  # the watchdog publishes a sign every 0.3 s
             if number == STILL_AT:
                 match self._harm:
                     case "sleeps":
@@ -39,7 +39,7 @@ class Harmed:
 
 
 def train(folder: Path, harm: str, timeout_s: float) -> None:
-    """Train in one of the processes."""
+    """Train as one of the ranks."""
     sampler = tiny_sampler(num_samples=40, total_batch=4)
     loader = TinyLoader(sampler)
     batches = Harmed(loader, harm) if distributed.rank() == 1 else loader

@@ -1,4 +1,4 @@
-"""A run that one process began and two go on with, and fine-tuning in two."""
+"""A run that one process started and two resume, and fine-tuning in two processes."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Recording:
-    """One process from the first step to the last; another run of it stops on the way."""
+    """Record a complete run in a single process; a second run of the same is stopped early."""
     files = write_coco_set(folder / "data", num_images=8, empty=[2])
     write_coco_set(folder / "other", num_images=4, categories=OTHER_CATEGORIES)
     recording = record_run(folder / "whole", files, max_steps=TOTAL_STEPS)
@@ -40,7 +40,7 @@ def together(folder: Path, alone: Recording) -> list[dict[str, Recording]]:
     return run_in_processes(resume_and_finetune, folder)
 
 
-def test_two_processes_go_on_with_the_samples_of_one(
+def test_two_processes_continue_with_the_samples_of_one(
     alone: Recording, together: list[dict[str, Recording]]
 ) -> None:
     first, second = (one["resumed"].steps for one in together)
@@ -52,7 +52,7 @@ def test_two_processes_go_on_with_the_samples_of_one(
     assert sorted(seen) == sorted([*range(1, 9)] * 3)
 
 
-def test_two_processes_go_on_with_the_losses_of_one(
+def test_two_processes_continue_with_the_losses_of_one(
     folder: Path, together: list[dict[str, Recording]]
 ) -> None:
     whole, parts = (
@@ -69,7 +69,7 @@ def test_two_processes_go_on_with_the_losses_of_one(
         assert got == pytest.approx(expected, rel=1e-5)
 
 
-def test_every_process_starts_with_the_weights_that_are_fine_tuned(
+def test_every_rank_starts_with_the_weights_to_fine_tune(
     folder: Path, together: list[dict[str, Recording]]
 ) -> None:
     source = load_checkpoint(folder / "whole" / "last.pth").model

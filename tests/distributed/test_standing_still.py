@@ -1,4 +1,4 @@
-"""A process that sleeps for ever, or is killed, is named by the other, and both end."""
+"""A rank that sleeps forever, or is killed, is named by the other, and both end."""
 
 import os
 import socket
@@ -12,11 +12,11 @@ import deformable_detr
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 TIMEOUT_S = 4.0
-HANGS_AFTER_S = 300  # far more than starting takes on a busy machine, and less than a sleep
+HANGS_AFTER_S = 300  # far more than a start takes on a busy machine, less than the sleep
 
 
 def run_two(harm: str, folder: Path) -> list[tuple[int, str]]:
-    """The exit code and the messages of each process."""
+    """Return the exit code and the messages of each rank."""
     tests, checkout = Path(__file__).parents[1], Path(deformable_detr.__file__).parents[1]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -50,20 +50,20 @@ def run_two(harm: str, folder: Path) -> list[tuple[int, str]]:
             process.kill()
 
 
-def test_a_process_that_sleeps_for_ever_is_named_and_the_job_ends(tmp_path: Path) -> None:
+def test_a_rank_that_sleeps_forever_is_named_and_the_job_ends(tmp_path: Path) -> None:
     (code, errors), (other_code, other_errors) = run_two("sleeps", tmp_path)
     for text in (errors, other_errors):
-        assert "process 1 (" in text
+        assert "rank 1 (" in text
         assert "keeps the others waiting: it is reading a training batch, at " in text
         assert "standing_still.py:" in text
-        assert "process 0 (" not in text
+        assert "rank 0 (" not in text
     assert "no progress for 4 s (train.timeout_s)" in other_errors
-    assert "time.sleep(600)" in other_errors  # the line, for people
+    assert "time.sleep(600)" in other_errors  # the line of code
     assert code == other_code == 1
 
 
-def test_a_process_that_is_killed_is_named(tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
     (code, errors), (other_code, _) = run_two("is killed", tmp_path)
     assert "has died or is stopped: it was reading a training batch, at " in errors
-    assert "RuntimeError: process 1 (" in errors
+    assert "RuntimeError: rank 1 (" in errors
     assert (code, other_code) == (1, -9)

@@ -1,4 +1,4 @@
-"""Runs that are killed, or asked to stop, and go on: with the command itself and real processes."""
+"""Runs that are killed or stopped by a signal, and resumed, with the command line."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def arguments(folder: Path) -> list[str]:
-    """Of `train`: a run with dropout, averaged weights and an evaluation every eight steps."""
+    """Return arguments of `train`, with dropout, averaging and evaluation every eight steps."""
     files = write_coco_set(folder / "data", num_images=8, empty=[2])
     small = [setting for setting in SMALL_RUN if not setting.startswith("model.backbone.")]
     more = [f"train.max_steps={STEPS}", "train.checkpoint_every=2", "train.ema_decay=0.9"]
@@ -54,14 +54,14 @@ def arguments(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def killed(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """The script's result; the folder then has the run `reference`, which was left alone."""
+    """Run the script; its folder then also has the uninterrupted run `reference`."""
     script = [sys.executable, str(SCRIPTS / "survive_kills.py"), "--out", str(folder)]
     return subprocess.run(
         [*script, "--kills", "3", "--", *arguments], capture_output=True, text=True, check=False
     )
 
 
-def test_runs_whose_workers_and_launcher_are_killed_end_as_if_nothing_had_happened(
+def test_a_run_whose_workers_and_launcher_are_killed_equals_an_uninterrupted_one(
     killed: subprocess.CompletedProcess[str],
 ) -> None:
     assert killed.returncode == 0, killed.stdout + killed.stderr
@@ -91,7 +91,7 @@ def started(*command: str, log: Path, **environment: str) -> Iterator[subprocess
 def stop_at(
     step: int, process: subprocess.Popen[bytes], number: signal.Signals, files: RunFolder
 ) -> tuple[int, float]:
-    """Signal a run that has taken some steps; its exit code, and the seconds until it had ended."""
+    """Signal a run after some steps; return its exit code, and the seconds until its end."""
     run = survive_kills.Run(files, 0, [])
     survive_kills.wait_until(lambda: run.recorded_step() >= step, f"step {step}")
     process.send_signal(number)
@@ -104,7 +104,7 @@ def stop_at(
     return code, took
 
 
-def test_a_run_that_is_asked_to_stop_goes_on_with_any_number_of_processes(
+def test_a_run_stopped_by_a_signal_resumes_with_any_number_of_processes(
     folder: Path, arguments: list[str], killed: subprocess.CompletedProcess[str]
 ) -> None:
     assert killed.returncode == 0
@@ -112,11 +112,11 @@ def test_a_run_that_is_asked_to_stop_goes_on_with_any_number_of_processes(
     train = [*TRAIN, "--run-dir", str(files.path), "--resume", "auto", *arguments]
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
-    # Two processes with a worker for data each, which must live on: torchrun signals all of them.
+    # Two processes with one data worker each, which must survive: torchrun signals all of them.
     with started(sys.executable, *launcher, *train, "data.num_workers=1", log=log) as process:
         code, took = stop_at(3, process, signal.SIGTERM, files)
-    assert code == 1  # torchrun's, whatever its workers end with
-    assert took < 30, "torchrun kills what has not ended by then"
+    assert code == 1  # torchrun's own, for any exit codes of its workers
+    assert took < 30, "torchrun kills processes that have not ended by then"
 
     with started(sys.executable, *train, log=log) as process:
         code, _ = stop_at(8, process, signal.SIGUSR1, files)
@@ -136,10 +136,10 @@ def test_a_run_that_is_asked_to_stop_goes_on_with_any_number_of_processes(
         assert record == pytest.approx(reference, rel=1e-5), record["step"]
 
 
-def test_a_job_that_is_preempted_is_queued_again(
+def test_a_preempted_job_is_queued_again(
     folder: Path, arguments: list[str], tmp_path: Path
 ) -> None:
-    """Slurm's commands are stand-ins: `srun` runs its command here, `scontrol` writes down what."""
+    """Use stand-ins for Slurm: `srun` runs its command, `scontrol` records its arguments."""
     files, queued = RunFolder(tmp_path / "job"), tmp_path / "queued"
     for name, content in {
         "srun": 'while [[ $1 == -* ]]; do shift; done; exec "$@"',

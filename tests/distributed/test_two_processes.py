@@ -80,10 +80,10 @@ def test_two_processes_with_uneven_shares_take_the_step_of_one(
 
 
 @pytest.mark.parametrize("variant", FIVE_VARIANTS)
-def test_fifty_steps_beside_a_process_without_objects_end_with_the_gradients_of_one_process(
+def test_fifty_steps_with_a_rank_without_objects_end_with_the_gradients_of_one_process(
     together: list[dict[str, Any]], variant: str
 ) -> None:
-    """That they end at all is the point: a graph that depends on the targets would hang."""
+    """Check that the steps end at all: a graph that depends on the targets would hang."""
     first, second = (one["empty"][variant] for one in together)
     for name, value in first["before"].items():
         assert value.equal(second["before"][name]), name
@@ -98,7 +98,7 @@ def test_fifty_steps_beside_a_process_without_objects_end_with_the_gradients_of_
         assert (one["gradients"] - expected).norm() < 1e-10 * expected.norm()
 
 
-def test_processes_know_who_they_are(together: list[dict[str, Any]]) -> None:
+def test_each_process_knows_its_rank(together: list[dict[str, Any]]) -> None:
     assert [(one["rank"], one["world_size"], one["is_main"]) for one in together] == [
         (0, 2, True),
         (1, 2, False),
@@ -112,10 +112,10 @@ def test_sums_means_and_objects_reach_every_process(together: list[dict[str, Any
         assert one["gathered"] == [{"rank": 0}, {"rank": 1}]
 
 
-def test_a_criterion_left_to_count_averages_the_objects_over_processes(
+def test_a_criterion_without_num_boxes_averages_the_objects_over_processes(
     together: list[dict[str, Any]],
 ) -> None:
-    for one in together:  # 5 objects in one process, none in the other
+    for one in together:  # 5 objects on one rank, none on the other
         assert one["shares of counted"] == pytest.approx([1 / 2.5] * 2)
 
 
@@ -125,24 +125,24 @@ def test_the_first_process_of_a_machine_is_done_before_the_others_enter(
     assert together[0]["entered"] < together[1]["entered"]
 
 
-def test_a_loss_that_is_not_finite_in_one_process_stops_all_in_the_same_step(
+def test_a_non_finite_loss_on_one_rank_stops_all_in_the_same_step(
     together: list[dict[str, Any]],
 ) -> None:
     messages = {one["not finite"] for one in together}
     assert len(messages) == 1
-    expected = r"0: the loss of step 0 must be finite, got process 1: .*total nan"
+    expected = r"0: the loss of step 0 must be finite, got rank 1: .*total nan"
     assert re.match(expected, messages.pop())
 
 
-def test_a_match_that_fails_in_one_process_stops_all_in_the_same_step(
+def test_a_failed_match_on_one_rank_stops_all_in_the_same_step(
     together: list[dict[str, Any]],
 ) -> None:
     messages = {one["not matched"] for one in together}
     assert len(messages) == 1
-    assert "process 1: predictions must be finite to be matched" in messages.pop()
+    assert "rank 1: predictions must be finite to be matched" in messages.pop()
 
 
-def test_processes_agree_that_a_step_which_overflowed_in_one_is_computed_again(
+def test_a_step_that_overflows_on_one_rank_is_computed_again_on_all(
     together: list[dict[str, Any]],
 ) -> None:
     first, second = (one["overflown"] for one in together)
@@ -153,15 +153,15 @@ def test_processes_agree_that_a_step_which_overflowed_in_one_is_computed_again(
         assert value.equal(second["weights"][name]), name
 
 
-def test_a_gradient_that_is_not_finite_in_one_process_stops_all_and_that_one_leaves_a_bundle(
+def test_a_non_finite_gradient_on_one_rank_stops_all_and_that_rank_saves_a_bundle(
     folder: Path, together: list[dict[str, Any]]
 ) -> None:
     messages = {one["failed"] for one in together}
     assert len(messages) == 1
     message = messages.pop()
     assert message.startswith("the gradient of step 0 must be finite, got nan")
-    assert "likely cause in process 1: image 3 holds 1 of 192 numbers" in message
-    assert "process 0" not in message
+    assert "likely cause on rank 1: image 3 has 1 non-finite values of 192" in message
+    assert "rank 0" not in message
     assert [path.name for path in (folder / "failed").iterdir()] == ["failure_step_0_rank_1.pth"]
     assert FailureBundle.load(folder / "failed" / "failure_step_0_rank_1.pth").image_ids == [3, 4]
 
@@ -176,7 +176,7 @@ def test_two_processes_train_to_the_weights_of_one(
             assert difference < 1e-10, name
 
 
-def test_two_processes_that_stopped_and_resumed_equal_two_that_did_not(
+def test_two_resumed_processes_equal_two_uninterrupted_ones(
     together: list[dict[str, Any]],
 ) -> None:
     for one in together:
@@ -203,7 +203,7 @@ def test_only_the_main_process_writes_and_it_writes_once(
     assert load_checkpoint(run.last).step == MAX_STEPS
 
 
-def test_the_validation_loss_is_that_of_all_processes_images(
+def test_the_validation_loss_is_that_of_the_images_of_all_ranks(
     folder: Path, together: list[dict[str, Any]]
 ) -> None:
     in_two = read_records(RunFolder(folder / "whole").metrics)[-1]["validation/total"]

@@ -1,4 +1,4 @@
-"""The commands and programs on the pages for people who come from elsewhere do what they say."""
+"""The commands and programs on the pages for users of other implementations run."""
 
 import re
 import shlex
@@ -17,14 +17,14 @@ from deformable_detr.conversion.coco_categories import COCO
 from deformable_detr.conversion.files import read_weights
 
 PAGES = Path(deformable_detr.__file__).parent / "conversion" / "coming_from"
-# The file that each page begins with, and the small model in it.
+# Source, input file and small model of each page.
 GIVEN = {
     "official": ("official", "r50_deformable_detr-checkpoint.pth", "multi_scale"),
     "transformers": ("transformers", "deformable-detr", "two_stage"),
     "detrex": ("detrex", "deformable_detr_with_box_refinement_50ep.pth", "refine"),
     "mmdetection": ("mmdet", "deformable-detr_r50_16xb2-50e_coco.pth", "multi_scale"),
 }
-# The file that each page ends with.
+# Last file that each page writes.
 LAST = {
     "official": "back.pth",
     "transformers": "for-transformers",
@@ -64,7 +64,7 @@ def test_there_is_a_page_for_every_source() -> None:
 
 
 @pytest.mark.parametrize("page", GIVEN)
-def test_everything_on_the_page_runs(
+def test_every_command_and_program_on_the_page_runs(
     page: str,
     run: CommandLine,
     tmp_path: Path,
@@ -78,13 +78,13 @@ def test_everything_on_the_page_runs(
     for program, *arguments in commands(page):
         assert program == "deformable-detr"
         if arguments[0] == "evaluate":
-            arguments += ["--num-workers", "0"]  # on one core PyTorch warns of the default
+            arguments += ["--num-workers", "0"]  # PyTorch warns about the default on one core
         outcome = run(*arguments)
         assert outcome.code == 0, outcome.err
     for code in blocks(page, "python"):
         exec(compile(code, f"{page}.md", "exec"), {})
 
-    assert capsys.readouterr().out  # the program prints what it has
+    assert capsys.readouterr().out  # the program prints its results
     assert (tmp_path / "pictures" / "detections.json").is_file()
     given, last = read_weights(tmp_path / name), read_weights(tmp_path / LAST[page])
     assert last.source == source

@@ -56,7 +56,7 @@ def test_every_config_takes_a_step_and_is_saved(name, tmp_path):
     assert 0 <= evaluation["AP"] <= 1
 
 
-def test_real_photos_train_twenty_steps_and_are_evaluated(tmp_path):
+def test_a_subset_of_coco_trains_twenty_steps_and_is_evaluated(tmp_path):
     folder = shared_data("tinycoco")
     overrides = [
         f"data.train.images={folder / 'images/train2017'}",

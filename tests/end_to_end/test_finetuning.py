@@ -1,4 +1,4 @@
-"""From a detector of classes {a, b, c} to one of {c, a, new}, through the command line."""
+"""Fine-tuning of a detector of classes {a, b, c} to {c, a, new}, through the command line."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ NEW = {0: "c", 3: "a", 5: "new"}
 ROWS = {0: 2, 1: 0}  # of NEW in OLD
 CONFIG = "deformable_detr_r50_two_stage"
 HEADS = ("decoder.class_heads.0", "decoder.class_heads.1")
-# A rate of next to nothing: after the first step the weights are those of step 0.
+# A learning rate so small that the weights do not change in the first step.
 STANDSTILL = "train.optimizer={lr: 1e-30, lr_backbone: 1e-30, lr_sampling: 1e-30, weight_decay: 0}"
 LEARNING = "train.optimizer={lr: 1e-3, lr_backbone: 1e-4, lr_sampling: 1e-4}"
 

@@ -21,7 +21,7 @@ from deformable_detr.layers.reparam.base import ReparameterizedBlock
 from deformable_detr.layers.reparam.fuse import fuse_model
 from deformable_detr.workflows.training import train
 
-# Rates at which every branch has left its start after a few steps.
+# Learning rates at which every branch has moved away from its initialization after a few steps.
 LEARNING = (
     "train.max_steps=6",
     "train.optimizer={lr: 1e-3, lr_backbone: 1e-3, lr_sampling: 1e-3}",
@@ -33,7 +33,7 @@ ADDED_GAMMAS = {
 
 
 def save_plain_detector(path: Path, config: RunConfig, files: CocoFiles) -> None:
-    """A baseline with random weights and statistics, whose features are of a sane size."""
+    """Save a baseline with random weights and statistics, whose features have a normal scale."""
     space = CocoDataset(files.images, files.annotations).label_space
     model = build_model(config, num_classes=space.num_classes)
     randomize_weights(model)
@@ -53,7 +53,7 @@ def save_plain_detector(path: Path, config: RunConfig, files: CocoFiles) -> None
 
 @pytest.mark.parametrize("kind", ADDED_GAMMAS)
 @torch.no_grad()
-def test_a_trained_detector_is_the_plain_one_once_it_is_fused(kind, tmp_path):
+def test_a_trained_detector_equals_the_plain_one_once_fused(kind, tmp_path):
     files = write_coco_set(tmp_path / "set", num_images=4)
     settings = [*SMALL_RUN, *data_settings(files, files), *LEARNING]
     strides = "model.backbone.conv.strides=[8, 16]"

@@ -1,4 +1,4 @@
-"""The detector learns: from a config and files on disk to the average precision of COCO."""
+"""Training from a config and files on disk reaches a high average precision."""
 
 import json
 
@@ -8,7 +8,7 @@ from helpers.coco_files import write_coco_set
 from deformable_detr.config.loading import load_config
 from deformable_detr.workflows.training import train
 
-# A detector that starts from nothing and sees the same four photos again and again.
+# A detector that is trained from scratch on the same four images.
 OVERFIT = (
     "model.embed_dim=64",
     "model.attention.num_heads=4",
@@ -35,7 +35,7 @@ OVERFIT = (
 
 
 @pytest.mark.slow
-def test_four_photos_are_learnt(tmp_path):
+def test_four_images_are_overfit(tmp_path):
     files = write_coco_set(tmp_path / "set", num_images=4, size=(96, 128), seed=1)
     paths = [
         f"data.{split}.{key}={getattr(files, key)}"

@@ -1,4 +1,4 @@
-"""Two-stage training trains the proposals: objects come to be found, and found first."""
+"""Two-stage training trains the proposals: they match the objects, with the highest scores."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ SMALL = (
 
 @dataclass
 class Training:
-    """The proposals of the same images before and after `STEPS` steps."""
+    """Proposals of the same images before and after `STEPS` steps."""
 
     batch: Batch
     before: Predictions
@@ -68,7 +68,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
 
 
 def recall(batch: Batch, boxes: Tensor, scores: Tensor, *, top: int) -> float:
-    """Share of the objects with an IoU of 0.5 or more to one of the best proposals."""
+    """Return the share of objects with an IoU of at least 0.5 to one of the `top` proposals."""
     found = []
     for image, target in enumerate(batch.targets):
         best = scores[image].topk(top).indices
@@ -78,7 +78,7 @@ def recall(batch: Batch, boxes: Tensor, scores: Tensor, *, top: int) -> float:
 
 
 @pytest.mark.slow
-def test_objects_are_among_the_100_best_proposals_after_100_steps_and_not_before(training):
+def test_objects_are_among_the_100_best_proposals_after_100_steps_only(training):
     before, after = training.before, training.after
     assert before.logits.shape[1] == 320
     assert recall(training.batch, before.boxes, before.logits[..., 0], top=100) < 0.2
@@ -86,7 +86,7 @@ def test_objects_are_among_the_100_best_proposals_after_100_steps_and_not_before
 
 
 @pytest.mark.slow
-def test_the_scores_rank_what_the_boxes_found(training):
+def test_scores_rank_proposals_that_match_objects_first(training):
     boxes = training.after.boxes
     trained, untrained = training.after.logits[..., 0], training.before.logits[..., 0]
     assert recall(training.batch, boxes, trained, top=10) > 0.8

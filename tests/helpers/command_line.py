@@ -1,4 +1,4 @@
-"""Command line run in the process of the tests."""
+"""Run the command line in this process."""
 
 import sys
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from deformable_detr.cli.main import main
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a command: exit code and output."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -38,7 +38,7 @@ class CommandLine:
         return Outcome(code or 0, captured.out, captured.err)
 
     def fails(self, *arguments: str | Path) -> str:
-        """Run a command that must fail, and return its one line on stderr without `error: `."""
+        """Run a command that must fail with one line on stderr; return it without `error: `."""
         outcome = self(*arguments)
         assert outcome.code == 2
         assert outcome.out == ""

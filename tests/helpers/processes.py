@@ -1,4 +1,4 @@
-"""Functions run in several processes of one group, as if started by a launcher."""
+"""Run a function in several processes of one group, as a launcher would start them."""
 
 import os
 import socket
@@ -17,11 +17,11 @@ _T = TypeVar("_T")
 def run_in_processes(
     function: Callable[[Path], _T], folder: Path, *, world_size: int = 2
 ) -> list[_T]:
-    """Call `function(folder)` in each process, and return the results by rank.
+    """Call `function(folder)` in each process; return the results by rank.
 
     Args:
-        function: a module-level function, so that a new process can find it.
-        folder: argument of the function; also used to transfer the results.
+        function: defined in a module, so that a new process can import it.
+        folder: passed to the function, and used to return the results.
         world_size: number of processes.
     """
     with socket.socket() as probe:

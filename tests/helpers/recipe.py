@@ -1,4 +1,4 @@
-"""Losses and learning rates of the paper, from the config, with optional changes."""
+"""Losses and learning rates of the paper, as in the config, with optional changes."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def paper_criterion(**changes: Any) -> SetCriterion:
 
 
 def criterion_for(model: nn.Module) -> SetCriterion:
-    """Build the paper's criterion, with the weight of feature mimicking if the model has it."""
+    """Return the paper's criterion, with a weight for feature mimicking if the model has it."""
     has_mimicking = getattr(model, "mimicking", None) is not None
     return paper_criterion(mimicking_weight=0.1 if has_mimicking else 0.0)
 

@@ -1,4 +1,4 @@
-"""Detector with a few hundred parameters, and batches for it, to test only the engine."""
+"""A detector of a few hundred parameters, and batches for it, to test the engine on its own."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,7 +34,7 @@ CONSTANT = StepSchedule(drop_steps=1_000_000)
 
 
 class TinyDetector(nn.Module):
-    """Two layers of predictions from four cells of an image, with visible dropout."""
+    """Detector with two layers of predictions from four cells of an image, and dropout."""
 
     def __init__(self, *, dropout: float = 0.0, num_classes: int = NUM_CLASSES) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class TinyDetector(nn.Module):
 
 
 def tiny_detector(*, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> TinyDetector:
-    """Build the detector with the same weights at every call."""
+    """Return a detector with the same weights in every call."""
     torch.manual_seed(3)
     return TinyDetector(dropout=dropout).to(dtype)
 
@@ -100,7 +100,7 @@ def tiny_batch(
     dtype: torch.dtype = torch.float32,
     size: int = 8,
 ) -> Batch:
-    """Make images of one size; they and their objects only depend on the image's id and count."""
+    """Return images of one size; pixels and objects depend on the image's id and count only."""
     images, targets = [], []
     for image_id, count in zip(image_ids, counts, strict=True):
         generator = torch.Generator().manual_seed(image_id)
@@ -114,7 +114,7 @@ def tiny_batch(
 
 
 class TinyLoader:
-    """Batches of two images in the order of a sampler; half of the images are empty."""
+    """Loader of batches of two images in the order of a sampler; half of the images are empty."""
 
     def __init__(self, sampler: StepSampler, *, dtype: torch.dtype = torch.float32) -> None:
         self._sampler = sampler
@@ -147,7 +147,7 @@ def tiny_loop(
     sampler: StepSampler | None = None,
     **settings: Any,
 ) -> TrainLoop:
-    """Make a loop over the tiny batches with the settings of the recipe and given changes."""
+    """Return a loop over the tiny batches with default settings, except for those given."""
     sampler = sampler or tiny_sampler()
     recipe = {
         "seed": 0,
@@ -168,5 +168,5 @@ def tiny_loop(
 
 
 def weights(state: TrainState) -> list[Tensor]:
-    """Copy the weights of the detector, for later comparison."""
+    """Return a copy of the detector's weights, to compare with later."""
     return [value.clone() for value in state.model.state_dict().values()]

@@ -138,7 +138,7 @@ def test_a_checkpoint_brings_its_model_classes_and_preprocessing(tmp_path: Path)
 def test_a_checkpoint_whose_weights_do_not_fit_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "last.pth", drop_parameter=True)
 
-    with pytest.raises(ValueError, match=r"checkpoint .*last.pth lacks 1 parameters of the model"):
+    with pytest.raises(ValueError, match=r"checkpoint .*last.pth is missing 1 parameters"):
         Detector.from_checkpoint(tmp_path / "last.pth", device="cpu")
 
 

@@ -26,4 +26,4 @@ def test_training_starts_without_what_windows_lacks(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "started {}\n", done.stderr
-    assert "cannot be locked (not on this system)" in done.stderr
+    assert "cannot be locked (not available on this platform)" in done.stderr

@@ -1,4 +1,4 @@
-"""What a run leaves on disk to go on from, and how it is read back with clear errors."""
+"""Checkpoints of training runs: saving, and loading with clear errors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -17,24 +17,24 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training run between two steps.
+    """State of a training run between two steps.
 
     Order of samples, augmentation, dropout and learning rate are functions of the config's seed and
-    the step, whatever the number of processes, so that no state of theirs is stored.
+    the step, for any number of processes, so none of their state is stored.
 
     Attributes:
         model: the detector's state_dict.
-        ema: the state_dict of its moving average, or None for a run without.
-        optimizer: the optimiser's state_dict.
+        ema: the state_dict of its moving average, or None for a run without one.
+        optimizer: the optimizer's state_dict.
         epoch: number of finished epochs.
-        step: number of optimiser steps taken; the schedule is a function of it.
+        step: number of optimizer steps taken; the schedule is a function of it.
         best_ap: highest AP of an evaluation so far, or None before the first.
-        label_space: the classes that the detector tells apart.
-        config: the resolved configuration, plain JSON; one that is read has today's names.
-        versions: of the packages that wrote it, for people.
-        origin: the weights that training started from, for people; "" for those of the config.
-        scaler: the state_dict of the loss scale in float16; empty for other precisions.
-        evaluated: the step of the newest evaluation, or None before the first.
+        label_space: the classes of the detector.
+        config: the resolved configuration, plain JSON; in a loaded one, keys have current names.
+        versions: versions of the packages that wrote it; informational.
+        origin: description of the initial weights; "" for those of the config.
+        scaler: the state_dict of the gradient scaler in float16; empty for other precisions.
+        evaluated: step of the newest evaluation, or None before the first.
     """
 
     model: dict[str, Tensor]
@@ -52,12 +52,12 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None = None) -> None:
-    """Write a checkpoint so that `path` holds, at any moment, the old one or the new one.
+    """Write a checkpoint atomically: at any moment `path` holds the old one or the new one.
 
     Args:
         path: the file.
         checkpoint: its content.
-        previous: where the old one is kept, or None to let it go.
+        previous: path at which the old one is kept, or None to discard it.
 
     Raises:
         RuntimeError: it could not be written; the old one is untouched.
@@ -74,7 +74,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a whole checkpoint of this package.
+        ValueError: the file is not a complete checkpoint of this package.
     """
     content = read_file(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -86,12 +86,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {path} must have format version {FORMAT_VERSION}, "
             f"got {content.get('format_version')!r}; install a matching deformable-detr"
         )
-    # What files of earlier releases do not hold:
+    # Files of earlier releases do not have these fields.
     content = {"origin": "", "scaler": {}, "evaluated": None, **content}
     names = [field.name for field in fields(Checkpoint)]
     absent = [name for name in names if name not in content]
     if absent:
-        raise ValueError(f"checkpoint {path} lacks {', '.join(absent)}")
+        raise ValueError(f"checkpoint {path} is missing {', '.join(absent)}")
     values = {name: content[name] for name in names}
     _check_types(path, values)
     values["config"] = upgrade(values["config"])
@@ -103,7 +103,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _check_types(path: Path, values: Mapping[str, Any]) -> None:
-    """Refuse fields of another type than `Checkpoint` states, weights that are no tensors."""
+    """Raise if a field has another type than in `Checkpoint`, or a weight is not a tensor."""
     expected: dict[str, Any] = {
         "model": dict,
         "ema": dict | None,
@@ -135,24 +135,24 @@ def _check_types(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def weights_for_inference(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights to detect with: the moving average where the run kept one."""
+    """Return the weights for inference: the moving average if the run kept one."""
     return checkpoint.model if checkpoint.ema is None else checkpoint.ema
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:
-    """Copy weights into a model that must match them in every name and shape.
+    """Copy weights into a model; all names and shapes must match.
 
     Args:
-        model: gets the weights.
+        model: model to copy the weights into.
         state_dict: the weights by name.
-        what: what they are, for the error, as in "checkpoint runs/a/last.pth".
+        what: description of the weights for the error, as in "checkpoint runs/a/last.pth".
 
     Raises:
-        ValueError: a name is missing or too many, or a shape differs; the model is unchanged.
+        ValueError: a name is missing or unexpected, or a shape differs; the model is unchanged.
     """
     own = model.state_dict()
     absent = [name for name in own if name not in state_dict]
-    foreign = [name for name in state_dict if name not in own]
+    unexpected = [name for name in state_dict if name not in own]
     reshaped = [
         f"{name} is {tuple(state_dict[name].shape)} and must be {tuple(value.shape)}"
         for name, value in own.items()
@@ -160,11 +160,9 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) 
     ]
     problems = []
     if absent:
-        problems.append(f"lacks {len(absent)} parameters of the model, first: {absent[0]}")
-    if foreign:
-        problems.append(
-            f"has {len(foreign)} parameters that the model has not, first: {foreign[0]}"
-        )
+        problems.append(f"is missing {len(absent)} parameters, first: {absent[0]}")
+    if unexpected:
+        problems.append(f"has {len(unexpected)} unexpected parameters, first: {unexpected[0]}")
     if reshaped:
         problems.append(f"has {len(reshaped)} parameters of another shape, first: {reshaped[0]}")
     if problems:

@@ -1,4 +1,4 @@
-"""Which rows of a class head stand for the same classes as the rows of another."""
+"""Matching of the rows of two class heads by the names of their classes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class MatchedRows:
 
     Attributes:
         pairs: (row of the new head, row of the old head).
-        notes: what becomes of the classes, for people.
+        notes: summary of the classes kept, started from scratch and dropped.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -31,23 +31,23 @@ def match_rows(
 ) -> MatchedRows:
     """Match the rows of two class heads by the names of their classes.
 
-    Case and spacing of names do not count. Where the old classes are not known, rows are matched
-    in order if they are as many, and not at all if they are not.
+    Case and spacing of names are ignored. If the old classes are unknown, rows are matched in
+    order if both heads have the same number of rows, and not at all otherwise.
 
     Args:
-        old_classes: of the head that has learnt.
-        new_classes: of the head that will learn.
-        num_old: rows of the one.
-        num_new: rows of the other.
-        what: where the old head is from, for errors.
+        old_classes: classes of the trained head, or None if unknown.
+        new_classes: classes of the head to be trained.
+        num_old: number of rows of the trained head.
+        num_new: number of rows of the head to be trained.
+        what: source of the trained head, for errors.
 
     Raises:
-        ValueError: a name that both have stands for several classes of one of them, or a head
-            does not have the rows of its classes.
+        ValueError: a name that both heads have stands for several classes of one of them, or a
+            head does not have one row per class.
     """
     if old_classes is None:
         same = num_old == num_new
-        fate = "rows keep their order" if same else f"all {num_new} start anew"
+        fate = "rows keep their order" if same else f"all {num_new} start from scratch"
         note = f"the file does not name its {num_old} classes; {fate}"
         return MatchedRows(tuple((row, row) for row in range(num_new if same else 0)), (note,))
     for classes, num_rows, where in (
@@ -65,7 +65,7 @@ def match_rows(
 
 
 def _row_names(classes: LabelSpace) -> list[str | None]:
-    """The class of each row; None for rows that are no category's."""
+    """Return the class of each row; None for rows without a category."""
     return [None if row in classes.unused else name for row, name in enumerate(classes.names)]
 
 
@@ -100,8 +100,8 @@ def _notes(
     dropped = set(range(len(old))) - set(kept.values())
     for fate, names in (
         ("kept", [new[row] for row in kept]),
-        ("started anew", [name for row, name in enumerate(new) if row not in kept]),
-        ("of the file dropped", [old[row] for row in sorted(dropped)]),
+        ("from scratch", [name for row, name in enumerate(new) if row not in kept]),
+        ("dropped", [old[row] for row in sorted(dropped)]),
     ):
         named = [name for name in names if name is not None]
         if named:

@@ -1,6 +1,6 @@
-"""A file of tensors: written whole or not at all, and verified to the last bit when it is read.
+"""File of tensors that is written atomically, and verified by its hash when it is read.
 
-The file is what `torch.save` writes, a zip archive, and `torch.load` reads it. The archive's
+The file is a zip archive as written by `torch.save`, and can be read by `torch.load`. The archive's
 comment, its last bytes, is the SHA-256 of all bytes before it.
 """
 
@@ -29,16 +29,16 @@ _SHOWN_KEYS = 3
 def write_file(
     path: Path, content: object, *, previous: Path | None = None, noun: str = "checkpoint"
 ) -> None:
-    """Write `content` so that there is, at any moment, a whole file: the old one or the new one.
+    """Write `content` atomically: at any moment `path` is the complete old or new file.
 
     Args:
-        path: gets the content.
+        path: the file.
         content: tensors and plain values.
-        previous: gets the file that `path` was until now.
-        noun: what errors call the file.
+        previous: path at which the old file is kept, or None to discard it.
+        noun: name of the kind of file in errors.
 
     Raises:
-        RuntimeError: it could not be written; what was there before is untouched.
+        RuntimeError: the file could not be written; the old one is untouched.
     """
     try:
         with write_whole(path, previous=previous) as temporary, temporary.open("w+b") as file:
@@ -55,15 +55,16 @@ def write_file(
 def read_file(path: Path, *, noun: str = "checkpoint") -> Any:
     """Read the content onto the CPU; no code in the file is ever run.
 
-    A file without a hash, from before there were any, is read as it is.
+    A file without a hash, as earlier versions wrote it, is read without this check.
 
     Args:
-        path: of the file.
-        noun: what errors call the file.
+        path: the file.
+        noun: name of the kind of file in errors.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not whole, was altered, or holds more than tensors and plain values.
+        ValueError: the file is incomplete, was altered, or holds more than tensors and plain
+            values.
     """
     if path.is_dir():
         raise ValueError(
@@ -86,7 +87,7 @@ def read_file(path: Path, *, noun: str = "checkpoint") -> Any:
 
 
 def outline(content: Any) -> str:
-    """What a foreign file holds, in a few words."""
+    """Return a short description of the content of a foreign file."""
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
     names = ", ".join(repr(key) for key in list(content)[:_SHOWN_KEYS])
@@ -106,9 +107,9 @@ def _seal(file: BinaryIO) -> None:
 
 
 def content_hash(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits: the one that it ends with.
+    """Return the SHA-256 of a file's content in hexadecimal digits, read from its end.
 
-    Of a file without a hash, from before there were any, it is computed.
+    It is computed for a file without a hash, as earlier versions wrote it.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -121,7 +122,7 @@ def content_hash(path: Path) -> str:
 
 
 def _verify(path: Path, noun: str) -> None:
-    """Refuse a file that is not an archive, or not the one whose hash it ends with."""
+    """Raise if the file is not an archive, or its content does not match the hash at its end."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC and not zipfile.is_zipfile(path):
@@ -141,7 +142,7 @@ def _verify(path: Path, noun: str) -> None:
 
 
 def _hash(file: BinaryIO, size: int) -> bytes:
-    """The label and the SHA-256 of the next `size` bytes."""
+    """Return the label and the SHA-256 of the next `size` bytes."""
     digest = hashlib.sha256()
     while size > 0:
         chunk = file.read(min(size, _CHUNK))

@@ -1,4 +1,4 @@
-"""Fine-tuning: what one detector has learnt as the start of another, by name and class name."""
+"""Fine-tuning: transfer of weights from one detector to another, by tensor and class names."""
 
 import re
 from collections import Counter
@@ -16,23 +16,23 @@ from deformable_detr.models.queries import LearnedQueries
 
 BACKBONE = "backbone."
 _BATCH_COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
-_EXCHANGED = (BACKBONE, "neck.")  # parts of which there are alternatives
-_LEAST_SHARE = 0.5  # of the tensors of all other parts that a file must fit
+_EXCHANGED = (BACKBONE, "neck.")  # parts that have alternative implementations
+_LEAST_SHARE = 0.5  # of the tensors of all other parts that must match the file
 _MAX_LAYERS = 8  # in one line of a report
 
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What became of a model's tensors, and of a file's.
+    """Summary of a transfer: tensors that were kept, reinitialized and ignored.
 
-    A tensor of which some rows were taken over, such as a class head's, is in both `kept` and
+    A tensor of which some rows were copied, such as a class head's, is in both `kept` and
     `reinitialized`.
 
     Attributes:
         kept: names of the model's tensors that come from the file.
-        reinitialized: names of those that stay as the model was built, each with the reason.
-        ignored: names of the file's tensors that have no place in the model.
-        notes: what became of the classes, for people.
+        reinitialized: names of those that keep their initialization, each with the reason.
+        ignored: names of the file's tensors that were not used.
+        notes: summary of the classes kept, started from scratch and dropped.
     """
 
     kept: tuple[str, ...]
@@ -41,13 +41,13 @@ class TransferReport:
     notes: tuple[str, ...]
 
     def describe(self) -> list[tuple[str, str]]:
-        """The report in a few lines: headings and what stands under them."""
+        """Return the report in a few lines, each a heading and its text."""
         total = len({*self.kept, *self.reinitialized})
-        anew = self.reinitialized
-        in_part = {name: anew[name] for name in self.kept if name in anew}
+        initial = self.reinitialized
+        in_part = {name: initial[name] for name in self.kept if name in initial}
         return [
             ("kept", f"{len(self.kept)} of the model's {total} tensors"),
-            ("re-initialised", f"{len(anew)}{_summarize(anew, in_part)}"),
+            ("reinitialized", f"{len(initial)}{_summarize(initial, in_part)}"),
             ("ignored", f"{len(self.ignored)} of the file's{_summarize(self.ignored, {})}"),
             *(("classes", note) for note in self.notes),
         ]
@@ -62,28 +62,28 @@ def transfer_weights(
     what: str,
     new_in_backbone: Collection[str] = (),
 ) -> TransferReport:
-    """Copy another detector's weights into a new model wherever they mean the same there.
+    """Copy another detector's weights into a new model wherever they have the same meaning.
 
     - A decoder's class head keeps the rows of the classes that have the same name; the others
-      stay as they were built, at the prior probability.
-    - The class head of two-stage proposals keeps its rows in their places: row 0 means "an object
-      of any class" and ranks the proposals, whatever the classes are, and the others nothing.
-    - Of learned queries the first are kept, as many as there are in both.
-    - The backbone is kept as a whole or not at all, but for what is new in it.
-    - Of everything else, a layer is kept if all its tensors are there in the model's shapes.
+      keep their initialization, at the prior probability.
+    - The class head of two-stage proposals keeps its rows in order: row 0 means "an object of any
+      class" and ranks the proposals, for any set of classes; the other rows have no meaning.
+    - Learned queries keep their first rows, as many as there are in both.
+    - The backbone is kept as a whole or not at all, except for tensors that are new in it.
+    - Any other layer is kept if the file has all its tensors in the model's shapes.
 
     Args:
         model: newly built.
         state_dict: the weights by our names.
-        old_classes: what the rows of its class heads mean; None if that is not known.
-        new_classes: what those of the model mean.
-        what: what the weights are, for errors, as in "checkpoint runs/a/best.pth".
-        new_in_backbone: names of the model's tensors that adapt to the others, as those of replaced
-            convolutions do: that the weights lack them does not make the backbone another one.
+        old_classes: classes of the rows of its class heads; None if unknown.
+        new_classes: classes of the rows of the model's class heads.
+        what: description of the weights for errors, as in "checkpoint runs/a/best.pth".
+        new_in_backbone: names of the model's tensors that adapt to the others, such as those of
+            replaced convolutions; the backbone matches even if the weights do not have them.
 
     Raises:
-        ValueError: the file fits less than half of the model, or its classes cannot be matched;
-            the model is unchanged.
+        ValueError: the file matches less than half of the model, or its classes cannot be
+            matched; the model is unchanged.
     """
     own = model.state_dict()
     by_rows = _rows_to_keep(model, own, state_dict, old_classes, new_classes, what)
@@ -103,10 +103,10 @@ def transfer_weights(
 
 
 def holds_backbone(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> bool:
-    """Whether a file holds a detector's whole backbone.
+    """Return whether a file holds a detector's whole backbone.
 
-    It may have further blocks after the detector's last one. Further layers within a block are
-    those of a deeper network, which does not fit: what follows counts on all of them.
+    It may have further blocks after the detector's last one. Further layers within a block belong
+    to a deeper network, which does not match: the following layers depend on all of them.
 
     Args:
         own: the detector's state_dict.
@@ -125,7 +125,7 @@ def _rows_to_keep(
     new_classes: LabelSpace,
     what: str,
 ) -> dict[str, MatchedRows]:
-    """The rows to take over, of every tensor that is taken over by rows and has the width."""
+    """Return the rows to copy, for each tensor that is copied by rows and has the same width."""
     proposal_heads = [m.class_head for m in model.modules() if isinstance(m, ProposalQueries)]
     plan: dict[str, MatchedRows] = {}
     for module_name, module in model.named_modules():
@@ -149,12 +149,12 @@ def _rows_to_keep(
 
 
 def _same_width(value: Tensor, other: Tensor | None) -> bool:
-    """Whether two tensors are alike but for the number of their rows."""
+    """Return whether the shapes of two tensors differ at most in the number of rows."""
     return other is not None and other.ndim == value.ndim and other.shape[1:] == value.shape[1:]
 
 
 def _with_rows(value: Tensor, other: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """`value` with some rows replaced by rows of `other`."""
+    """Return `value` with some rows replaced by rows of `other`."""
     merged = value.clone()
     rows, others = (list(numbers) for numbers in zip(*pairs, strict=True))
     merged[rows] = other[others].to(merged)
@@ -164,7 +164,7 @@ def _with_rows(value: Tensor, other: Tensor, pairs: Sequence[tuple[int, int]]) -
 def _whole_tensors(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], new_in_backbone: Collection[str]
 ) -> set[str]:
-    """Names of the tensors that can be taken over as they are."""
+    """Return the names of the tensors that can be copied as a whole."""
     layers: dict[str, list[str]] = {}
     for name in own:
         if not name.startswith(BACKBONE):
@@ -190,7 +190,7 @@ def _backbone_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]
 
 
 def _block(name: str) -> str:
-    """`backbone.body.layer3` of `backbone.body.layer3.0.conv1.weight`."""
+    """Return `backbone.body.layer3` for `backbone.body.layer3.0.conv1.weight`."""
     return ".".join(name.split(".")[:3])
 
 
@@ -199,16 +199,15 @@ def _without_counters(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _require_enough(own: Mapping[str, Tensor], kept: Mapping[str, Tensor], what: str) -> None:
-    """Refuse a file that has next to nothing to do with the model."""
+    """Raise if a file matches too little of the model."""
     wanted = [name for name in own if not name.startswith(_EXCHANGED)]
-    fitting = [name for name in wanted if name in kept]
-    if len(fitting) < _LEAST_SHARE * len(wanted):
+    matching = [name for name in wanted if name in kept]
+    if len(matching) < _LEAST_SHARE * len(wanted):
         first = next(name for name in wanted if name not in kept)
         raise ValueError(
-            f"{what} must fit at least half of the model's {len(wanted)} tensors outside the "
-            f"backbone and the neck, got {len(fitting)}, first that does not: {first}; use the "
-            "model settings it was trained with, or, for a backbone alone, "
-            "model.backbone.weights=FILE"
+            f"{what} must match at least half of the model's {len(wanted)} tensors outside the "
+            f"backbone and the neck, got {len(matching)}, first mismatch: {first}; use the model "
+            "settings it was trained with, or, for a backbone alone, model.backbone.weights=FILE"
         )
 
 
@@ -218,26 +217,26 @@ def _reinitialized(
     kept: Mapping[str, Tensor],
     by_rows: Mapping[str, MatchedRows],
 ) -> dict[str, str]:
-    """The tensors that are not, or not wholly, from the file, and why."""
+    """Return the tensors that are not, or only in part, from the file, with the reasons."""
     reasons = {}
     for name in _without_counters(own):
         value, other = own[name], given.get(name)
         if name in by_rows:
-            anew = len(value) - len(by_rows[name].pairs)
-            if anew:
-                reasons[name] = f"{anew} of {len(value)} rows"
+            num_initial = len(value) - len(by_rows[name].pairs)
+            if num_initial:
+                reasons[name] = f"{num_initial} of {len(value)} rows"
         elif name not in kept:
             if other is None:
                 reasons[name] = "not in the file"
             elif other.shape != value.shape:
                 reasons[name] = f"{tuple(value.shape)}, in the file {tuple(other.shape)}"
             else:
-                reasons[name] = "belongs to what does not fit"
+                reasons[name] = "part of a layer or backbone that does not match"
     return reasons
 
 
 def _summarize(names: Iterable[str], remarks: Mapping[str, str]) -> str:
-    """`: a.*.b x 4 (remark), c`: the first layers, those of the same place in a stack as one."""
+    """Return `: a.*.b x 4 (remark), c`: the first layers, with equal layers of a stack merged."""
     layers = Counter((_layer(name), remarks.get(name, "")) for name in names)
     if not layers:
         return ""
@@ -250,7 +249,7 @@ def _summarize(names: Iterable[str], remarks: Mapping[str, str]) -> str:
 
 
 def _layer(name: str) -> str:
-    """`decoder.layers.*.linear1` of `decoder.layers.0.linear1.weight`."""
+    """Return `decoder.layers.*.linear1` for `decoder.layers.0.linear1.weight`."""
     if name.startswith(BACKBONE):
         return "backbone"
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", re.sub(r"\.(weight|bias)$", "", name))

@@ -1,4 +1,4 @@
-"""CheckpointWriter: puts checkpoints on disk while training goes on."""
+"""CheckpointWriter: writes checkpoints to disk while training continues."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
@@ -12,11 +12,11 @@ from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, save_check
 
 
 class CheckpointWriter:
-    """Writes in a thread of its own what a run was between two steps.
+    """Writer of checkpoints, in a thread of its own.
 
-    The copy that it writes from is as large as the checkpoint and is in the CPU's memory, from
-    `write` until the file is there; as one file is written at a time, there never is another.
-    Used as a context: at its end everything is on disk.
+    It writes from a copy in the CPU's memory, as large as the checkpoint, which exists from `write`
+    until the file is complete. One file is written at a time, so there is at most one copy. Use it
+    as a context manager: at its end everything is on disk.
     """
 
     def __init__(self) -> None:
@@ -39,17 +39,17 @@ class CheckpointWriter:
             self._thread.shutdown()
 
     def write(self, path: Path, checkpoint: Checkpoint, *, previous: Path | None = None) -> None:
-        """Start to write, after the file before is done; the state may change once this returns.
+        """Start writing, once the previous file is complete; the state may change afterwards.
 
-        What was written last is not written again.
+        The checkpoint that was written last is not written again.
 
         Args:
-            path: as for `save_checkpoint`.
-            checkpoint: is copied.
-            previous: as for `save_checkpoint`.
+            path: see `save_checkpoint`.
+            checkpoint: copied before this returns.
+            previous: see `save_checkpoint`.
 
         Raises:
-            RuntimeError: the file before could not be written.
+            RuntimeError: the previous file could not be written.
         """
         self.wait()
         newest = (path, checkpoint.step, checkpoint.evaluated)
@@ -60,15 +60,15 @@ class CheckpointWriter:
         self._writing = self._thread.submit(save_checkpoint, path, copy, previous=previous)
 
     def check(self) -> None:
-        """Raise what went wrong in the thread, if anything has so far; does not wait."""
+        """Raise the error of the thread, if there is one so far; do not wait."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Return when the file is on disk.
+        """Wait until the file is on disk.
 
         Raises:
-            RuntimeError: it could not be written.
+            RuntimeError: the file could not be written.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -76,8 +76,8 @@ class CheckpointWriter:
 
 
 def snapshot(checkpoint: Checkpoint) -> Checkpoint:
-    """A copy on the CPU that shares no memory with what training goes on to change."""
-    copies: dict[Any, Tensor] = {}  # weights that have two names stay one tensor
+    """Return a copy on the CPU that shares no memory with the state of training."""
+    copies: dict[Any, Tensor] = {}  # a weight that has two names stays one tensor
     values = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
     return Checkpoint(**{name: _copied(value, copies) for name, value in values.items()})
 

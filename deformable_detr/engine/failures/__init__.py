@@ -1,1 +1,1 @@
-"""Training runs that go wrong: diagnosis, replay, stalls, AP that stays at zero."""
+"""Diagnosis of failing runs: non-finite steps, their replay, stalls, AP that stays at zero."""

@@ -1,4 +1,4 @@
-"""FailureBundle: everything that a step which failed needs to be run again, in one file."""
+"""FailureBundle: one file with everything that is needed to run a failed step again."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -19,28 +19,28 @@ FORMAT = "deformable_detr failure"
 
 @dataclass(frozen=True)
 class FailureBundle:
-    """One micro-batch of one process whose loss or gradient was not finite, and its circumstances.
+    """Micro-batch of a rank whose loss or gradient was not finite, with the state of the run.
 
     Attributes:
-        step: steps taken before.
-        rank: of the process.
-        message: of the error that ended the run.
-        cause: the likely one, in words.
-        images: (N, 3, H, W) as the model got them.
+        step: number of steps taken before.
+        rank: rank of the process.
+        message: message of the error that ended the run.
+        cause: description of the likely cause.
+        images: (N, 3, H, W), the input of the model.
         padding_mask: (N, H, W).
-        targets: of each image the fields of `Target`.
-        num_boxes: what the losses were divided by.
-        dropout_seed: of the micro-batch.
-        precision: of the forward pass, as PyTorch names dtypes.
-        scaler: state of the loss scale; empty where the loss was not scaled.
-        learning_rates: by role of the parameters, in this step.
-        weight_norms: (step, 2-norm of all finite weights) in the course of the run.
+        targets: the fields of `Target` per image.
+        num_boxes: divisor of the losses.
+        dropout_seed: dropout seed of the micro-batch.
+        precision: precision of the forward pass, named as a dtype of PyTorch.
+        scaler: state of the gradient scaler; empty if the loss was not scaled.
+        learning_rates: per role of the parameters, in this step.
+        weight_norms: (step, 2-norm of all finite weights) over the run.
         bad_weights: names of weights that were not finite before the step.
         examination: the fields of `Examination`.
         model: the detector's state_dict before the step.
         label_space: the classes, as in a checkpoint.
-        config: the resolved configuration, plain JSON; one that is read has today's names.
-        versions: of the packages that wrote it.
+        config: the resolved configuration, plain JSON; in a loaded one, keys have current names.
+        versions: versions of the packages that wrote it.
     """
 
     step: int
@@ -65,7 +65,7 @@ class FailureBundle:
 
     @property
     def image_ids(self) -> list[int]:
-        """Of the micro-batch."""
+        """Ids of the images of the micro-batch."""
         return [target["image_id"] for target in self.targets]
 
     @property
@@ -78,19 +78,19 @@ class FailureBundle:
 
     @property
     def low_precision(self) -> torch.dtype | None:
-        """Of autocast, or None for a run without."""
+        """Dtype of autocast, or None for a run without it."""
         return low_precision(self.precision)
 
     @property
     def loss_scale(self) -> float:
-        """What the loss was multiplied by."""
+        """Factor that the loss was multiplied by."""
         return float(self.scaler.get("scale", 1.0))
 
     def save(self, path: Path) -> None:
-        """Write the file, tensors and plain values only.
+        """Write the file; it holds tensors and plain values only.
 
         Raises:
-            RuntimeError: it could not be written.
+            RuntimeError: the file could not be written.
         """
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         write_file(path, {"format": FORMAT, **content}, noun="bundle")
@@ -101,7 +101,7 @@ class FailureBundle:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is not a whole bundle.
+            ValueError: the file is not a complete bundle.
         """
         if not path.exists():
             raise FileNotFoundError(
@@ -113,14 +113,14 @@ class FailureBundle:
         if not isinstance(content, dict) or content.keys() != names | {"format"}:
             raise ValueError(
                 f"bundle {path} must be one that this version wrote, got another kind of file; "
-                "a checkpoint is measured with `deformable-detr evaluate`"
+                "a checkpoint is evaluated with `deformable-detr evaluate`"
             )
         values = {name: content[name] for name in names}
         return cls(**{**values, "config": upgrade(values["config"])})
 
 
 def batch_to_plain(batch: Batch) -> dict[str, Any]:
-    """`images`, `padding_mask` and `targets` of a bundle."""
+    """Return `images`, `padding_mask` and `targets` of a bundle."""
     batch = batch.to("cpu")
     return {
         "images": batch.images.images,
@@ -130,5 +130,5 @@ def batch_to_plain(batch: Batch) -> dict[str, Any]:
 
 
 def state_on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state_dict that does not change any more."""
+    """Return a copy of a state_dict on the CPU."""
     return {name: value.detach().cpu().clone() for name, value in state.items()}

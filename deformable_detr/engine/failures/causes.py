@@ -1,4 +1,4 @@
-"""Why a step's loss or gradient was not finite, in words, from what can be seen afterwards."""
+"""Likely cause of a non-finite loss or gradient, from the evidence left by the step."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,34 +10,34 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from deformable_detr.data.collate import Batch
 from deformable_detr.engine.failures.replay import Examination
 
-# No sound run multiplies the norm of all its weights by as much between two of its looks at it.
+# In a healthy run the norm of all weights does not grow by this factor.
 GROWTH_OF_DIVERGENCE = 10.0
-_MANY = 3  # names that an explanation shows
+_MANY = 3  # names shown in an explanation
 
 
 @dataclass(frozen=True)
 class WeightNorm:
-    """The 2-norm of all weights after so many steps; of the finite ones, where not all are."""
+    """2-norm of all weights after `step` steps, without elements that are not finite."""
 
     step: int
     norm: float
 
 
 def weight_norm(model: nn.Module) -> float:
-    """The 2-norm of all parameters together, without elements that are not finite."""
+    """Return the 2-norm of all parameters together, without elements that are not finite."""
     weights = [parameter.detach() for parameter in model.parameters()]
     norm = nn.utils.get_total_norm(weights).item()
     if math.isfinite(norm):
         return norm
-    # Slowly, as a large weight has a square that no float32 holds.
+    # In float64, which is slow, as the square of a large weight overflows float32.
     finite = [weight.cpu().double().nan_to_num(0.0, 0.0, 0.0) for weight in weights]
     return nn.utils.get_total_norm(finite).item()
 
 
 def non_finite_weights(model: nn.Module) -> list[str]:
-    """Names of parameters and buffers that are not finite before a step.
+    """Return the names of parameters and buffers that are not finite before a step.
 
-    Running statistics are left out: the forward pass that has failed has spoilt them itself.
+    Running statistics are left out: the failed forward pass has changed them itself.
     """
     running = {
         f"{prefix}.{name}"
@@ -61,18 +61,18 @@ def likely_cause(
     weight_norms: Sequence[WeightNorm],
     learning_rates: Mapping[str, float],
 ) -> str:
-    """The first explanation that fits, the surest first.
+    """Return the first explanation that fits, checked from the most certain to the least.
 
     Args:
         batch: the micro-batch.
-        examination: of it, as the step ran it.
-        in_float32: the same without low precision; None for a run without that.
+        examination: examination of the micro-batch, in the precision of the run.
+        in_float32: the same in float32; None for a run in float32.
         bad_weights: names of weights that were not finite before the step.
-        weight_norms: of this run, oldest first, the last one of now.
-        learning_rates: of each group of parameters in this step.
+        weight_norms: norms over this run, oldest first; the last one is the current norm.
+        learning_rates: learning rate of each parameter group in this step, by role.
     """
     if images := _describe_bad_images(batch):
-        return f"{images}: look at the file, and at the augmentation, which works on its pixels"
+        return f"{images}: check the file, and the augmentation, which changes its pixels"
     first, now = weight_norms[0], weight_norms[-1]
     if now.norm > GROWTH_OF_DIVERGENCE * first.norm:
         largest = max(learning_rates.values())
@@ -85,14 +85,14 @@ def likely_cause(
         rest = len(bad_weights) - _MANY
         names = ", ".join(bad_weights[:_MANY]) + (f" and {rest} more" if rest > 0 else "")
         return (
-            f"weights were not finite before the step: {names}; the file that they come from, or "
-            "what has written to them, is at fault"
+            f"weights were not finite before the step: {names}; check the file that they come "
+            "from, and any code that has written to them"
         )
     where = examination.forward or examination.backward
     if in_float32 is not None and in_float32.is_finite and not examination.is_finite:
         return (
-            f"the precision is too low: in float32 the same step is finite; the first number that "
-            f"is not is in {where}; choose train.precision=bfloat16 or float32"
+            f"the precision is too low: in float32 the same step is finite; the first non-finite "
+            f"value is in {where}; choose train.precision=bfloat16 or float32"
         )
     if examination.forward:
         return (
@@ -105,19 +105,19 @@ def likely_cause(
     if not examination.is_finite:
         return "each gradient is finite, but together they are too large for float32"
     return (
-        "not found: the same micro-batch gives finite numbers when it is run again; a kernel "
-        "that is not deterministic, or the hardware, may be at fault"
+        "not found: the same micro-batch gives finite values when it is run again; a "
+        "non-deterministic kernel, or the hardware, may be the cause"
     )
 
 
 def _describe_bad_images(batch: Batch) -> str:
-    """Which images hold numbers that are not finite, or ""."""
+    """Return a description of the images that have non-finite values, or ""."""
     found = []
     for image, target in zip(batch.images.images, batch.targets, strict=True):
         count = int((~image.isfinite()).sum())
         if count:
             found.append(
-                f"image {target.image_id} holds {count} of {image.numel()} numbers that are not "
-                "finite after its transform"
+                f"image {target.image_id} has {count} non-finite values of {image.numel()} after "
+                "its transform"
             )
     return ", ".join(found)

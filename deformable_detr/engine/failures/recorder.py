@@ -1,4 +1,4 @@
-"""FailureRecorder: what a run keeps in mind, and does, for the case that a step fails."""
+"""FailureRecorder: diagnoses a non-finite step and saves a bundle that reproduces it."""
 
 import copy
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from deformable_detr.losses.criterion import SetCriterion
 
 
 class FailureRecorder:
-    """Writes a bundle for each process whose share of a step was not finite.
+    """Diagnosis of a failed step, with a bundle for each rank whose share was not finite.
 
     Args:
-        folder: of the run; gets the bundles.
-        criterion: that of the steps.
-        seed: of dropout.
+        folder: run folder, which receives the bundles.
+        criterion: loss function.
+        seed: seed of dropout.
     """
 
     def __init__(self, folder: RunFolder, criterion: SetCriterion, *, seed: int) -> None:
@@ -38,20 +38,20 @@ class FailureRecorder:
         self._norms: list[WeightNorm] = []
 
     def note(self, state: TrainState) -> None:
-        """Remember how large the weights are now, which later tells whether they have exploded."""
+        """Record the norm of the weights, which later shows whether they have diverged."""
         if not self._norms or self._norms[-1].step != state.step:
             self._norms.append(WeightNorm(state.step, weight_norm(state.model)))
 
     def write(self, state: TrainState, batches: Sequence[Batch], message: str) -> str:
-        """Find out why a step failed; every process must call it, as in each it has failed.
+        """Diagnose a failed step; every process must call, as the step has failed on every rank.
 
         Args:
-            state: as it was before the step.
-            batches: this process's micro-batches of the step.
-            message: what was found not to be finite.
+            state: the state before the step.
+            batches: this rank's micro-batches of the step.
+            message: message of the error, which names the non-finite terms.
 
         Returns:
-            The likely causes, and where the bundles are, for people.
+            The likely causes, and the paths of the bundles.
         """
         self.note(state)
         failing = self._find_failing(state, batches, count_boxes(batches))
@@ -65,13 +65,13 @@ class FailureRecorder:
                 bundle.save(path)
             except RuntimeError as error:  # a full disk must not hide the cause
                 then = str(error)
-            report = f"likely cause in process {bundle.rank}: {bundle.cause} ({then})"
+            report = f"likely cause on rank {bundle.rank}: {bundle.cause} ({then})"
         return "; ".join(text for text in distributed.all_gather_objects(report) if text)
 
     def _find_failing(
         self, state: TrainState, batches: Sequence[Batch], num_boxes: float
     ) -> "_Failing":
-        """The first micro-batch that fails again, or the last one if none does."""
+        """Return the first micro-batch that fails again, or the last one if none does."""
         for index, batch in enumerate(batches):
             examination = self._run_again(state, batch, index, num_boxes, state.precision)
             if not examination.is_finite:
@@ -82,7 +82,7 @@ class FailureRecorder:
         self, state: TrainState, batch: Batch, index: int, num_boxes: float, precision: str
     ) -> Examination:
         return examine(
-            # A copy, as gradients of the detector itself would go to the other processes.
+            # A copy, as gradients of the detector itself would be sent to the other processes.
             copy.deepcopy(state.model),
             self._criterion,
             batch.to(state.device),
@@ -128,13 +128,13 @@ class FailureRecorder:
 
 @dataclass(frozen=True)
 class _Failing:
-    """A process's micro-batch that is taken for the cause of a failed step.
+    """Micro-batch of a rank that is considered the cause of a failed step.
 
     Attributes:
-        index: in the step.
-        batch: as the step got it.
-        num_boxes: what the losses of the step are divided by.
-        examination: of the detector with this batch, run again.
+        index: index of the micro-batch in the step.
+        batch: the micro-batch.
+        num_boxes: divisor of the losses of the step.
+        examination: result of running the micro-batch again.
         bad_weights: names of weights that were not finite before the step.
     """
 

@@ -1,6 +1,6 @@
-"""Runs a micro-batch again and watches where numbers stop being finite.
+"""Replay of a micro-batch, to find the first non-finite value.
 
-Only a step that has failed is examined, so a step that has not pays nothing.
+Only failed steps are replayed, so other steps have no overhead.
 """
 
 import math
@@ -20,16 +20,15 @@ from deformable_detr.losses.criterion import SetCriterion
 
 @dataclass(frozen=True)
 class Examination:
-    """What a micro-batch did when it was run again.
+    """Result of running a micro-batch again.
 
     Attributes:
-        loss: the total; NaN where it could not be computed.
-        refusal: why it could not be computed, in the matcher's words; "" where it could.
-        forward: where in the forward pass the first number that is not finite appeared; "" for
-            nowhere.
-        backward: the same of the backward pass.
-        largest_input: the largest magnitude among the inputs of the module that `forward` names.
-        gradient_norms: 2-norm of each parameter's gradient by name, none without a loss.
+        loss: the total; NaN if it could not be computed.
+        refusal: error message of the matcher if the loss could not be computed, else "".
+        forward: place of the first non-finite value in the forward pass, or "".
+        backward: the same for the backward pass.
+        largest_input: largest magnitude among the inputs of the module that `forward` names.
+        gradient_norms: 2-norm of each parameter's gradient by name; empty without a loss.
     """
 
     loss: float
@@ -41,7 +40,7 @@ class Examination:
 
     @property
     def is_finite(self) -> bool:
-        """Whether loss and gradient were finite, the gradient's norm in float32 included."""
+        """True if the loss and the gradient's norm, as a float32, are finite."""
         total = math.sqrt(sum(norm**2 for norm in self.gradient_norms.values()))
         return math.isfinite(self.loss) and total <= torch.finfo(torch.float32).max
 
@@ -56,16 +55,16 @@ def examine(
     low_precision: torch.dtype | None = None,
     loss_scale: float = 1.0,
 ) -> Examination:
-    """Run a micro-batch as a step does; the gradients of `model` are overwritten.
+    """Run a micro-batch as a training step does; the gradients of `model` are overwritten.
 
     Args:
-        model: the detector itself, in training mode, with the weights of before the step.
-        criterion: computes the losses.
-        batch: on the device of the model.
-        num_boxes: what sums are divided by, as for the criterion.
-        dropout_seed: of this micro-batch in its step.
-        low_precision: of autocast, or None for none.
-        loss_scale: what the loss was multiplied by before the backward pass.
+        model: the detector itself, in training mode, with the weights before the step.
+        criterion: loss function.
+        batch: micro-batch, on the device of the model.
+        num_boxes: divisor of the sums, as for the criterion.
+        dropout_seed: dropout seed of this micro-batch in its step.
+        low_precision: dtype of autocast, or None to run without it.
+        loss_scale: factor on the loss before the backward pass.
     """
     model.zero_grad()
     torch.manual_seed(dropout_seed)
@@ -92,7 +91,7 @@ def examine(
 
 
 class _Watch:
-    """Remembers the first number that is not finite, forward and backward."""
+    """Record of the first non-finite value in the forward and in the backward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         self.forward = ""
@@ -143,7 +142,7 @@ def _watching(model: nn.Module) -> Iterator[_Watch]:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors of real numbers in arguments or results of a module, however they are nested."""
+    """Yield the floating-point tensors in the (nested) arguments or results of a module."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value

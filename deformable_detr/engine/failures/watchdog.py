@@ -1,4 +1,4 @@
-"""Watchdog: when a run of several processes stands still, says which of them holds it up."""
+"""Watchdog: reports which rank a stalled run of several processes is waiting for."""
 
 import json
 import logging
@@ -24,17 +24,17 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Sign:
-    """What a process tells the others about itself, once a second.
+    """Status that each process publishes to the others once per second.
 
     Attributes:
-        rank: of the process.
-        host: the machine's name.
-        pid: of the process.
-        beat: how many signs it has given.
-        doing: what, in words.
-        at: the line of code that its main thread is at.
-        is_waiting: whether that waits for other processes.
-        end: how its part of the run ended; "" while it goes on.
+        rank: rank of the process.
+        host: name of the machine.
+        pid: id of the process.
+        beat: number of signs published so far.
+        doing: current activity.
+        at: current line of code of the main thread.
+        is_waiting: whether the main thread is waiting for other processes.
+        end: outcome of this rank's part of the run; "" while it continues.
     """
 
     rank: int
@@ -47,29 +47,30 @@ class Sign:
     end: str = ""
 
     def describe(self) -> str:
-        """The process, for people."""
-        return f"process {self.rank} ({self.host}, pid {self.pid})"
+        """Return rank, host and process id as text."""
+        return f"rank {self.rank} ({self.host}, pid {self.pid})"
 
     def stands_still(self) -> str:
-        """A sentence about a process that all others wait for."""
+        """Return a sentence about a rank that all others wait for."""
         return f"{self.describe()} keeps the others waiting: it is {self.place()}"
 
     def place(self) -> str:
-        """What the process was doing, and the line of code, where it had the time to tell."""
+        """Return the activity and, if it is known, the line of code."""
         return f"{self.doing}, at {self.at}" if self.at else self.doing
 
 
 class Watchdog:
-    """Ends this process when it has made no progress for `timeout_s`, naming who is to blame.
+    """Timeout that ends this process after `timeout_s` without progress, and names the cause.
 
-    PyTorch's own time limit ends a collective operation that some process does not join, but does
-    not say which one. Here each process tells where it is, through the store by which processes
-    have found each other, and one that stands still, or whose connection to another has broken,
-    reads what all have told. It is used as a context around the loop; alone it does nothing.
+    PyTorch's own timeout ends a collective operation that some rank does not join, but does not
+    name the rank. Here each process publishes its status through the store that the processes
+    initialized their group with. A process that stalls, or whose connection to another has broken,
+    reads the status of all. Use it as a context manager around the loop; in a run of a single
+    process it does nothing.
 
     Args:
-        timeout_s: of no progress; what takes longer in one piece, such as the scoring of a large
-            validation set, needs a larger one.
+        timeout_s: seconds without progress. It must be longer than any single operation, such as
+            the scoring of a large validation set.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -83,7 +84,10 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def over(self, items: Iterable[_T], what: str) -> Iterable[_T]:
-        """The items, any number of times; to get one is progress, and to have dealt with it."""
+        """Return an iterable over `items` that reports progress before and after each item.
+
+        It can be iterated as often as `items`.
+        """
         return _Watched(items, what, self)
 
     def __enter__(self) -> "Watchdog":
@@ -98,7 +102,7 @@ class Watchdog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Name the process whose loss has broken an operation of this one, if that happened."""
+        """Name the rank whose end has broken a collective operation of this one, if any."""
         if self._board is None:
             return
         self._stopped.set()
@@ -113,12 +117,12 @@ class Watchdog:
             raise RuntimeError(named) from error
 
     def progress(self, doing: str) -> None:
-        """Note what this process does from now on."""
+        """Record the current activity, and restart the timeout."""
         self._sign = replace(self._sign, doing=doing)
         self._since = time.monotonic()
 
     def _watch(self) -> None:
-        """In a thread of its own: give signs, and end the process when it stands still."""
+        """Publish the status, and end the process when it stalls; runs in a thread of its own."""
         while not self._stopped.wait(self._beat_s):
             frame = sys._current_frames()[self._main_thread]
             self._sign = replace(
@@ -130,7 +134,7 @@ class Watchdog:
             self._tell(self._sign)
             if time.monotonic() - self._since > self._timeout_s:
                 stack = "".join(traceback.format_stack(frame))
-                named = self._who() or "no process can be named"
+                named = self._who() or "the stalled rank could not be determined"
                 logger.critical(
                     "no progress for %g s (train.timeout_s): %s\nthis process is at:\n%s",
                     self._timeout_s,
@@ -146,7 +150,7 @@ class Watchdog:
         self._board.write(str(sign.rank), json.dumps(asdict(sign)))
 
     def _who(self) -> str:
-        """The processes that hold the others up, in words; "" if none can be told."""
+        """Return a sentence about the ranks that stall the run, or "" if none is known."""
         assert self._board is not None
         before = self._signs()
         time.sleep(_SILENT_BEATS * self._beat_s)
@@ -174,26 +178,26 @@ class _Watched(Iterable[_T]):
 
 
 def name_culprits(before: Sequence[Sign | None], after: Sequence[Sign | None], *, me: int) -> str:
-    """Which processes hold the others up.
+    """Return a sentence about each rank that stalls the run.
 
     Args:
-        before: the signs of all processes by rank; None where none can be read.
+        before: the signs of all ranks; None for one that cannot be read.
         after: the same some beats later.
-        me: the rank of the process that asks.
+        me: the rank of this process.
 
     Returns:
-        A sentence: that this process itself does, if it is not waiting; else a sentence for each
-        that has ended, or is silent; else for each that is not waiting; "" if all are waiting.
+        A sentence about this rank, if it is not waiting; else about each rank that has ended or
+        is silent; else about each that is not waiting; "" if all are waiting.
     """
     own = after[me]
     if own is None:
-        return "the process that all others are connected to, 0 or the launcher, is gone"
+        return "the process that all others are connected to, rank 0 or the launcher, is gone"
     if not own.is_waiting:
         return own.stands_still()
     gone, busy = [], []
     for rank, (old, new) in enumerate(zip(before, after, strict=True)):
         if new is None:
-            gone.append(f"process {rank} has not started its work")
+            gone.append(f"rank {rank} has not started its work")
         elif new.end:
             gone.append(f"{new.describe()} has ended: {new.end}")
         elif rank != me and old is not None and old.beat == new.beat:
@@ -204,7 +208,7 @@ def name_culprits(before: Sequence[Sign | None], after: Sequence[Sign | None], *
 
 
 def _is_waiting(frame: FrameType | None) -> bool:
-    """Whether a thread is in a collective operation, or a backward pass, which ends in some."""
+    """Return whether a thread is in a collective operation, or in a backward pass with one."""
     if frame is None:
         return False
     module = frame.f_globals.get("__name__", "")

@@ -1,8 +1,8 @@
-"""Why no detection is right although a model has learnt something: looks, rather than guesses.
+"""Diagnosis of an AP that stays at zero although the loss falls.
 
-In each image the T best-scored detections are compared with its T annotated objects; the share of
-objects that one of these overlaps with an IoU of at least 0.5 is called "found" here. Where
-almost nothing is found, it is tried again with the boxes, or the labels, read in another way.
+In each image the T highest-scoring detections are compared with its T annotated objects; the share
+of objects that one of these overlaps with an IoU of at least 0.5 is called "found" here. If almost
+nothing is found, the comparison is repeated with other interpretations of the boxes or labels.
 """
 
 import logging
@@ -21,18 +21,18 @@ from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.ground_truth import GroundTruth
 
-MAX_IMAGES = 200  # with objects; enough to see what is wrong with all
-IOU_THRESHOLD = 0.5  # what AP50 calls found
-# A way of reading explains something if it finds this share of objects, and this many times more.
+MAX_IMAGES = 200  # with objects; enough to see a fault that all images have
+IOU_THRESHOLD = 0.5  # that of AP50
+# A reading is an explanation if it finds this share of the objects, and this many times more.
 EXPLAINS_SHARE = 0.2
 EXPLAINS_TIMES = 3.0
-FAR_SMALLER = 20.0  # a detection than an object, which no mere lack of training explains
+FAR_SMALLER = 20.0  # ratio of box sizes that a lack of training alone does not explain
 _SHOWN_PAIRS = 3
 
 
 @dataclass(frozen=True)
 class ImagePair:
-    """What is annotated in an image, and the T best-scored of what is detected there.
+    """Annotated objects of an image, and its T highest-scoring detections.
 
     Attributes:
         size: (width, height, width, height) in pixels.
@@ -82,35 +82,33 @@ def _from_fractions(boxes: Tensor, size: Tensor) -> Tensor:
     return boxes / size
 
 
-# What the bbox of one of the two annotation files may hold in place of x, y, width and height in
-# pixels, and what a model that has learnt from the one must do to agree with the other.
+# Formats that the bbox of one of the two annotation files may have instead of x, y, width and
+# height in pixels, and the conversion of detections that makes up for it.
 _READINGS: Mapping[str, tuple[str, _Reading]] = {
     "corners": ("the training set's bbox holds corners (x1, y1, x2, y2)", _corners),
     "from corners": ("the validation set's bbox holds corners (x1, y1, x2, y2)", _from_corners),
-    "centers": ("the training set's bbox holds centre x, y, width, height", _centers),
-    "from centers": ("the validation set's bbox holds centre x, y, width, height", _from_centers),
+    "centers": ("the training set's bbox holds center x, y, width, height", _centers),
+    "from centers": ("the validation set's bbox holds center x, y, width, height", _from_centers),
     "swapped": ("one of the sets' bbox holds y, x, height, width", _swapped),
     "fractions": ("the training set's bbox holds fractions of the image", _fractions),
     "from fractions": ("the validation set's bbox holds fractions of the image", _from_fractions),
 }
-_REMEDY = "where COCO wants x, y, width and height of the box in pixels; rewrite that file"
+_REMEDY = "COCO needs x, y, width and height of the box in pixels: rewrite that file"
 
 
 def explain_zero_ap(ground_truth: Mapping[str, Any], table: DetectionTable) -> str:
-    """The likeliest reason, with the numbers that speak for it, in a sentence or two.
+    """Return the most likely cause and the numbers that support it.
 
     Args:
-        ground_truth: of `GroundTruth.to_coco`.
+        ground_truth: result of `GroundTruth.to_coco`.
         table: detections of its images.
     """
     pairs = _pairs(ground_truth, table)
     num_objects = sum(len(pair.categories) for pair in pairs)
     if num_objects == 0:
-        return (
-            "the validation images that were looked at have no annotated objects: AP has no sense"
-        )
+        return "the evaluated validation images have no annotated objects: AP is undefined"
     if sum(len(pair.scores) for pair in pairs) == 0:
-        return "nothing was detected in any image with objects"
+        return "there is no detection in any image with objects"
     found = _found(pairs)
     right = _found(pairs, with_labels=True)
     shares = {name: _found(pairs, reading) for name, (_, reading) in _READINGS.items()}
@@ -118,13 +116,13 @@ def explain_zero_ap(ground_truth: Mapping[str, Any], table: DetectionTable) -> s
     if _explains(shares[best], found):
         return (
             f"box format: {shares[best]:.0%} of {num_objects} objects are found if "
-            f"{_READINGS[best][0]}, but {found:.0%} as it is, {_REMEDY}"
+            f"{_READINGS[best][0]}, {found:.0%} otherwise; {_REMEDY}"
         )
     if _explains(found, right):
         return (
             f"labels: {found:.0%} of {num_objects} objects are found, but {right:.0%} with the "
             f"right class; {_confusion(pairs, ground_truth)}; the category ids of the training "
-            "and the validation file do not mean the same"
+            "and the validation file have different meanings"
         )
     return _describe_sizes(pairs) or _undertrained(pairs, found)
 
@@ -134,35 +132,35 @@ def _explains(share: float, otherwise: float) -> bool:
 
 
 def _describe_sizes(pairs: list[ImagePair]) -> str:
-    """What is wrong if detections and objects differ in size by far more than untrained ones."""
+    """Return a message if detections and objects differ in size too much, else ""."""
     objects = torch.cat([pair.objects_xywh[:, 2:].prod(1).sqrt() for pair in pairs]).median()
     detected = torch.cat([pair.detections_xywh[:, 2:].prod(1).sqrt() for pair in pairs]).median()
     smaller, larger = sorted((float(objects), float(detected)))
     if smaller * FAR_SMALLER > larger:
         return ""
     return (
-        f"box format: the median size of what is detected is {detected:.3g} px, that of the "
-        f"objects {objects:.3g} px; one of the sets' bbox holds fractions of the image, or is for "
-        f"images of another size, {_REMEDY}"
+        f"box format: the median size of the detections is {detected:.3g} px, that of the objects "
+        f"{objects:.3g} px; one of the sets' bbox holds fractions of the image, or is for images "
+        f"of another size; {_REMEDY}"
     )
 
 
 def _undertrained(pairs: list[ImagePair], found: float) -> str:
-    """The fallback, with what there is to see."""
+    """Return the fallback message, with the numbers that are known."""
     best = torch.cat([_ious(pair).max(1).values for pair in pairs if len(pair.scores)])
     scores = torch.cat([pair.scores for pair in pairs])
     return (
-        f"not enough training yet, as far as can be seen: {found:.0%} of the objects are found in "
-        f"any reading of boxes and labels, the median overlap of an object with a detection is an "
-        f"IoU of {best.median():.2f}, and the highest score {scores.max():.2f}; train longer, or "
-        "start from pre-trained weights; --overfit 4 shows whether the data can be learnt at all"
+        f"probably not enough training yet: {found:.0%} of the objects are found, and no other "
+        "reading of boxes or labels explains that; the median IoU of an object with its best "
+        f"detection is {best.median():.2f}, the highest score {scores.max():.2f}; train longer, "
+        "or start from pretrained weights; --overfit 4 checks that the model can overfit the data"
     )
 
 
 def _found(
     pairs: list[ImagePair], reading: _Reading | None = None, *, with_labels: bool = False
 ) -> float:
-    """Share of objects that a detection overlaps, each detection at most one object."""
+    """Return the share of objects found; a detection counts for at most one object."""
     count, total = 0, 0
     for pair in pairs:
         total += len(pair.categories)
@@ -171,7 +169,7 @@ def _found(
 
 
 def _matches(iou: Tensor, same_class_in: ImagePair | None = None) -> list[tuple[int, int]]:
-    """(object, detection) pairs, the best overlap first."""
+    """Return (object, detection) pairs, the highest IoU first."""
     if same_class_in is not None:
         pair = same_class_in
         iou = iou.masked_fill(pair.categories[:, None] != pair.detected_categories[None], 0.0)
@@ -186,7 +184,7 @@ def _matches(iou: Tensor, same_class_in: ImagePair | None = None) -> list[tuple[
 
 
 def _ious(pair: ImagePair, reading: _Reading | None = None) -> Tensor:
-    """(T, R) of each object and detection; boxes that a reading turns inside out have none."""
+    """Return the (T, R) IoU of objects and detections; 0 for a box of negative size."""
     boxes = pair.detections_xywh
     if reading is not None:
         boxes = reading(boxes, pair.size)
@@ -196,21 +194,21 @@ def _ious(pair: ImagePair, reading: _Reading | None = None) -> Tensor:
 
 
 def _confusion(pairs: list[ImagePair], ground_truth: Mapping[str, Any]) -> str:
-    """Which classes are taken for which, the most frequent first."""
+    """Return a text that lists the most frequent confusions of classes."""
     names = {one["id"]: f"{one['name']} ({one['id']})" for one in ground_truth["categories"]}
     counts: dict[str, int] = {}
     for pair in pairs:
         for thing, detection in _matches(_ious(pair)):
             true, seen = pair.categories[thing], pair.detected_categories[detection]
             if true != seen:
-                text = f"{names[int(true)]} is called {names[int(seen)]}"
+                text = f"{names[int(true)]} is detected as {names[int(seen)]}"
                 counts[text] = counts.get(text, 0) + 1
     frequent = sorted(counts, key=lambda text: -counts[text])[:_SHOWN_PAIRS]
     return ", ".join(f"{text} {counts[text]} times" for text in frequent)
 
 
 def _pairs(ground_truth: Mapping[str, Any], table: DetectionTable) -> list[ImagePair]:
-    """The first images that were looked at and have objects."""
+    """Return the first evaluated images that have objects."""
     objects: dict[int, list[Mapping[str, Any]]] = {}
     seen = set(table.seen.tolist())
     for annotation in ground_truth["annotations"]:
@@ -240,23 +238,23 @@ def _pairs(ground_truth: Mapping[str, Any], table: DetectionTable) -> list[Image
 logger = logging.getLogger(__name__)
 MIN_EVALUATIONS = 2
 ZERO_AP50 = 0.001
-FALLEN_TO = 0.8  # of the loss at the start: something has been learnt
+FALLEN_TO = 0.8  # share of the initial loss below which the model has learned something
 
 
 def warn_of_zero_ap(
     folder: RunFolder, annotations: GroundTruth, detections: DetectionTable
 ) -> None:
-    """After an evaluation was recorded: say why AP stays 0 although the loss falls, if so."""
+    """Warn with the likely cause, after an evaluation, if AP stays 0 although the loss falls."""
     if distributed.is_main() and ap_stays_zero(read_records(folder.metrics)):
         finding = explain_zero_ap(annotations.to_coco(), detections)
         logger.warning("the loss falls, but AP50 stays 0: %s", finding)
 
 
 def ap_stays_zero(records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the last evaluation is the first to show that the loss falls but AP50 stays 0.
+    """Return whether the last evaluation is the first to show that AP50 stays 0 as the loss falls.
 
     Args:
-        records: of the metrics file, up to that evaluation.
+        records: records of the metrics file, up to that evaluation.
     """
     ends = [0, *(i for i, one in enumerate(records, 1) if one["kind"] == "evaluation")]
     return _stays_zero(records[: ends[-1]]) and not _stays_zero(records[: ends[-2]])

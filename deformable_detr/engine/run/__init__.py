@@ -1,1 +1,1 @@
-"""The folder of a training run: its files, lock, resumption, records and progress."""
+"""Run folder of a training run: its files, lock, resumption, records and progress."""

@@ -1,4 +1,4 @@
-"""The curves of a run, from its metrics file: average precision, losses, rate, gradient."""
+"""Curves of a run, from its metrics file: average precision, losses, learning rate, gradient."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,18 +19,18 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
-    """Draw losses and average precision of what a run has recorded so far.
+    """Draw the losses and average precision that a run has recorded so far.
 
     Args:
         metrics: the run's `metrics.jsonl`.
-        picture: where to write the PNG.
+        picture: path of the PNG.
     """
     records = read_records(metrics)
     write_png(picture, [loss_chart(records), ap_chart(records)])
 
 
 def training_charts(records: Records) -> list[Chart]:
-    """Everything that is recorded over the steps."""
+    """Return the charts of everything that is recorded per step."""
     rate = _line("learning rate", records, "train", "lr")
     norm = _line("gradient norm", records, "train", "grad_norm")
     charts = (
@@ -40,7 +40,7 @@ def training_charts(records: Records) -> list[Chart]:
             "Learning rate",
             [rate],
             x_label="step",
-            y_label="",  # the title says it, and its numbers are long
+            y_label="",  # the title names it, and its tick labels are wide
             y_range=(0, None),
         ),
         line_chart(
@@ -55,7 +55,7 @@ def training_charts(records: Records) -> list[Chart]:
 
 
 def loss_chart(records: Records) -> Chart:
-    """Training losses, and the validation loss where it is computed."""
+    """Return the chart of training losses, and of the validation loss if it is recorded."""
     lines = [_line(label, records, "train", key) for key, label in LOSS_LINES.items()]
     return line_chart(
         "Loss of the last decoder layer, and the total of all layers",
@@ -67,7 +67,7 @@ def loss_chart(records: Records) -> Chart:
 
 
 def ap_chart(records: Records) -> Chart:
-    """Average precision on the validation set."""
+    """Return the chart of average precision on the validation set."""
     return line_chart(
         "Average precision on the validation set",
         [_line(key, records, "evaluation", key) for key in AP_LINES],

@@ -1,4 +1,4 @@
-"""The folder of a run: which files are in it, and who may write there."""
+"""Run folder: paths of its files, checks before its use, and records."""
 
 import logging
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.files import partial_path
 
 logger = logging.getLogger(__name__)
-Resume = bool | Literal["auto"]  # the run of a folder: whether, or where there is one
+Resume = bool | Literal["auto"]  # "auto": resume if there is a run
 _FAILURE = "failure_step_"
 
 
@@ -30,76 +30,76 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """The newest checkpoint."""
+        """Path of the newest checkpoint."""
         return self.path / "last.pth"
 
     @property
     def previous(self) -> Path:
-        """The checkpoint before the newest."""
+        """Path of the checkpoint before the newest."""
         return self.path / "previous.pth"
 
     @property
     def damaged(self) -> Path:
-        """A newest checkpoint that was not whole when the run was resumed from the one before."""
+        """Path of a damaged newest checkpoint, after the run was resumed from the previous one."""
         return self.path / "damaged.pth"
 
     @property
     def best(self) -> Path:
-        """The checkpoint of the highest AP."""
+        """Path of the checkpoint of the highest AP."""
         return self.path / "best.pth"
 
     @property
     def metrics(self) -> Path:
-        """One JSON record a line."""
+        """Path of the metrics file, which holds one JSON record per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def curves(self) -> Path:
-        """Loss and AP as a picture."""
+        """Path of the plot of loss and AP."""
         return self.path / "curves.png"
 
     @property
     def state(self) -> Path:
-        """Whether the run is running, preempted, finished or failed."""
+        """Path of the file with the state: running, preempted, finished or failed."""
         return self.path / "state.json"
 
     @property
     def lock(self) -> Path:
-        """An empty file, locked by the process that writes to the folder."""
+        """Path of an empty file, which is locked by the process that writes to the folder."""
         return self.path / ".lock"
 
     @property
     def tensorboard(self) -> Path:
-        """TensorBoard's event files, of a run that writes them."""
+        """Path of the folder of TensorBoard's event files, if the run writes them."""
         return self.path / "tensorboard"
 
     @property
     def config(self) -> Path:
-        """The resolved configuration."""
+        """Path of the resolved configuration."""
         return self.path / "config.yaml"
 
     @property
     def results(self) -> Path:
-        """What an evaluation on its own has detected, as COCO results."""
+        """Path of the detections of a separate evaluation, as COCO results."""
         return self.path / "results.json"
 
     def failure(self, step: int, rank: int) -> Path:
-        """What a process leaves whose share of a step was not finite."""
+        """Return the path of the bundle of a rank whose share of a step was not finite."""
         return self.path / f"{_FAILURE}{step}_rank_{rank}.pth"
 
     @property
     def detections(self) -> Path:
-        """What the best checkpoint has detected on the validation set."""
+        """Path of the best checkpoint's detections on the validation set."""
         return self.path / "best_detections.npz"
 
     @property
     def report(self) -> Path:
-        """The run on one page."""
+        """Path of the report of the run, an HTML page."""
         return self.path / "report.html"
 
     @property
     def best_or_last(self) -> Path:
-        """The checkpoint of the highest AP, or the newest of a run without an evaluation yet.
+        """Path of the checkpoint of the highest AP, or of the newest before any evaluation.
 
         Raises:
             FileNotFoundError: there is neither.
@@ -113,11 +113,11 @@ class RunFolder:
         )
 
     def check(self, *, resume: Resume = False, overwrite: bool = False) -> None:
-        """Refuse a folder that `claim` would, before anything expensive is done.
+        """Raise if `claim` would, before any expensive work is done.
 
         Args:
-            resume: continue the run that is there; "auto" if there is one.
-            overwrite: delete the files of the run that is there.
+            resume: continue the run in the folder; "auto": if there is one.
+            overwrite: delete the files of the run in the folder.
 
         Raises:
             ValueError: the folder is in use and neither is given, or both are.
@@ -130,7 +130,7 @@ class RunFolder:
         if resume and not self.last.is_file():
             remedy = "start without --resume"
             if self.previous.is_file():
-                remedy = f"--resume auto goes on from {self.previous}"
+                remedy = f"--resume auto continues from {self.previous}"
             raise FileNotFoundError(
                 f"run folder {self.path} has no last.pth to resume from; {remedy}"
             )
@@ -141,7 +141,7 @@ class RunFolder:
             )
 
     def claim(self, *, resume: Resume = False, overwrite: bool = False) -> None:
-        """Make the folder ready for a run, after `check`; every process must call it."""
+        """Prepare the folder for a run, after `check`; every process must call."""
         self.check(resume=resume, overwrite=overwrite)
         distributed.barrier()
         if distributed.is_main():
@@ -159,13 +159,13 @@ class RunFolder:
         distributed.barrier()
 
     def _is_in_use(self) -> bool:
-        """Whether there is anything but what an evaluation before the run has left."""
+        """Return whether it has files other than those of an evaluation before the run."""
         ours = (self.results, self.lock)
         return self.path.exists() and any(file not in ours for file in self.path.iterdir())
 
     @cached_property
     def tracking(self) -> Tracking:
-        """Where records go: the metrics file, and what is added to it."""
+        """Trackers of the records: the metrics file, and those added later."""
         tracking = Tracking()
 
         def append(kind: str, values: Mapping[str, Any]) -> None:
@@ -175,19 +175,19 @@ class RunFolder:
         return tracking
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Append a record to the metrics file and its trackers, in the main process only.
+        """Append a record to the metrics file and other trackers, in the main process only.
 
-        Raises only what a callback raises.
+        It raises the errors of callbacks only.
         """
         if distributed.is_main():
             self.tracking.record(kind, values)
 
     def keep_detections(self, table: DetectionTable, step: int) -> None:
-        """Keep what the best checkpoint detects, for the report; that cannot fail.
+        """Save the best checkpoint's detections for the report; an error is only logged.
 
         Args:
             table: the detections, in the main process.
-            step: of the checkpoint.
+            step: step of the checkpoint.
         """
         if distributed.is_main():
             try:
@@ -196,10 +196,10 @@ class RunFolder:
                 logger.warning("detections %s could not be written (%s)", self.detections, error)
 
     def rewind(self, step: int, *, is_evaluated: bool = True) -> None:
-        """Drop what was recorded after `step`, in the main process only.
+        """Drop the records after `step`, in the main process only.
 
         Args:
-            step: where the run goes on.
+            step: the run continues after this step.
             is_evaluated: whether the evaluation of that step, if there is one, is kept.
         """
         if distributed.is_main() and self.metrics.exists():

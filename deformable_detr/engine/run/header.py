@@ -1,4 +1,4 @@
-"""What a run prints before its first step, in numbers."""
+"""Summary of a run that is printed before its first step."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from deformable_detr.ops import Backend, resolve_backend
 
 
 def describe_batch(*, total_batch: int, micro_batch: int, world_size: int) -> str:
-    """The total batch and what it is made of; where shares are uneven, what that costs."""
+    """Describe the factors of the total batch, and the cost of uneven shares."""
     accumulation, rest = divmod(total_batch // micro_batch, world_size)
     if rest:
         return (
@@ -25,14 +25,14 @@ def describe_batch(*, total_batch: int, micro_batch: int, world_size: int) -> st
 
 
 def describe_device(device: torch.device, backend: Backend) -> str:
-    """Where a run computes, and what deformable attention runs on there."""
+    """Describe the device, and the back-end of deformable attention on it."""
     resolved = resolve_backend(backend, device)
     chosen = resolved if backend == resolved else f"{backend}: {resolved}"
     return f"{device}, attention back-end {chosen}"
 
 
 def describe_parameters(model: nn.Module) -> str:
-    """How many parameters a model has, and how many of them learn."""
+    """Describe the number of parameters, and of those that are trained."""
     total = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(
         parameter.numel() for parameter in model.parameters() if parameter.requires_grad
@@ -41,12 +41,12 @@ def describe_parameters(model: nn.Module) -> str:
 
 
 def describe_learning_rates(optimizer: Optimizer) -> str:
-    """The rate of every group of parameters that is trained, before the schedule's factor."""
+    """Describe the learning rate of each parameter group, before the schedule's factor."""
     return ", ".join(f"{group['role']} {group['initial_lr']:g}" for group in optimizer.param_groups)
 
 
 def describe_dataset(num_images: int, num_dropped: Mapping[str, int]) -> str:
-    """The size of a data set and what was left out of it, by reason."""
+    """Describe the size of a data set, and the boxes dropped from it by reason."""
     dropped = ", ".join(
         f"{count} boxes dropped: {reason}" for reason, count in num_dropped.items() if count
     )

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line in a notebook, log lines elsewhere."""
+"""Progress of long operations: a bar on a terminal, a line in a notebook, else log lines."""
 
 import html
 import logging
@@ -22,7 +22,7 @@ from deformable_detr import distributed
 from deformable_detr.engine.run.tracking import Callback
 
 logger = logging.getLogger(__name__)
-SHOWN = ("total", "loss_class", "loss_l1", "loss_giou", "lr")  # of a record, where there
+SHOWN = ("total", "loss_class", "loss_l1", "loss_giou", "lr")  # values of a record, if present
 _T = TypeVar("_T")
 
 
@@ -30,16 +30,16 @@ class _View(Protocol):
     """A display of progress."""
 
     def start(self) -> None:
-        """Show it."""
+        """Show the display."""
 
     def stop(self) -> None:
-        """Let it stand as it is."""
+        """Stop updating the display, which stays visible."""
 
     def advance(self, done: int) -> None:
-        """Show how much is done."""
+        """Show the number of items that are done."""
 
     def describe(self, text: str) -> bool:
-        """Show a text beside it that changes; False if there is no place for one."""
+        """Show a changing text beside the progress; return False if there is no place for it."""
 
     def say(self, text: str) -> None:
         """Show a line that stays."""
@@ -79,12 +79,12 @@ class _Bar:
 
 
 class _NotebookLine:
-    """An HTML progress element in the output of a notebook's cell; lines that stay go below."""
+    """An HTML progress element in the output of a notebook cell, above the lines that stay."""
 
     EVERY_S = 0.5  # between two updates, which are messages to the browser
 
     def __init__(self, name: str, *, done: int, total: int) -> None:
-        from IPython.display import HTML, display  # which a notebook has
+        from IPython.display import HTML, display  # always installed in a notebook
 
         self._name, self._done, self._total = name, done, total
         self._text = ""
@@ -124,7 +124,7 @@ class _NotebookLine:
 
 
 class _Log:
-    """Log lines, for files and processes without a screen."""
+    """Log lines, for output that goes to a file and for processes without a terminal."""
 
     def start(self) -> None:
         pass
@@ -143,7 +143,7 @@ class _Log:
 
 
 def _view(name: str, *, done: int, total: int, console: Console | None) -> _View:
-    """The display that suits the place that the main process's output goes to."""
+    """Return the display that suits the output of the main process."""
     console = console or Console(stderr=True)
     if not distributed.is_main():
         return _Log()
@@ -155,12 +155,12 @@ def _view(name: str, *, done: int, total: int, console: Console | None) -> _View
 
 
 class TrainingProgress:
-    """The main process's progress; used as a context around the loop.
+    """Progress of training in the main process; use it as a context manager around the loop.
 
     Args:
-        first_step: steps taken before, by the run that is resumed.
-        last_step: where training will end.
-        console: where to draw; the standard error stream, or the notebook, if None.
+        first_step: number of steps taken before, if the run is resumed.
+        last_step: last step of training.
+        console: output; the standard error stream, or the notebook, if None.
     """
 
     def __init__(self, *, first_step: int, last_step: int, console: Console | None = None) -> None:
@@ -193,7 +193,7 @@ class TrainingProgress:
         pace = elapsed / max(1, step - self._first_step)
         left = timedelta(seconds=round(pace * (self._last_step - step)))
         logger.info(
-            "step %d of %d, %s, %.3g s a step, %s left", step, self._last_step, text, pace, left
+            "step %d of %d, %s, %.3g s per step, %s left", step, self._last_step, text, pace, left
         )
 
     def say(self, text: str) -> None:
@@ -202,13 +202,13 @@ class TrainingProgress:
 
 
 class Tracked(Iterable[_T]):
-    """The items of another iterable, with progress shown while they are used.
+    """Iterable over the items of another one that shows progress.
 
     Args:
-        items: what to go through; has a length, or `total` is given.
-        name: of the work, such as "predicting".
+        items: the items; must have a length, unless `total` is given.
+        name: name of the operation, such as "predicting".
         total: number of items.
-        callback: is called with "progress" and {"done": ..., "total": ...} after each item.
+        callback: called with "progress" and {"done": ..., "total": ...} after each item.
     """
 
     def __init__(

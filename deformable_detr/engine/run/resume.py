@@ -1,4 +1,4 @@
-"""Which checkpoint of a run folder training goes on from."""
+"""Selection of the checkpoint that a resumed run continues from."""
 
 import logging
 from pathlib import Path
@@ -11,16 +11,16 @@ logger = logging.getLogger(__name__)
 
 
 def checkpoint_to_resume(files: RunFolder, resume: Resume) -> tuple[Path, Checkpoint] | None:
-    """The checkpoint and where it is, or None for a run that starts anew; every process must call.
+    """Return the checkpoint and its path, or None for a new run; every process must call.
 
     Args:
         files: the run folder, locked.
-        resume: True takes the newest and nothing else; "auto" the newest that is whole, and starts
-            anew where there is none of either kind.
+        resume: True takes the newest checkpoint only; "auto" takes the newest that is not damaged,
+            and starts from scratch if there is no checkpoint.
 
     Raises:
-        ValueError: what should be resumed is damaged.
-        FileNotFoundError: there is nothing where there should be.
+        ValueError: the checkpoint to resume from is damaged.
+        FileNotFoundError: there is no checkpoint to resume from.
     """
     match resume:
         case False:
@@ -38,7 +38,7 @@ def _load_last(files: RunFolder) -> Checkpoint:
         if not files.previous.is_file():
             raise
         raise ValueError(
-            f"{error}; --resume auto goes on from the one before, {files.previous}"
+            f"{error}; --resume auto continues from the one before, {files.previous}"
         ) from error
 
 
@@ -56,7 +56,7 @@ def _newest_whole(files: RunFolder) -> tuple[Path, Checkpoint] | None:
         if problems and distributed.is_main():
             files.last.replace(files.damaged)  # else it would become the previous one
             logger.warning(
-                "%s; going on from %s, step %d; the damaged file is now %s",
+                "%s; continuing from %s, step %d; the damaged file is now %s",
                 problems[0],
                 path,
                 checkpoint.step,
@@ -64,7 +64,7 @@ def _newest_whole(files: RunFolder) -> tuple[Path, Checkpoint] | None:
             )
         return path, checkpoint
     if problems:
-        raise ValueError("; ".join([*problems, "start anew with --overwrite"]))
+        raise ValueError("; ".join([*problems, "start from scratch with --overwrite"]))
     if files.best.is_file():
         raise FileNotFoundError(
             f"run folder {files.path} has a best.pth but neither last.pth nor previous.pth to "
@@ -74,7 +74,7 @@ def _newest_whole(files: RunFolder) -> tuple[Path, Checkpoint] | None:
 
 
 def _agree_on(path: Path, checkpoint: Checkpoint) -> None:
-    """Raise where processes have found different files, as on a shared disk that lags behind."""
+    """Raise if ranks have found different files, as on a shared disk that lags behind."""
     found = distributed.all_gather_objects(f"step {checkpoint.step} in {path}")
     if len(set(found)) > 1:
         raise ValueError(f"every process must resume from the same checkpoint, got {found}")

@@ -1,4 +1,4 @@
-"""What a run folder says of the process that writes to it: its lock, and `state.json`."""
+"""Lock of a run folder, and `state.json`, the state of the process that writes to it."""
 
 import errno
 import json
@@ -29,19 +29,19 @@ LOCK_WAIT_S = 10.0  # for a process that is ending
 
 @contextmanager
 def locked(files: RunFolder, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
-    """Keep every other start of the run out of its folder; every process must call it.
+    """Lock the run folder against other starts of the run; every process must call.
 
-    The lock is the main process's and ends with it, however that ends. It is a POSIX record lock,
-    which NFS passes on to its server; on Windows, or where a file system has
-    none, a warning says so.
+    The lock is held by the main process and ends with it, even if the process is killed. It is a
+    POSIX record lock, which NFS passes on to its server. On Windows, or on a file system without
+    such locks, it only logs a warning.
 
     Args:
-        files: the run folder, which is made.
-        wait_s: how long to wait for a process that holds it.
+        files: the run folder, which is created.
+        wait_s: seconds to wait for a process that holds the lock.
 
     Raises:
-        RuntimeError: in every process, if the folder cannot be written to or another start of the
-            run still holds it after `wait_s`.
+        RuntimeError: on every rank, if the folder cannot be written to or another start of the run
+            still holds the lock after `wait_s`.
     """
     lock, failure = None, ""
     if distributed.is_main():
@@ -66,7 +66,7 @@ def locked(files: RunFolder, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
 
 def _acquire(lock: BinaryIO, files: RunFolder, wait_s: float) -> None:
     if fcntl is None:
-        return _warn_of_no_lock(files, "not on this system")
+        return _warn_of_no_lock(files, "not available on this platform")
     end = time.monotonic() + wait_s
     while True:
         try:
@@ -102,8 +102,8 @@ def _holder(state: Path) -> str:
 def recorded_state(files: RunFolder, state: TrainState) -> Iterator[None]:
     """Keep `state.json`: "running" inside, then "finished", "preempted" or "failed".
 
-    Whoever started the run reads it there, as a launcher's exit code does not tell them apart. A
-    process that is killed leaves "running".
+    It is for the program that started the run, as a launcher's exit code does not distinguish
+    these. A process that is killed leaves "running".
     """
     _write(files.state, "running", state.step)
     try:
@@ -112,7 +112,7 @@ def recorded_state(files: RunFolder, state: TrainState) -> Iterator[None]:
         _write(files.state, "preempted", state.step)
         raise
     except BaseException:
-        with suppress(OSError):  # a full disk is what has failed, and says so better
+        with suppress(OSError):  # on a full disk, the first error is the clearer one
             _write(files.state, "failed", state.step)
         raise
     _write(files.state, "finished", state.step)

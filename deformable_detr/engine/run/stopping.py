@@ -1,4 +1,4 @@
-"""StopRequest: a run is asked to stop by a signal, and stops in all processes at the same place."""
+"""StopRequest: graceful stop on SIGTERM or SIGUSR1, at the same step on every rank."""
 
 import logging
 import signal
@@ -18,15 +18,15 @@ _T = TypeVar("_T")
 
 
 class PreemptedError(Exception):
-    """The run was asked to stop before its end, and can go on from where it is."""
+    """The run was asked to stop before its end, and can be resumed."""
 
 
 class StopRequest:
-    """Whether any process of the run was asked to stop, by SIGTERM or SIGUSR1.
+    """Request to stop the run, by SIGTERM or SIGUSR1 to any of its processes.
 
-    Used as a context, in which the signals do nothing but ask. What follows happens in every
-    process at once, at the end of a step or of a batch that is evaluated, as those that a process
-    has alone would leave the others waiting. Outside the main thread signals are not listened to.
+    Use it as a context manager, in which the signals only set a flag. All processes stop together,
+    at the end of a step or of an evaluated batch, as one that stopped alone would leave the others
+    waiting. Outside the main thread it does not handle signals.
     """
 
     def __init__(self) -> None:
@@ -55,20 +55,20 @@ class StopRequest:
         return f"asked to stop by {self._asked_by or 'a signal to another process'}"
 
     def check(self) -> None:
-        """Stop here if any process was asked to; every process must call.
+        """Raise if any process was asked to stop; every process must call.
 
         Raises:
-            PreemptedError: in every process.
+            PreemptedError: on every rank.
         """
         asked = torch.tensor(float(self._asked_by is not None))
         if distributed.all_reduce_sum(asked) > 0:
             raise PreemptedError(self._reason)
 
     def check_between(self, items: Iterable[_T]) -> Iterator[_T]:
-        """The items of this process, of which others may have fewer, with a `check` before each.
+        """Yield this rank's items, of which other ranks may have fewer; `check` before each.
 
         Raises:
-            PreemptedError: in every process, between two items.
+            PreemptedError: on every rank, between two items.
         """
         iterator, end = iter(items), object()
         while True:
@@ -80,4 +80,4 @@ class StopRequest:
             if not left:
                 return
             if item is not end:
-                yield item  # type: ignore[misc]  # which is no end
+                yield item  # type: ignore[misc]  # not the end marker

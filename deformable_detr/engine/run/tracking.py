@@ -1,4 +1,4 @@
-"""Where a run's records go; whatever goes wrong there never stops training."""
+"""Trackers of a run's records, whose errors never stop training, and callbacks."""
 
 import importlib.util
 import logging
@@ -12,16 +12,16 @@ Callback = Callable[[str, Mapping[str, Any]], None]  # kind of a record, and its
 
 
 class Tracker(Protocol):
-    """Takes records: "train" or "evaluation", and values by name, `step` among them."""
+    """Receiver of records: a kind, such as "train", and values by name, including `step`."""
 
     def __call__(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Write one record, or raise whatever it likes."""
+        """Write one record; it may raise any exception."""
 
 
 class Tracking:
-    """Hands records to trackers and callbacks.
+    """Distribution of records to trackers and callbacks.
 
-    A tracker is disabled after its first error, with one warning. What a callback raises is raised.
+    A tracker is disabled after its first error, with one warning. Errors of callbacks propagate.
 
     Attributes:
         callbacks: functions of the caller, called with each record after the trackers.
@@ -32,7 +32,7 @@ class Tracking:
         self.callbacks: list[Callback] = []
 
     def open(self, name: str, make: Callable[[], Tracker]) -> None:
-        """Begin to hand records to the tracker that `make` makes; `name` is for the warning."""
+        """Add the tracker that `make` creates; the warning names it by `name`."""
 
         def add() -> None:
             self._trackers[name] = make()
@@ -40,24 +40,24 @@ class Tracking:
         self._try(name, add)
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Hand a record to every tracker that has not failed yet."""
+        """Pass a record to every tracker that is not disabled, then to the callbacks."""
         for name, tracker in list(self._trackers.items()):
             self._try(name, partial(tracker, kind, values))
         for callback in self.callbacks:
             callback(kind, values)
 
     def close(self) -> None:
-        """Let trackers that keep anything back write it."""
+        """Close the trackers that have a `close` method, which writes their buffers."""
         for name, tracker in list(self._trackers.items()):
             self._try(name, getattr(tracker, "close", lambda: None))
 
     def _try(self, name: str, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception as error:  # of any kind: records are worth less than the run
+        except Exception as error:  # of any kind: a lost record must not end the run
             self._trackers.pop(name, None)
             logger.warning(
-                "%s is off from here on, as it has failed (%s: %s); training goes on",
+                "%s is disabled after an error (%s: %s); training continues",
                 name,
                 type(error).__name__,
                 error,
@@ -65,7 +65,7 @@ class Tracking:
 
 
 def require_tensorboard() -> None:
-    """Refuse, before training, what would fail at its first record.
+    """Raise before training if TensorBoard could not write its first record.
 
     Raises:
         RuntimeError: TensorBoard is not installed.
@@ -79,11 +79,11 @@ def require_tensorboard() -> None:
 
 
 class TensorBoard:
-    """Every number of a record as a curve named KIND/NAME.
+    """Tracker that writes each number of a record to a curve named KIND/NAME.
 
     Args:
-        folder: gets the event files.
-        first_step: what an earlier part of the run has written from here on is not shown.
+        folder: folder of the event files.
+        first_step: values that an earlier part of the run wrote from this step on are hidden.
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
@@ -99,5 +99,5 @@ class TensorBoard:
                 self._writer.add_scalar(f"{kind}/{name}", value, values["step"])
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Write the values that are still in memory."""
         self._writer.close()

@@ -65,9 +65,9 @@ def test_a_nan_in_an_image_names_the_image(
 
     with mock.patch.object(transformed, "to_model_input", spoilt):
         error = train()
-    assert f"likely cause in process 0: image {BAD_IMAGE} holds 1 of" in error
+    assert f"likely cause on rank 0: image {BAD_IMAGE} has 1 non-finite values of" in error
     said = replay(run, tmp_path, step=0)
-    assert f"likely cause image {BAD_IMAGE} holds 1 of" in said
+    assert f"likely cause image {BAD_IMAGE} has 1 non-finite values of" in said
     assert "first here forward: the input of the model (DeformableDETR)" in said
 
 
@@ -125,7 +125,7 @@ def test_what_does_not_happen_here_is_said_not_to(
         raise NonFiniteError(recorder.write(state, [next(iter(loop.loader))], "a false alarm"))
 
     with mock.patch.object(training, "fit", alarm):
-        assert "likely cause in process 0: not found" in train()
+        assert "likely cause on rank 0: not found" in train()
     outcome = run("doctor", "bundle", tmp_path / "run" / "failure_step_0_rank_0.pth")
     assert outcome.code == EXIT_NOT_REPRODUCED
     assert "not reproduced: on this CPU the step is finite" in outcome.out

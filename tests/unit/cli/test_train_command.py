@@ -74,9 +74,9 @@ def test_the_same_command_starts_a_run_and_goes_on_with_it(
     assert steps == [1, 2]
     (folder / "last.pth").write_bytes(b"")
     result = run(folder, "--resume", *data)
-    assert "--resume auto goes on from" in str(result.exception)
+    assert "--resume auto continues from" in str(result.exception)
     assert run(folder, "--resume", "auto", *data, "train.max_steps=2").exception is None
-    assert "going on from" in caplog.text
+    assert "continuing from" in caplog.text
 
 
 def test_data_of_other_classes_is_refused_before_anything_is_written(

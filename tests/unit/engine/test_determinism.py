@@ -10,7 +10,7 @@ def settings() -> tuple[bool, bool]:
     return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
 
 
-def test_within_it_only_deterministic_kernels_run_and_afterwards_all_is_as_it_was(
+def test_context_uses_deterministic_kernels_and_restores_the_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
@@ -22,13 +22,13 @@ def test_within_it_only_deterministic_kernels_run_and_afterwards_all_is_as_it_wa
     assert settings() == before == (False, True)
 
 
-def test_a_workspace_that_was_chosen_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_workspace_setting_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     with deterministic_algorithms(True):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
-def test_where_it_is_off_nothing_changes() -> None:
+def test_a_disabled_context_changes_nothing() -> None:
     before = settings()
     with deterministic_algorithms(False):
         assert settings() == before

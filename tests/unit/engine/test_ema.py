@@ -30,7 +30,7 @@ def test_the_decay_rises_to_its_limit() -> None:
     assert average.decay_at(10_000) == 0.99
 
 
-def test_a_cold_average_forgets_its_start() -> None:
+def test_an_early_average_forgets_the_initial_weights() -> None:
     model = nn.Linear(1, 1).double()
     fill(model, 0.0)
     average = ExponentialMovingAverage(model, decay=0.9999)
@@ -54,7 +54,7 @@ def test_statistics_are_averaged_and_counters_copied() -> None:
     assert average.model.num_batches_tracked == 2
 
 
-def test_the_average_is_a_model_of_its_own_that_does_not_learn() -> None:
+def test_the_average_is_a_separate_frozen_copy() -> None:
     model = nn.Linear(2, 2)
     average = ExponentialMovingAverage(model, decay=0.9)
     assert not average.model.training
@@ -65,7 +65,7 @@ def test_the_average_is_a_model_of_its_own_that_does_not_learn() -> None:
     assert model.weight.requires_grad
 
 
-def test_a_saved_average_is_continued() -> None:
+def test_a_saved_average_is_loaded() -> None:
     model = nn.Linear(2, 2)
     average = ExponentialMovingAverage(model, decay=0.9)
     saved = {name: value + 1 for name, value in model.state_dict().items()}
@@ -73,6 +73,6 @@ def test_a_saved_average_is_continued() -> None:
     assert average.model.weight.equal(saved["weight"])
 
 
-def test_a_decay_of_one_is_refused() -> None:
+def test_a_decay_of_one_raises() -> None:
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1"):
         ExponentialMovingAverage(nn.Linear(1, 1), decay=1)

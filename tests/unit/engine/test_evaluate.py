@@ -17,11 +17,11 @@ CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
 
 
 class Oracle(nn.Module):
-    """Predicts, with certainty, the objects it was given."""
+    """Model that predicts the objects that it was given, with certainty."""
 
     def __init__(self, predictions: list[Predictions]) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(0.9)  # would spoil the boxes in training mode
+        self.dropout = nn.Dropout(0.9)  # would corrupt the boxes in training mode
         self._predictions = iter(predictions)
 
     def forward(self, images: ImageBatch) -> ModelOutput:

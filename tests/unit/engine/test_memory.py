@@ -9,9 +9,9 @@ from deformable_detr.engine.memory import record_peak_memory
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
 
-# In a process of its own: what earlier tests free meanwhile would count against the new memory. The
-# process that starts it has more memory, which is not to be counted.
-A_MOMENT_OF_500_MB = """
+# In a separate process, as memory freed by earlier tests would reduce the measured difference. The
+# parent process has more memory, which must not be counted.
+ALLOCATE_500_MB = """
 import numpy as np
 import torch
 from deformable_detr.engine.memory import peak_memory
@@ -26,8 +26,8 @@ print(before, peak())
 """
 
 
-def test_the_peak_holds_what_was_there_for_a_moment() -> None:
-    command = [sys.executable, "-c", A_MOMENT_OF_500_MB]
+def test_the_peak_includes_memory_that_was_freed() -> None:
+    command = [sys.executable, "-c", ALLOCATE_500_MB]
     ours = np.ones(2_000_000_000, dtype=np.uint8)
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert ours[-1] == 1
@@ -35,7 +35,7 @@ def test_the_peak_holds_what_was_there_for_a_moment() -> None:
     assert before + 400 < after < before + 600
 
 
-def test_an_epochs_peak_is_a_record_and_a_line(tmp_path: Path) -> None:
+def test_the_peak_of_an_epoch_is_recorded_and_described(tmp_path: Path) -> None:
     state, folder = tiny_state(), RunFolder(tmp_path)
     state.step, state.epoch = 7, 2
     line = record_peak_memory(state, folder)

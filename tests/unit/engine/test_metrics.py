@@ -13,7 +13,7 @@ from deformable_detr.engine.metrics import (
 from deformable_detr.losses.matcher import Match
 from deformable_detr.structures import Predictions, Target
 
-# The example of the official code's matcher and criterion, with its published values.
+# Example of the official code's matcher and criterion, with its published values.
 LOGITS = [[0.0, 1.0, -2.0], [2.0, -1.0, 0.5], [-1.0, -1.0, 3.0]]
 BOXES = [[0.5, 0.5, 0.4, 0.4], [0.3, 0.3, 0.2, 0.2], [0.7, 0.6, 0.5, 0.3]]
 TARGET_BOXES = [[0.5, 0.5, 0.5, 0.5], [0.7, 0.6, 0.4, 0.4]]
@@ -40,7 +40,7 @@ def test_class_error_is_the_percentage_of_wrong_matches() -> None:
     assert example([1, 2], [0, 1])["class_error"] == 50
 
 
-def test_means_are_over_the_values_since_the_last_reading() -> None:
+def test_means_are_over_the_values_since_the_last_read() -> None:
     means = RunningMean()
     assert means.read() == {}
     for value in (1.0, 3.0):
@@ -59,7 +59,7 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert path.read_text().count("\n") == 2
 
 
-def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+def test_records_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for step in (1, 2, 3):
         append_record(path, {"step": step})
@@ -68,7 +68,7 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_resumed_run_forgets_an_evaluation_that_it_does_again(tmp_path: Path) -> None:
+def test_an_evaluation_that_a_resumed_run_repeats_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     records = [{"kind": kind, "step": step} for step in (1, 2) for kind in ("train", "evaluation")]
     for record in records:
@@ -79,14 +79,14 @@ def test_a_resumed_run_forgets_an_evaluation_that_it_does_again(tmp_path: Path) 
     assert read_records(path) == records[:3]
 
 
-def test_a_resumed_run_forgets_a_line_that_was_cut_off(tmp_path: Path) -> None:
+def test_a_truncated_last_line_is_dropped_on_resume(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2, "tot')
     forget_records_after(path, 2)
     assert path.read_text() == '{"step": 1}\n'
 
 
-def test_a_line_that_was_cut_off_is_named(tmp_path: Path) -> None:
+def test_a_truncated_line_is_named_in_the_error(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"st')
     with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl must be a JSON object"):

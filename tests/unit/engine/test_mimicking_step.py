@@ -1,4 +1,4 @@
-"""Feature mimicking in training: its losses join the total, and evaluation knows nothing of it."""
+"""Feature mimicking in training: its losses are added to the total; inference does not run it."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def detector(*overrides: str) -> DeformableDETR:
 
 
 def step(model: DeformableDETR, *counts: int) -> dict[str, float]:
-    """The losses of one step on images with so many objects, each a micro-batch."""
+    """Return the losses of one step on images with `counts` objects, one image per micro-batch."""
     state = TrainState(
         model, adamw(paper_groups(model)), CONSTANT, label_space=LABEL_SPACE, config={}
     )
@@ -35,18 +35,18 @@ def step(model: DeformableDETR, *counts: int) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def test_its_losses_join_the_total_at_a_tenth() -> None:
+def test_mimicking_losses_are_added_to_the_total_with_their_weight() -> None:
     plain, mimicking = step(detector(), 3, 1), step(detector(MIMICKING), 3, 1)
     added = {"loss_mimic", "loss_mimic_class"}
     assert mimicking.keys() - plain.keys() == added
     assert 0 < mimicking["loss_mimic"] < 2
-    # Both started from the same weights: those of mimicking are drawn last.
+    # Both have the same initial weights, as those of mimicking are drawn last.
     expected = plain["total"] + 0.1 * sum(mimicking[name] for name in added)
     assert mimicking["total"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("counts", [(3, 1), (0, 2), (0, 0)])
-def test_no_parameter_is_without_a_gradient(counts: tuple[int, ...]) -> None:
+def test_every_parameter_has_a_gradient(counts: tuple[int, ...]) -> None:
     model = detector(MIMICKING)
     step(model, *counts)
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -55,7 +55,7 @@ def test_no_parameter_is_without_a_gradient(counts: tuple[int, ...]) -> None:
     assert (moved > 0) == any(counts)
 
 
-def test_nothing_of_it_runs_when_a_detector_detects() -> None:
+def test_mimicking_does_not_run_at_inference() -> None:
     model = detector(MIMICKING).eval()
     called = []
     model.mimicking.register_forward_hook(lambda *arguments: called.append(1))
@@ -64,7 +64,7 @@ def test_nothing_of_it_runs_when_a_detector_detects() -> None:
     assert called == []
 
 
-def test_other_formats_neither_get_it_nor_ask_for_it() -> None:
+def test_other_formats_neither_contain_nor_require_mimicking() -> None:
     model, plain = detector(MIMICKING), detector()
     state = {name: t.clone() for name, t in export_weights(model, to="official").items()}
     assert state.keys() == export_weights(plain, to="official").keys()
@@ -74,13 +74,13 @@ def test_other_formats_neither_get_it_nor_ask_for_it() -> None:
     assert any(name.startswith("mimicking.") for name in export_weights(model, to="native"))
 
 
-def test_trainable_batch_norm_is_refused() -> None:
+def test_trainable_batch_norm_raises() -> None:
     with pytest.raises(
         ConfigError, match=r"backbone\.norm must be frozen_batch_norm with mimicking"
     ):
         load_config("deformable_detr_r50", [MIMICKING, "model.backbone.norm=batch_norm"])
 
 
-def test_the_config_of_the_default_photos_has_it(tmp_path: Path) -> None:
+def test_the_mimicking_config_enables_it_and_quickstart_does_not(tmp_path: Path) -> None:
     assert load_config("mimicking").model.mimicking is not None
     assert load_config("quickstart").model.mimicking is None

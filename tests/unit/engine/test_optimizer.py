@@ -48,14 +48,14 @@ def test_a_role_without_trainable_parameters_makes_no_group() -> None:
     assert [group["role"] for group in paper_groups(model)] == ["default", "sampling"]
 
 
-def test_a_role_without_a_rate_is_refused() -> None:
+def test_a_role_without_a_rate_raises() -> None:
     with pytest.raises(
         ValueError, match=r"role of parameter body\.weight must be one of default, .* 'backbone'"
     ):
         paper_groups(Parts(), lr_by_role={"sampling": 1e-5})
 
 
-def test_a_parameter_without_a_role_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parameter_without_a_role_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Parts, "parameter_roles", lambda self: {})
     with pytest.raises(ValueError, match=r"body\.weight must be one of .* got None"):
         paper_groups(Parts())
@@ -82,7 +82,7 @@ def test_sgd_has_momentum() -> None:
     torch.testing.assert_close(model.head.bias.detach(), start - (1 + 1.9))
 
 
-def test_rates_scale_from_their_initial_value_however_often() -> None:
+def test_repeated_scaling_starts_from_the_initial_rates() -> None:
     optimizer = adamw(paper_groups(Parts(), lr=1.0))
     for factor in (0.5, 0.1):
         scale_learning_rates(optimizer, factor)
@@ -102,7 +102,7 @@ def test_a_restored_optimizer_has_the_saved_moments_and_its_own_rates() -> None:
     assert restored.param_groups[0]["weight_decay"] == 0.125
 
 
-def test_the_moments_of_another_model_are_refused() -> None:
+def test_the_moments_of_another_model_raise() -> None:
     other = Parts()
     other.body.requires_grad_(False)
     saved = adamw(paper_groups(other)).state_dict()
@@ -117,9 +117,9 @@ SGD = partial(sgd, momentum=0.9)
     ("saved", "own", "message"),
     [(adamw, SGD, "must be SGD, got AdamW"), (SGD, adamw, "must be AdamW, got SGD")],
 )
-def test_the_moments_of_another_kind_of_optimizer_are_refused(
+def test_the_moments_of_another_kind_of_optimizer_raise(
     saved: Callable[..., Optimizer], own: Callable[..., Optimizer], message: str
 ) -> None:
     state_dict = saved(paper_groups(Parts())).state_dict()
-    with pytest.raises(ValueError, match=f"the saved optimiser {message}, whose moments"):
+    with pytest.raises(ValueError, match=f"the saved optimizer {message}, whose moments"):
         restore_optimizer(own(paper_groups(Parts())), state_dict)

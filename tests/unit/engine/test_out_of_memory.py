@@ -10,14 +10,14 @@ MORE_THAN_THERE_IS = 2**60  # bytes
 
 
 class Greedy(TinyDetector):
-    """Wants more memory than any machine has."""
+    """Detector that allocates more memory than any machine has."""
 
     def forward(self, images: ImageBatch) -> ModelOutput:
         torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8)
         return super().forward(images)
 
 
-def test_memory_that_runs_out_names_the_sizes_the_images_and_the_remedies() -> None:
+def test_an_out_of_memory_error_names_sizes_images_and_remedies() -> None:
     state = tiny_state()
     state.replica = Greedy()
     batch = tiny_batch([41, 42], [3, 0], size=8)
@@ -32,11 +32,11 @@ def test_memory_that_runs_out_names_the_sizes_the_images_and_the_remedies() -> N
     )
     for remedy in ("train.gradient_checkpointing=true", "data.max_padded_pixels", "augmentation"):
         assert remedy in said
-    assert "allocate" in said  # PyTorch's own words
+    assert "allocate" in said  # PyTorch's own message
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
-def test_that_of_a_gpu_is_known_by_its_type() -> None:
+def test_an_out_of_memory_error_of_a_gpu_is_recognized_by_its_type() -> None:
     with (
         pytest.raises(torch.OutOfMemoryError, match=r"memory ran out in step 7 .*tried to get 3"),
         naming_memory(tiny_batch([1], [1]), 7),
@@ -44,6 +44,6 @@ def test_that_of_a_gpu_is_known_by_its_type() -> None:
         raise torch.OutOfMemoryError("tried to get 3")
 
 
-def test_other_errors_pass() -> None:
+def test_other_errors_propagate() -> None:
     with pytest.raises(RuntimeError, match=r"^another$"), naming_memory(tiny_batch([1], [1]), 7):
         raise RuntimeError("another")

@@ -1,4 +1,4 @@
-"""What runs in low precision, what never does, and what happens where float16 overflows."""
+"""Mixed precision: the parts in low precision, the parts in float32, and overflow in float16."""
 
 import logging
 import math
@@ -61,7 +61,7 @@ def weights(state: TrainState) -> list[Tensor]:
     # float16 is slow on a CPU
     [*((variant, "bfloat16") for variant in VARIANTS), ("two_stage", "float16")],
 )
-def test_all_that_is_a_coordinate_a_box_or_a_loss_is_in_float32(
+def test_coordinates_boxes_and_losses_are_in_float32(
     variant: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = detector_state(variant, precision=precision)
@@ -89,7 +89,7 @@ def test_all_that_is_a_coordinate_a_box_or_a_loss_is_in_float32(
     assert {parameter.dtype for parameter in state.model.parameters()} == {torch.float32}
 
 
-def test_mimicking_is_under_the_same_autocast() -> None:
+def test_mimicking_uses_the_same_autocast() -> None:
     state = detector_state("multi_scale", MIMICKING, precision="bfloat16")
     seen = []
     mimicking = state.model.mimicking
@@ -101,7 +101,7 @@ def test_mimicking_is_under_the_same_autocast() -> None:
     assert values["loss_mimic"].dtype == torch.float32
 
 
-def test_box_heads_and_reference_points_are_not_even_rounded_on_the_way() -> None:
+def test_box_heads_and_reference_points_are_bitwise_those_of_float32() -> None:
     head = BoxHead(32)
     nn.init.normal_(head.output.weight)
     queries = LearnedQueries(7, 32)
@@ -126,7 +126,7 @@ def _memory_of(tokens: Tensor) -> Any:
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values())
-def test_losses_of_predictions_in_low_precision_are_those_of_the_same_numbers_in_float32(
+def test_losses_of_low_precision_predictions_are_those_of_the_same_values_in_float32(
     dtype: torch.dtype,
 ) -> None:
     batch = tiny_batch([1, 2], [2, 3])
@@ -163,7 +163,7 @@ def set_scale(state: TrainState, scale: float) -> None:
 
 
 def overflow(state: TrainState, attempts: int) -> list[float]:
-    """Make a gradient of that many attempts infinite; returns the loss scale of every attempt."""
+    """Make a gradient infinite in the first `attempts`; return the loss scale per attempt."""
     scales: list[float] = []
 
     def plant(gradient: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ def test_the_gradient_norm_is_that_of_the_unscaled_gradient() -> None:
     assert norms[1] == pytest.approx(norms[0], rel=1e-2)  # float16 keeps 11 bits of each factor
 
 
-def test_a_loss_that_is_not_finite_is_an_error_in_float16_too() -> None:
+def test_a_non_finite_loss_raises_in_float16_too() -> None:
     state = tiny_state(precision="float16")
     batch = tiny_batch([1, 2], [0, 0])
     batch.images.images[0, 0, 0, 0] = math.nan
@@ -237,7 +237,7 @@ def test_the_loss_scale_is_in_the_checkpoint(tmp_path: Path) -> None:
     assert resumed.scaler.get_scale() == 128.0
 
 
-def test_a_float16_run_goes_on_from_a_float32_checkpoint_and_the_other_way_round() -> None:
+def test_a_float16_run_resumes_from_a_float32_checkpoint_and_vice_versa() -> None:
     narrow, wide = tiny_state(precision="float16"), tiny_state()
     narrow.restore(wide.to_checkpoint(), "checkpoint")
     assert narrow.scaler.get_scale() == 65536.0

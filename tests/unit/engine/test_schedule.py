@@ -29,7 +29,7 @@ def test_the_cosine_ends_at_zero() -> None:
     "schedule",
     [StepSchedule(drop_steps=100, warmup_steps=4), CosineSchedule(100, warmup_steps=4)],
 )
-def test_the_warm_up_is_a_straight_line_to_one(schedule: StepSchedule | CosineSchedule) -> None:
+def test_the_warm_up_rises_linearly_to_one(schedule: StepSchedule | CosineSchedule) -> None:
     assert [schedule(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
@@ -37,7 +37,7 @@ def test_the_cosine_starts_after_the_warm_up() -> None:
     assert CosineSchedule(12, warmup_steps=4)(8) == pytest.approx(0.5)
 
 
-def test_impossible_lengths_are_refused() -> None:
+def test_impossible_lengths_raise() -> None:
     with pytest.raises(ValueError, match="drop_steps must be at least 1, got 0"):
         StepSchedule(drop_steps=0)
     with pytest.raises(ValueError, match="warmup_steps must be at least 0, got -1"):

@@ -9,7 +9,7 @@ from deformable_detr.labels import LabelSpace
 OTHER_CLASSES = LabelSpace((1, 2, 8), ("a", "b", "d"))
 
 
-def test_a_checkpoint_of_other_classes_is_refused() -> None:
+def test_a_checkpoint_of_other_classes_raises() -> None:
     saved = tiny_state().to_checkpoint()
     other = replace(saved, label_space=OTHER_CLASSES)
     with pytest.raises(
@@ -21,14 +21,14 @@ def test_a_checkpoint_of_other_classes_is_refused() -> None:
         tiny_state().restore(other, "checkpoint x.pth")
 
 
-def test_weights_alone_are_not_resumed() -> None:
+def test_a_checkpoint_of_weights_only_cannot_be_resumed() -> None:
     converted = replace(tiny_state().to_checkpoint(), optimizer={}, label_space=OTHER_CLASSES)
     state = tiny_state()
     before = weights(state)
     with pytest.raises(
         ValueError,
-        match=r"checkpoint x\.pth must hold the state of an optimiser to be resumed, got weights "
-        r"alone; start a new run from them with --finetune-from",
+        match=r"checkpoint x\.pth must hold the state of an optimizer to be resumed, got weights "
+        r"only; start a new run from them with --finetune-from",
     ):
         state.restore(converted, "checkpoint x.pth")
     assert all(a.equal(b) for a, b in zip(before, weights(state), strict=True))
@@ -42,7 +42,7 @@ def test_a_resumed_run_remembers_what_it_was_fine_tuned_from() -> None:
     assert resumed.to_checkpoint().origin == "fine-tuned from a.pth"
 
 
-def test_a_run_that_turns_the_average_on_starts_it_at_the_weights() -> None:
+def test_a_newly_enabled_average_starts_at_the_weights() -> None:
     saved = tiny_state()
     with torch.no_grad():
         saved.model.box_head.bias.fill_(7.0)

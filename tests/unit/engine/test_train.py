@@ -44,7 +44,7 @@ def validation(tmp_path: Path) -> Validation:
 
 
 class _SignalAt:
-    """The tiny batches; asks the run to stop while those of step `step` are read."""
+    """Loader of tiny batches that sends SIGTERM while the batches of step `step` are read."""
 
     def __init__(self, step: int) -> None:
         self._step = step
@@ -64,7 +64,7 @@ def run(
     fit(state, tiny_loop(folder, validation, **settings))
 
 
-def test_a_step_that_fails_leaves_a_bundle_of_its_failing_micro_batch(
+def test_a_failed_step_saves_a_bundle_of_the_failing_micro_batch(
     tmp_path: Path, validation: Validation
 ) -> None:
     folder = RunFolder(tmp_path / "run")
@@ -77,8 +77,8 @@ def test_a_step_that_fails_leaves_a_bundle_of_its_failing_micro_batch(
     loop = tiny_loop(folder, validation, loader=[*good, bad, good[0]], sampler=sampler)
     with pytest.raises(
         NonFiniteError,
-        match=r"process 0: predictions must be finite.*; likely cause in process 0: image 44 holds "
-        r"3 of 192 numbers.*doctor bundle .*failure_step_1_rank_0\.pth",
+        match=r"rank 0: predictions must be finite.*; likely cause on rank 0: image 44 has "
+        r"3 non-finite values of 192.*doctor bundle .*failure_step_1_rank_0\.pth",
     ):
         fit(state, loop)
     bundle = FailureBundle.load(folder.failure(1, 0))
@@ -93,7 +93,7 @@ def test_a_step_that_fails_leaves_a_bundle_of_its_failing_micro_batch(
 
 
 @pytest.mark.parametrize("stop_after", [3, 4])
-def test_a_run_that_stopped_and_resumed_equals_one_that_did_not(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, validation: Validation, stop_after: int
 ) -> None:
     whole = tiny_state(dropout=0.2, ema_decay=0.9)
@@ -124,7 +124,7 @@ def test_a_run_that_stopped_and_resumed_equals_one_that_did_not(
             assert resumed.optimizer["state"][number][name].equal(value)
 
 
-def test_a_run_that_ended_before_its_evaluation_makes_up_for_it(
+def test_a_missed_evaluation_is_made_up_for_on_resume(
     tmp_path: Path, validation: Validation
 ) -> None:
     folder = RunFolder(tmp_path / "run")
@@ -164,7 +164,7 @@ def test_checkpoints_are_written_within_an_epoch_too(
 
 
 @pytest.mark.parametrize("stop_at", [3, 4])
-def test_a_run_that_is_asked_to_stop_ends_after_the_step_and_equals_one_that_is_not(
+def test_a_run_stopped_by_a_signal_ends_after_the_step_and_can_be_resumed_exactly(
     tmp_path: Path, validation: Validation, stop_at: int
 ) -> None:
     parts, whole = RunFolder(tmp_path / "parts"), RunFolder(tmp_path / "whole")
@@ -184,7 +184,7 @@ def test_a_run_that_is_asked_to_stop_ends_after_the_step_and_equals_one_that_is_
     assert all(a.equal(b) for a, b in zip(weights(resumed), weights(expected), strict=True))
 
 
-def test_a_run_that_is_asked_to_stop_during_an_evaluation_does_that_again(
+def test_an_evaluation_interrupted_by_a_signal_is_repeated(
     tmp_path: Path, validation: Validation
 ) -> None:
     folder = RunFolder(tmp_path / "run")
@@ -209,7 +209,7 @@ def test_a_run_that_is_asked_to_stop_during_an_evaluation_does_that_again(
     ]
 
 
-def test_a_run_leaves_metrics_checkpoints_and_curves(
+def test_a_run_writes_metrics_checkpoints_and_curves(
     tmp_path: Path, validation: Validation
 ) -> None:
     folder = RunFolder(tmp_path / "run")
@@ -232,7 +232,7 @@ def test_a_run_leaves_metrics_checkpoints_and_curves(
     assert load_checkpoint(folder.last).best_ap == best.best_ap
 
 
-def test_a_run_whose_ap_stays_zero_is_told_so_once_with_a_reason(
+def test_ap_that_stays_zero_is_warned_about_once_with_a_cause(
     tmp_path: Path, validation: Validation, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = RunFolder(tmp_path / "run")
@@ -247,7 +247,7 @@ def test_a_run_whose_ap_stays_zero_is_told_so_once_with_a_reason(
     assert warnings[0].startswith("the loss falls, but AP50 stays 0: ")
 
 
-def test_a_loader_that_ends_too_soon_is_refused(tmp_path: Path, validation: Validation) -> None:
+def test_a_loader_that_ends_too_soon_raises(tmp_path: Path, validation: Validation) -> None:
     with pytest.raises(ValueError, match=r"micro-batches of 4 steps an epoch .* got 1 steps"):
         fit(tiny_state(), tiny_loop(tmp_path, validation, loader=[tiny_batch([1, 2], [1, 1])]))
 
@@ -264,7 +264,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     assert all(a.equal(b) for a, b in zip(before, weights(state), strict=True))
 
 
-def test_evaluation_and_checkpoint_use_the_average_where_there_is_one(
+def test_evaluation_and_checkpoint_use_the_average_if_there_is_one(
     tmp_path: Path, validation: Validation
 ) -> None:
     folder = RunFolder(tmp_path / "run")
@@ -286,7 +286,7 @@ def test_training_ends_at_the_first_limit() -> None:
     assert total_steps(7, epochs=1, max_steps=10) == 7
 
 
-def test_a_run_without_a_step_is_refused() -> None:
+def test_a_run_without_a_step_raises() -> None:
     with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
         total_steps(7, epochs=0, max_steps=None)
     with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):

@@ -60,7 +60,7 @@ def test_a_step_uses_the_learning_rate_of_its_schedule() -> None:
     assert seen == [True, True, False]
 
 
-def test_dropout_depends_on_seed_and_step_and_not_on_what_was_drawn_before() -> None:
+def test_dropout_depends_on_seed_and_step_only() -> None:
     def loss(seed: int, step: int, drawn_before: int) -> float:
         state = tiny_state(dropout=0.5)
         state.step = step
@@ -94,28 +94,28 @@ def test_a_step_without_any_object_has_a_finite_loss_and_trains_the_classes() ->
     assert state.model.class_head.weight.grad.abs().sum() > 0
 
 
-def test_a_loss_that_is_not_finite_names_its_terms_and_changes_nothing() -> None:
+def test_a_non_finite_loss_names_its_terms_and_changes_nothing() -> None:
     state = tiny_state()
     before = weights(state)
     batch = tiny_batch([1, 2], [0, 0])
     batch.images.images[0, 0, 0, 0] = math.nan
     with pytest.raises(
         NonFiniteError,
-        match=r"the loss of step 0 must be finite, got process 0: loss_class nan.*total nan",
+        match=r"the loss of step 0 must be finite, got rank 0: loss_class nan.*total nan",
     ):
         train_step(state, [batch], tiny_criterion(), seed=0, max_grad_norm=0.1)
     assert state.step == 0
     assert all(a.equal(b) for a, b in zip(before, weights(state), strict=True))
 
 
-def test_predictions_that_cannot_be_matched_stop_the_run_with_the_matchers_words() -> None:
+def test_predictions_that_cannot_be_matched_stop_the_run_with_the_matchers_message() -> None:
     batch = tiny_batch([1, 2], [1, 1])
     batch.images.images[1] = math.inf
-    with pytest.raises(NonFiniteError, match="process 0: predictions must be finite"):
+    with pytest.raises(NonFiniteError, match="rank 0: predictions must be finite"):
         train_step(tiny_state(), [batch], tiny_criterion(), seed=0, max_grad_norm=0.1)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_nothing() -> None:
+def test_a_non_finite_gradient_stops_the_run_and_changes_nothing() -> None:
     state = tiny_state()
     before = weights(state)
     batch = tiny_batch([1, 2], [1, 1])

@@ -29,7 +29,7 @@ def make_state(*overrides: str, precision: Precision = "float32") -> TrainState:
 
 @pytest.mark.parametrize("was_training", [True, False])
 @pytest.mark.parametrize("overrides", [BATCH_NORM, (MIMICKING,)])
-def test_it_sees_the_largest_batch_and_leaves_no_trace(
+def test_warm_up_runs_the_largest_batch_and_changes_no_state(
     overrides: tuple[str, ...], was_training: bool
 ) -> None:
     state = make_state(*overrides, precision="bfloat16")
@@ -62,7 +62,7 @@ def test_it_sees_the_largest_batch_and_leaves_no_trace(
         assert value.equal(before[name]), name
 
 
-def test_too_little_memory_is_said_with_the_size_and_what_to_change(
+def test_too_little_memory_raises_with_the_size_and_remedies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     state = make_state()

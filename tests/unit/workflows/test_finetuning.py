@@ -73,10 +73,10 @@ def test_a_run_starts_with_the_weights_of_the_file_and_says_so(
     lines = [" ".join(line.split()) for line in caplog.messages]
     assert f"weights fine-tuned from {checkpoint} (native)" in lines
     assert f"kept {len(new.model)} of the model's {len(new.model)} tensors" in lines
-    assert "re-initialised 2: decoder.class_heads.* x 2 (1 of 3 rows)" in lines
+    assert "reinitialized 2: decoder.class_heads.* x 2 (1 of 3 rows)" in lines
     assert "classes 2 kept: Tree, cat" in lines
-    assert "classes 1 started anew: house" in lines
-    assert "classes 1 of the file dropped: dog" in lines
+    assert "classes 1 from scratch: house" in lines
+    assert "classes 1 dropped: dog" in lines
 
 
 def test_a_run_starts_from_a_file_of_the_official_code(
@@ -194,7 +194,7 @@ def test_a_file_of_quite_another_model_is_refused(
     )
 
     assert code == 2
-    assert f"{checkpoint} must fit at least half of the model's" in err
+    assert f"{checkpoint} must match at least half of the model's" in err
     assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
     RunFolder(tmp_path / "run").check()  # the folder is as good as new for the next start
 
@@ -210,7 +210,7 @@ def test_a_converted_file_is_not_resumed(
     code, err = train(run, config, folder, "--resume", *data)
 
     assert code == 2
-    assert "must hold the state of an optimiser to be resumed, got weights alone" in err
+    assert "must hold the state of an optimizer to be resumed, got weights only" in err
     assert "--finetune-from" in err
     assert (folder / "last.pth").read_bytes() == before
 

@@ -44,7 +44,7 @@ def rewrite(path: Path, **changes: object) -> None:
     torch.save({**content, **changes}, path)
 
 
-def test_what_was_saved_is_loaded(tmp_path: Path, stored: Checkpoint) -> None:
+def test_a_loaded_checkpoint_equals_the_saved_one(tmp_path: Path, stored: Checkpoint) -> None:
     save_checkpoint(tmp_path / "last.pth", stored)
     loaded = load_checkpoint(tmp_path / "last.pth")
     assert loaded.ema is not None
@@ -61,7 +61,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path, stored: Checkpoint) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
 
 
-def test_a_write_that_fails_leaves_the_old_checkpoint(
+def test_a_failed_write_keeps_the_old_checkpoint(
     tmp_path: Path, stored: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.pth"
@@ -77,23 +77,23 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pth"]
 
 
-def test_a_folder_that_is_gone_is_named(tmp_path: Path, stored: Checkpoint) -> None:
+def test_a_missing_folder_is_named_in_the_error(tmp_path: Path, stored: Checkpoint) -> None:
     with pytest.raises(RuntimeError, match=r"gone/last\.pth could not be written"):
         save_checkpoint(tmp_path / "gone" / "last.pth", stored)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no\.pth does not exist"):
         load_checkpoint(tmp_path / "no.pth")
 
 
-def test_a_folder_points_at_its_checkpoints(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_names_its_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must be a file, got the folder .*best\.pth"):
         load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [100, -1000])
-def test_a_truncated_file_is_refused(tmp_path: Path, stored: Checkpoint, keep: int) -> None:
+def test_a_truncated_file_raises(tmp_path: Path, stored: Checkpoint, keep: int) -> None:
     path = tmp_path / "last.pth"
     save_checkpoint(path, stored)
     path.write_bytes(path.read_bytes()[:keep])
@@ -104,14 +104,14 @@ def test_a_truncated_file_is_refused(tmp_path: Path, stored: Checkpoint, keep: i
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps({"model": {}})])
-def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_another_kind_raises(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.pth is not a file that PyTorch wrote"):
         load_checkpoint(path)
 
 
-def test_another_zip_archive_is_refused(tmp_path: Path) -> None:
+def test_another_zip_archive_raises(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/readme", "hello")
@@ -124,7 +124,7 @@ class Hostile:
         return Path.touch, (Path("hostile_code_ran"),)
 
 
-def test_code_in_a_file_is_refused_and_never_runs(
+def test_code_in_a_file_raises_and_never_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -134,7 +134,7 @@ def test_code_in_a_file_is_refused_and_never_runs(
     assert not (tmp_path / "hostile_code_ran").exists()
 
 
-def test_weights_of_another_project_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_project_raise(tmp_path: Path) -> None:
     torch.save({"model": {}, "args": 3}, tmp_path / "official.pth")
     with pytest.raises(
         ValueError, match=r"must be one that this package wrote, got a dictionary of 2 keys"
@@ -172,11 +172,11 @@ def test_missing_fields_are_named(tmp_path: Path, stored: Checkpoint) -> None:
     content = torch.load(path, weights_only=True)
     del content["optimizer"], content["step"]
     torch.save(content, path)
-    with pytest.raises(ValueError, match=r"last\.pth lacks optimizer, step$"):
+    with pytest.raises(ValueError, match=r"last\.pth is missing optimizer, step$"):
         load_checkpoint(path)
 
 
-def test_a_file_from_before_origins_were_kept_is_read(tmp_path: Path, stored: Checkpoint) -> None:
+def test_a_file_without_an_origin_is_loaded(tmp_path: Path, stored: Checkpoint) -> None:
     path = tmp_path / "last.pth"
     save_checkpoint(path, stored)
     content = torch.load(path, weights_only=True)
@@ -191,7 +191,7 @@ def test_settings_of_an_earlier_version_are_renamed(tmp_path: Path, stored: Chec
     assert load_checkpoint(path).config == {"match_official": True, "seed": 1}
 
 
-def test_inference_uses_the_average_where_there_is_one(stored: Checkpoint) -> None:
+def test_inference_uses_the_average_if_there_is_one(stored: Checkpoint) -> None:
     assert weights_for_inference(stored) is stored.ema
     assert weights_for_inference(replace(stored, ema=None)) is stored.model
 
@@ -205,10 +205,10 @@ def test_weights_that_match_are_copied() -> None:
 @pytest.mark.parametrize(
     ("state_dict", "message"),
     [
-        ({"weight": torch.zeros(2, 3)}, "a lacks 1 parameters of the model, first: bias"),
+        ({"weight": torch.zeros(2, 3)}, "a is missing 1 parameters, first: bias"),
         (
             {"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "x": torch.zeros(1)},
-            "a has 1 parameters that the model has not, first: x",
+            "a has 1 unexpected parameters, first: x",
         ),
         (
             {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)},
@@ -216,9 +216,7 @@ def test_weights_that_match_are_copied() -> None:
         ),
     ],
 )
-def test_weights_that_do_not_match_are_refused(
-    state_dict: dict[str, torch.Tensor], message: str
-) -> None:
+def test_weights_that_do_not_match_raise(state_dict: dict[str, torch.Tensor], message: str) -> None:
     model = nn.Linear(3, 2)
     before = model.weight.clone()
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Checkpoints that a run must not go on from: each is refused with a sentence of its own."""
+"""Checkpoints that a run must not resume from: each raises an error of its own."""
 
 import errno
 import resource
@@ -94,13 +94,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda path: rewrite(path, format_version=9),
         "must have format version 1, got 9",
     ),
-    "without the step": (lambda path: rewrite(path, without="step"), "lacks step$"),
+    "without the step": (lambda path: rewrite(path, without="step"), "is missing step$"),
     "other classes": (
         lambda path: change(path, label_space=LabelSpace((1, 2, 8), ("a", "b", "d"))),
         r"the training set must have the categories of checkpoint .* only .* has \{8: d\}",
     ),
     "another model": (other_model, r"has 2 parameters of another shape, first: class_head\.weight"),
-    "another optimiser": (other_optimizer, "the saved optimiser must be AdamW, got SGD"),
+    "another optimizer": (other_optimizer, "the saved optimizer must be AdamW, got SGD"),
 }
 
 
@@ -118,7 +118,7 @@ def stored() -> Checkpoint:
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_run_does_not_go_on_from_it(path: Path, name: str) -> None:
+def test_a_run_does_not_resume_from_a_damaged_checkpoint(path: Path, name: str) -> None:
     damage, message = DAMAGE[name]
     damage(path)
     state = tiny_state()
@@ -127,14 +127,14 @@ def test_a_run_does_not_go_on_from_it(path: Path, name: str) -> None:
         state.restore(load_checkpoint(path), f"checkpoint {path}")
     assert not Path("hostile_code_ran").exists()
     assert state.step == 0
-    if name != "another optimiser":  # which is looked at after the weights
+    if name != "another optimizer":  # checked after the weights
         after = state.model.state_dict().values()
         assert all(a.equal(b) for a, b in zip(before, after, strict=True))
 
 
-def test_a_bit_of_any_byte_is_noticed(path: Path) -> None:
+def test_a_flipped_bit_in_any_byte_is_detected(path: Path) -> None:
     whole = path.read_bytes()
-    begin_of_end = len(whole) - HASH_BYTES - 22  # of which every byte is tried
+    begin_of_end = len(whole) - HASH_BYTES - 22  # from here on, every byte is tried
     for position in (*range(0, begin_of_end, 101), *range(begin_of_end, len(whole))):
         content = bytearray(whole)
         content[position] ^= 1 << position % 8
@@ -143,19 +143,19 @@ def test_a_bit_of_any_byte_is_noticed(path: Path) -> None:
             load_checkpoint(path)
 
 
-def test_a_file_from_before_there_were_hashes_is_read(path: Path) -> None:
+def test_a_file_without_a_hash_is_loaded(path: Path) -> None:
     torch.save(torch.load(path, weights_only=True), path)
     assert load_checkpoint(path).step == 7
 
 
-def test_the_file_is_an_archive_that_pytorch_and_others_read(path: Path) -> None:
+def test_the_file_is_a_zip_archive_that_pytorch_can_read(path: Path) -> None:
     assert torch.load(path, weights_only=True)["step"] == 7
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         assert archive.comment.startswith(b"sha256:")
 
 
-def test_a_disk_that_fills_up_leaves_the_old_checkpoint(path: Path) -> None:
+def test_a_full_disk_keeps_the_old_checkpoint(path: Path) -> None:
     weights = nn.Linear(1000, 100).state_dict()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -168,7 +168,7 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint(path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["last.pth"]
 
 
-def test_the_old_checkpoint_is_kept_under_its_second_name(path: Path) -> None:
+def test_the_old_checkpoint_is_kept_at_the_previous_path(path: Path) -> None:
     previous = path.with_name("previous.pth")
     for step in (8, 9):
         save_checkpoint(path, replace(stored(), step=step), previous=previous)
@@ -176,7 +176,7 @@ def test_the_old_checkpoint_is_kept_under_its_second_name(path: Path) -> None:
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["last.pth", "previous.pth"]
 
 
-def test_a_file_system_without_hard_links_keeps_it_too(
+def test_the_old_checkpoint_is_kept_without_hard_links_too(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(source: Path, target: Path) -> None:

@@ -37,8 +37,8 @@ CLASS_HEADS = {  # of a decoder of two layers
 
 @functools.cache
 @torch.no_grad()
-def randomised(variant: str, *overrides: str, num_classes: int = 3) -> DeformableDETR:
-    """A detector none of whose numbers, buffers included, is as it was built; not to be changed."""
+def randomized(variant: str, *overrides: str, num_classes: int = 3) -> DeformableDETR:
+    """Return a detector with random parameters and buffers; it is shared, so do not modify it."""
     model = small_detector(variant, *SMALL, *overrides, num_classes=num_classes, seed=1).eval()
     generator = torch.Generator().manual_seed(2)
     for name, value in model.state_dict().items():
@@ -78,7 +78,7 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("variant", ["multi_scale", "refine", "two_stage", "learned_position"])
 def test_the_same_classes_give_bitwise_the_same_detector(variant: str) -> None:
-    source, model = randomised(variant), fresh(variant)
+    source, model = randomized(variant), fresh(variant)
     report = transfer(model, source)
     expected, got = run(source), run(model)
     layers = [(expected.last, got.last), *zip(expected.auxiliary, got.auxiliary, strict=True)]
@@ -94,8 +94,8 @@ def test_the_same_classes_give_bitwise_the_same_detector(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", CLASS_HEADS)
-def test_classes_of_one_name_keep_their_rows_in_every_decoder_layer(variant: str) -> None:
-    source, model = randomised(variant), fresh(variant)
+def test_classes_with_the_same_name_keep_their_rows_in_every_decoder_layer(variant: str) -> None:
+    source, model = randomized(variant), fresh(variant)
     before = snapshot(model)
     report = transfer(model, source, ABC, CA_NEW)
     old, new = source.state_dict(), model.state_dict()
@@ -114,7 +114,7 @@ def test_classes_of_one_name_keep_their_rows_in_every_decoder_layer(variant: str
 
 
 def test_the_logits_of_kept_classes_are_those_of_the_old_detector() -> None:
-    source, model = randomised("two_stage"), fresh("two_stage")
+    source, model = randomized("two_stage"), fresh("two_stage")
     transfer(model, source, ABC, CA_NEW)
     expected, got = run(source).last, run(model).last
     assert got.boxes.equal(expected.boxes)
@@ -135,10 +135,10 @@ def test_the_logits_of_kept_classes_are_those_of_the_old_detector() -> None:
     ids=lambda space: "".join(space.names),
 )
 @pytest.mark.parametrize("old", [ABC, None], ids=["named", "unnamed"])
-def test_proposals_are_ranked_as_before_whatever_the_classes_are(
+def test_the_ranking_of_proposals_does_not_depend_on_the_classes(
     old: LabelSpace | None, new: LabelSpace
 ) -> None:
-    source = randomised("two_stage")
+    source = randomized("two_stage")
     model = fresh("two_stage", num_classes=new.num_classes)
     transfer(model, source, old, new)
     expected, got = run(source).encoder, run(model).encoder
@@ -151,8 +151,8 @@ def test_proposals_are_ranked_as_before_whatever_the_classes_are(
     torch.testing.assert_close(run(model).last.boxes, run(source).last.boxes)
 
 
-def test_other_rows_of_the_proposal_head_keep_their_places_and_further_ones_start_anew() -> None:
-    source = randomised("two_stage")
+def test_rows_of_the_proposal_head_keep_their_order_and_new_ones_start_from_scratch() -> None:
+    source = randomized("two_stage")
     model = fresh("two_stage", num_classes=5)
     before = snapshot(model)
     new = LabelSpace((1, 2, 3, 4, 5), ("c", "b", "a", "d", "e"))
@@ -165,7 +165,7 @@ def test_other_rows_of_the_proposal_head_keep_their_places_and_further_ones_star
 
 
 def test_a_detector_of_other_classes_starts_at_the_prior() -> None:
-    source, model = randomised("refine"), fresh("refine", num_classes=2)
+    source, model = randomized("refine"), fresh("refine", num_classes=2)
     before = snapshot(model)
     report = transfer(model, source, ABC, LabelSpace((1, 2), ("x", "y")))
     for head in CLASS_HEADS["refine"]:
@@ -178,10 +178,10 @@ def test_a_detector_of_other_classes_starts_at_the_prior() -> None:
 
 
 @pytest.mark.parametrize(("num_classes", "kept"), [(3, True), (2, False), (4, False)])
-def test_unknown_classes_keep_their_rows_only_if_they_are_as_many(
+def test_unknown_classes_keep_their_rows_only_if_their_number_is_equal(
     num_classes: int, kept: bool
 ) -> None:
-    source = randomised("multi_scale")
+    source = randomized("multi_scale")
     model = fresh("multi_scale", num_classes=num_classes)
     new = LabelSpace(tuple(range(num_classes)), tuple("wxyz"[:num_classes]))
     report = transfer(model, source, None, new)
@@ -193,7 +193,7 @@ def test_unknown_classes_keep_their_rows_only_if_they_are_as_many(
 
 @pytest.mark.parametrize(("num_old", "num_new"), [(10, 6), (6, 10), (10, 10)])
 def test_the_first_learned_queries_are_kept(num_old: int, num_new: int) -> None:
-    source = randomised("multi_scale", f"model.queries.num_queries={num_old}")
+    source = randomized("multi_scale", f"model.queries.num_queries={num_old}")
     model = fresh("multi_scale", f"model.queries.num_queries={num_new}")
     before = snapshot(model)
     report = transfer(model, source)
@@ -201,15 +201,15 @@ def test_the_first_learned_queries_are_kept(num_old: int, num_new: int) -> None:
     embed = model.state_dict()["queries.embed"]
     assert embed[:kept].equal(source.state_dict()["queries.embed"][:kept])
     assert embed[kept:].equal(before["queries.embed"][kept:])
-    anew = {} if num_new <= num_old else {"queries.embed": "4 of 10 rows"}
-    assert report.reinitialized == anew
+    initial = {} if num_new <= num_old else {"queries.embed": "4 of 10 rows"}
+    assert report.reinitialized == initial
 
 
-def test_layers_of_another_shape_stay_as_they_were_built_as_a_whole() -> None:
-    source, model = randomised("multi_scale"), fresh("multi_scale", "model.neck.num_levels=5")
+def test_layers_of_another_shape_keep_their_initialization() -> None:
+    source, model = randomized("multi_scale"), fresh("multi_scale", "model.neck.num_levels=5")
     before = snapshot(model)
     report = transfer(model, source)
-    anew = {
+    initial = {
         f"{stack}.{attention}.{part}.{kind}"
         for stack, attention in (
             ("encoder.layers.0", "self_attn"),
@@ -219,31 +219,31 @@ def test_layers_of_another_shape_stay_as_they_were_built_as_a_whole() -> None:
         for part in ("sampling_offsets", "attention_weights")
         for kind in ("weight", "bias")
     }
-    anew |= {"memory_builder.level_embed"}
-    anew |= {
+    initial |= {"memory_builder.level_embed"}
+    initial |= {
         f"neck.{part}.4.{kind}" for part in ("projections", "norms") for kind in ("weight", "bias")
     }
-    assert set(report.reinitialized) == anew
+    assert set(report.reinitialized) == initial
     for name, value in model.state_dict().items():
-        assert value.equal(before[name] if name in anew else source.state_dict()[name]), name
+        assert value.equal(before[name] if name in initial else source.state_dict()[name]), name
     assert report.reinitialized["memory_builder.level_embed"] == "(5, 64), in the file (4, 64)"
     assert report.reinitialized["neck.norms.4.bias"] == "not in the file"
 
 
 def test_a_bias_is_not_kept_without_its_weight() -> None:
-    source, model = randomised("multi_scale"), fresh("multi_scale")
+    source, model = randomized("multi_scale"), fresh("multi_scale")
     weights = dict(source.state_dict())
     weights["encoder.layers.0.linear1.weight"] = torch.zeros(64, 32)
     before = snapshot(model)
     report = transfer(model, weights)
     name = "encoder.layers.0.linear1.bias"
-    assert report.reinitialized[name] == "belongs to what does not fit"
+    assert report.reinitialized[name] == "part of a layer or backbone that does not match"
     assert model.state_dict()[name].equal(before[name])
     assert name in report.ignored
 
 
-def test_another_number_of_layers_keeps_those_there_are() -> None:
-    source = randomised("refine", "model.decoder.num_layers=3")
+def test_layers_that_both_detectors_have_are_kept() -> None:
+    source = randomized("refine", "model.decoder.num_layers=3")
     report = transfer(model := fresh("refine"), source)
     assert report.reinitialized == {}
     assert {name.rsplit(".", 2)[0] for name in report.ignored if "class_heads" in name} == {
@@ -254,21 +254,21 @@ def test_another_number_of_layers_keeps_those_there_are() -> None:
         assert value.equal(source.state_dict()[name]), name
 
 
-def test_a_one_stage_detector_is_a_start_for_a_two_stage_one() -> None:
-    source, model = randomised("refine"), fresh("two_stage")
+def test_a_one_stage_detector_can_initialize_a_two_stage_one() -> None:
+    source, model = randomized("refine"), fresh("two_stage")
     before = snapshot(model)
     report = transfer(model, source)
-    anew = {name for name in model.state_dict() if name.startswith("queries.")}
-    assert set(report.reinitialized) == anew
+    initial = {name for name in model.state_dict() if name.startswith("queries.")}
+    assert set(report.reinitialized) == initial
     assert set(report.reinitialized.values()) == {"not in the file"}
-    assert all(model.state_dict()[name].equal(before[name]) for name in anew)
+    assert all(model.state_dict()[name].equal(before[name]) for name in initial)
     assert {name for name in source.state_dict() if name.startswith("queries.")} == set(
         report.ignored
     )
 
 
-def test_weights_of_lower_precision_are_taken_in_the_precision_of_the_model() -> None:
-    source, model = randomised("two_stage"), fresh("two_stage")
+def test_weights_of_lower_precision_are_converted_to_the_dtype_of_the_model() -> None:
+    source, model = randomized("two_stage"), fresh("two_stage")
     halves = {
         name: value.half() if value.is_floating_point() else value
         for name, value in source.state_dict().items()
@@ -282,7 +282,7 @@ def test_weights_of_lower_precision_are_taken_in_the_precision_of_the_model() ->
 
 
 def test_the_weights_of_the_file_are_not_shared_with_the_model() -> None:
-    source, model = randomised("two_stage"), fresh("two_stage")
+    source, model = randomized("two_stage"), fresh("two_stage")
     before = snapshot(source)
     transfer(model, source, ABC, CA_NEW)
     with torch.no_grad():
@@ -292,19 +292,19 @@ def test_the_weights_of_the_file_are_not_shared_with_the_model() -> None:
 
 
 def test_a_backbone_is_kept_as_a_whole_or_not_at_all() -> None:
-    source = randomised("multi_scale", "model.backbone.depth=34")
-    model = fresh("multi_scale")  # its names are among those of the deeper one, in their shapes
+    source = randomized("multi_scale", "model.backbone.depth=34")
+    model = fresh("multi_scale")  # the deeper one has all its names, in the same shapes
     before = snapshot(model)
     assert not holds_backbone(model.state_dict(), source.state_dict())
     report = transfer(model, source)
     backbone = {name for name in model.state_dict() if name.startswith("backbone.")}
     assert set(report.reinitialized) == backbone
-    assert set(report.reinitialized.values()) == {"belongs to what does not fit"}
+    assert set(report.reinitialized.values()) == {"part of a layer or backbone that does not match"}
     assert all(model.state_dict()[name].equal(before[name]) for name in backbone)
 
 
-def test_blocks_that_the_model_cut_off_do_not_matter() -> None:
-    source = randomised("multi_scale", "model.backbone.out_strides=[8, 16]")
+def test_blocks_after_the_last_one_of_the_model_are_ignored() -> None:
+    source = randomized("multi_scale", "model.backbone.out_strides=[8, 16]")
     model = fresh("multi_scale", "model.backbone.out_strides=[8]")
     assert holds_backbone(model.state_dict(), source.state_dict())
     assert not holds_backbone(source.state_dict(), model.state_dict())
@@ -313,24 +313,24 @@ def test_blocks_that_the_model_cut_off_do_not_matter() -> None:
     assert any(name.startswith("backbone.body.layer3.") for name in report.ignored)
 
 
-def test_counters_of_batch_norms_are_of_no_importance() -> None:
-    frozen, counting = randomised("multi_scale"), "model.backbone.norm=batch_norm"
+def test_batch_norm_counters_are_ignored() -> None:
+    frozen, counting = randomized("multi_scale"), "model.backbone.norm=batch_norm"
     model = fresh("multi_scale", counting)
     assert holds_backbone(model.state_dict(), frozen.state_dict())
     assert transfer(model, frozen).reinitialized == {}
-    report = transfer(fresh("multi_scale"), randomised("multi_scale", counting))
+    report = transfer(fresh("multi_scale"), randomized("multi_scale", counting))
     assert (report.reinitialized, report.ignored) == ({}, ())
 
 
 def _unfit_weights() -> dict[str, Mapping[str, Tensor]]:
-    weights = randomised("multi_scale").state_dict()
+    weights = randomized("multi_scale").state_dict()
     return {
         "nothing": {},
         "a backbone": {k: v for k, v in weights.items() if k.startswith("backbone.")},
         "queries and heads": {
             k: v for k, v in weights.items() if k.startswith(("queries.", "decoder.class_heads."))
         },
-        "another width": randomised("multi_scale", "model.embed_dim=128").state_dict(),
+        "another width": randomized("multi_scale", "model.embed_dim=128").state_dict(),
         "other names": {f"module.{name}": value for name, value in weights.items()},
     }
 
@@ -338,41 +338,41 @@ def _unfit_weights() -> dict[str, Mapping[str, Tensor]]:
 @pytest.mark.parametrize(
     "case", ["nothing", "a backbone", "queries and heads", "another width", "other names"]
 )
-def test_a_file_that_hardly_fits_is_refused_and_nothing_is_copied(case: str) -> None:
+def test_a_file_that_matches_too_little_raises_and_nothing_is_copied(case: str) -> None:
     weights = _unfit_weights()[case]
     model = fresh("multi_scale")
     before = snapshot(model)
     with pytest.raises(
-        ValueError, match=r"a\.pth must fit at least half of the model's \d+ tensors outside"
+        ValueError, match=r"a\.pth must match at least half of the model's \d+ tensors outside"
     ) as caught:
         transfer(model, weights)
     assert "model.backbone.weights=FILE" in str(caught.value)
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
 
-def test_class_heads_with_rows_of_other_classes_are_refused() -> None:
+def test_class_heads_with_a_wrong_number_of_rows_raise() -> None:
     with pytest.raises(ValueError, match=r"heads of a\.pth must have a row for each of its 2"):
-        transfer(fresh("multi_scale"), randomised("multi_scale"), LabelSpace((1, 7), ("a", "b")))
+        transfer(fresh("multi_scale"), randomized("multi_scale"), LabelSpace((1, 7), ("a", "b")))
 
 
 def test_the_report_is_short_and_names_what_is_new() -> None:
-    report = transfer(fresh("refine", num_classes=2), randomised("refine"), ABC, C_NEW)
+    report = transfer(fresh("refine", num_classes=2), randomized("refine"), ABC, C_NEW)
     lines = report.describe()
     headings = [heading for heading, _ in lines]
-    assert headings == ["kept", "re-initialised", "ignored", *["classes"] * 3]
+    assert headings == ["kept", "reinitialized", "ignored", *["classes"] * 3]
     text = dict(lines)
     total = len(fresh("refine").state_dict())
     assert text["kept"] == f"{total} of the model's {total} tensors"
-    assert text["re-initialised"] == ("4: decoder.class_heads.* x 4 (1 of 2 rows)")
+    assert text["reinitialized"] == ("4: decoder.class_heads.* x 4 (1 of 2 rows)")
     assert text["ignored"] == "0 of the file's"
     assert [line for heading, line in lines if heading == "classes"] == [
         "1 kept: c",
-        "1 started anew: new",
-        "2 of the file dropped: a, b",
+        "1 from scratch: new",
+        "2 dropped: a, b",
     ]
 
 
-def test_a_long_report_is_cut() -> None:
+def test_a_long_report_is_truncated() -> None:
     names = [f"layers.3.part{number}.{kind}" for number in range(20) for kind in ("weight", "bias")]
     backbone = [f"backbone.body.{number}.weight" for number in range(40)]
     report = TransferReport((), {}, ignored=(*backbone, *names), notes=())
@@ -384,11 +384,11 @@ def test_a_long_report_is_cut() -> None:
 
 
 def test_every_variant_is_covered_by_the_rules() -> None:
-    """A class head or learned queries of a kind unknown to the rules would be seen here."""
+    """Detect a kind of class head or learned queries that the rules do not cover."""
     for variant in VARIANTS:
         if variant == "single_scale_dc5":
-            continue  # a ResNet-50, with the heads of the others
-        report = transfer(fresh(variant, num_classes=2), randomised(variant), ABC, C_NEW)
+            continue  # a ResNet-50, which is slow, with the same heads as the others
+        report = transfer(fresh(variant, num_classes=2), randomized(variant), ABC, C_NEW)
         names = {name.rpartition(".")[0] for name in report.reinitialized}
         assert all(name.startswith("decoder.class_heads.") for name in names), variant
         assert names

@@ -16,7 +16,7 @@ from deformable_detr.engine.train import train_step
 
 
 class SlowDisk:
-    """Lets no file be finished before `go` is set."""
+    """Disk that does not complete any file before `go` is set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go, self.threads, self._fsync = threading.Event(), [], os.fsync
@@ -41,7 +41,7 @@ def assert_same(first: Checkpoint, second: Checkpoint) -> None:
     assert (first.step, first.config) == (second.step, second.config)
 
 
-def test_training_goes_on_while_what_was_before_is_written(
+def test_training_continues_while_a_checkpoint_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk, state = SlowDisk(monkeypatch), tiny_state(ema_decay=0.9)
@@ -72,7 +72,7 @@ def test_a_second_file_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "best.pth").exists()
 
 
-def test_what_was_written_last_is_not_written_again(tmp_path: Path) -> None:
+def test_the_same_checkpoint_is_not_written_twice(tmp_path: Path) -> None:
     checkpoint, last, previous = tiny_state().to_checkpoint(), tmp_path / "a", tmp_path / "b"
     with CheckpointWriter() as writer:
         for number in (1, 1, 2):
@@ -84,7 +84,7 @@ def test_what_was_written_last_is_not_written_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["check", "write", "end"])
-def test_an_error_of_the_thread_comes_up_where_training_sees_it(
+def test_an_error_of_the_thread_is_raised_in_the_training_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     def fill_disk(descriptor: int) -> None:
@@ -108,7 +108,7 @@ def write_until(moment: str, folder: Path) -> None:
             assert time.monotonic() < deadline
 
 
-def test_a_copy_shares_nothing_but_weights_with_two_names() -> None:
+def test_a_snapshot_shares_no_memory_except_between_tied_weights() -> None:
     weight = torch.ones(3)
     checkpoint = replace(
         tiny_state().to_checkpoint(),

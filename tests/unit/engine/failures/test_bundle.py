@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> Path:
     return folder.failure(0, 0)
 
 
-def test_a_step_that_does_not_fail_again_is_written_down_all_the_same(path: Path) -> None:
+def test_a_bundle_is_saved_even_if_the_step_does_not_fail_again(path: Path) -> None:
     bundle = FailureBundle.load(path)
     assert bundle.cause.startswith("not found")
     assert bundle.message == "of a test"
@@ -30,7 +30,7 @@ def test_a_step_that_does_not_fail_again_is_written_down_all_the_same(path: Path
     assert [step for step, _ in bundle.weight_norms] == [0]
 
 
-def test_a_bundle_is_tensors_and_plain_values(path: Path) -> None:
+def test_a_bundle_holds_tensors_and_plain_values_only(path: Path) -> None:
     def assert_plain(value: object) -> None:
         if isinstance(value, dict):
             assert_plain([*value.keys(), *value.values()])
@@ -48,15 +48,15 @@ def test_settings_of_an_earlier_version_are_renamed(path: Path) -> None:
     assert FailureBundle.load(path).config == {"match_official": False}
 
 
-def test_a_bundle_that_cannot_be_written_does_not_hide_the_cause(tmp_path: Path) -> None:
+def test_a_failed_write_of_a_bundle_does_not_hide_the_cause(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "gone")
     recorder = FailureRecorder(folder, tiny_criterion(), seed=3)
     text = recorder.write(tiny_state(), [tiny_batch([1, 2], [1, 1])], "of a test")
-    assert "likely cause in process 0: not found" in text
+    assert "likely cause on rank 0: not found" in text
     assert f"(bundle {folder.failure(0, 0)} could not be written (" in text
 
 
-def test_a_missing_bundle_says_what_one_is_called(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_bundle_names_the_file_pattern(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"failure_step_N_rank_R\.pth"):
         FailureBundle.load(tmp_path / "none.pth")
 
@@ -71,7 +71,7 @@ def test_a_missing_bundle_says_what_one_is_called(tmp_path: Path) -> None:
         ("code", "must hold tensors and plain values only, got other objects"),
     ],
 )
-def test_another_file_is_refused_with_a_reason(path: Path, kind: str, reason: str) -> None:
+def test_a_file_of_another_kind_raises_with_a_reason(path: Path, kind: str, reason: str) -> None:
     match kind:
         case "text":
             path.write_text("hello")
@@ -89,9 +89,7 @@ def test_another_file_is_refused_with_a_reason(path: Path, kind: str, reason: st
         FailureBundle.load(path)
 
 
-def test_a_bundle_is_written_whole_or_not_at_all(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bundle_is_written_atomically(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, before = FailureBundle.load(path), path.read_bytes()
 
     def fill_the_disk(content: object, file: BinaryIO) -> None:

@@ -41,34 +41,34 @@ def test_bad_images_are_named_with_their_counts() -> None:
         weight_norms=STEADY,
         learning_rates={},
     )
-    assert text.startswith("image 8 holds 2 of 192 numbers that are not finite")
+    assert text.startswith("image 8 has 2 non-finite values of 192")
     assert "image 7" not in text
 
 
-def test_weights_that_exploded_are_laid_to_the_learning_rate() -> None:
+def test_diverged_weights_are_attributed_to_the_learning_rate() -> None:
     grown = (*STEADY, WeightNorm(21, 1e9))
     text = explain(weight_norms=grown, bad_weights=["w"])
     assert "with up to 0.0002 the 2-norm of all weights grew from 10 after step 0 to 1e+09" in text
     assert "after step 21" in text
 
 
-def test_weights_that_grow_as_in_any_training_are_not() -> None:
+def test_normal_growth_of_weights_is_not_a_cause() -> None:
     assert "learning rate is too high" not in explain(weight_norms=(*STEADY, WeightNorm(21, 99.0)))
 
 
-def test_weights_that_were_not_finite_are_named() -> None:
+def test_non_finite_weights_are_named() -> None:
     text = explain(bad_weights=["a", "b", "c", "d", "e"])
     assert "weights were not finite before the step: a, b, c and 2 more" in text
     assert "before the step: a;" in explain(bad_weights=["a"])
 
 
-def test_low_precision_is_blamed_only_if_float32_does_better() -> None:
+def test_low_precision_is_the_cause_only_if_float32_is_finite() -> None:
     assert "the precision is too low" in explain(in_float32=HEALTHY)
     assert "the output of x (Linear)" in explain(in_float32=HEALTHY)
     assert "the precision is too low" not in explain(in_float32=OVERFLOW)
 
 
-def test_else_the_place_is_named() -> None:
+def test_otherwise_the_place_of_the_first_non_finite_value_is_named() -> None:
     assert "fails at the output of x (Linear), whose inputs reach 7e+04" in explain()
     in_backward = replace(HEALTHY, backward="the gradient of y", gradient_norms={"y": math.nan})
     assert "the loss is 1.5, but the backward pass fails at the gradient of y" in explain(
@@ -78,12 +78,12 @@ def test_else_the_place_is_named() -> None:
     assert "together they are too large for float32" in explain(too_large)
 
 
-def test_what_does_not_happen_again_is_said_to_be_not_found() -> None:
-    assert explain(HEALTHY).startswith("not found: the same micro-batch gives finite numbers")
+def test_no_cause_is_found_if_the_replay_is_finite() -> None:
+    assert explain(HEALTHY).startswith("not found: the same micro-batch gives finite values")
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e30])
-def test_the_norm_of_weights_is_that_of_all_of_them_in_one_vector(scale: float) -> None:
+def test_the_weight_norm_is_that_of_all_weights_as_one_vector(scale: float) -> None:
     model = tiny_detector()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -94,14 +94,14 @@ def test_the_norm_of_weights_is_that_of_all_of_them_in_one_vector(scale: float) 
     assert weight_norm(model) == pytest.approx(together.norm().item(), rel=1e-6)
 
 
-def test_the_norm_of_weights_leaves_out_what_is_not_finite() -> None:
+def test_the_weight_norm_leaves_out_non_finite_elements() -> None:
     model = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[3.0, math.nan], [math.inf, 4.0]]))
     assert weight_norm(model) == 5.0
 
 
-def test_statistics_that_a_failed_forward_pass_has_spoilt_are_no_bad_weights() -> None:
+def test_running_statistics_changed_by_a_failed_forward_pass_are_not_bad_weights() -> None:
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
     assert non_finite_weights(model) == []
     model(torch.full((3, 2), math.nan))

@@ -11,7 +11,7 @@ from deformable_detr.structures import ImageBatch, ModelOutput
 
 
 class Planted(nn.Module):
-    """Passes on what it gets, but for a fault forward or backward."""
+    """Identity with a fault in the forward or the backward pass."""
 
     def __init__(self, fault: str) -> None:
         super().__init__()
@@ -21,14 +21,14 @@ class Planted(nn.Module):
         match self.fault:
             case "forward":
                 return (features + math.inf) - math.inf
-            case "backward":  # the root has no finite slope at 0
+            case "backward":  # the square root has an infinite slope at 0
                 return features + (features - features.detach()).abs().sqrt()
             case _:
                 return features
 
 
 class Faulty(TinyDetector):
-    """`sampling` computes, then something goes wrong."""
+    """Detector with a fault after the linear layer of `sampling`."""
 
     def __init__(self, fault: str) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def look(model: nn.Module, *, scale: float = 1.0) -> Examination:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_nothing_is_found_where_nothing_is_wrong(variant: str) -> None:
+def test_nothing_is_found_in_a_healthy_step(variant: str) -> None:
     model = small_detector(variant, num_classes=3).train()
     batch = tiny_batch([1, 2], [2, 0], size=64)
     batch.images.padding_mask[1, :, 40:] = True
@@ -51,7 +51,7 @@ def test_nothing_is_found_where_nothing_is_wrong(variant: str) -> None:
     assert len(found.gradient_norms) == sum(p.requires_grad for p in model.parameters())
 
 
-def test_the_first_module_whose_output_is_not_finite_is_named() -> None:
+def test_the_first_module_with_a_non_finite_output_is_named() -> None:
     torch.manual_seed(0)
     found = look(Faulty("forward"))
     assert found.forward == "the output of sampling.1 (Planted)"
@@ -61,7 +61,7 @@ def test_the_first_module_whose_output_is_not_finite_is_named() -> None:
     assert not found.is_finite
 
 
-def test_the_first_gradient_that_is_not_finite_is_named() -> None:
+def test_the_first_non_finite_gradient_is_named() -> None:
     torch.manual_seed(0)
     found = look(Faulty("backward"))
     assert found.forward == ""
@@ -72,7 +72,7 @@ def test_the_first_gradient_that_is_not_finite_is_named() -> None:
     assert not found.is_finite
 
 
-def test_what_a_parent_computes_between_modules_is_told_by_the_next_input() -> None:
+def test_a_fault_between_two_modules_is_found_at_the_input_of_the_second() -> None:
     class Between(TinyDetector):
         def forward(self, images: ImageBatch) -> ModelOutput:
             return super().forward(ImageBatch(images.images / 0.0, images.padding_mask))
@@ -81,7 +81,7 @@ def test_what_a_parent_computes_between_modules_is_told_by_the_next_input() -> N
     assert look(Between()).forward == "the input of backbone (Linear)"
 
 
-def test_the_norms_are_those_of_an_ordinary_backward_pass_without_the_loss_scale() -> None:
+def test_gradient_norms_are_those_of_a_backward_pass_without_loss_scale() -> None:
     model = tiny_detector(dropout=0.5)
     batch = tiny_batch([1, 2], [2, 1])
     torch.manual_seed(5)
@@ -96,7 +96,7 @@ def test_the_norms_are_those_of_an_ordinary_backward_pass_without_the_loss_scale
             assert found.gradient_norms[name] == pytest.approx(gradient.norm().item(), rel=1e-5)
 
 
-def test_no_hook_is_left_behind() -> None:
+def test_all_hooks_are_removed() -> None:
     model = tiny_detector()
     look(model)
     for module in model.modules():

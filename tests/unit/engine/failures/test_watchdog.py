@@ -6,54 +6,54 @@ WAITING = [Sign(rank, "host", 100 + rank, 5, "computing", "c10d.py:1", True) for
 
 
 def later(*changes: dict[str, object]) -> list[Sign | None]:
-    """The signs of a few beats later, which each process has gone on to give."""
+    """Return the signs a few beats later, while all processes continue to publish them."""
     given = [*changes, *({} for _ in range(len(WAITING) - len(changes)))]
     return [
         replace(sign, **{"beat": 9, **change}) for sign, change in zip(WAITING, given, strict=True)
     ]
 
 
-def test_a_process_that_waits_for_nobody_is_the_one() -> None:
+def test_a_rank_that_is_not_waiting_is_named() -> None:
     after = later({}, {}, {"is_waiting": False, "doing": "reading", "at": "coco.py:7"})
     assert name_culprits(WAITING, after, me=0) == (
-        "process 2 (host, pid 102) keeps the others waiting: it is reading, at coco.py:7"
+        "rank 2 (host, pid 102) keeps the others waiting: it is reading, at coco.py:7"
     )
 
 
-def test_a_process_that_gives_no_more_signs_is_named_before_any_that_is_busy() -> None:
+def test_a_silent_rank_is_named_before_a_busy_one() -> None:
     after = later({}, {"beat": 5}, {"is_waiting": False})
     assert name_culprits(WAITING, after, me=0) == (
-        "process 1 (host, pid 101) has died or is stopped: it was computing, at c10d.py:1"
+        "rank 1 (host, pid 101) has died or is stopped: it was computing, at c10d.py:1"
     )
 
 
-def test_a_process_that_has_ended_is_named_with_the_reason() -> None:
+def test_a_rank_that_has_ended_is_named_with_its_error() -> None:
     after = later({}, {"end": "ValueError: no"}, {"is_waiting": False})
     assert name_culprits(WAITING, after, me=0) == (
-        "process 1 (host, pid 101) has ended: ValueError: no"
+        "rank 1 (host, pid 101) has ended: ValueError: no"
     )
 
 
-def test_a_process_that_stands_still_itself_blames_no_other() -> None:
+def test_a_rank_that_stalls_itself_names_no_other() -> None:
     after = later({"is_waiting": False}, {"end": "RuntimeError: timed out"})
-    assert name_culprits(WAITING, after, me=0).startswith("process 0 (host, pid 100) keeps")
+    assert name_culprits(WAITING, after, me=0).startswith("rank 0 (host, pid 100) keeps")
 
 
-def test_one_that_has_died_before_its_first_beat_is_named_without_a_place() -> None:
+def test_a_rank_that_died_before_its_first_beat_is_named_without_a_place() -> None:
     before = [WAITING[0], replace(WAITING[1], beat=0, doing="starting", at=""), WAITING[2]]
     after = later({}, {"beat": 0, "doing": "starting", "at": ""})
     assert name_culprits(before, after, me=0).endswith("has died or is stopped: it was starting")
 
 
-def test_where_nothing_can_be_read_the_store_is_gone() -> None:
+def test_an_unreadable_store_is_reported() -> None:
     assert "the launcher, is gone" in name_culprits([None] * 3, [None] * 3, me=0)
 
 
-def test_nobody_is_blamed_where_all_are_waiting() -> None:
+def test_no_rank_is_named_if_all_are_waiting() -> None:
     assert name_culprits(WAITING, later(), me=1) == ""
 
 
-def test_alone_it_only_passes_on_what_it_is_given() -> None:
+def test_in_a_single_process_it_only_iterates() -> None:
     with Watchdog(0.001) as watchdog:
         watched = watchdog.over([1, 2, 3], "a batch")
         assert [list(watched), list(watched)] == [[1, 2, 3]] * 2

@@ -1,4 +1,4 @@
-"""Faults planted between detections and annotations: each is found, and named."""
+"""Faults planted between detections and annotations: each is found and named."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def made(
     named: Callable[[int], int] = lambda category: category,
     score: float = 0.9,
 ) -> str:
-    """Explain the detections of 20 images, which are right but for what the arguments change."""
+    """Explain the detections of 20 images, correct except for the changes by the arguments."""
     random = np.random.default_rng(0)
     annotations, results = [], []
     for image_id in range(1, 21):
@@ -58,53 +58,53 @@ def fractions(box: Box) -> Box:
     ("fault", "words"),
     [
         (corners, "bbox holds corners (x1, y1, x2, y2)"),
-        (centers, "bbox holds centre x, y, width, height"),
+        (centers, "bbox holds center x, y, width, height"),
         (fractions, "bbox holds fractions of the image"),
     ],
 )
-def test_boxes_in_another_format_are_named_with_the_set_that_has_them(
+def test_another_box_format_is_named_with_its_data_set(
     fault: Callable[[Box], Box], words: str
 ) -> None:
-    # A detector that has learnt from the wrong file, then one that is measured by it.
+    # First a detector trained on the wrong file, then one evaluated on it.
     said = made(detected=fault)
     assert said.startswith("box format: 100% of ")
     assert f"if the training set's {words}" in said
     assert f"if the validation set's {words}" in made(annotated=fault)
 
 
-def test_boxes_with_their_axes_swapped_are_named() -> None:
+def test_swapped_axes_of_boxes_are_named() -> None:
     assert "bbox holds y, x, height, width" in made(detected=lambda b: (b[1], b[0], b[3], b[2]))
 
 
-def test_labels_that_are_shifted_are_named_with_the_classes() -> None:
+def test_shifted_labels_are_named_with_their_classes() -> None:
     said = made(named={3: 7, 7: 9, 9: 3}.__getitem__)
     assert said.startswith("labels: 100% of ")
     assert "but 0% with the right class" in said
-    for pair in ("cat (3) is called dog (7)", "dog (7) is called fox (9)", "fox (9) is called cat"):
-        assert pair in said
+    for true, detected in (("cat (3)", "dog (7)"), ("dog (7)", "fox (9)"), ("fox (9)", "cat (3)")):
+        assert f"{true} is detected as {detected}" in said
 
 
-def test_boxes_far_too_small_to_be_untrained_are_a_matter_of_format() -> None:
+def test_boxes_that_are_far_too_small_are_attributed_to_the_format() -> None:
     said = made(detected=lambda box: (390.0, 290.0, 2.0, 1.0))
-    assert said.startswith("box format: the median size of what is detected is 1.41 px, that of")
+    assert said.startswith("box format: the median size of the detections is 1.41 px, that of")
 
 
-def test_an_early_run_is_told_to_train_longer_with_what_there_is_to_see() -> None:
+def test_an_early_run_is_advised_to_train_longer() -> None:
     said = made(detected=lambda box: (280.0, 200.0, 80.0, 60.0), score=0.03)
-    assert said.startswith("not enough training yet, as far as can be seen: 0% of the objects")
-    assert "IoU of 0.00, and the highest score 0.03" in said
+    assert said.startswith("probably not enough training yet: 0% of the objects")
+    assert "best detection is 0.00, the highest score 0.03" in said
 
 
-def test_right_detections_have_no_fault_to_be_named() -> None:
+def test_correct_detections_have_no_fault() -> None:
     said = made()
-    assert said.startswith("not enough training yet")
+    assert said.startswith("probably not enough training yet")
     assert "100% of the objects are found" in said
 
 
-def test_no_detections_and_no_objects_are_said_to_be_so() -> None:
+def test_missing_detections_and_missing_objects_are_reported() -> None:
     ground_truth = {"images": [{"id": 1}], "categories": [{"id": 3, "name": "cat"}]}
     empty = DetectionTable.from_results([], seen=[1])
     assert "no annotated objects" in explain_zero_ap({**ground_truth, "annotations": []}, empty)
     thing = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 30, 40]}
     said = explain_zero_ap({**ground_truth, "annotations": [thing]}, empty)
-    assert said == "nothing was detected in any image with objects"
+    assert said == "there is no detection in any image with objects"

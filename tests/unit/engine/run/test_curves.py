@@ -18,7 +18,7 @@ def records(*, evaluations: bool = True) -> list[dict[str, Any]]:
     return found
 
 
-def test_lines_are_what_was_recorded() -> None:
+def test_lines_show_the_records() -> None:
     losses, ap = loss_chart(records()), ap_chart(records())
     assert losses.labels == ("total, weighted", "class", "box L1", "box GIoU", "total, validation")
     assert losses.lines[0].points[:2] == [(10, 9.0), (20, 4.5)]
@@ -29,7 +29,7 @@ def test_lines_are_what_was_recorded() -> None:
     assert ap_chart(records(evaluations=False)).is_empty
 
 
-def test_what_was_not_recorded_has_no_chart() -> None:
+def test_values_without_records_have_no_chart() -> None:
     titles = [chart.title.split()[0] for chart in training_charts(records())]
     assert titles == ["Average", "Loss", "Learning"]  # no norms of gradients
     assert training_charts([]) == []

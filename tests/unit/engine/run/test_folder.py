@@ -6,24 +6,24 @@ from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
 
 
-def test_a_new_folder_is_made(tmp_path: Path) -> None:
+def test_a_new_folder_is_created(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "runs" / "a")
     folder.claim()
     assert folder.path.is_dir()
 
 
-def test_an_empty_folder_is_free(tmp_path: Path) -> None:
+def test_an_empty_folder_can_be_claimed(tmp_path: Path) -> None:
     RunFolder(tmp_path).claim()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+def test_a_folder_in_use_raises(tmp_path: Path) -> None:
     (tmp_path / "last.pth").touch()
     with pytest.raises(ValueError, match=r"must be new or empty, got .*--resume or --overwrite"):
         RunFolder(tmp_path).claim()
 
 
-def test_what_an_evaluation_left_does_not_keep_a_run_out(tmp_path: Path) -> None:
+def test_files_of_an_evaluation_do_not_block_a_run(tmp_path: Path) -> None:
     (tmp_path / "results.json").touch()
     RunFolder(tmp_path).claim()
     (tmp_path / "notes").touch()
@@ -31,7 +31,7 @@ def test_what_an_evaluation_left_does_not_keep_a_run_out(tmp_path: Path) -> None
         RunFolder(tmp_path).claim()
 
 
-def test_the_best_checkpoint_is_evaluated_or_else_the_last(tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_evaluated_if_there_is_one_else_the_last(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"has neither best\.pth nor last\.pth"):
         _ = folder.best_or_last
@@ -57,28 +57,28 @@ def test_resuming_keeps_every_file(tmp_path: Path) -> None:
     assert (tmp_path / "last.pth").exists()
 
 
-def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
+def test_resuming_without_a_run_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no last\.pth to resume from"):
         RunFolder(tmp_path).claim(resume=True)
 
 
-def test_without_its_newest_checkpoint_a_run_is_resumed_from_the_one_before(
+def test_without_the_newest_checkpoint_only_auto_resumes_from_the_previous_one(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "previous.pth").touch()
-    with pytest.raises(FileNotFoundError, match=r"--resume auto goes on from .*previous\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"--resume auto continues from .*previous\.pth"):
         RunFolder(tmp_path).claim(resume=True)
     RunFolder(tmp_path).claim(resume="auto")
 
 
-def test_what_a_killed_process_did_not_finish_goes_when_the_run_is_resumed(tmp_path: Path) -> None:
+def test_partial_files_of_a_killed_process_are_deleted_on_resume(tmp_path: Path) -> None:
     for name in ("last.pth", ".last.pth.partial"):
         (tmp_path / name).touch()
     RunFolder(tmp_path).claim(resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
 
 
-def test_a_lock_that_was_left_does_not_keep_a_run_out(tmp_path: Path) -> None:
+def test_a_leftover_lock_file_does_not_block_a_run(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     RunFolder(tmp_path).claim()
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
@@ -89,7 +89,7 @@ def test_resuming_and_overwriting_exclude_each_other(tmp_path: Path) -> None:
         RunFolder(tmp_path).claim(resume=True, overwrite=True)
 
 
-def test_a_record_says_its_kind_and_can_be_taken_back(tmp_path: Path) -> None:
+def test_a_record_has_a_kind_and_can_be_dropped(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.rewind(0)
     folder.record("train", {"step": 1})

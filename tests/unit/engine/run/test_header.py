@@ -20,7 +20,7 @@ def test_the_total_batch_is_the_product_of_its_parts() -> None:
     )
 
 
-def test_uneven_shares_of_a_batch_are_said() -> None:
+def test_uneven_shares_of_a_batch_are_described() -> None:
     assert describe_batch(total_batch=32, micro_batch=2, world_size=3) == (
         "32 = 16 x 2 images, 5 or 6 times for each of 3 processes, some of which wait"
     )
@@ -31,27 +31,27 @@ def test_parameters_are_counted_with_and_without_the_frozen_ones() -> None:
     assert describe_parameters(model) == "1,021 (1,010 trainable)"
 
 
-def test_a_data_set_says_what_was_left_out() -> None:
+def test_the_boxes_dropped_from_a_data_set_are_described() -> None:
     assert describe_dataset(1200, {"crowd": 0}) == "1,200 images"
     assert describe_dataset(3, {"crowd": 2, "empty": 1}) == (
         "3 images (2 boxes dropped: crowd, 1 boxes dropped: empty)"
     )
 
 
-def test_the_device_comes_with_the_back_end_that_auto_means() -> None:
+def test_the_device_is_described_with_the_back_end_that_auto_selects() -> None:
     cpu = torch.device("cpu")
     resolved = resolve_backend("auto", cpu)
     assert describe_device(cpu, "auto") == f"cpu, attention back-end auto: {resolved}"
     assert describe_device(cpu, "reference") == "cpu, attention back-end reference"
 
 
-def test_every_group_of_parameters_that_is_trained_is_shown_with_its_rate() -> None:
+def test_every_trained_parameter_group_is_described_with_its_rate() -> None:
     groups = [
         {"params": [nn.Parameter(torch.ones(1))], "role": role, "lr": rate, "initial_lr": rate}
         for role, rate in (("default", 2e-4), ("backbone", 2e-5), ("backbone_sampling", 2e-6))
     ]
     optimizer = torch.optim.SGD(groups)
-    optimizer.param_groups[0]["lr"] = 1.0  # what the schedule has made of it
+    optimizer.param_groups[0]["lr"] = 1.0  # as set by the schedule
     assert describe_learning_rates(optimizer) == (
         "default 0.0002, backbone 2e-05, backbone_sampling 2e-06"
     )

@@ -17,7 +17,7 @@ def test_without_a_terminal_a_report_is_one_plain_line(caplog: pytest.LogCapture
         progress.report(10, {"total": 3.14159, "lr": 2e-4, "class_error": 50.0})
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("step 10 of 20, total 3.142, lr 0.0002, ")
-    assert caplog.messages[0].endswith("s a step, 0:00:00 left")
+    assert caplog.messages[0].endswith("s per step, 0:00:00 left")
     assert console.file.getvalue() == ""
 
 

@@ -25,7 +25,7 @@ sys.stdin.read()
 
 @contextmanager
 def held_elsewhere(files: RunFolder) -> Iterator[subprocess.Popen[str]]:
-    """Another process that has the lock until it is killed."""
+    """Start another process that holds the lock until it is killed."""
     files.path.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", HOLD, str(files.lock)]
     with subprocess.Popen(
@@ -43,7 +43,7 @@ def read_state(files: RunFolder) -> dict[str, object]:
     return json.loads(files.state.read_text())
 
 
-def test_a_second_start_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
+def test_a_second_start_raises_and_names_the_running_process(tmp_path: Path) -> None:
     files = RunFolder(tmp_path / "run")
     with held_elsewhere(files):
         files.state.write_text('{"host": "node7", "pid": 123}')
@@ -68,7 +68,7 @@ def test_a_second_start_waits_for_one_that_is_ending(tmp_path: Path) -> None:
             assert process.wait() == 0
 
 
-def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
+def test_a_lock_ends_with_its_process_even_if_it_is_killed(tmp_path: Path) -> None:
     files = RunFolder(tmp_path / "run")
     with held_elsewhere(files) as process:
         with pytest.raises(RuntimeError, match="must not be in use"), locked(files, wait_s=0):
@@ -79,7 +79,7 @@ def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
             assert files.lock.is_file()
 
 
-def test_the_lock_is_held_inside_and_let_go_after(tmp_path: Path) -> None:
+def test_the_lock_is_held_inside_the_context_only(tmp_path: Path) -> None:
     files = RunFolder(tmp_path / "run")
     try_it = (
         "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'ab'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
@@ -90,7 +90,7 @@ def test_the_lock_is_held_inside_and_let_go_after(tmp_path: Path) -> None:
     assert subprocess.run(command, check=False).returncode == 0
 
 
-def test_a_file_system_without_locks_is_said_and_used(
+def test_a_file_system_without_locks_is_used_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(file: object, flags: int) -> None:
@@ -101,7 +101,7 @@ def test_a_file_system_without_locks_is_said_and_used(
         assert "cannot be locked (Operation not supported)" in caplog.text
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(RuntimeError, match=r"file/run cannot be written to \(.*; choose another"),
@@ -114,9 +114,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     ("error", "name"),
     [(None, "finished"), (PreemptedError("x"), "preempted"), (KeyError("x"), "failed")],
 )
-def test_the_state_of_a_run_is_written_down(
-    tmp_path: Path, error: Exception | None, name: str
-) -> None:
+def test_the_state_of_a_run_is_recorded(tmp_path: Path, error: Exception | None, name: str) -> None:
     files, state = RunFolder(tmp_path), tiny_state()
     with suppress(PreemptedError, KeyError), recorded_state(files, state):
         assert read_state(files)["state"] == "running"

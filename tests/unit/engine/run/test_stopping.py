@@ -8,7 +8,7 @@ from deformable_detr.engine.run.stopping import PreemptedError, StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_asks_to_stop_and_does_nothing_else(number: signal.Signals) -> None:
+def test_a_signal_only_requests_a_stop(number: signal.Signals) -> None:
     with StopRequest() as stop:
         stop.check()
         os.kill(os.getpid(), number)
@@ -16,19 +16,19 @@ def test_a_signal_asks_to_stop_and_does_nothing_else(number: signal.Signals) -> 
             stop.check()
 
 
-def test_afterwards_signals_do_what_they_did_before() -> None:
+def test_previous_signal_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
     with StopRequest():
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
 
 
-def test_one_that_does_not_listen_is_never_asked() -> None:
+def test_a_request_outside_its_context_never_stops() -> None:
     StopRequest().check()
     assert list(StopRequest().check_between([1, 2])) == [1, 2]
 
 
-def test_items_end_where_the_signal_came() -> None:
+def test_items_end_at_the_signal() -> None:
     seen = []
 
     def ask_at(stop: StopRequest, last: int) -> None:
@@ -42,7 +42,7 @@ def test_items_end_where_the_signal_came() -> None:
     assert seen == [0, 1, 2]
 
 
-def test_outside_the_main_thread_signals_are_left_alone() -> None:
+def test_signals_are_not_handled_outside_the_main_thread() -> None:
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def enter() -> None:

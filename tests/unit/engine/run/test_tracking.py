@@ -15,7 +15,7 @@ from deformable_detr.engine.run.tracking import TensorBoard, require_tensorboard
 
 
 class Failing:
-    """Takes one record, then its disk is full; closing it fails, too."""
+    """Tracker that writes one record, then fails as on a full disk; closing it fails, too."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -26,11 +26,11 @@ class Failing:
             raise OSError(28, "No space left on device")
 
     def close(self) -> None:
-        raise AssertionError("a tracker that is off must be left alone")
+        raise AssertionError("a disabled tracker must not be closed")
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The curves of a folder as TensorBoard itself reads them."""
+    """Return the curves in a folder, as TensorBoard itself reads them."""
     events = EventAccumulator(str(folder))
     events.Reload()
     return {
@@ -39,7 +39,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(
+def test_a_failed_tracker_is_named_once_and_the_others_continue(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, failing = RunFolder(tmp_path), Failing()
@@ -51,11 +51,11 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(
     assert [record["step"] for record in read_records(folder.metrics)] == [1, 2, 3, 4]
     assert failing.calls == 2
     [warning] = caplog.messages
-    assert "TensorBoard is off from here on" in warning
+    assert "TensorBoard is disabled after an error" in warning
     assert "No space left on device" in warning
 
 
-def test_a_tracker_that_cannot_be_opened_stops_nothing(
+def test_a_tracker_that_cannot_be_opened_does_not_stop_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = RunFolder(tmp_path)
@@ -64,10 +64,10 @@ def test_a_tracker_that_cannot_be_opened_stops_nothing(
     folder.record("train", {"step": 1})
     assert read_records(folder.metrics) == [{"kind": "train", "step": 1}]
     [warning] = caplog.messages
-    assert warning.startswith("TensorBoard is off from here on, as it has failed (FileExistsError")
+    assert warning.startswith("TensorBoard is disabled after an error (FileExistsError")
 
 
-def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     append_record(path, {"step": 1})
     opened = Path.open
@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path) -> None:
     assert read_records(path) == [{"step": 1}, {"step": 3}]
 
 
-def test_a_metrics_file_that_cannot_be_written_stops_nothing(
+def test_a_metrics_file_that_cannot_be_written_does_not_stop_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = RunFolder(tmp_path)
@@ -103,7 +103,7 @@ def test_a_metrics_file_that_cannot_be_written_stops_nothing(
     folder.record("train", {"step": 1})
     folder.record("train", {"step": 2})
     assert len(caplog.messages) == 1
-    assert f"{folder.metrics} is off from here on" in caplog.messages[0]
+    assert f"{folder.metrics} is disabled after an error" in caplog.messages[0]
 
 
 def test_tensorboard_reads_every_number_of_a_record(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_tensorboard_reads_every_number_of_a_record(tmp_path: Path) -> None:
     assert scalars(tmp_path) == {"train/total": [(10, 2.5)], "evaluation/AP": [(10, 0.25)]}
 
 
-def test_what_a_resumed_run_takes_again_is_shown_once(tmp_path: Path) -> None:
+def test_steps_that_a_resumed_run_repeats_are_shown_once(tmp_path: Path) -> None:
     first = TensorBoard(tmp_path, first_step=1)
     for step in (1, 2, 3):
         first("train", {"step": step, "total": 1.0})
@@ -125,7 +125,7 @@ def test_what_a_resumed_run_takes_again_is_shown_once(tmp_path: Path) -> None:
     assert scalars(tmp_path) == {"train/total": [(1, 1.0), (2, 1.0), (3, 2.0)]}
 
 
-def test_tensorboard_on_a_full_disk_is_off_after_one_warning(
+def test_tensorboard_on_a_full_disk_is_disabled_after_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not Path("/dev/full").exists():
@@ -138,7 +138,7 @@ def test_tensorboard_on_a_full_disk_is_off_after_one_warning(
     [events] = folder.tensorboard.iterdir()
     full = tmp_path / "full"
     full.symlink_to("/dev/full")
-    full.replace(events)  # the writer opens its file anew for each flush
+    full.replace(events)  # the writer reopens its file for each flush
     folder.tracking.open("TensorBoard", lambda: tracker)
     for step in range(1, 40):
         folder.record("train", {"step": step, "total": 1.0})
@@ -148,10 +148,10 @@ def test_tensorboard_on_a_full_disk_is_off_after_one_warning(
         thread.join(timeout=10)
     assert [record["step"] for record in read_records(folder.metrics)] == [*range(1, 41)]
     [warning] = caplog.messages
-    assert "TensorBoard is off from here on" in warning
+    assert "TensorBoard is disabled after an error" in warning
 
 
-def test_an_absent_tensorboard_is_an_error_that_says_what_to_install() -> None:
+def test_the_error_for_a_missing_tensorboard_names_the_package_to_install() -> None:
     with (
         mock.patch.object(tracking.importlib.util, "find_spec", return_value=None),
         pytest.raises(RuntimeError, match=r'pip install "deformable-detr\[tracking\]"'),
