@@ -15,7 +15,7 @@ from deformable_detr.visualize.objects import (
     side_by_side,
 )
 
-GREY = (90, 90, 90)
+GRAY = (90, 90, 90)
 NAMES = ("cat", "dog")
 
 
@@ -29,12 +29,12 @@ def _detections(*boxes: tuple[float, ...], label: int = 0) -> Detections:
 
 
 def _photo(width: int, height: int) -> Image.Image:
-    return Image.new("RGB", (width, height), GREY)
+    return Image.new("RGB", (width, height), GRAY)
 
 
 def _changed(picture: Image.Image) -> np.ndarray:
     """Return a (height, width) mask of the pixels that were drawn."""
-    return (np.asarray(picture) != GREY).any(axis=2)
+    return (np.asarray(picture) != GRAY).any(axis=2)
 
 
 def _filled(picture: Image.Image, label: int) -> int:
@@ -53,7 +53,7 @@ def test_box_is_drawn_at_its_place_in_the_color_of_its_class() -> None:
     assert not drawn[400, 320:680].any()
     assert not drawn[:, :299].any()
     assert not drawn[:, 702:].any()
-    assert (np.asarray(photo) == GREY).all(), "the photo itself must not change"
+    assert (np.asarray(photo) == GRAY).all(), "the image itself must not change"
 
 
 def test_small_image_is_enlarged_by_an_integer_factor() -> None:
