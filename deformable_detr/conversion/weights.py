@@ -149,9 +149,7 @@ def _fit_rows(
         return select_rows(state, rows.used), f"{wanted} of {count} rows, those with a category"
     raw, raw_count = official_rows(count, rows.label_space)
     if raw_count == wanted:
-        return spread_rows(
-            state, raw, raw_count
-        ), f"{count} rows spread over {wanted}, by category id"
+        return spread_rows(state, raw, raw_count), f"{count} rows into {wanted}, by category id"
     return state, ""  # `_require_fit` reports the other shape
 
 

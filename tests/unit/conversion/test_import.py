@@ -97,7 +97,7 @@ def test_80_contiguous_rows_are_spread_over_rows_by_category_id(model: Deformabl
 
     report = import_weights(other, export_weights(model, to="detrex"))
 
-    assert report.class_rows == "80 rows spread over 91, by category id"
+    assert report.class_rows == "80 rows into 91, by category id"
     bias = other.decoder.class_heads[0].bias.detach()
     assert torch.equal(bias[90], model.decoder.class_heads[0].bias[79])
     assert float(bias[12]) == pytest.approx(-4.59511985)  # no category has id 12
