@@ -69,8 +69,8 @@ def record_outputs(
         kind: class of the modules.
 
     Returns:
-        Context manager of a list that grows with each call: the name of the module, and its
-        output.
+        Context manager that yields a list, which grows with each call: the name of the module,
+        and its output.
     """
     return recorded(
         modules_of(model, kind), lambda name, module, args, kwargs, output: (name, output)
@@ -84,7 +84,7 @@ def record_attention(model: nn.Module) -> AbstractContextManager[list[AttentionC
         model: the detector, or a part of it, such as its decoder.
 
     Returns:
-        Context manager of a list that grows with each call, in the order of the calls.
+        Context manager that yields a list, which grows with each call.
     """
     return recorded(modules_of(model, MSDeformAttn), _attention_call)
 

@@ -101,7 +101,7 @@ def record_deform_convs(model: nn.Module) -> AbstractContextManager[list[DeformC
     """Record every call of a `DeformConv2d` or a `ModulatedDeformConv2d`.
 
     Returns:
-        Context manager of a list that grows with each call, in the order of the calls.
+        Context manager that yields a list, which grows with each call.
     """
     modules = modules_of(model, DeformConv2d) | modules_of(model, ModulatedDeformConv2d)
     return recorded(modules, _deform_conv_call)
