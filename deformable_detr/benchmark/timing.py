@@ -123,7 +123,7 @@ def measure(
     taken = {}
     for task in tasks:
         report(f"warming up {task.name}")
-        taken[task.name] = Rounds(_calls_a_turn(task, clock))
+        taken[task.name] = Rounds(_calls_per_turn(task, clock))
     for index in range(rounds):
         for place in order_of_round(len(tasks), index):
             task = tasks[place]
@@ -133,7 +133,7 @@ def measure(
     return taken
 
 
-def _calls_a_turn(task: Task, clock: Clock) -> int:
+def _calls_per_turn(task: Task, clock: Clock) -> int:
     """Return the number of calls for a long enough turn; the preparation is the warm-up."""
     lap = clock.time(task.prepare(1))
     return min(MOST_CALLS, math.ceil(SHORTEST_TURN_MS / max(1e-3, min(lap.ms, lap.wall_ms))))

@@ -75,7 +75,7 @@ def check_agreement(implementations: list[BoundImplementation]) -> None:
         output_error = torch.finfo(bound.implementation.dtype).eps * float(expected.abs().max())
         limit = 4 * (coordinate_error * largest_value + output_error)
         difference = float((bound.forward().float() - expected).abs().max())
-        if not difference <= limit:  # NaN is not
+        if not difference <= limit:  # true for NaN too
             raise RuntimeError(
                 f"{bound.implementation.name} must agree with the reference to {limit:.2g}, "
                 f"got a difference of {difference:.2g}; do not use it"

@@ -120,7 +120,7 @@ def ratio(baseline: Timing | None, own: Timing | None) -> float | None:
 
 @dataclass(frozen=True)
 class Timings:
-    """Timings, and the reasons why implementations are missing."""
+    """Timings, and reasons for missing implementations."""
 
     timings: list[Timing]
     missing: dict[str, str]
