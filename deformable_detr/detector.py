@@ -26,7 +26,7 @@ from deformable_detr.evaluation.postprocess import select_detections
 from deformable_detr.labels import LabelSpace
 from deformable_detr.photos import ImageLike, as_photo
 from deformable_detr.structures import Detections, ImageBatch, Predictions, Size
-from deformable_detr.visualize.attention import QueryLook, looks_of_best, record_attention
+from deformable_detr.visualize.attention import QueryAttention, attention_of_best, record_attention
 
 DEFAULT_THRESHOLD = 0.3  # focal losses give low scores; few false ones are above this
 DEFAULT_BATCH_SIZE = 4
@@ -180,7 +180,7 @@ class Detector:
             [label for label in labels if classes is None or names[label] in classes]
         )
 
-    def explain(self, image: ImageLike, *, queries: int = 3) -> list[QueryLook]:
+    def explain(self, image: ImageLike, *, queries: int = 3) -> list[QueryAttention]:
         """Where the queries of the best detections looked, in the decoder's last layer.
 
         Args:
@@ -195,7 +195,7 @@ class Detector:
         decoder = self.model.get_submodule("decoder")
         with torch.inference_mode(), record_attention(decoder) as calls:
             last = self.model(images).last
-        return looks_of_best(last, calls[-1], queries)
+        return attention_of_best(last, calls[-1], queries)
 
     def preprocess(self, photo: Image.Image) -> Tensor:
         """(3, h, w) normalised image, resized as the model wants it."""

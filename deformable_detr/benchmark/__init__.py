@@ -1,1 +1,1 @@
-"""How fast the operators are on this machine: `deformable-detr benchmark ops`."""
+"""Benchmarks of operators, layers and training on this machine: `deformable-detr benchmark`."""

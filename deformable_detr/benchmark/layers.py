@@ -1,4 +1,4 @@
-"""Time deformable layers and fused models against what they stand for, in turns."""
+"""Time deformable layers and fused models against their baselines, interleaved."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ from deformable_detr.ops.deform_kernel.dispatch import deform_kernel_conv2d
 from deformable_detr.ops.deform_kernel.reference import deform_kernel_conv2d_core_pytorch
 from deformable_detr.ops.geometry import ConvGeometry
 
-DEFORM_LIMIT = 1.05  # of the time of torchvision's function
-FUSED_LIMIT = 1.03  # of the time of the plain model
-KERNEL_LIMIT = 1.0  # of the time of the plain PyTorch function
+DEFORM_LIMIT = 1.05  # relative to the time of torchvision's function
+FUSED_LIMIT = 1.03  # relative to the time of the plain model
+KERNEL_LIMIT = 1.0  # relative to the time of the plain PyTorch function
 # The stages of strides 8 to 32 of a ResNet-50 at 800 x 1072: channels, height and width.
 DEFORM_SHAPES = ((128, 100, 134), (256, 50, 67), (512, 25, 34))
 KERNEL_SHAPE = (96, 50, 67)
@@ -33,13 +33,13 @@ KERNEL_SHAPE = (96, 50, 67)
 
 @dataclass(frozen=True)
 class Pair:
-    """A call of ours and the call that it may not be slower than.
+    """Own implementation and its baseline, with a limit on the ratio of their times.
 
     Attributes:
-        name: what is computed.
-        own: of ours; returns what `other` does.
-        other: what it stands for.
-        limit: of the time of `own`, as a share of that of `other`.
+        name: description of the computation.
+        own: call of the own implementation; returns the same as `other`.
+        other: call of the baseline.
+        limit: maximum time of `own` relative to `other`.
     """
 
     name: str
@@ -50,12 +50,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a pair took.
+    """Times of a pair.
 
     Attributes:
-        own_ms: of CPU time, all threads, by round.
-        other_ms: alike.
-        ratio: own over other, round by round.
+        pair: pair that was timed.
+        own_ms: CPU time of `own` over all threads, per call.
+        other_ms: the same for `other`.
+        ratio: own over other, paired by round.
     """
 
     pair: Pair
@@ -65,11 +66,11 @@ class Comparison:
 
     @property
     def holds(self) -> bool:
-        """Whether the median of the ratios is within the limit."""
+        """True if the median of the ratios is within the limit."""
         return self.ratio.median <= self.pair.limit
 
     def describe(self) -> str:
-        """In a line."""
+        """Return a one-line description."""
         verdict = "holds" if self.holds else "MISSED"
         return (
             f"{self.pair.name}: {self.own_ms.median:.2f} ms, {self.other_ms.median:.2f} ms, "
@@ -79,7 +80,7 @@ class Comparison:
 
 
 def measure(rounds: int, report: Callable[[str], None]) -> Iterator[Comparison]:
-    """Compare, pair after pair; the two of a pair take turns."""
+    """Time all pairs; the calls of a pair are interleaved."""
     torch.manual_seed(0)
     for pair in (*deform_pairs(), kernel_pair(), *fused_pairs()):
 
@@ -101,7 +102,7 @@ def _prepare(call: Call) -> Callable[[int], list[Call]]:
 
 
 def deform_pairs() -> Iterator[Pair]:
-    """Our layers against torchvision's function on their weights, forward, and backward too."""
+    """Yield our layers against torchvision's function: forward, and all gradients."""
     for shape in DEFORM_SHAPES:
         for kind in (DeformConv2d, ModulatedDeformConv2d):
             yield from _deform_pairs(kind, shape)
@@ -136,7 +137,7 @@ def _deform_pairs(
 
 
 def kernel_pair() -> Pair:
-    """Deformable kernels against their reference, with all gradients."""
+    """Return deformable kernels against their reference, with all gradients."""
     C, H, W = KERNEL_SHAPE
     inputs = [
         torch.randn(1, C, H, W, requires_grad=True),
@@ -160,7 +161,7 @@ def kernel_pair() -> Pair:
 
 
 def fused_pairs(*, depth: int = 50, size: int = 320) -> Iterator[Pair]:
-    """Fused backbones against the plain one that they started as."""
+    """Yield fused backbones against the plain backbone that they are equivalent to."""
     images = torch.randn(1, 3, size, size)
     for name, replacement in (
         ("ACBlock", ac_block()),

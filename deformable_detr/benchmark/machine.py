@@ -1,4 +1,4 @@
-"""The machine a benchmark runs on, in words, and whether it is idle."""
+"""Description of the machine that a benchmark runs on, and whether it is idle."""
 
 import os
 import platform
@@ -12,19 +12,19 @@ from deformable_detr.environment import cpu_name, num_cores
 
 _STAT = Path("/proc/stat")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-_BUSY_SHARE = 0.1  # of the cores, above which figures are not to be trusted
+_BUSY_SHARE = 0.1  # of the cores; above it, results are unreliable
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What figures depend on.
+    """Hardware and software that the results depend on.
 
     Attributes:
-        cores: that this process may use.
-        caches: sizes as the system writes them, by level, of the first core.
-        load_average: over the last minute; None where the system does not tell.
-        busy_cores: cores that other programs used, for a second before or, in a report, all the
-            while; None likewise.
+        cores: number of cores that this process may use.
+        caches: cache sizes of the first core by level, in the system's notation.
+        load_average: load of the last minute; None if not available on this platform.
+        busy_cores: number of cores that other programs used, in the second before or, in a
+            report, during the whole run; None if not available on this platform.
     """
 
     cpu: str
@@ -42,7 +42,7 @@ class Machine:
 
     @property
     def warning(self) -> str | None:
-        """That the machine is not idle, if so."""
+        """Warning that the machine is not idle, or None."""
         busy = self.load_average if self.busy_cores is None else self.busy_cores
         if busy is None or busy <= _BUSY_SHARE * self.cores:
             return None
@@ -53,7 +53,7 @@ class Machine:
 
 
 def describe_machine(device: str) -> Machine:
-    """Look at this machine, for a second."""
+    """Describe this machine; takes a second."""
     others = OtherPrograms()
     time.sleep(1)
     return Machine(
@@ -73,7 +73,7 @@ def describe_machine(device: str) -> Machine:
 
 
 def has_glibc() -> bool:
-    """Whether memory comes from glibc, whose settings the two allocators differ in."""
+    """Return whether memory comes from glibc, whose settings distinguish the two allocators."""
     return platform.libc_ver()[0] == "glibc"
 
 
@@ -89,14 +89,14 @@ def _cache_sizes() -> dict[str, str]:
 
 
 class OtherPrograms:
-    """Watches, from when it is made, how much others compute."""
+    """Monitor of the CPU use of other programs since its construction."""
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
         self._at_begin = _others_seconds()
 
     def busy_cores(self) -> float | None:
-        """Cores that they have used since; None where the system does not tell."""
+        """Return the cores used by others since then; None if not available on this platform."""
         now = _others_seconds()
         if now is None or self._at_begin is None:
             return None
@@ -104,7 +104,7 @@ class OtherPrograms:
 
 
 def _others_seconds() -> float | None:
-    """CPU time of all programs but this one and the children it has waited for."""
+    """Return the CPU time of all programs except this one and its finished children."""
     if not _STAT.exists():
         return None
     # proc(5): user, nice, system, idle, iowait, irq, softirq, steal, ...; guest time is in user.

@@ -1,4 +1,4 @@
-"""The memory that a call takes at its peak, above what was there before it."""
+"""Peak memory of a call, above the memory in use before it."""
 
 import ctypes
 import gc
@@ -11,21 +11,21 @@ from deformable_detr.benchmark.machine import has_glibc
 from deformable_detr.engine.memory import resident_bytes
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"  # proc(5): the peak resident set size becomes the present one
+_RESET_PEAK = "5"  # proc(5): resets the peak resident set size to the current one
 
 
 def peak_extra_megabytes(call: Callable[[], object], *, device: str) -> float | None:
-    """Peak memory during a call above that before it, in units of 10^6 bytes; outputs count.
+    """Measure the peak memory of a call above the memory before it, in 10^6 bytes.
 
-    On a CPU that is the resident set, of a process that has not made such a call before: what the
-    call keeps for the next one counts too, but not the code that is loaded for it from files. None
-    where the system does not tell.
+    Outputs are included. On a CPU, this is the resident set of a process that has not made such a
+    call before: buffers that the call keeps for the next one are included, code that is loaded
+    from files is not. None if not available on this platform.
     """
     gc.collect()
     if device == "cuda":
         return _peak_on_gpu(call)
     if has_glibc():
-        # What was freed stays with the process and would be used again, unseen.
+        # Freed memory stays with the process; reusing it would not be measured.
         ctypes.CDLL(None).malloc_trim(0)
     try:
         _CLEAR_REFS.write_text(_RESET_PEAK)

@@ -1,4 +1,4 @@
-"""How many multiply-adds a detector's forward pass has, counted without computing it."""
+"""Count the multiply-adds of a detector's forward pass without computing it."""
 
 import copy
 
@@ -19,7 +19,7 @@ _Deformed = DeformConv2d | ModulatedDeformConv2d | DeformKernelConv2d
 
 
 class _AsPlain(nn.Module):
-    """The convolutions that say where a deformed one looks, and a plain one in its place."""
+    """Plain convolution in place of a deformable one, with the latter's offset generators."""
 
     def __init__(self, deformed: _Deformed) -> None:
         super().__init__()
@@ -35,17 +35,17 @@ class _AsPlain(nn.Module):
 
 
 def count_multiply_adds(model: nn.Module, *, height: int, width: int) -> int:
-    """Those of convolutions, linear layers and matrix products, for one image.
+    """Count multiply-adds of convolutions, linear layers and matrix products for one image.
 
-    What the literature on detectors calls FLOPs. A deformed convolution counts as the plain one
-    and what generates its offsets; bilinear sampling, norms and sums are not counted.
+    The literature on detectors calls them FLOPs. A deformable convolution counts as a plain one
+    plus its offset generator; bilinear sampling, norms and sums are not counted.
 
     Args:
-        model: a detector, in any mode; is not changed.
-        height: of the image, in pixels.
-        width: alike.
+        model: detector in any mode; it is not modified.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
     """
-    # With gradients, as attention would run as one operator without, which is not counted.
+    # With gradients: without, attention runs as one operator that is not counted.
     counted = copy.deepcopy(model).eval().requires_grad_()
     for name, module in list(counted.named_modules()):
         if isinstance(module, _Deformed):

@@ -1,4 +1,4 @@
-"""Median and spread of the numbers of several rounds."""
+"""Median and spread of the measurements of several rounds."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Summary:
-    """The spread of some numbers."""
+    """Minimum, quartiles and median."""
 
     min: float
     lower_quartile: float
@@ -15,13 +15,13 @@ class Summary:
     upper_quartile: float
 
     def describe(self, digits: int) -> str:
-        """Median and quartiles, with so many digits behind the point."""
+        """Format median and quartiles with the given number of decimals."""
         low, high = self.lower_quartile, self.upper_quartile
         return f"{self.median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def summarize(numbers: Sequence[float]) -> Summary:
-    """Median and spread; quartiles are interpolated between the numbers."""
+    """Compute median and spread; quartiles are interpolated."""
     if len(numbers) == 1:
         return Summary(numbers[0], numbers[0], numbers[0], numbers[0])
     lower, median, upper = statistics.quantiles(numbers, n=4, method="inclusive")
@@ -29,9 +29,8 @@ def summarize(numbers: Sequence[float]) -> Summary:
 
 
 def paired_ratio(baseline: Sequence[float], own: Sequence[float]) -> Summary:
-    """Baseline over own, round by round: the speed-up where the numbers are times.
+    """Compute baseline over own, paired by round: the speed-up if the numbers are times.
 
-    Rounds are paired, so that a machine that slows down for some of them changes both parts of
-    their ratios.
+    Pairing cancels a slowdown of the machine during some rounds, which affects both numbers.
     """
     return summarize([theirs / ours for theirs, ours in zip(baseline, own, strict=True)])

@@ -1,4 +1,4 @@
-"""Clocks, and interleaved rounds of measurements with them."""
+"""Clocks, and interleaved rounds of measurements."""
 
 import math
 import sys
@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-# Far above the resolution of any clock, and short beside the slices of other programs.
+# Far above the resolution of the clocks, and short compared with time slices of other programs.
 SHORTEST_TURN_MS = 50.0
 MOST_CALLS = 1000
 
@@ -18,11 +18,12 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Lap:
-    """What some calls cost, all together.
+    """Total cost of several calls.
 
     Attributes:
-        ms: by the clock that is judged: process CPU time of all threads, or CUDA events.
-        page_faults: memory pages that the kernel had to supply.
+        ms: time by the primary clock: process CPU time of all threads, or CUDA events.
+        wall_ms: time by the wall clock.
+        page_faults: number of page faults without I/O.
     """
 
     ms: float
@@ -31,17 +32,17 @@ class Lap:
 
 
 class Clock(Protocol):
-    """Measures calls."""
+    """Interface of clocks that time calls."""
 
     name: str
 
     def time(self, calls: Sequence[Call]) -> Lap:
-        """Make the calls, one after another."""
+        """Make the calls one after another, and return their cost."""
         ...
 
 
 class CpuClock:
-    """CPU time of the process, summed over its threads: other programs hardly change it."""
+    """Clock of the process's CPU time over all threads, which other programs hardly affect."""
 
     name = "process CPU time, all threads"
 
@@ -56,7 +57,7 @@ class CpuClock:
 
 
 class CudaClock:
-    """Time on the GPU between two events around the calls."""
+    """Clock of the GPU time between two events around the calls."""
 
     name = "CUDA events"
 
@@ -75,7 +76,7 @@ class CudaClock:
 
 
 def clock_for(device: str) -> Clock:
-    """The clock that judges work on a device."""
+    """Return the primary clock for a device."""
     return CudaClock() if device == "cuda" else CpuClock()
 
 
@@ -89,10 +90,10 @@ def _page_faults() -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """A thing to time.
+    """Task to time.
 
     Attributes:
-        prepare: makes ready, untimed, for so many calls, and returns them.
+        prepare: function that prepares the given number of calls, untimed, and returns them.
     """
 
     name: str
@@ -101,7 +102,7 @@ class Task:
 
 @dataclass
 class Rounds:
-    """What a task cost in each round, of one call."""
+    """Cost per call of a task in each round."""
 
     calls: int
     ms: list[float] = field(default_factory=list)
@@ -109,7 +110,7 @@ class Rounds:
     page_faults: list[float] = field(default_factory=list)
 
     def add(self, lap: Lap) -> None:
-        """Take in another round."""
+        """Add a round."""
         self.ms.append(lap.ms / self.calls)
         self.wall_ms.append(lap.wall_ms / self.calls)
         self.page_faults.append(lap.page_faults / self.calls)
@@ -118,11 +119,11 @@ class Rounds:
 def measure(
     tasks: Sequence[Task], *, rounds: int, clock: Clock, report: Callable[[str], None]
 ) -> dict[str, Rounds]:
-    """Let the tasks take turns, in another order each round."""
+    """Time the tasks in interleaved rounds, in a different order each round."""
     taken = {}
     for task in tasks:
         report(f"warming up {task.name}")
-        taken[task.name] = Rounds(_calls_a_turn(task, clock))
+        taken[task.name] = Rounds(_calls_per_turn(task, clock))
     for index in range(rounds):
         for place in order_of_round(len(tasks), index):
             task = tasks[place]
@@ -132,18 +133,18 @@ def measure(
     return taken
 
 
-def _calls_a_turn(task: Task, clock: Clock) -> int:
-    """As many as a turn needs to last; the preparation has warmed the task up."""
+def _calls_per_turn(task: Task, clock: Clock) -> int:
+    """Return the number of calls for a long enough turn; the preparation is the warm-up."""
     lap = clock.time(task.prepare(1))
     return min(MOST_CALLS, math.ceil(SHORTEST_TURN_MS / max(1e-3, min(lap.ms, lap.wall_ms))))
 
 
 def order_of_round(count: int, round_index: int) -> list[int]:
-    """Order in which `count` tasks take their turns.
+    """Return the order of `count` tasks in a round.
 
-    The rows of Williams' design: over `count` rounds each has each place once, and (over twice as
-    many, where `count` is odd) follows every other one equally often. A mere rotation would always
-    leave the same one to run in the heap and the caches of the same predecessor.
+    These are the rows of Williams' design: over `count` rounds each task has each position once,
+    and (over twice as many rounds if `count` is odd) follows each other task equally often. With a
+    mere rotation, a task would always inherit heap and caches of the same predecessor.
     """
     zigzag = [step // 2 if step % 2 == 0 else count - 1 - step // 2 for step in range(count)]
     order = [(place + round_index) % count for place in zigzag]

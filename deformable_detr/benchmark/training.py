@@ -1,4 +1,4 @@
-"""What a training step costs: by setting, in time and memory, and shared by two processes."""
+"""Cost of a training step: time and memory per setting, and throughput of two processes."""
 
 import os
 import socket
@@ -25,21 +25,21 @@ from deformable_detr.engine.train import train_step
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import ImageBatch, Target
 
-CONFIG = "deformable_detr_r50"  # six layers of encoder and of decoder
+CONFIG = "deformable_detr_r50"  # six encoder layers and six decoder layers
 SETTINGS = {
     "plain": (),
     "gradient checkpointing": ("train.gradient_checkpointing=true",),
     "channels last": ("train.channels_last=true",),
     "bfloat16": ("train.precision=bfloat16",),
 }
-OBJECTS = 7  # an image: COCO's mean
+OBJECTS = 7  # per image: COCO's mean
 NUM_CLASSES = 80
 WARM_UP_STEPS = 1
 
 
 @dataclass(frozen=True)
 class _Setup:
-    """What a process is to run."""
+    """Setup of a benchmark process."""
 
     overrides: tuple[str, ...]
     size: int
@@ -50,7 +50,7 @@ class _Setup:
 
 
 class _Work:
-    """A detector in training, and one batch of noise that it is trained on."""
+    """Detector in training, with one batch of noise."""
 
     def __init__(self, setup: _Setup) -> None:
         config = load_config(CONFIG, ["model.backbone.weights=none", *setup.overrides])
@@ -80,7 +80,7 @@ class _Work:
         train_step(self._state, [self._batch], self._criterion, seed=0, max_grad_norm=0.1)
 
     def memory(self) -> float | None:
-        """Peak of a first pass above weights and gradients, in units of 10^6 bytes."""
+        """Return the peak of a first pass above weights and gradients, in 10^6 bytes."""
         for parameter in self._state.model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.full_like(parameter, 0.0)
@@ -102,7 +102,7 @@ def _noise(images: int, size: int) -> Batch:
 
 
 def _serve(connection: Connection, setup: _Setup) -> None:
-    """Answer requests by name until there is none."""
+    """Answer requests by name until an empty one."""
     torch.set_num_threads(1)
     if setup.world_size > 1:
         names = {"RANK": setup.rank, "WORLD_SIZE": setup.world_size, "MASTER_PORT": setup.port}
@@ -113,7 +113,7 @@ def _serve(connection: Connection, setup: _Setup) -> None:
         work = _Work(setup)
         requests: dict[str, Callable[[], Any]] = {
             "memory": work.memory,
-            # Other programs add less to the time of a processor than to that of the clock.
+            # Other programs affect CPU time less than wall-clock time.
             "pass": lambda: work.seconds(work.forward_and_backward, time.process_time),
             "step": lambda: work.seconds(work.step, time.perf_counter),
         }
@@ -125,7 +125,7 @@ def _serve(connection: Connection, setup: _Setup) -> None:
 
 @contextmanager
 def _processes(setups: list[_Setup]) -> Iterator[list[Connection]]:
-    """One process for each setup; those that are not asked take no time."""
+    """Start one process per setup; those without a request take no CPU time."""
     context = get_context("spawn")
     connections, processes = [], []
     for setup in setups:
@@ -147,7 +147,7 @@ def _processes(setups: list[_Setup]) -> Iterator[list[Connection]]:
 
 
 def _ask(connections: list[Connection], request: str) -> list[Any]:
-    """The answers of processes that work at the same time."""
+    """Send a request to processes that run concurrently, and return their answers."""
     for connection in connections:
         connection.send(request)
     return [connection.recv() for connection in connections]
@@ -156,18 +156,18 @@ def _ask(connections: list[Connection], request: str) -> list[Any]:
 def measure_settings(
     *, size: int, images: int, rounds: int, overrides: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Time and memory of a forward and backward pass with each of `SETTINGS`.
+    """Measure time and memory of a forward and backward pass for each of `SETTINGS`.
 
-    Each has a process of its own, of one thread; they take turns.
+    Each setting has its own process with one thread; they are interleaved.
 
     Args:
         size: height and width of the images in pixels.
-        images: in a batch.
-        rounds: turns of each, at least 2, after one that does not count.
-        overrides: KEY=VALUE settings of another model than the paper's.
+        images: number of images per batch.
+        rounds: number of rounds, at least 2, after a warm-up round.
+        overrides: KEY=VALUE settings, for a model other than the paper's.
 
     Yields:
-        Lines to print: processor time, and the peak of memory above weights and gradients.
+        Lines to print: CPU time, and peak memory above weights and gradients.
     """
     setups = [_Setup((*overrides, *own), size, images) for own in SETTINGS.values()]
     with _processes(setups) as connections:
@@ -188,13 +188,15 @@ def measure_settings(
 def measure_processes(
     *, size: int, images: int, rounds: int, overrides: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Images a second of one process, and of two that train together, each of one thread.
+    """Measure images per second of one process, and of two in distributed training.
+
+    Each process has one thread.
 
     Args:
         size: height and width of the images in pixels.
-        images: in the batch of a process.
-        rounds: turns of each, at least 2, after one that does not count.
-        overrides: KEY=VALUE settings of another model than the paper's.
+        images: number of images per batch of a process.
+        rounds: number of rounds, at least 2, after a warm-up round.
+        overrides: KEY=VALUE settings, for a model other than the paper's.
 
     Yields:
         Lines to print, by the wall clock.
@@ -210,6 +212,6 @@ def measure_processes(
             alone_rates.append(images / _ask([alone], "step")[0])
             pair_rates.append(2 * images / max(_ask(together, "step")))
     alone_rates, pair_rates = alone_rates[WARM_UP_STEPS:], pair_rates[WARM_UP_STEPS:]
-    yield f"one process    {summarize(alone_rates).describe(3)} images a second"
-    yield f"two processes  {summarize(pair_rates).describe(3)} images a second"
+    yield f"one process    {summarize(alone_rates).describe(3)} images per second"
+    yield f"two processes  {summarize(pair_rates).describe(3)} images per second"
     yield f"ratio          {paired_ratio(pair_rates, alone_rates).describe(2)}"

@@ -1,1 +1,1 @@
-"""Other implementations' weights, in and out: names, files, and what their class rows mean."""
+"""Import and export of other implementations' weights: names, files and class rows."""

@@ -1,4 +1,4 @@
-"""What the rows of class heads mean, and moving rows from one meaning to another."""
+"""Meaning of the class-head rows, and mappings between row layouts."""
 
 import math
 import re
@@ -13,19 +13,19 @@ from deformable_detr.conversion.coco_categories import COCO, NUM_RAW_ROWS
 from deformable_detr.labels import MAX_RAW_LABELS, LabelSpace
 from deformable_detr.models.heads import PRIOR_PROB
 
-UNUSED_NAME = "N/A"  # how transformers calls rows without a category
+UNUSED_NAME = "N/A"  # transformers' name of rows without a category
 _DECODER_HEAD = re.compile(r"^decoder\.class_heads\.\d+\.(weight|bias)$")
 _PROPOSAL_HEAD = re.compile(r"^queries\.class_head\.(weight|bias)$")
 
 
 @dataclass(frozen=True)
 class ClassRows:
-    """What is known of the rows in a file.
+    """Meaning of the class-head rows of a file.
 
     Attributes:
-        count: R, how many there are.
-        used: the rows that stand for a category, in the order of `label_space`.
-        label_space: these categories, or None where neither file nor format says.
+        count: number of rows R.
+        used: rows that belong to a category, in the order of `label_space`.
+        label_space: these categories, or None if neither file nor format defines them.
     """
 
     count: int
@@ -34,13 +34,13 @@ class ClassRows:
 
 
 def class_rows(source: str, count: int, content: Mapping[str, Any]) -> ClassRows:
-    """What `count` rows mean.
+    """Determine the meaning of `count` rows.
 
     Args:
-        source: whose file it is.
-        count: R.
-        content: what else the file holds: "categories" (written by this package), "id2label"
-            (transformers), "classes" (mmdetection), each or none of them.
+        source: implementation that wrote the file.
+        count: number of rows R.
+        content: other content of the file, if present: "categories" (written by this package),
+            "id2label" (transformers), "classes" (mmdetection).
     """
     everything = tuple(range(count))
     if content.get("categories"):
@@ -72,20 +72,20 @@ def _rows_with_names(names: Sequence[str]) -> ClassRows:
 
 
 def is_class_head(name: str) -> bool:
-    """Whether a tensor, by our name, has a row for each class."""
+    """Return whether a tensor, by our name, has one row per class."""
     return bool(_DECODER_HEAD.match(name) or _PROPOSAL_HEAD.match(name))
 
 
 def number_of_rows(state: Mapping[str, Tensor]) -> int:
-    """K of a state_dict with our names."""
+    """Return K of a state_dict with our names."""
     return len(state["decoder.class_heads.0.bias"])
 
 
 def select_rows(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
     """Keep the given rows of the class heads.
 
-    The head of the proposals tells objects from background by its row 0, whatever category 0 is:
-    it keeps its first rows.
+    The proposals' head keeps its first rows: its row 0 separates objects from background,
+    independently of category 0.
     """
     chosen = torch.tensor(rows)
     selected = dict(state)
@@ -98,9 +98,9 @@ def select_rows(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, T
 
 
 def spread_rows(state: Mapping[str, Tensor], rows: Sequence[int], count: int) -> dict[str, Tensor]:
-    """The inverse of `select_rows`: row k becomes row `rows[k]` of `count`.
+    """Invert `select_rows`: row k becomes row `rows[k]` of `count`.
 
-    Rows in between are those of a class that was never seen: zero weights, prior bias.
+    Rows in between are initialized as for an unseen class: zero weights, prior bias.
     """
     spread = dict(state)
     for name, tensor in state.items():
@@ -114,13 +114,13 @@ def spread_rows(state: Mapping[str, Tensor], rows: Sequence[int], count: int) ->
 
 
 def official_rows(num_classes: int, label_space: LabelSpace | None) -> tuple[Sequence[int], int]:
-    """Where the official layout has each of K rows, and how many rows it has.
+    """Return the row of each of K classes in the official layout, and its number of rows.
 
-    It counts rows by category id. Without a label space, 80 classes are taken for COCO's, and
-    any other number is left as it is.
+    The official layout indexes rows by category id. Without a label space, 80 classes are assumed
+    to be COCO's, and any other number of rows is unchanged.
 
     Raises:
-        ValueError: a category id is negative or too large for that.
+        ValueError: a category id is negative or too large.
     """
     if label_space is None:
         if num_classes != COCO.num_classes:

@@ -1,4 +1,4 @@
-"""The 80 categories of COCO (Lin et al., ECCV 2014), whose ids go from 1 to 90 with ten gaps."""
+"""The 80 categories of COCO (Lin et al., ECCV 2014), with ids from 1 to 90 and ten gaps."""
 
 from deformable_detr.labels import LabelSpace
 
@@ -22,4 +22,4 @@ _NAMES_BY_ID = {
 # fmt: on
 
 COCO = LabelSpace(tuple(_NAMES_BY_ID), tuple(_NAMES_BY_ID.values()))
-NUM_RAW_ROWS = 91  # of a class head that counts by category id; row 0 and the gaps are unused
+NUM_RAW_ROWS = 91  # of a class head indexed by category id; row 0 and the gaps are unused

@@ -1,4 +1,4 @@
-"""What is in a file of weights: the tensors, and what it says about them."""
+"""Content of a weights file: tensors and metadata."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ CONFIG_FILE = "config.json"
 SAFETENSORS_FILE = "model.safetensors"
 _FOLDER_FILES = (SAFETENSORS_FILE, "pytorch_model.bin")
 _STATE_KEYS = ("model", "state_dict")  # the official code and detrex; mmdetection
-# transformers' names of the options that the official code calls otherwise
+# transformers' option names, and those of the official code
 _OPTIONS_BY_TRANSFORMERS = {
     "encoder_attention_heads": "nheads",
     "encoder_n_points": "enc_n_points",
@@ -35,13 +35,13 @@ _OPTIONS_BY_TRANSFORMERS = {
 
 @dataclass(frozen=True)
 class FileContent:
-    """A file's content.
+    """Content of a weights file.
 
     Attributes:
-        state_dict: tensors by the names they have there.
-        about: what else is of use, as far as it is there: "args" (options by the names of the
-            official code), "id2label" and "classes" (names of the rows of the class heads),
-            "categories" (the label space in COCO's form), "config" (of a native checkpoint).
+        state_dict: tensors by their names in the file.
+        about: metadata, if present: "args" (options by the names of the official code),
+            "id2label" and "classes" (names of the class-head rows), "categories" (label space
+            in COCO's form), "config" (of a native checkpoint).
     """
 
     state_dict: dict[str, Tensor]
@@ -49,11 +49,11 @@ class FileContent:
 
 
 def read_content(path: Path) -> FileContent:
-    """Read a file of any supported kind, or a folder that transformers wrote.
+    """Read a file of any supported kind, or a folder written by transformers.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it holds no weights, is damaged, or holds code.
+        FileNotFoundError: `path` does not exist.
+        ValueError: the file holds no weights, is damaged, or holds code.
     """
     what = f"checkpoint {path}"
     file = _file_in(path) if path.is_dir() else path
@@ -77,15 +77,15 @@ def read_content(path: Path) -> FileContent:
 
 
 def content_of(loaded: Any, what: str) -> FileContent:
-    """The content of a checkpoint that is loaded already: a state_dict, or what holds one.
+    """Return the content of a loaded checkpoint: a state_dict, or a mapping that holds one.
 
     Raises:
-        ValueError: it holds no tensors by name.
+        ValueError: the checkpoint holds no tensors by name.
     """
     state = loaded
     if isinstance(loaded, Mapping):
         if loaded.get("format") == FORMAT and loaded.get("ema") is not None:
-            loaded = {**loaded, "model": loaded["ema"]}  # as `weights_for_inference` has it
+            loaded = {**loaded, "model": loaded["ema"]}  # as in `weights_for_inference`
         nested = [loaded[key] for key in _STATE_KEYS if isinstance(loaded.get(key), Mapping)]
         state = nested[0] if nested else loaded
     if (
@@ -116,7 +116,7 @@ def _native(path: Path) -> FileContent:
 
 
 def _about(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What the official code, mmdetection and this package store beside the weights."""
+    """Return the metadata that the official code, mmdetection and this package store."""
     about: dict[str, Any] = {}
     options = checkpoint.get("args")
     if isinstance(options, Options):
@@ -137,7 +137,7 @@ def _about(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _about_from_config(path: Path) -> dict[str, Any]:
-    """What transformers' config.json says."""
+    """Return the metadata of transformers' config.json."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The structure of a detector, from the detector or from the names in a file."""
+"""Structure of a detector, from the model or from the names in a file."""
 
 import itertools
 import re
@@ -21,8 +21,8 @@ from deformable_detr.models.proposals import ProposalQueries
 _BLOCK = re.compile(
     r"^backbone\.body\.layer(?P<stage>\d)\.(?P<block>\d+)\.conv(?P<conv>\d)\.weight$"
 )
-_MAX_CELLS = 50  # of learned positions, in the official code and in transformers
-_BASE_SIZE = 0.05  # of proposals, there too
+_MAX_CELLS = 50  # of learned positions, as in the official code and in transformers
+_BASE_SIZE = 0.05  # of proposals, as in the same implementations
 _ANY = DetectorStructure(
     stage_blocks=(1, 1, 1, 1),
     bottleneck=True,
@@ -37,10 +37,10 @@ _ANY = DetectorStructure(
 
 
 def structure_of_model(model: DeformableDETR) -> DetectorStructure:
-    """The structure of a detector of this package.
+    """Return the structure of a detector of this package.
 
     Raises:
-        ValueError: it has a part that no other source has, named in the error.
+        ValueError: the model has a part that no other implementation has; the message names it.
     """
     matches = [match for name in model.state_dict() if (match := _BLOCK.match(name))]
     blocks: dict[int, int] = {}
@@ -67,7 +67,7 @@ def structure_of_model(model: DeformableDETR) -> DetectorStructure:
 
 
 def _require_known_parts(model: DeformableDETR) -> None:
-    """Refuse settings that other sources do not have, and that names and shapes do not show."""
+    """Raise for settings other sources lack and that names and shapes do not reveal."""
     queries, position = model.queries, model.memory_builder.position
     if isinstance(queries, ProposalQueries) and (
         queries.content != "box" or queries.base_size != _BASE_SIZE
@@ -85,9 +85,9 @@ def _require_known_parts(model: DeformableDETR) -> None:
 
 
 def structure_of_names(layout: Layout, state: Mapping[str, Tensor]) -> DetectorStructure:
-    """The structure of the detector that a source's tensors belong to.
+    """Return the structure of the detector that a source's tensors belong to.
 
-    Counts by the names in its table: of every repeated block, the indices that are there.
+    Repeated blocks are counted by the indices that are present for the names of the table.
     """
     counts: dict[Each, int] = {}
     for block in layout.blocks:
@@ -110,7 +110,7 @@ def structure_of_names(layout: Layout, state: Mapping[str, Tensor]) -> DetectorS
 
 
 def _has(layout: Layout, state: Mapping[str, Tensor], when: When) -> bool:
-    """Whether a part is there that only such structures have; heads, which move, do not count."""
+    """Return whether a part exists that only such structures have; heads do not count."""
     return any(
         _first_name(block) in state
         for block in layout.blocks
@@ -132,7 +132,7 @@ def _first_name(block: NameBlock) -> str:
 
 
 def _count(block: NameBlock, state: Mapping[str, Tensor]) -> int:
-    """How many indices of a repeated block are there, from 0 on without a gap."""
+    """Return the number of consecutive indices of a repeated block, starting at 0."""
     return next(
         index
         for index in itertools.count()
@@ -143,7 +143,7 @@ def _count(block: NameBlock, state: Mapping[str, Tensor]) -> int:
 def _levels(
     layout: Layout, state: Mapping[str, Tensor], counts: Mapping[Each, int]
 ) -> tuple[int, int]:
-    """All levels, and those that a 1x1 convolution makes of a map of the backbone."""
+    """Return the number of levels, and of those projected from the backbone (1x1 convolutions)."""
     if "backbone_level" in counts:
         return counts["backbone_level"] + counts["extra_level"], counts["backbone_level"]
     (block,) = (block for block in layout.blocks if block.each == "level")
@@ -159,7 +159,7 @@ def _has_third_convolution(layout: Layout, state: Mapping[str, Tensor]) -> bool:
 
 
 def _has_own_heads(layout: Layout, state: Mapping[str, Tensor], num_layers: int) -> bool:
-    """Whether layers have heads of their own: by names that only these have, or by values."""
+    """Return whether layers have separate heads, by names that only these have, or by values."""
     shared = {block.theirs for block in layout.blocks if block.when == "shared_heads"}
     own = [block for block in layout.blocks if block.when == "own_heads"]
     if any(_first_name(block) in state for block in own if block.theirs not in shared):

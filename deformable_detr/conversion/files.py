@@ -1,4 +1,4 @@
-"""Files of weights: read from any source."""
+"""Read weights files of any supported source."""
 
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ from deformable_detr.labels import LabelSpace
 
 
 def read_weights(path: Path, source: str = "auto", *, with_settings: bool = True) -> Weights:
-    """Read a detector's weights from a file of any supported kind; no code in it is ever run.
+    """Read a detector's weights from a file of any supported kind; code in it never runs.
 
     Args:
         path: a checkpoint of this package, a `.pth` file of the official code, detrex or
-            mmdetection 3.x, a `.safetensors` file, or a folder that transformers wrote.
+            mmdetection 3.x, a `.safetensors` file, or a folder written by transformers.
         source: as in `import_weights`.
-        with_settings: whether the model's settings are worked out, which not every file tells.
+        with_settings: whether to derive the model's settings; not every file determines them.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: the file is damaged, of an unknown kind, or not a whole detector.
+        FileNotFoundError: `path` does not exist.
+        ValueError: the file is damaged, of an unknown kind, or not a complete detector.
     """
     what = f"checkpoint {path}"
     content = read_content(path)

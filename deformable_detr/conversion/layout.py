@@ -1,8 +1,8 @@
-"""How the tables of names are written, and what they say for a detector of a given structure.
+"""Format of the name tables, and their expansion for a detector of a given structure.
 
-A source's table is a tuple of blocks in the order of its state_dict. Templates hold `{i}`, the
-index within the block, `{j}`, the index under our name, where that differs, and `{n}`, the number
-of decoder layers.
+A source's table is a tuple of blocks in the order of its state_dict. Templates contain `{i}`, the
+index within the block, `{j}`, the index in our name if that differs, and `{n}`, the number of
+decoder layers.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,16 +47,16 @@ THREE_LAYERS = tuple(f"layers.{layer}.{leaf}" for layer in range(3) for leaf in 
 
 @dataclass(frozen=True)
 class NameRow:
-    """One module of theirs and of ours, below the templates of its block.
+    """Module of theirs and the corresponding one of ours, relative to the block's templates.
 
     Attributes:
         theirs: name in the source.
         ours: name in this package.
-        leaves: the tensors in it, named alike on both sides.
-        when: in which structures it exists.
-        part: which third of our tensor theirs is (query, key, value), or None for all of it.
-        first_only: whether only the block's index 0 has it.
-        zero_if_absent: whether the source leaves it out where it is all zeros.
+        leaves: names of its tensors, the same on both sides.
+        when: structures that have the module.
+        part: index of the third of our tensor (query, key, value), or None for all of it.
+        first_only: whether only index 0 of the block has the module.
+        zero_if_absent: whether the source omits the tensor if it is all zeros.
     """
 
     theirs: str
@@ -70,7 +70,7 @@ class NameRow:
 
 @dataclass(frozen=True)
 class NameBlock:
-    """Rows that exist once, or again for each layer, level or block of a stage."""
+    """Rows that exist once, or repeated for each layer, level or block of a stage."""
 
     theirs: str
     ours: str
@@ -81,14 +81,14 @@ class NameBlock:
 
 @dataclass(frozen=True)
 class Layout:
-    """A source's names.
+    """Names of a source.
 
     Attributes:
-        source: what it is called.
-        signature: a key that only its state_dicts have.
-        blocks: the table, in the order of its state_dict.
-        tied_may_be_absent: whether its files leave out all but one name of a tensor with several.
-        normalize: brings the names of its files to those of the table.
+        source: name of the source.
+        signature: key that only its state_dicts have.
+        blocks: table of names, in the order of its state_dict.
+        tied_may_be_absent: whether its files keep only one of several names of a tied tensor.
+        normalize: function that maps the names in its files to those of the table.
     """
 
     source: str
@@ -100,18 +100,18 @@ class Layout:
 
 @dataclass(frozen=True)
 class DetectorStructure:
-    """What decides which tensors a detector has.
+    """Properties that determine a detector's set of tensors.
 
     Attributes:
-        stage_blocks: residual blocks of each stage of the ResNet, as far as it is used.
-        bottleneck: whether they are of three convolutions, as from ResNet-50 on.
-        num_levels: L.
-        num_backbone_levels: how many of them are the backbone's.
+        stage_blocks: number of residual blocks per stage of the ResNet, for the stages in use.
+        bottleneck: whether blocks have three convolutions, as in ResNet-50 and deeper.
+        num_levels: number of levels L.
+        num_backbone_levels: number of levels that come from the backbone.
         encoder_layers: number of encoder layers.
         decoder_layers: number of decoder layers.
-        box_refinement: whether every decoder layer has heads of its own.
-        two_stage: whether queries come from proposals.
-        learned_position: whether positions are learned.
+        box_refinement: whether each decoder layer has its own heads.
+        two_stage: whether queries are initialized from proposals.
+        learned_position: whether position embeddings are learned.
     """
 
     stage_blocks: tuple[int, ...]
@@ -125,7 +125,7 @@ class DetectorStructure:
     learned_position: bool = False
 
     def has(self, when: When) -> bool:
-        """Whether rows marked `when` exist."""
+        """Return whether rows marked `when` exist."""
         match when:
             case "always":
                 return True
@@ -143,7 +143,7 @@ class DetectorStructure:
                 return self.learned_position
 
     def count(self, each: Each) -> int:
-        """How many times a block marked `each` exists."""
+        """Return the number of repetitions of a block marked `each`."""
         match each:
             case "":
                 return 1
@@ -164,7 +164,7 @@ class DetectorStructure:
 
 @dataclass(frozen=True)
 class NamePair:
-    """A tensor of theirs and the tensor of ours that it is, or is a part of; see `NameRow`."""
+    """Tensor of theirs, and the tensor of ours that it equals or is part of; see `NameRow`."""
 
     theirs: str
     ours: str
@@ -173,9 +173,9 @@ class NamePair:
 
 
 def name_pairs(layout: Layout, structure: DetectorStructure) -> list[NamePair]:
-    """Every tensor of a detector, in the order of the source's state_dict.
+    """Return all tensors of a detector, in the order of the source's state_dict.
 
-    One of ours stands there several times where the source gives it several names.
+    A tensor of ours is listed once per name that the source gives it.
     """
     return [
         pair
@@ -191,7 +191,7 @@ def name_pairs(layout: Layout, structure: DetectorStructure) -> list[NamePair]:
 def row_pairs(
     block: NameBlock, row: NameRow, index: int, structure: DetectorStructure
 ) -> Iterator[NamePair]:
-    """The tensors of one row at one index of its block."""
+    """Yield the tensors of one row at one index of its block."""
     ours_index = index + (structure.num_backbone_levels if block.each == "extra_level" else 0)
     numbers = {"i": index, "j": ours_index, "n": structure.decoder_layers}
     for leaf in row.leaves:

@@ -1,8 +1,8 @@
-"""Reading files that `torch.save` wrote, of any age, without running any code in them.
+"""Read files written by any version of `torch.save`, without running any code in them.
 
-PyTorch's weights-only unpickler does the reading. Besides tensors and plain values it is given
-stand-ins for the few classes that checkpoints of other implementations hold, such as the options
-of a run; they keep what they are given and do nothing. Any other name ends the reading.
+PyTorch's weights-only unpickler reads tensors and plain values. It also gets stand-ins for the
+few classes in checkpoints of other implementations, such as the options of a run; they store
+their state and do nothing else. Any other class is an error.
 """
 
 import pickle
@@ -17,7 +17,7 @@ import torch
 
 from deformable_detr.engine.checkpoints.sealed_file import ZIP_MAGIC
 
-# All that PyTorch raises, depending on where a file is damaged.
+# Exceptions that PyTorch raises for damaged files, depending on the damage.
 _DAMAGE = (
     RuntimeError,
     EOFError,
@@ -32,7 +32,7 @@ _DAMAGE = (
 
 
 class Options:
-    """Stands in for `argparse.Namespace`: named values."""
+    """Stand-in for `argparse.Namespace`: named values."""
 
     values: Mapping[str, Any] = MappingProxyType({})
 
@@ -41,7 +41,7 @@ class Options:
 
 
 class _Unread:
-    """Stands in for what nobody here needs, such as numbers of NumPy in a log."""
+    """Stand-in for objects that are not needed, such as NumPy numbers in a log."""
 
     def __new__(cls, *_: Any) -> "_Unread":
         return super().__new__(cls)
@@ -51,7 +51,7 @@ class _Unread:
 
 
 class _Dictionary(dict[Any, Any]):
-    """Stands in for dictionaries with attributes."""
+    """Stand-in for dictionaries with attributes."""
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -80,7 +80,7 @@ _STAND_INS: tuple[tuple[type, str], ...] = (
 
 
 def read_pickle(path: Path) -> Any:
-    """The content of a file that `torch.save` wrote, tensors on the CPU and mapped where possible.
+    """Read a file that `torch.save` wrote; tensors are on the CPU, memory-mapped if possible.
 
     Raises:
         ValueError: the file is damaged, or holds anything but data.
@@ -88,7 +88,7 @@ def read_pickle(path: Path) -> Any:
     _require_pickle(path)
     try:
         with torch.serialization.safe_globals(list(_STAND_INS)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles of an unusual protocol
+            warnings.simplefilter("ignore")  # warnings about unusual pickle protocols
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
@@ -103,7 +103,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def _require_pickle(path: Path) -> None:
-    """Refuse what neither a new file, an archive, nor an old one, a bare pickle, begins with."""
+    """Raise unless the file starts like an archive (new format) or a bare pickle (old)."""
     with path.open("rb") as file:
         start = file.read(len(ZIP_MAGIC))
     if start == ZIP_MAGIC and zipfile.is_zipfile(path):

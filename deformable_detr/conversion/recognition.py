@@ -1,4 +1,4 @@
-"""Which implementation a state_dict comes from."""
+"""Detection of the implementation that a state_dict comes from."""
 
 from collections.abc import Collection
 from typing import Literal
@@ -19,10 +19,10 @@ _SHOWN_KEYS = 3
 
 
 def layout_of(source: str) -> Layout:
-    """The table of a source other than "native".
+    """Return the table of a source other than "native".
 
     Raises:
-        ValueError: there is no such source.
+        ValueError: the source is unknown.
     """
     if source not in _LAYOUTS:
         raise ValueError(f"source must be one of {', '.join(_LAYOUTS)}, got {source!r}")
@@ -30,14 +30,14 @@ def layout_of(source: str) -> Layout:
 
 
 def recognize(keys: Collection[str], what: str = "weights") -> str:
-    """The source of a state_dict with the given keys.
+    """Return the source of a state_dict with the given keys.
 
     Args:
-        keys: of the state_dict, without what wrappers put before them.
-        what: what it is, for the error.
+        keys: keys of the state_dict, without prefixes of wrappers.
+        what: description of the state_dict for error messages.
 
     Raises:
-        ValueError: they are no source's; it says what was seen.
+        ValueError: the keys match no source; the message lists some of them.
     """
     if NATIVE_SIGNATURE in keys:
         return "native"

@@ -1,4 +1,4 @@
-"""The settings of a model, from the names and shapes of its tensors and what a file says."""
+"""Model settings, derived from tensor names, tensor shapes and metadata of a file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from deformable_detr.conversion.layout import DetectorStructure
 
-# (depth, blocks of each stage, whether they are bottlenecks): He et al., CVPR 2016, table 1
+# (depth, blocks per stage, whether they are bottlenecks): He et al., CVPR 2016, table 1
 _RESNETS = (
     (18, (2, 2, 2, 2), False),
     (34, (3, 4, 6, 3), False),
@@ -18,7 +18,7 @@ _RESNETS = (
 _FIRST_STRIDE = 4
 _FIRST_WIDTHS = {True: 256, False: 64}  # channels of the first stage, by `bottleneck`
 _LAST_STAGE = 4
-# The paper's, which a file that does not tell is taken to have.
+# The paper's settings, assumed where a file does not define them.
 _NUM_HEADS = 8
 _NUM_POINTS = 4
 _NUM_QUERIES = 300
@@ -30,16 +30,16 @@ def model_settings(
     options: Mapping[str, Any],
     what: str,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The settings `model` of a run that builds the detector, and what was assumed.
+    """Return the settings `model` that build the detector, and the assumptions made.
 
     Args:
-        structure: of the detector.
+        structure: structure of the detector.
         state: its tensors by our names.
-        options: what the file says of it, by the names of the official code's options.
-        what: the file, for errors.
+        options: options in the file, by the names of the official code.
+        what: description of the file for error messages.
 
     Raises:
-        ValueError: a setting follows neither from the tensors nor from the options.
+        ValueError: a setting is determined by neither the tensors nor the options.
     """
     assumed: list[str] = []
     heads = _num_heads(structure, state, options, what)
@@ -80,14 +80,14 @@ def _layer(
 
 
 def _samples(state: Mapping[str, Tensor], attention: str) -> int:
-    """Heads times levels times points of an attention."""
+    """Return heads times levels times points of an attention."""
     return state[f"{attention}.attention_weights.bias"].shape[0]
 
 
 def _num_heads(
     structure: DetectorStructure, state: Mapping[str, Tensor], options: Mapping[str, Any], what: str
 ) -> int:
-    """Only the product of heads and points shows in the shapes."""
+    """Return the number of heads; shapes give only the product of heads and points."""
     attentions = ["decoder.layers.0.cross_attn"]
     if structure.encoder_layers:
         attentions.append("encoder.layers.0.self_attn")
@@ -97,7 +97,7 @@ def _num_heads(
         return heads
     if any(product != _NUM_HEADS * _NUM_POINTS for product in products):
         raise ValueError(
-            f"{what} must say how many attention heads it has, as {products[0]} points a level "
+            f"{what} must say how many attention heads it has, as {products[0]} points per level "
             f"are not {_NUM_HEADS} heads of {_NUM_POINTS}; convert it with --config, the settings "
             "it was trained with"
         )
@@ -138,7 +138,7 @@ def _backbone(
     if not isinstance(dilation, bool):
         dilation = False
         if structure.num_levels == 1:
-            assumed.append("backbone.dilation: false (the weights are those of DC5 too)")
+            assumed.append("backbone.dilation: false (DC5 has the same weights)")
     first = _FIRST_WIDTHS[structure.bottleneck]
     stages = [
         (state[f"neck.projections.{level}.weight"].shape[1] // first).bit_length()

@@ -1,4 +1,4 @@
-"""A state_dict from one set of names to another, by a source's table."""
+"""Translate a state_dict from one set of names to another, by a source's table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ from torch import Tensor
 
 from deformable_detr.conversion.layout import DetectorStructure, Layout, NamePair, name_pairs
 
-_WRAPPER = "module."  # of nn.DataParallel and its like
-# Counters of batch norm, of profilers, and what self-supervised training leaves.
+_WRAPPER = "module."  # of nn.DataParallel and similar wrappers
+# Counters of batch norm and profilers, and leftovers of self-supervised training.
 _IGNORED_ENDINGS = ("num_batches_tracked", "total_params", "total_ops", ".momentum")
 _NUM_PARTS = 3
 
 
 @dataclass(frozen=True)
 class Translation:
-    """A state_dict with our names, and what was wrong with it.
+    """State_dict with our names, and problems found in it.
 
     Attributes:
-        state_dict: tensors by our names, as far as they were there.
-        their_names: the first of their names of each.
-        problems: what is missing, too many, or contradicts itself; one phrase each.
+        state_dict: tensors by our names, without missing ones.
+        their_names: first of their names, by our name.
+        problems: missing, unexpected or conflicting tensors, one phrase each.
     """
 
     state_dict: dict[str, Tensor]
@@ -30,7 +30,7 @@ class Translation:
 
 
 def clean(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Weights by their plain names, and the names of what carries none."""
+    """Strip wrapper prefixes; return the weights, and the names of ignored non-weights."""
     prefix = _WRAPPER if state and all(name.startswith(_WRAPPER) for name in state) else ""
     ignored = tuple(name for name in state if name.endswith(_IGNORED_ENDINGS))
     kept = {
@@ -42,27 +42,27 @@ def clean(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ..
 def to_ours(
     layout: Layout, structure: DetectorStructure, state: Mapping[str, Tensor]
 ) -> Translation:
-    """Their tensors by our names."""
+    """Translate their tensors to our names."""
     groups: dict[str, list[NamePair]] = {}
     for pair in name_pairs(layout, structure):
         groups.setdefault(pair.ours, []).append(pair)
     ours: dict[str, Tensor] = {}
     absent: list[str] = []
-    contradicting: list[str] = []
+    conflicting: list[str] = []
     for name, group in groups.items():
         missing = _missing(group, state, tied_may_be_absent=layout.tied_may_be_absent)
         absent += missing
         if not missing:
             ours[name], wrong = _take(group, state)
-            contradicting += wrong
+            conflicting += wrong
     known = {pair.theirs for group in groups.values() for pair in group}
     extra = [name for name in state if name not in known]
     problems = tuple(
         f"{problem.format(len(names))}, first: {names[0]}"
         for names, problem in (
-            (absent, "lacks {} tensors"),
-            (extra, "has {} tensors that do not belong there"),
-            (contradicting, "has {} tensors that contradict others"),
+            (absent, "is missing {} tensors"),
+            (extra, "has {} unexpected tensors"),
+            (conflicting, "has {} tensors that conflict with others"),
         )
         if names
     )
@@ -73,7 +73,7 @@ def to_ours(
 def _missing(
     group: Sequence[NamePair], state: Mapping[str, Tensor], *, tied_may_be_absent: bool
 ) -> list[str]:
-    """Names that must be there, of the names of one of our tensors, and are not."""
+    """Return the required names of one of our tensors that are missing."""
     names = [pair.theirs for pair in group if not pair.zero_if_absent]
     missing = [name for name in names if name not in state]
     is_tied = tied_may_be_absent and group[0].part is None
@@ -81,7 +81,7 @@ def _missing(
 
 
 def _take(group: Sequence[NamePair], state: Mapping[str, Tensor]) -> tuple[Tensor, list[str]]:
-    """One of our tensors from what they have of it, and names that contradict each other."""
+    """Return one of our tensors, built from theirs, and the names of conflicting tensors."""
     there = [(pair, state[pair.theirs]) for pair in group if pair.theirs in state]
     if not there:
         return _zero_bias(group[0], state), []
@@ -97,10 +97,10 @@ def _take(group: Sequence[NamePair], state: Mapping[str, Tensor]) -> tuple[Tenso
 def to_theirs(
     layout: Layout, structure: DetectorStructure, state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Our tensors by their names, in their order.
+    """Translate our tensors to their names, in their order.
 
     Raises:
-        ValueError: the source has no name for one of them.
+        ValueError: the source has no name for one of the tensors.
     """
     pairs = name_pairs(layout, structure)
     nameless = sorted(state.keys() - {pair.ours for pair in pairs})
@@ -121,13 +121,13 @@ def to_theirs(
 
 
 def _zero_bias(pair: NamePair, state: Mapping[str, Tensor]) -> Tensor:
-    """The bias that a convolution without one has."""
+    """Return a zero bias for a convolution without bias."""
     weight = state.get(pair.theirs.removesuffix("bias") + "weight")
     return torch.zeros(0) if weight is None else weight.new_zeros(weight.shape[0])
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether values are equal, NaN included; quick where both are one tensor."""
+    """Return whether values are equal, NaN included; fast if both share their memory."""
     if one.data_ptr() == other.data_ptr() and one.shape == other.shape:
         return True
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())

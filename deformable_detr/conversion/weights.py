@@ -1,4 +1,4 @@
-"""Bringing weights from elsewhere into a detector, and taking them out again."""
+"""Import weights from other implementations into a detector, and export them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,19 +31,19 @@ _A_CLASS_HEAD = "decoder.class_heads.0.bias"
 
 @dataclass(frozen=True)
 class Weights:
-    """A detector's weights, wherever they are from.
+    """Weights of a detector from any source.
 
     Attributes:
-        state_dict: tensors by our names. NameRow k of a class head stands for label k of the label
-            space; but row 0 of the head of the proposals, `queries.class_head`, means "an object
-            of any class", and its other rows nothing.
-        label_space: the classes, or None where neither the file nor its format says.
+        state_dict: tensors by our names. Row k of a class head belongs to label k of the label
+            space, except in the proposals' head, `queries.class_head`: its row 0 means "an object
+            of any class", and its other rows are unused.
+        label_space: classes, or None if neither the file nor its format defines them.
         source: "native", "official", "transformers", "detrex" or "mmdet".
-        config: settings of a run as plain JSON: all of them for a native checkpoint, else those
-            of the model that follow from the file.
-        assumed: which of these settings the file does not tell, one phrase each.
-        num_rows: how many rows the class heads of the file have.
-        ignored: names of what carries no weights.
+        config: settings of a run as plain JSON: all of them for a native checkpoint, else the
+            model settings that the file determines.
+        assumed: settings that the file does not define, one phrase each.
+        num_rows: number of class-head rows in the file.
+        ignored: names of tensors that are not weights.
     """
 
     state_dict: dict[str, Tensor]
@@ -57,13 +57,13 @@ class Weights:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What `import_weights` did.
+    """Result of `import_weights`.
 
     Attributes:
-        source: where the weights are from.
-        num_loaded: how many tensors of the source were used.
-        ignored: names in the source that carry no weights, such as counters.
-        class_rows: what became of the rows of the class heads, in words.
+        source: source of the weights.
+        num_loaded: number of tensors of the source that were used.
+        ignored: names of tensors that are not weights, such as counters.
+        class_rows: description of the mapping of class-head rows.
     """
 
     source: str
@@ -75,20 +75,20 @@ class ImportReport:
 def import_weights(
     model: DeformableDETR, weights: Mapping[str, Any] | str | Path, source: str = "auto"
 ) -> ImportReport:
-    """Load weights from elsewhere into a detector of the same structure.
+    """Load weights of any source into a detector of the same structure.
 
-    Rows of the class heads are kept as they are where the model has as many, and else are mapped
-    onto the contiguous labels of the categories that they stand for.
+    Class-head rows are unchanged if the model has the same number of rows; otherwise they are
+    mapped to the contiguous labels of their categories.
 
     Args:
-        model: gets the weights.
+        model: detector that receives the weights.
         weights: a state_dict, a checkpoint that holds one, or the path of a file or folder.
-        source: "native", "official", "transformers", "detrex", "mmdet", or "auto", which goes by
-            the names.
+        source: "native", "official", "transformers", "detrex", "mmdet", or "auto" to detect it
+            by the names.
 
     Raises:
-        FileNotFoundError: the path leads nowhere.
-        ValueError: tensors are missing, too many, or of another shape; the model is unchanged.
+        FileNotFoundError: the path does not exist.
+        ValueError: tensors are missing, unexpected or of another shape; the model is unchanged.
     """
     what = f"checkpoint {weights}" if isinstance(weights, str | Path) else "weights"
     content = (
@@ -104,12 +104,12 @@ def import_weights(
     if not translation.problems and _A_CLASS_HEAD in ours:
         ours, rows_text = _fit_rows(ours, number_of_rows(own), source, content)
     _require_fit(own, ours, translation, what)
-    model.load_state_dict(ours, strict=False)  # all but counters, which are the model's own
+    model.load_state_dict(ours, strict=False)  # all except counters, which stay
     return ImportReport(source, len(state), ignored, rows_text)
 
 
 def _weights_of(model: DeformableDETR, *, of_training: bool = True) -> dict[str, Tensor]:
-    """The model's state_dict without counters of batch norm, and without what only trains it."""
+    """Return the model's state_dict without batch-norm counters and training-only parts."""
     state = {name: t for name, t in model.state_dict().items() if not name.endswith(_COUNTER)}
     if of_training:
         return state
@@ -117,7 +117,7 @@ def _weights_of(model: DeformableDETR, *, of_training: bool = True) -> dict[str,
 
 
 def _translate(model: DeformableDETR, state: dict[str, Tensor], source: str) -> Translation:
-    """A state_dict by our names, for a model whose structure decides which there must be."""
+    """Translate a state_dict to our names, given the model's structure."""
     if source == "native":
         return Translation(state, {name: name for name in state}, ())
     layout = layout_of(source)
@@ -125,10 +125,10 @@ def _translate(model: DeformableDETR, state: dict[str, Tensor], source: str) -> 
 
 
 def choose_source(source: str, keys: Mapping[str, Tensor], what: str) -> str:
-    """The given source, or the one that the keys tell.
+    """Return the given source, or detect it from the keys.
 
     Raises:
-        ValueError: there is no such source.
+        ValueError: the source is unknown.
     """
     if source == "auto":
         return recognize(keys, what)
@@ -140,23 +140,23 @@ def choose_source(source: str, keys: Mapping[str, Tensor], what: str) -> str:
 def _fit_rows(
     state: dict[str, Tensor], wanted: int, source: str, content: FileContent
 ) -> tuple[dict[str, Tensor], str]:
-    """The class heads with as many rows as the model has, and what was done, in words."""
+    """Fit the class heads to the model's number of rows; return them and a description."""
     count = number_of_rows(state)
     if count == wanted:
         return state, f"{count} rows kept"
     rows: ClassRows = class_rows(source, count, content.about)
     if len(rows.used) == wanted:
-        return select_rows(state, rows.used), f"{wanted} of {count} rows, those of a category"
+        return select_rows(state, rows.used), f"{wanted} of {count} rows, those with a category"
     raw, raw_count = official_rows(count, rows.label_space)
     if raw_count == wanted:
-        return spread_rows(state, raw, raw_count), f"{count} rows among {wanted}, by category id"
-    return state, ""  # of another shape, which is said of every tensor
+        return spread_rows(state, raw, raw_count), f"{count} rows into {wanted}, by category id"
+    return state, ""  # `_require_fit` reports the other shape
 
 
 def _require_fit(
     own: Mapping[str, Tensor], state: Mapping[str, Tensor], translation: Translation, what: str
 ) -> None:
-    """Refuse weights that are not the model's in every name and shape, in one error."""
+    """Raise one error that lists all differences in names and shapes."""
     their_names, problems = translation.their_names, list(translation.problems)
     absent = [name for name in own if name not in state and name not in their_names]
     extra = [name for name in state if name not in own]
@@ -166,9 +166,9 @@ def _require_fit(
         if name in state and state[name].shape != tensor.shape
     ]
     if absent:
-        problems.append(f"lacks {len(absent)} parameters of the model, first: {absent[0]}")
+        problems.append(f"is missing {len(absent)} parameters, first: {absent[0]}")
     if extra:
-        problems.append(f"has {len(extra)} parameters that the model has not, first: {extra[0]}")
+        problems.append(f"has {len(extra)} unexpected parameters, first: {extra[0]}")
     if reshaped:
         problems.append(f"has {len(reshaped)} tensors of another shape, first: {reshaped[0]}")
     if problems:
@@ -178,18 +178,18 @@ def _require_fit(
 def export_weights(
     model: DeformableDETR, to: str, *, label_space: LabelSpace | None = None
 ) -> dict[str, Tensor]:
-    """The detector's weights under another implementation's names, in its order.
+    """Return the detector's weights under another implementation's names, in its order.
 
     Args:
-        model: where they are from; the tensors share its memory as those of `state_dict` do. One
-            with re-parameterized blocks must have gone through `fuse_model`, whose convolutions
-            get frozen norms that add their biases.
+        model: detector; the tensors share its memory, as in `state_dict`. Re-parameterized blocks
+            must be fused by `fuse_model`; their convolutions get frozen norms that add the
+            biases.
         to: "native", "official", "transformers", "detrex" or "mmdet".
-        label_space: what the model's classes are. The official layout counts rows by category
-            id; without a label space, 80 classes are taken for COCO's and get its 91 rows.
+        label_space: the model's classes. The official layout indexes rows by category id; without
+            a label space, 80 classes are assumed to be COCO's and get its 91 rows.
 
     Raises:
-        ValueError: an unknown target, or a model that cannot be expressed there.
+        ValueError: the target is unknown, or has no equivalent of a part of the model.
     """
     if to == "native":
         return _weights_of(model)

@@ -1,4 +1,4 @@
-"""Writing a detector's weights as another implementation's own loader expects them."""
+"""Write a detector's weights in the format of another implementation's loader."""
 
 import json
 from collections.abc import Mapping
@@ -29,19 +29,20 @@ def write_weights(
     label_space: LabelSpace,
     config: Mapping[str, Any],
 ) -> None:
-    """Write a file, or, for transformers, a folder; whole or not at all.
+    """Write a file (for transformers, a folder) atomically.
 
     Args:
-        path: where; nothing may be there.
-        model: whose weights are written.
+        path: output path; must not exist.
+        model: detector to write.
         to: "official", "transformers", "detrex" or "mmdet".
-        label_space: what the model's classes are; is stored beside the weights.
-        config: settings of the run, of which the model's and the evaluation's sizes are stored.
+        label_space: the model's classes, stored with the weights.
+        config: settings of the run; those of the model and the image sizes of the evaluation are
+            stored.
 
     Raises:
-        FileExistsError: something is there.
-        RuntimeError: it could not be written; nothing is left of it.
-        ValueError: the model cannot be expressed there.
+        FileExistsError: `path` exists.
+        RuntimeError: writing failed; no partial output is left.
+        ValueError: the target has no equivalent of a part of the model.
     """
     if path.exists():
         raise FileExistsError(f"{path} must not exist yet; choose another name or remove it")
@@ -63,7 +64,7 @@ def write_weights(
 def _checkpoint(
     to: str, state: dict[str, Tensor], label_space: LabelSpace, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The dictionary of a `.pth` file: what its loader reads, and what the names do not tell."""
+    """Return the content of a `.pth` file: the loader's format, and settings names do not give."""
     beside = {"args": official_options(settings), "categories": label_space.to_json()}
     if to == "mmdet":
         meta = {"dataset_meta": {"classes": _row_names(label_space)}, "epoch": 0, "iter": 0}
@@ -72,7 +73,7 @@ def _checkpoint(
 
 
 def _row_names(label_space: LabelSpace) -> tuple[str, ...]:
-    """The name of each class row, those that are no category's called as they call them."""
+    """Return the name of each class row, with transformers' name for unused rows."""
     return tuple(
         UNUSED_NAME if label in label_space.unused else name
         for label, name in enumerate(label_space.names)
@@ -80,7 +81,7 @@ def _row_names(label_space: LabelSpace) -> tuple[str, ...]:
 
 
 def official_options(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a model by the names of the official code's options."""
+    """Return the settings of a model as options of the official code."""
     return {
         "nheads": settings["attention"]["num_heads"],
         "enc_n_points": settings["encoder"]["num_points"],
@@ -102,9 +103,9 @@ def official_options(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _write_folder(
     folder: Path, state: dict[str, Tensor], label_space: LabelSpace, config: Mapping[str, Any]
 ) -> None:
-    """What `from_pretrained` of transformers reads."""
+    """Write the files that `from_pretrained` of transformers reads."""
     folder.mkdir(exist_ok=True)
-    # Every name gets memory of its own, which the format asks for.
+    # safetensors does not allow names to share memory.
     tensors = {file_name(name): tensor.contiguous().clone() for name, tensor in state.items()}
     save_file(tensors, folder / SAFETENSORS_FILE, metadata={"format": "pt"})
     files = {
@@ -146,7 +147,7 @@ def _transformers_config(settings: Mapping[str, Any], label_space: LabelSpace) -
         "with_box_refine": options["with_box_refine"],
         "two_stage": two_stage,
         **{"two_stage_num_proposals" if two_stage else "num_queries": num_queries},
-        # Its defaults train without them, and with another matching cost than the paper's.
+        # The defaults differ from the paper: no auxiliary losses, and another matching cost.
         "auxiliary_loss": True,
         "class_cost": 2,
         "id2label": names,
@@ -157,7 +158,7 @@ def _transformers_config(settings: Mapping[str, Any], label_space: LabelSpace) -
 def _timm_config(backbone: Mapping[str, Any]) -> dict[str, Any]:
     strides, dilation = list(backbone["out_strides"]), backbone.get("dilation", False)
     if dilation:
-        strides[-1] *= 2  # timm numbers maps by their place
+        strides[-1] *= 2  # timm numbers maps by position
     return {
         "model_type": "timm_backbone",
         "backbone": backbone["name"] if "name" in backbone else f"resnet{backbone['depth']}",

@@ -1,4 +1,4 @@
-"""Reads a COCO annotation file, and says what is wrong with it before anything is trained."""
+"""Read and validate COCO annotation files."""
 
 import itertools
 import json
@@ -18,13 +18,13 @@ from deformable_detr.structures import Size
 
 _LOGGER = logging.getLogger(__name__)
 _SECTIONS = ("images", "annotations", "categories")
-_MAX_COORDINATE = 1e9  # far beyond any photo; also keeps NaN and infinity out
+_MAX_COORDINATE = 1e9  # far beyond any image; also rejects NaN and infinity
 
 _Entry = Mapping[str, Any]
 
 
 class ImageRecord(NamedTuple):
-    """One entry of `images`; `size` is (height, width) of the file's own pixels."""
+    """Entry of `images`; `size` is (height, width) of the stored pixels."""
 
     image_id: int
     file_name: str
@@ -36,11 +36,11 @@ class Objects:
     """Annotated objects, T of them, as columns.
 
     Attributes:
-        boxes_xyxy: (T, 4) float32 pixels, cut to the image.
+        boxes_xyxy: (T, 4) float32 pixels, clipped to the image.
         labels: (T,) int64 in 0..K-1.
-        area: (T,) float32 square pixels: of the mask where the file says so, else of the box.
-        annotation_ids: T ids.
-        segmentations: T polygons or run-length encodings as they stand in the file, or None.
+        area: (T,) float32 square pixels: `area` of the file if given, else the area of the box.
+        annotation_ids: ids of the T annotations.
+        segmentations: T polygons or run-length encodings, unchanged from the file, or None.
     """
 
     boxes_xyxy: Tensor
@@ -52,16 +52,16 @@ class Objects:
 
 @dataclass(frozen=True)
 class Annotations:
-    """A COCO annotation file that has passed every check.
+    """Content of a COCO annotation file that passed all checks.
 
     Attributes:
-        images: in the order of their ids, with and without objects.
-        label_space: its categories.
-        objects: image after image, in the file's order within an image; no crowds.
+        images: images sorted by id, including those without objects.
+        label_space: categories of the file and their labels.
+        objects: objects grouped by image, in file order within each image; no crowds.
         offsets: the objects of images[i] are offsets[i] up to offsets[i + 1].
-        num_dropped: how many annotations were left out, by reason: "crowd" (iscrowd is 1),
-            "degenerate" (no width or no height), "outside" (nothing of it in the image).
-        ground_truth: all annotations as they stand in the file, to score detections against.
+        num_dropped: number of dropped annotations per reason: "crowd" (iscrowd is 1),
+            "degenerate" (no width or no height), "outside" (entirely outside the image).
+        ground_truth: all annotations, unchanged from the file, to score detections against.
     """
 
     images: tuple[ImageRecord, ...]
@@ -94,13 +94,13 @@ def read_annotations(
     """Read and check a COCO annotation file.
 
     Args:
-        file: the JSON file.
-        label_space: whose labels to use; the file must have its categories.
-        raw_labels: without a label space, use category ids as labels, as the official code does.
+        file: path of the JSON file.
+        label_space: label space to use; the file must have the same categories.
+        raw_labels: if no label space is given, use category ids as labels, as the official code.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: its content is wrong; the message names the file and the entry.
+        FileNotFoundError: `file` does not exist.
+        ValueError: the content is invalid; the message names the file and the entry.
     """
     if not file.is_file():
         raise FileNotFoundError(f"annotations must be a COCO JSON file, got {file}: no such file")
@@ -116,7 +116,7 @@ def read_annotations(
         if num_dropped[reason]:
             _LOGGER.warning("%s: %d %s boxes left out", file, num_dropped[reason], reason)
 
-    objects.sort(key=lambda entry: entry.image)  # stable: the file's order within an image
+    objects.sort(key=lambda entry: entry.image)  # stable: keeps file order within each image
     per_image = Counter(entry.image for entry in objects)
     return Annotations(
         images=images,
@@ -175,7 +175,7 @@ def _parse_images(entries: Sequence[_Entry]) -> tuple[ImageRecord, ...]:
             )
             if image.image_id in images:
                 twin = images[image.image_id].file_name
-                raise ValueError(f"id must be unique, got that of {twin} again")
+                raise ValueError(f"id must be unique, got the id of {twin} again")
         except ValueError as error:
             raise ValueError(f"images[{index}] (id {entry.get('id')!r}): {error}") from error
         images[image.image_id] = image
@@ -185,7 +185,7 @@ def _parse_images(entries: Sequence[_Entry]) -> tuple[ImageRecord, ...]:
 def _parse_objects(
     entries: Sequence[_Entry], images: Sequence[ImageRecord], label_space: LabelSpace
 ) -> tuple[list[_Object], dict[str, int]]:
-    """The objects to be learnt, and the number of those left out by reason."""
+    """Return the objects to learn and the number of dropped annotations per reason."""
     positions = {image.image_id: position for position, image in enumerate(images)}
     seen: set[int] = set()
     objects = []
@@ -194,11 +194,11 @@ def _parse_objects(
         try:
             annotation_id = _integer(entry, "id")
             if annotation_id in seen:
-                raise ValueError("id must be unique, got it again")
+                raise ValueError("id must be unique, got a duplicate")
             seen.add(annotation_id)
             position = positions.get(_integer(entry, "image_id"))
             if position is None:
-                raise ValueError(f"image_id must be that of an image, got {entry['image_id']}")
+                raise ValueError(f"image_id must be the id of an image, got {entry['image_id']}")
             parsed = _parse_object(entry, position, images[position].size, label_space)
         except ValueError as error:
             where = f"id {entry.get('id')!r}, image {_name_of(entry, images)}"
@@ -211,7 +211,7 @@ def _parse_objects(
 
 
 def _name_of(entry: _Entry, images: Sequence[ImageRecord]) -> str:
-    """The file of an annotation's image, where there is one."""
+    """Return the file name of an annotation's image, or "unknown"."""
     image_id = entry.get("image_id")
     return next((image.file_name for image in images if image.image_id == image_id), "unknown")
 
@@ -219,7 +219,7 @@ def _name_of(entry: _Entry, images: Sequence[ImageRecord]) -> str:
 def _parse_object(
     entry: _Entry, position: int, size: Size, label_space: LabelSpace
 ) -> _Object | str:
-    """The object, or the reason to leave it out."""
+    """Return the object, or the reason to drop it."""
     category_id = _integer(entry, "category_id")
     if category_id not in label_space:
         raise ValueError(f"category_id must be one of {label_space.describe()}, got {category_id}")

@@ -1,4 +1,4 @@
-"""CocoDataset: photos and their boxes out of a COCO annotation file."""
+"""CocoDataset: images and boxes from a COCO annotation file."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,35 +12,35 @@ from deformable_detr.labels import LabelSpace
 from deformable_detr.photos import UNREADABLE, decode
 from deformable_detr.structures import Sample, Size
 
-# What the last bytes of a whole file hold, by Pillow's name of its format.
+# Marker in the last bytes of a complete file, by Pillow's format name.
 _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-_TAIL_BYTES = 4096  # some cameras and tools append a little after the end
+_TAIL_BYTES = 4096  # some cameras and tools append bytes after the end marker
 
 
 class CocoDataset(Dataset[Sample]):
-    """The images of a COCO set in the order of their ids, each with the objects to be learnt.
+    """COCO detection dataset: images sorted by id, each with the objects to learn.
 
-    Everything is checked here, before the first step: the annotation file, that each image is
-    there, whole, and of the size that the annotations give it. Images without objects stay;
-    crowds, boxes without area and boxes outside their image are left out and counted.
+    All checks happen in the constructor, before the first step: the annotation file is valid, and
+    each image exists, is complete and has the annotated size. Images without objects are kept;
+    crowds, boxes without area and boxes outside their image are dropped and counted.
 
-    Sizes and boxes are those of the file's own pixels, as in COCO: an orientation noted in the
-    EXIF header is not applied. Every image mode becomes RGB.
+    Sizes and boxes refer to the stored pixels, as in COCO: an EXIF orientation is not applied.
+    Images of every mode are converted to RGB.
 
     Args:
-        images: the folder that the file names are relative to.
-        annotations: the COCO JSON file.
-        label_space: the space whose labels to use; the file must have the same categories.
-        raw_labels: without a label space, use category ids as labels, as the official code does.
-        cache_images: keep decoded images in memory, for few and large ones.
+        images: folder that the file names are relative to.
+        annotations: path of the COCO JSON file.
+        label_space: label space to use; the file must have the same categories.
+        raw_labels: if no label space is given, use category ids as labels, as the official code.
+        cache_images: keep decoded images in memory; meant for few, large images.
 
     Attributes:
-        label_space: the file's categories and their labels.
-        image_ids: ids by index.
+        label_space: categories of the file and their labels.
+        image_ids: image ids by index.
         files: paths of the images by index.
         sizes: (height, width) by index.
-        num_dropped: number of annotations left out, by reason; see `Annotations`.
-        annotations: all that the file says, to score detections against.
+        num_dropped: number of dropped annotations per reason; see `Annotations`.
+        annotations: all annotations of the file, to score detections against.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class CocoDataset(Dataset[Sample]):
         parsed = read_annotations(annotations, label_space=label_space, raw_labels=raw_labels)
         if not images.is_dir():
             raise FileNotFoundError(f"images must be a folder, got {images}: no such folder")
-        with ThreadPoolExecutor() as pool:  # the time goes into waiting for the disk
+        with ThreadPoolExecutor() as pool:  # the work is bound by disk latency
             for _ in pool.map(lambda image: _check_image(images, image), parsed.images):
                 pass
 
@@ -65,7 +65,7 @@ class CocoDataset(Dataset[Sample]):
         self.num_dropped: Mapping[str, int] = parsed.num_dropped
         self.annotations = parsed.ground_truth
         self.files = [images / image.file_name for image in parsed.images]
-        # Flat columns: cheap to send to worker processes. Segmentations stay behind.
+        # Flat columns are cheap to send to worker processes. Segmentations are not needed there.
         self._boxes_xyxy = parsed.objects.boxes_xyxy
         self._labels = parsed.objects.labels
         self._area = parsed.objects.area
@@ -87,7 +87,7 @@ class CocoDataset(Dataset[Sample]):
         )
 
     def describe(self, index: int) -> str:
-        """The id and the file of an image, for people."""
+        """Return the id and the path of an image, for messages."""
         return f"image {self.image_ids[index]} ({self.files[index]})"
 
     def _image(self, index: int) -> Image.Image:
@@ -103,7 +103,7 @@ def _decode(file: Path) -> Image.Image:
 
 
 def _check_image(folder: Path, record: ImageRecord) -> None:
-    """Refuse an image that is missing, unreadable, cut off or of another size than recorded."""
+    """Raise if an image is missing, unreadable, truncated or not of the recorded size."""
     path = folder / record.file_name
     what = f"image {record.image_id} ({path})"
     try:
@@ -124,5 +124,5 @@ def _check_image(folder: Path, record: ImageRecord) -> None:
             f"{what} must be {record.size} (height, width) as its annotations say, got {size}; "
             "sizes are those of the stored pixels, before any EXIF orientation"
         )
-    if not is_whole:  # or of a format whose end we cannot tell
+    if not is_whole:  # or of a format without a known end marker
         _decode(path)

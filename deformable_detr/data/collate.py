@@ -1,4 +1,4 @@
-"""A list of samples becomes a batch."""
+"""Collate a list of samples into a batch."""
 
 import math
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from deformable_detr.structures import ImageBatch, Target
 
 @dataclass(frozen=True)
 class Batch:
-    """What the loader yields: N images and their N targets."""
+    """Batch of N images and their N targets, as yielded by the loader."""
 
     images: ImageBatch
     targets: tuple[Target, ...]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
-        """A copy on `device`."""
+        """Return a copy on `device`."""
         return Batch(
             self.images.to(device, non_blocking=non_blocking),
             tuple(target.to(device, non_blocking=non_blocking) for target in self.targets),
         )
 
     def pin_memory(self) -> "Batch":
-        """A copy in page-locked memory; the loader calls it."""
+        """Return a copy in page-locked memory; called by the loader."""
         return Batch(
             self.images.pin_memory(), tuple(target.pin_memory() for target in self.targets)
         )
@@ -35,12 +35,12 @@ class Batch:
 def collate(
     samples: Sequence[tuple[Tensor, Target]], *, max_padded_pixels: int | None = None
 ) -> Batch:
-    """Pad the images to one size; the targets stay relative to the image without padding.
+    """Pad the images to a common size; targets stay relative to the unpadded image.
 
     Args:
         samples: (3, h, w) images and their targets.
-        max_padded_pixels: most pixels of the batch, padding included; where there would be more,
-            all its images are made smaller by one factor. None for no limit.
+        max_padded_pixels: maximum number of pixels per batch, padding included; a larger batch
+            has all its images shrunk by one common factor. None for no limit.
     """
     images = [image for image, _ in samples]
     targets = tuple(target for _, target in samples)

@@ -1,4 +1,4 @@
-"""Pure geometry on samples: the image, its boxes and their areas change together."""
+"""Geometric operations on samples: image, boxes and areas change together."""
 
 from dataclasses import replace
 
@@ -11,10 +11,10 @@ from deformable_detr.structures import Sample, Size
 
 
 def resized_size(size: Size, short_side: int, max_size: int | None) -> Size:
-    """The (height, width) that brings the shorter side to `short_side`.
+    """Return the (height, width) whose shorter side is `short_side`.
 
-    The longer side is truncated to an integer. Where it would pass `max_size`, the shorter side
-    is made smaller instead (rounded, halves to even), as in the official code.
+    The longer side is truncated to an integer. If it would exceed `max_size`, the shorter side
+    is reduced instead (rounded half to even), as in the official code.
     """
     short, long = min(size), max(size)
     if max_size is not None and long / short * short_side > max_size:
@@ -26,7 +26,7 @@ def resized_size(size: Size, short_side: int, max_size: int | None) -> Size:
 
 
 def resize_image(image: Image.Image, size: Size) -> Image.Image:
-    """Resize to (height, width), bilinear over the whole footprint of a pixel."""
+    """Resize to (height, width) with antialiased bilinear interpolation."""
     height, width = size
     if (image.height, image.width) == size:
         return image
@@ -34,7 +34,7 @@ def resize_image(image: Image.Image, size: Size) -> Image.Image:
 
 
 def resize(sample: Sample, size: Size) -> Sample:
-    """Resize image and boxes to (height, width), as `resize_image` does."""
+    """Resize image and boxes to (height, width); see `resize_image`."""
     if size == sample.size:
         return sample
     y_ratio, x_ratio = size[0] / sample.size[0], size[1] / sample.size[1]
@@ -47,14 +47,14 @@ def resize(sample: Sample, size: Size) -> Sample:
 
 
 def crop(sample: Sample, *, top: int, left: int, size: Size, min_visibility: float = 0.0) -> Sample:
-    """Cut out a region inside the image; boxes are cut to it and those left empty go.
+    """Crop to a region inside the image; boxes are clipped, and empty ones are dropped.
 
     Args:
-        sample: what to cut.
+        sample: sample to crop; it is not modified.
         top: first row of the region.
         left: first column of the region.
         size: (height, width) of the region.
-        min_visibility: boxes that keep a smaller share of their area go too.
+        min_visibility: boxes that keep a smaller fraction of their area are dropped too.
     """
     shift = torch.tensor((left, top, left, top))
     boxes_xyxy = clip_xyxy(sample.boxes_xyxy - shift, size)
@@ -66,19 +66,19 @@ def crop(sample: Sample, *, top: int, left: int, size: Size, min_visibility: flo
         image=sample.image.crop((left, top, left + size[1], top + size[0])),
         boxes_xyxy=boxes_xyxy[keep],
         labels=sample.labels[keep],
-        area=area[keep],  # of the box: what the crop leaves of a mask is not known here
+        area=area[keep],  # of the box: the visible part of the mask is unknown here
     )
 
 
 def flip_horizontally(sample: Sample) -> Sample:
-    """Mirror left and right."""
+    """Flip left and right."""
     x0, y0, x1, y1 = sample.boxes_xyxy.unbind(1)
     width = sample.size[1]
     return _turned(sample, Image.Transpose.FLIP_LEFT_RIGHT, (width - x1, y0, width - x0, y1))
 
 
 def rotate_quarter(sample: Sample) -> Sample:
-    """Turn by 90 degrees, counter-clockwise."""
+    """Rotate by 90 degrees counter-clockwise."""
     x0, y0, x1, y1 = sample.boxes_xyxy.unbind(1)
     width = sample.size[1]
     return _turned(sample, Image.Transpose.ROTATE_90, (y0, width - x1, y1, width - x0))

@@ -1,4 +1,4 @@
-"""Builds the loader that both training and evaluation read from."""
+"""Data loader for training and evaluation."""
 
 import signal
 from functools import partial
@@ -18,20 +18,21 @@ def build_loader(
     max_padded_pixels: int | None = None,
     timeout_s: float = 0,
 ) -> WatchedLoader:
-    """Batches in the sampler's order, the same for any number of workers.
+    """Build a loader that yields the same batches for any number of workers.
 
-    Workers stay alive between epochs: the epoch travels in the sampler's keys.
+    Workers stay alive between epochs: the epoch is part of the sampler's keys.
 
     Args:
-        dataset: the samples.
-        sampler: which of them come in which batch of this process.
-        num_workers: processes that read and transform; 0 does it in this one.
+        dataset: samples to load.
+        sampler: batches of sample keys of this process.
+        num_workers: number of processes that load and transform; 0 loads in this process.
         pin_memory: copy batches into page-locked memory, for a CUDA device.
-        max_padded_pixels: of a batch, see `collate`.
-        timeout_s: how long a worker may take for a batch; 0 for any time.
+        max_padded_pixels: maximum number of pixels per batch; see `collate`.
+        timeout_s: time limit per batch of a worker in seconds; 0 for no limit.
 
     Returns:
-        The loader; where a worker raises, dies or takes too long, it raises `SampleError`.
+        Loader in the sampler's order; it raises `SampleError` if a worker raises, dies or exceeds
+        the time limit.
     """
     return WatchedLoader(
         WatchedSamples(dataset, num_workers),  # type: ignore[arg-type]  # collate makes batches
@@ -46,9 +47,9 @@ def build_loader(
 
 
 def _ignore_signals(worker: int) -> None:
-    """Let a worker live on when its whole process group is asked to stop, as launchers do.
+    """Ignore stop signals, which launchers send to the whole process group.
 
-    The training process then finishes its step, and ends its workers itself.
+    The training process finishes its step and then ends its workers itself.
     """
     for number in {signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}:  # none on Windows
         signal.signal(number, signal.SIG_IGN)

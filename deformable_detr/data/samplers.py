@@ -1,9 +1,9 @@
-"""The order of samples: the same for any number of processes and after any restart.
+"""Samplers whose order is the same for any number of processes and after any restart.
 
-A sampler yields micro-batches, the samples that one process takes in one forward pass. A step of
-the optimiser sees `total_batch` samples: `total_batch / micro_batch` micro-batches, dealt out to
-the processes, of which some may get one more than others. Each sample is asked for by a
-`SampleKey`, which is all that its augmentation depends on.
+A sampler yields micro-batches, the samples of one forward pass of one process. An optimizer step
+uses `total_batch` samples: `total_batch / micro_batch` micro-batches, distributed over the
+processes; some may get one more than others. Each sample is requested by a `SampleKey`, and its
+augmentation depends on that key only.
 """
 
 from abc import abstractmethod
@@ -18,25 +18,25 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True)
 class SampleKey:
-    """Sample `index` as it is augmented in `epoch`."""
+    """Key of sample `index` as augmented in `epoch`."""
 
     epoch: int
     index: int
 
 
 def derive_seed(*parts: int) -> int:
-    """A seed for `torch.Generator` out of several numbers >= 0, unrelated for any two tuples."""
+    """Derive a seed for `torch.Generator` from numbers >= 0; seeds of two tuples are unrelated."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """How the samples of a step are dealt out to processes and their forward passes.
+    """Split of a step's samples over processes and their forward passes.
 
     Attributes:
-        total_batch: samples of a step, over all processes.
-        micro_batch: samples of one forward pass in one process.
-        rank: of this process.
+        total_batch: samples per step, over all processes.
+        micro_batch: samples per forward pass of one process.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -62,16 +62,16 @@ class BatchPlan:
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of this process in one step."""
+        """Number of micro-batches of this process per step."""
         return len(range(self.rank, self.total_batch // self.micro_batch, self.world_size))
 
 
 class StepSampler(Sampler[list[SampleKey]]):
-    """What the training samplers have in common.
+    """Base class of the training samplers.
 
     Attributes:
-        steps_per_epoch: steps of the optimiser in a whole epoch.
-        micro_batches_per_step: micro-batches of this process in one step.
+        steps_per_epoch: optimizer steps of a whole epoch.
+        micro_batches_per_step: number of micro-batches of this process per step.
     """
 
     steps_per_epoch: int
@@ -85,12 +85,12 @@ class StepSampler(Sampler[list[SampleKey]]):
         self._first_step = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Give the order of that epoch from now on, from its first step."""
+        """Use the order of `epoch` from now on, starting at its first step."""
         self._epoch = epoch
         self._first_step = 0
 
     def start_at(self, step: int) -> None:
-        """Leave out the first `step` steps of the epoch, as they are done already."""
+        """Skip the first `step` steps of the epoch, which are done already."""
         if not 0 <= step <= self.steps_per_epoch:
             raise ValueError(
                 f"step must be in 0..{self.steps_per_epoch}, the steps of an epoch, got {step}"
@@ -110,21 +110,21 @@ class StepSampler(Sampler[list[SampleKey]]):
 
     @abstractmethod
     def _order_of_rank(self) -> list[int]:
-        """This process's samples of the whole epoch, micro-batch after micro-batch."""
+        """Return this rank's samples of the whole epoch, one micro-batch after another."""
 
 
 class MicroBatchSampler(StepSampler):
-    """One permutation per (seed, epoch), cut into global batches, each dealt out to the ranks.
+    """Sampler of global batches: one permutation per (seed, epoch), split over the ranks.
 
     Micro-batch i of a global batch goes to rank i % world_size, so the micro-batches of a step
-    are the same for any world_size, though some ranks may get one more than others. Where the
-    samples do not divide into global batches, the last ones are left out in this epoch; fewer than
-    one global batch are repeated to fill it.
+    are the same for any world_size, though some ranks may get one more than others. An incomplete
+    last global batch is dropped for this epoch; a dataset smaller than one global batch is
+    repeated to fill it.
 
     Args:
-        num_samples: of the data set.
-        plan: of a step.
-        seed: of the run.
+        num_samples: size of the dataset.
+        plan: split of a step's samples.
+        seed: seed of the run.
     """
 
     def __init__(self, num_samples: int, plan: BatchPlan, *, seed: int) -> None:
@@ -141,21 +141,22 @@ class MicroBatchSampler(StepSampler):
         return micro_batches[:, plan.rank :: plan.world_size].flatten().tolist()
 
     def _arrange(self, steps: Tensor) -> Tensor:
-        """The (steps, total_batch) samples of each step in the order they are cut up in."""
+        """Reorder the (steps, total_batch) samples within each step, before they are split."""
         return steps
 
 
 class BucketSampler(MicroBatchSampler):
-    """As `MicroBatchSampler`, the same samples in every step, but like shapes share a micro-batch.
+    """Variant of `MicroBatchSampler` that groups similar aspect ratios in a micro-batch.
 
-    A step's samples are sorted by the height of their image over its width before they are cut
-    into micro-batches, so that there is less padding, and never a wide image beside a high one
-    where it can be helped. Processes get neighbours, which take them about as long.
+    Each step has the same samples as in `MicroBatchSampler`. They are sorted by height / width
+    before they are split into micro-batches, so that there is less padding and wide images rarely
+    share a batch with tall ones. Neighboring micro-batches go to different processes, so their
+    forward passes take about the same time.
 
     Args:
-        aspect_ratios: height over width of each sample's image.
-        plan: of a step.
-        seed: of the run.
+        aspect_ratios: height / width of each sample's image.
+        plan: split of a step's samples.
+        seed: seed of the run.
     """
 
     def __init__(self, aspect_ratios: Sequence[float], plan: BatchPlan, *, seed: int) -> None:
@@ -168,17 +169,17 @@ class BucketSampler(MicroBatchSampler):
 
 
 class DistributedOrderSampler(StepSampler):
-    """The official code's order, for comparing runs with it; it depends on world_size.
+    """Sampler with the order of the official code, to compare runs; depends on world_size.
 
-    The permutation is seeded with the epoch alone, padded from its beginning to a multiple of
-    world_size, and each rank takes a contiguous part of it. An incomplete last batch is dropped.
+    The permutation is seeded by the epoch alone and padded from its beginning to a multiple of
+    world_size; each rank takes a contiguous part of it. An incomplete last batch is dropped.
 
     Args:
-        num_samples: of the data set.
-        plan: of a step.
+        num_samples: size of the dataset.
+        plan: split of a step's samples.
 
     Raises:
-        ValueError: processes would get different numbers of samples, or none.
+        ValueError: ranks would get different numbers of samples, or none.
     """
 
     def __init__(self, num_samples: int, plan: BatchPlan) -> None:
@@ -205,9 +206,9 @@ class DistributedOrderSampler(StepSampler):
 
 
 class EvaluationSampler(Sampler[list[SampleKey]]):
-    """Every sample once, in order: batch i goes to rank i % world_size.
+    """Sequential sampler that yields each sample once; batch i goes to rank i % world_size.
 
-    The batches are the same for any world_size, and ranks may get a different number of them.
+    The batches are the same for any world_size; the number of batches may differ between ranks.
     """
 
     def __init__(self, num_samples: int, *, batch_size: int, rank: int, world_size: int) -> None:
@@ -231,7 +232,7 @@ def _shuffled(num_samples: int, seed: int) -> Tensor:
 
 
 def _fill_up(order: Tensor, length: int) -> Tensor:
-    """The first `length` numbers of `order` repeated without end."""
+    """Repeat `order` and cut it to `length` numbers."""
     return order.repeat(-(-length // len(order)))[:length]
 
 

@@ -1,4 +1,4 @@
-"""TransformedDataset: a data set as the model takes it, augmentation and all."""
+"""TransformedDataset: augmented samples as model inputs."""
 
 from typing import Protocol
 
@@ -12,27 +12,27 @@ from deformable_detr.structures import Sample, Target
 
 
 class SampleSource(Protocol):
-    """What `CocoDataset` offers here."""
+    """Interface of `CocoDataset` that `TransformedDataset` needs."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Sample: ...
 
     def describe(self, index: int, /) -> str:
-        """The image, for people."""
+        """Return the id and the path of an image, for messages."""
 
 
 class TransformedDataset(Dataset[tuple[Tensor, Target]]):
-    """Samples after their transform, as (3, h, w) normalised image and target.
+    """Dataset of transformed samples: (3, h, w) normalized image and target.
 
-    A sample's augmentation is drawn from (seed, epoch, index), whichever process makes it.
+    The augmentation of a sample depends on (seed, epoch, index) only, not on the process.
 
     Args:
-        source: the samples on disk.
-        transform: what happens to each.
-        seed: of the run.
-        repeats: how often each sample counts in an epoch, each time augmented differently;
-            for few and large photos that are trained on in random crops.
+        source: samples on disk.
+        transform: transform applied to each sample.
+        seed: seed of the run.
+        repeats: number of times that each sample is used per epoch, each time with another
+            augmentation; meant for few, large images and random crops.
     """
 
     def __init__(
@@ -59,5 +59,5 @@ class TransformedDataset(Dataset[tuple[Tensor, Target]]):
         return to_model_input(self._transform(sample, generator))
 
     def describe(self, index: int) -> str:
-        """The image that a sample is made of, for people."""
+        """Return the id and the path of a sample's image, for messages."""
         return self._source.describe(index % len(self._source))

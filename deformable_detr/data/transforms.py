@@ -1,7 +1,7 @@
-"""Random changes of a sample for training, and the two pipelines of the official code.
+"""Augmentations of training samples, and the two pipelines of the official code.
 
-A transform is called with a sample and a generator and returns a new sample. It draws from that
-generator only, so a sample's augmentation depends on the generator's seed and on nothing else.
+A transform takes a sample and a generator and returns a new sample. It draws from that
+generator only, so the augmentation of a sample depends on the generator's seed alone.
 """
 
 from dataclasses import dataclass, replace
@@ -25,15 +25,15 @@ from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD, Sample, Targ
 
 
 class Transform(Protocol):
-    """What every transform of this module is."""
+    """Interface of all transforms of this module."""
 
     def __call__(self, sample: Sample, generator: Generator) -> Sample:
-        """The changed sample; `sample` stays as it was."""
+        """Return the transformed sample; `sample` is not modified."""
 
 
 @dataclass(frozen=True)
 class Compose:
-    """One transform after another."""
+    """Sequence of transforms, applied in order."""
 
     transforms: tuple[Transform, ...]
 
@@ -46,7 +46,7 @@ class Compose:
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of several transforms, each as likely as the others."""
+    """Random choice of one of several transforms, with equal probability."""
 
     choices: tuple[Transform, ...]
 
@@ -61,7 +61,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class RandomHorizontalFlip:
-    """Mirror left and right with the given probability."""
+    """Horizontal flip with the given probability."""
 
     probability: float = 0.5
 
@@ -76,7 +76,7 @@ class RandomHorizontalFlip:
 
 @dataclass(frozen=True)
 class RandomRotate90:
-    """Turn by 0, 90, 180 or 270 degrees: for photos from above, which have no upper side."""
+    """Rotation by 0, 90, 180 or 270 degrees, for aerial images, which have no upright side."""
 
     def __call__(self, sample: Sample, generator: Generator) -> Sample:
         """See `Transform`."""
@@ -87,11 +87,11 @@ class RandomRotate90:
 
 @dataclass(frozen=True)
 class RandomResize:
-    """Bring the shorter side to one of `short_sides`; see `resized_size`.
+    """Resize of the shorter side to one of `short_sides`; see `resized_size`.
 
     Attributes:
-        short_sides: pixels, each as likely as the others.
-        max_size: largest longer side, or None for no limit.
+        short_sides: lengths in pixels, drawn with equal probability.
+        max_size: maximum length of the longer side, or None for no limit.
     """
 
     short_sides: tuple[int, ...]
@@ -111,11 +111,11 @@ class RandomResize:
 
 @dataclass(frozen=True)
 class Resize:
-    """Bring the shorter side to `short_side`, as the official evaluation pipeline does.
+    """Resize of the shorter side to `short_side`, as in the official evaluation pipeline.
 
     Attributes:
-        short_side: in pixels.
-        max_size: largest longer side.
+        short_side: length in pixels.
+        max_size: maximum length of the longer side.
     """
 
     short_side: int
@@ -129,16 +129,16 @@ class Resize:
         return resize(sample, resized_size(sample.size, self.short_side, self.max_size))
 
     def resize_image(self, image: Image.Image) -> Image.Image:
-        """The same for an image without objects."""
+        """Resize an image without objects in the same way."""
         size = resized_size((image.height, image.width), self.short_side, self.max_size)
         return resize_image(image, size)
 
 
 @dataclass(frozen=True)
 class RandomSizeCrop:
-    """Cut out a region whose sides are drawn from min_size..max_size, at a random place.
+    """Crop at a random place, with sides drawn from min_size..max_size.
 
-    A side of the image that is shorter than a limit takes that limit's place.
+    Limits are capped at the length of the image's side.
     """
 
     min_size: int
@@ -164,15 +164,15 @@ class RandomSizeCrop:
 
 @dataclass(frozen=True)
 class RandomZoomCrop:
-    """Cut out a square of random size at a random place and resize it to a fixed size.
+    """Square crop of random size at a random place, resized to a fixed size.
 
     Attributes:
-        size: side of the result in pixels.
-        scale: the square's side is `size` times a number drawn from this range, and at most
+        size: side length of the result in pixels.
+        scale: the side of the crop is `size` times a number drawn from this range, and at most
             the image's shorter side; below 1 objects grow, above 1 they shrink.
-        min_visibility: boxes that keep a smaller share of their area are dropped.
-        around_objects: place the square so that it holds the centre of some object, each as
-            likely as the others, where there is one; else anywhere.
+        min_visibility: boxes that keep a smaller fraction of their area are dropped.
+        around_objects: place the crop so that it contains the center of an object drawn with
+            equal probability; anywhere if the image has no objects.
     """
 
     size: int
@@ -199,7 +199,7 @@ class RandomZoomCrop:
         return resize(square, (self.size, self.size))
 
     def _place(self, sample: Sample, side: int, generator: Generator) -> tuple[int, int]:
-        """The first row and the first column of the square."""
+        """Return the first row and the first column of the square."""
         limits = [extent - side for extent in sample.size]
         if not self.around_objects or len(sample.labels) == 0:
             top, left = (_draw_integer(generator, 0, limit) for limit in limits)
@@ -215,14 +215,13 @@ class RandomZoomCrop:
 
 @dataclass(frozen=True)
 class RandomSoften:
-    """With the given probability, show the photo as a camera of lower resolution would.
+    """Blur by down- and upsampling with the given probability, as a camera of lower resolution.
 
-    It is resized to a share of its size and back. Photos of one place are often of one sharpness,
-    which a detector must not come to rely on.
+    Images of one place often have the same sharpness, which a detector must not rely on.
 
     Attributes:
-        probability: of softening at all.
-        scale: the share is drawn from this range, in (0, 1].
+        probability: probability of blurring.
+        scale: range of the downsampling factor, in (0, 1].
     """
 
     probability: float = 0.5
@@ -247,7 +246,7 @@ class RandomSoften:
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Change brightness, contrast and saturation, each by a factor from [1 - x, 1 + x]."""
+    """Random change of brightness, contrast and saturation by factors from [1 - x, 1 + x]."""
 
     brightness: float = 0.0
     contrast: float = 0.0
@@ -276,7 +275,7 @@ def coco_train_transform(
     pre_crop_short_sides: tuple[int, ...],
     crop_range: tuple[int, int],
 ) -> Transform:
-    """The official training pipeline: flip; then resize, or resize, crop and resize again."""
+    """Build the official training pipeline: flip; then resize, or resize, crop and resize."""
     last_resize = RandomResize(short_sides, max_size)
     cropped = Compose(
         (RandomResize(pre_crop_short_sides), RandomSizeCrop(*crop_range), last_resize)
@@ -285,13 +284,13 @@ def coco_train_transform(
 
 
 def to_model_input(sample: Sample) -> tuple[Tensor, Target]:
-    """The last step of every pipeline: PIL image and pixels become tensors and shares.
+    """Convert a sample to tensors, with relative boxes: the last step of every pipeline.
 
     Args:
-        sample: what the transforms left.
+        sample: transformed sample.
 
     Returns:
-        (3, h, w) float32 normalised image, and its target with boxes relative to (h, w).
+        (3, h, w) float32 normalized image, and its target with boxes relative to (h, w).
     """
     height, width = sample.size
     target = Target(
@@ -304,7 +303,7 @@ def to_model_input(sample: Sample) -> tuple[Tensor, Target]:
 
 
 def normalize(image: Image.Image) -> Tensor:
-    """(3, h, w) float32 image, normalized by the mean and deviation of ImageNet."""
+    """Normalize by ImageNet's mean and standard deviation; return a (3, h, w) float32 image."""
     pixels = TF.to_dtype(TF.pil_to_tensor(image), torch.float32, scale=True)
     return TF.normalize(pixels, list(IMAGENET_MEAN), list(IMAGENET_STD))
 
@@ -314,7 +313,7 @@ def _draw(generator: Generator, low: float, high: float) -> float:
 
 
 def _draw_integer(generator: Generator, low: int, high: int) -> int:
-    """One of low..high, both included."""
+    """Draw an integer from low..high, both inclusive."""
     return int(torch.randint(low, high + 1, (), generator=generator))
 
 

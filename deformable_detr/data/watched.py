@@ -1,4 +1,4 @@
-"""WatchedSamples: tells which image a worker process was at when it failed, died or hung."""
+"""WatchedSamples: names the image that a worker was loading when it failed, died or hung."""
 
 import os
 import re
@@ -19,15 +19,15 @@ _NONE = -1
 
 
 class SampleError(RuntimeError):
-    """A sample could not be had; the message names its image."""
+    """Error of a sample that failed to load; the message names the image."""
 
 
 class WatchedSamples(Dataset[tuple[Tensor, Target]]):
-    """The samples of a data set, each noted in shared memory while a worker is at it.
+    """Dataset that records in shared memory which sample each worker is loading.
 
     Args:
-        samples: the data set.
-        num_workers: of the loader.
+        samples: dataset to load from.
+        num_workers: number of workers of the loader.
     """
 
     def __init__(self, samples: TransformedDataset, num_workers: int) -> None:
@@ -42,7 +42,7 @@ class WatchedSamples(Dataset[tuple[Tensor, Target]]):
         self._note(key.index)
         try:
             return self._samples[key]
-        except Exception as error:  # whatever it is, people need to know of which image
+        except Exception as error:  # any error must name its image
             raise SampleError(f"{self._samples.describe(key.index)}: {error}") from error
         finally:
             self._note(_NONE)
@@ -54,9 +54,9 @@ class WatchedSamples(Dataset[tuple[Tensor, Target]]):
             self._at_work[worker.id, 1] = index
 
     def explain(self, error: RuntimeError) -> SampleError:
-        """What a loader's error means: the image of a worker that raised, died or hung."""
+        """Return the error to raise instead of a loader's, with the image of the failed worker."""
         text = str(error)
-        if isinstance(error, SampleError):  # a worker's comes with its traceback before it
+        if isinstance(error, SampleError):  # PyTorch prepends the worker's traceback
             return SampleError(text.splitlines()[-1].partition("SampleError: ")[2] or text)
         pids = {int(pid) for found in _PIDS.findall(text) for pid in found.split(",")}
         images = [
@@ -64,8 +64,8 @@ class WatchedSamples(Dataset[tuple[Tensor, Target]]):
             for pid, index in self._at_work.tolist()
             if index != _NONE and (not pids or pid in pids)
         ]
-        where = f"at work on {', '.join(images)}" if images else "between two images"
-        # The cause, where there is one, knows the signal: an exit, a kill, a segmentation fault.
+        where = f"while loading {', '.join(images)}" if images else "between two images"
+        # The cause, if any, names the signal: an exit, a kill, a segmentation fault.
         reason = (str(error.__cause__ or "") or text).splitlines()[0]
         return SampleError(
             f"a data-loader worker failed {where}: {reason}; an image too large for the memory, or "
@@ -74,7 +74,7 @@ class WatchedSamples(Dataset[tuple[Tensor, Target]]):
 
 
 class WatchedLoader(DataLoader[Batch]):
-    """A loader of `WatchedSamples` whose errors name images."""
+    """Data loader of `WatchedSamples` whose errors name the images."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator
         iterator = super().__iter__()
@@ -88,10 +88,10 @@ class WatchedLoader(DataLoader[Batch]):
 
 
 def _end_workers(iterator: object) -> None:
-    """End all workers, one that hangs too: the end of the run would wait for that for ever.
+    """Kill all workers, hung ones included, for which the end of the run would wait forever.
 
-    Workers do not listen to the signal by which a loader asks them to end. One may be killed only
-    when the loader does not watch it any more, or PyTorch takes its death for another error.
+    Workers ignore the signal by which a loader asks them to end. A worker may be killed only once
+    the loader no longer watches it, or PyTorch reports its death as another error.
     """
     if isinstance(iterator, _MultiProcessingDataLoaderIter):
         iterator._shutdown_workers()

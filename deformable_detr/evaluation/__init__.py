@@ -1,1 +1,1 @@
-"""From predictions to detections, average precision and an analysis of errors."""
+"""Postprocessing, COCO evaluation and error analysis."""

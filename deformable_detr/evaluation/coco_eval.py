@@ -1,7 +1,7 @@
-"""Scores detections as COCO does: the twelve numbers, and the AP of each class.
+"""COCO evaluation of detections: the twelve metrics, and AP per class.
 
-pycocotools does the matching and the averaging. What is here collects detections from several
-processes, keeps its output off the terminal, and steps around the inputs it fails on: no
+pycocotools does the matching and the averaging. This module collects detections from several
+processes, suppresses the output of pycocotools, and handles inputs that it fails on: no
 detections, no annotations, no `info`.
 """
 
@@ -23,7 +23,7 @@ from deformable_detr.ground_truth import GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Detections
 
-# Name and meaning of pycocotools' twelve numbers, in its order.
+# Name and meaning of pycocotools' twelve metrics, in its order.
 STATISTICS = {
     "AP": "precision, IoU 0.50 to 0.95",
     "AP50": "precision, IoU 0.50",
@@ -31,26 +31,26 @@ STATISTICS = {
     "APs": "precision, small objects (area below 32 x 32 px)",
     "APm": "precision, medium objects",
     "APl": "precision, large objects (area above 96 x 96 px)",
-    "AR1": "recall, 1 detection an image",
-    "AR10": "recall, 10 detections an image",
-    "AR100": "recall, 100 detections an image",
+    "AR1": "recall, 1 detection per image",
+    "AR10": "recall, 10 detections per image",
+    "AR100": "recall, 100 detections per image",
     "ARs": "recall, small objects",
     "ARm": "recall, medium objects",
     "ARl": "recall, large objects",
 }
-NOT_DEFINED = -1.0  # COCO's value where there is nothing to find
+NOT_DEFINED = -1.0  # COCO's value where there are no objects
 
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """How well detections agree with annotations.
+    """COCO metrics of detections.
 
     Attributes:
-        statistics: the values of `STATISTICS` by name, in [0, 1]; -1 where no annotated object
-            is of the kind.
-        class_ap: AP by class name, in the same sense.
-        num_images: the images scored.
-        num_detections: the detections scored.
+        statistics: the metrics of `STATISTICS` by name, in [0, 1]; -1 if there is no annotated
+            object of that size.
+        class_ap: AP by class name, in [0, 1]; -1 for a class without objects.
+        num_images: number of images evaluated.
+        num_detections: number of detections evaluated.
     """
 
     statistics: dict[str, float]
@@ -59,19 +59,20 @@ class CocoMetrics:
     num_detections: int
 
     def as_dict(self) -> dict[str, float]:
-        """The twelve numbers by name."""
+        """Return the twelve metrics by name."""
         return dict(self.statistics)
 
 
 class CocoEvaluator:
-    """Collects the detections of a data set, image by image, then scores them.
+    """Accumulator of a dataset's detections that computes COCO metrics.
 
-    Each process updates its own evaluator with the images it has seen. `synchronize` brings all
-    of them to every process; `compute` and `results` speak of what is there.
+    Each process updates its own evaluator with the images it has seen. `synchronize` gathers the
+    detections of all processes on each of them; `compute` and `results` use the detections that
+    this process holds.
 
     Args:
-        annotations: of the images.
-        label_space: what the labels of the detections mean; must have the annotations' categories.
+        annotations: ground truth of the images.
+        label_space: label space of the detections; must have the categories of `annotations`.
     """
 
     def __init__(self, annotations: GroundTruth, label_space: LabelSpace) -> None:
@@ -98,32 +99,32 @@ class CocoEvaluator:
             self._seen.add(image_id)
 
     def synchronize(self) -> None:
-        """Bring the detections of all processes together; every process must call it."""
+        """Gather the detections of all processes; every process must call it."""
         gathered = all_gather_objects(DetectionTable.concatenate(self._tables))
         self._tables = [DetectionTable.merge(gathered)]
         self._seen = set(self._tables[0].seen.tolist())
 
     def compute(self) -> CocoMetrics:
-        """Score what has been collected, over the images that were seen."""
+        """Compute the metrics of the collected detections, over the images seen."""
         ground_truth = self._annotations.to_coco()
         return summarize(run_coco(ground_truth, self.table), ground_truth)
 
     @property
     def table(self) -> DetectionTable:
-        """What has been collected."""
+        """Detections collected so far."""
         return DetectionTable.concatenate(self._tables)
 
     def results(self) -> list[dict[str, Any]]:
-        """What has been collected as COCO results, with category ids and xywh boxes."""
+        """Return the collected detections as COCO results, with category ids and xywh boxes."""
         return self.table.to_results()
 
 
 def evaluate_results(results: Path, annotations: Path) -> CocoMetrics:
-    """Score a file of COCO box results against all images of an annotation file.
+    """Evaluate a file of COCO box results on all images of an annotation file.
 
     Raises:
-        FileNotFoundError: one of the files is missing.
-        ValueError: a file is not what it should be, or they do not belong together.
+        FileNotFoundError: one of the files does not exist.
+        ValueError: a file is invalid, or the two do not belong together.
     """
     ground_truth = read_ground_truth(annotations).to_coco()
     table = DetectionTable.from_results(
@@ -134,17 +135,17 @@ def evaluate_results(results: Path, annotations: Path) -> CocoMetrics:
 
 
 def run_coco(ground_truth: Mapping[str, Any], table: DetectionTable) -> COCOeval:
-    """Match and average as COCO does, over the images that were seen.
+    """Match and accumulate as COCO does, over the images that were seen.
 
     Args:
-        ground_truth: of `GroundTruth.to_coco`.
-        table: detections of its images. They are numbered from 1, as the annotations are.
+        ground_truth: output of `GroundTruth.to_coco`.
+        table: detections of its images; numbered from 1, like the annotations.
 
     Returns:
-        pycocotools' scorer with all it has computed.
+        pycocotools' evaluator, after `summarize`.
 
     Raises:
-        ValueError: no image was seen.
+        ValueError: `table` has seen no image.
     """
     if len(table.seen) == 0:
         raise ValueError("at least one image must be evaluated, got none")
@@ -160,7 +161,7 @@ def run_coco(ground_truth: Mapping[str, Any], table: DetectionTable) -> COCOeval
 
 
 def summarize(scorer: COCOeval, ground_truth: Mapping[str, Any]) -> CocoMetrics:
-    """The numbers for people of what `run_coco` has computed."""
+    """Return the metrics that `run_coco` computed."""
     return CocoMetrics(
         dict(zip(STATISTICS, map(float, scorer.stats), strict=True)),
         _class_ap(scorer, LabelSpace.from_categories(ground_truth["categories"])),
@@ -170,7 +171,7 @@ def summarize(scorer: COCOeval, ground_truth: Mapping[str, Any]) -> CocoMetrics:
 
 
 def distinct_names(label_space: LabelSpace) -> list[str]:
-    """The names of K classes, with the category id where several have one name."""
+    """Return the names of K classes, with the category id added to ambiguous ones."""
     names = label_space.names
     return [
         name if names.count(name) == 1 else f"{name} (category {category_id})"
@@ -187,7 +188,7 @@ def _index(content: Mapping[str, Any]) -> COCO:
 
 
 def _as_annotations(ground_truth: Mapping[str, Any], table: DetectionTable) -> dict[str, Any]:
-    """What `COCO.loadRes` makes of results; that fails where there are none."""
+    """Return the dataset that `COCO.loadRes` makes of results; it fails on an empty list."""
     columns = zip(
         table.image_ids.tolist(),
         table.category_ids.tolist(),
@@ -210,7 +211,7 @@ def _as_annotations(ground_truth: Mapping[str, Any], table: DetectionTable) -> d
 
 
 def _class_ap(scorer: COCOeval, label_space: LabelSpace) -> dict[str, float]:
-    # (thresholds, recalls, K, areas, limits) -> all areas, 100 detections an image
+    # (thresholds, recalls, K, areas, limits) -> all areas, 100 detections per image
     precision = scorer.eval["precision"][:, :, :, 0, -1]
     class_ap = {}
     for label, name in enumerate(distinct_names(label_space)):

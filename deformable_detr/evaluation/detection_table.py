@@ -1,4 +1,4 @@
-"""DetectionTable: the detections of many images as arrays, cheap to keep and to send."""
+"""DetectionTable: detections of many images as arrays, cheap to keep and to send."""
 
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -15,18 +15,18 @@ from deformable_detr.files import write_whole
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Detections
 
-BOX_DECIMALS = 3  # a thousandth of a pixel
+BOX_DECIMALS = 3  # 1/1000 pixel
 SCORE_DECIMALS = 6
 
 
 @dataclass(frozen=True)
 class DetectionTable:
-    """R detections of I images, with the ids of the annotation file.
+    """Table of R detections of I images, with the ids of the annotation file.
 
     Attributes:
-        seen: (I,) int64 ids of the images looked at, those without a detection too.
-        image_ids: (R,) int64 image of each detection.
-        category_ids: (R,) int64 category of each detection.
+        seen: (I,) int64 ids of the images evaluated, including those without detections.
+        image_ids: (R,) int64 image id of each detection.
+        category_ids: (R,) int64 category id of each detection.
         boxes_xywh: (R, 4) float64 left, top, width, height in pixels of the original image.
         scores: (R,) float64.
     """
@@ -39,16 +39,16 @@ class DetectionTable:
 
     @classmethod
     def empty(cls) -> "DetectionTable":
-        """No image, no detection."""
+        """Return a table without images and detections."""
         return cls.from_results([], seen=[])
 
     @classmethod
     def from_detections(
         cls, image_id: int, detections: Detections, label_space: LabelSpace
     ) -> "DetectionTable":
-        """The detections of one image; labels become category ids.
+        """Build the table of one image; labels become category ids.
 
-        Detections of labels that are no category's are left out: COCO scores none of them.
+        Detections whose label is not a category are dropped: COCO does not evaluate them.
         """
         if label_space.unused:
             real = detections.labels.new_tensor(label_space.category_labels)
@@ -66,7 +66,7 @@ class DetectionTable:
     def from_results(
         cls, results: Sequence[Mapping[str, Any]], *, seen: Sequence[int]
     ) -> "DetectionTable":
-        """COCO's list of results, over the images `seen`."""
+        """Build a table from COCO's list of results, for the images `seen`."""
         boxes = np.array([result["bbox"] for result in results], dtype=np.float64)
         return cls(
             np.array(seen, dtype=np.int64),
@@ -78,7 +78,7 @@ class DetectionTable:
 
     @classmethod
     def concatenate(cls, tables: Sequence["DetectionTable"]) -> "DetectionTable":
-        """One table after another."""
+        """Concatenate tables."""
         tables = [cls.empty(), *tables]
         return cls(
             np.concatenate([table.seen for table in tables]),
@@ -90,7 +90,7 @@ class DetectionTable:
 
     @classmethod
     def merge(cls, tables: Sequence["DetectionTable"]) -> "DetectionTable":
-        """One table after another, without images that an earlier table has seen.
+        """Concatenate tables, skipping images that an earlier table has seen.
 
         A sampler that pads its last batch gives some images to two ranks; counted twice, their
         detections would be false positives.
@@ -116,7 +116,7 @@ class DetectionTable:
         return len(self.scores)
 
     def of_image(self, image_id: int, label_space: LabelSpace) -> Detections:
-        """The detections of one image, best first; category ids become labels again."""
+        """Return the detections of one image, best first; category ids become labels again."""
         rows = np.flatnonzero(self.image_ids == image_id)
         labels = [label_space.label(category) for category in self.category_ids[rows].tolist()]
         return Detections(
@@ -126,7 +126,7 @@ class DetectionTable:
         )
 
     def to_results(self) -> list[dict[str, Any]]:
-        """COCO's list of results, rounded to what the numbers mean."""
+        """Return COCO's list of results, rounded to a meaningful precision."""
         return [
             {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
             for image_id, category_id, box, score in zip(
@@ -139,17 +139,17 @@ class DetectionTable:
         ]
 
     def write(self, path: Path, *, step: int) -> None:
-        """Write the table as it is, to the last bit, with the step of the weights it is of."""
+        """Write the table without loss of precision, with the step of its weights."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
         with write_whole(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, step=np.array(step), **columns)
 
     @classmethod
     def read(cls, path: Path) -> tuple["DetectionTable", int]:
-        """What `write` has written, and the step.
+        """Read a file that `write` has written; return the table and the step.
 
         Raises:
-            ValueError: the file is damaged, or another.
+            ValueError: the file is damaged or of another kind.
         """
         try:
             with path.open("rb") as file, np.load(file) as columns:

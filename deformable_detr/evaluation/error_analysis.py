@@ -1,4 +1,4 @@
-"""What a detector gets wrong: class by class, and each false detection in a word."""
+"""Error analysis: confusion matrix, and a type for each false positive (after TIDE)."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -12,27 +12,27 @@ from deformable_detr.evaluation.matched_objects import (
     by_image,
 )
 
-MIN_TOUCHING_IOU = 0.1  # TIDE (Bolya et al., 2020): less than this is background
+MIN_TOUCHING_IOU = 0.1  # TIDE (Bolya et al., 2020): below this is background
 
 
 class Kind(Enum):
-    """Why a detection is false; the first that holds."""
+    """Type of a false positive; the first that applies."""
 
-    DUPLICATE = "second box of an object"
-    OTHER_CLASS = "object of another class"
-    LOOSE = "loose box"
-    NOTHING = "no object there"
+    DUPLICATE = "duplicate detection"
+    OTHER_CLASS = "wrong class"
+    LOOSE = "poor localization"
+    NOTHING = "background"
 
 
 @dataclass(frozen=True)
-class FalseDetection:
-    """A detection that meets no object.
+class FalsePositive:
+    """Detection that matches no object.
 
     Attributes:
-        number: of the detection.
-        kind: why it is false.
-        nearest: the number of the object that `kind` speaks of, None for no object.
-        iou: with it.
+        number: index of the detection.
+        kind: type of the error.
+        nearest: index of the object that `kind` refers to, None for background.
+        iou: IoU with that object, 0 for background.
     """
 
     number: int
@@ -41,13 +41,13 @@ class FalseDetection:
     iou: float = 0.0
 
 
-def false_detections(matched: MatchedObjects, min_score: float) -> list[FalseDetection]:
-    """The false detections of that score or more, the highest score first."""
+def false_detections(matched: MatchedObjects, min_score: float) -> list[FalsePositive]:
+    """Return the false positives at a score threshold, highest score first."""
     wrong = _in_order(matched, matched.is_false(min_score))
     wrong_by_image = by_image(matched.detected.image_ids[wrong])
     objects_by_image = _numbers_by_image(matched, ~matched.annotated.is_ignored)
     nothing_there = np.empty(0, dtype=np.int64)
-    found: list[FalseDetection | None] = [None] * len(wrong)
+    found: list[FalsePositive | None] = [None] * len(wrong)
     for image_id, places in wrong_by_image.items():
         objects = objects_by_image.get(image_id, nothing_there)
         overlaps = matched.overlaps(wrong[places], objects)
@@ -57,7 +57,7 @@ def false_detections(matched: MatchedObjects, min_score: float) -> list[FalseDet
 
 
 def missed_objects(matched: MatchedObjects, min_score: float) -> list[int]:
-    """The numbers of the objects that no detection of that score or more meets, largest first."""
+    """Return the indices of the false negatives at a score threshold, largest first."""
     missed = np.flatnonzero(matched.is_missed(min_score))
     areas: npt.NDArray[np.float64] = matched.annotated.areas[missed]
     ordered: list[int] = missed[np.argsort(-areas, kind="stable")].tolist()
@@ -65,19 +65,19 @@ def missed_objects(matched: MatchedObjects, min_score: float) -> list[int]:
 
 
 def confusion_matrix(matched: MatchedObjects, min_score: float) -> npt.NDArray[np.int64]:
-    """Count what annotated objects were taken for, and detections of what is not there.
+    """Compute the confusion matrix, including false positives and false negatives.
 
-    COCO's matches, within a class, come first. Detections that are left then choose, the highest
-    score first, the object of another class that they overlap most, if by an IoU of 0.5 or more
-    and if none has chosen it.
+    COCO's matches, within a class, come first. The remaining detections, highest score first, are
+    then matched to the unmatched object of another class with the highest IoU, if it is at
+    least 0.5.
 
     Args:
-        matched: K classes, T objects and R detections.
-        min_score: least score of a detection that counts.
+        matched: matches of K classes.
+        min_score: score threshold.
 
     Returns:
-        (K + 1, K + 1) counts. Row: the annotated class, or nothing (last). Column: the detected
-        class, or nothing (last). The last corner is 0.
+        (K + 1, K + 1) counts. Row: annotated class, or background (last). Column: detected
+        class, or background (last). The last corner is 0.
     """
     K = len(matched.names)
     annotated, detected = matched.annotated, matched.detected
@@ -109,22 +109,22 @@ def _explain(
     number: int,
     objects: npt.NDArray[np.int64],
     overlaps: npt.NDArray[np.float64],
-) -> FalseDetection:
+) -> FalsePositive:
     is_own = matched.annotated.labels[objects] == matched.detected.labels[number]
-    for kind, candidates, least in (
+    for kind, candidates, threshold in (
         (Kind.DUPLICATE, is_own, IOU_THRESHOLD),
         (Kind.OTHER_CLASS, ~is_own, IOU_THRESHOLD),
         (Kind.LOOSE, is_own, MIN_TOUCHING_IOU),
     ):
         values = np.where(candidates, overlaps, -1)
-        if len(values) and values.max() >= least:
+        if len(values) and values.max() >= threshold:
             best = int(values.argmax())
-            return FalseDetection(number, kind, int(objects[best]), float(values[best]))
-    return FalseDetection(number, Kind.NOTHING)
+            return FalsePositive(number, kind, int(objects[best]), float(values[best]))
+    return FalsePositive(number, Kind.NOTHING)
 
 
 def _in_order(matched: MatchedObjects, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """The numbers of the chosen detections, the highest score first."""
+    """Return the indices of the chosen detections, highest score first."""
     numbers = np.flatnonzero(chosen)
     scores: npt.NDArray[np.float64] = matched.detected.scores[numbers]
     return numbers[np.argsort(-scores, kind="stable")]
@@ -133,7 +133,7 @@ def _in_order(matched: MatchedObjects, chosen: npt.NDArray[np.bool_]) -> npt.NDA
 def _numbers_by_image(
     matched: MatchedObjects, chosen: npt.NDArray[np.bool_]
 ) -> dict[int, npt.NDArray[np.int64]]:
-    """The numbers of the chosen objects of each image."""
+    """Return the indices of the chosen objects by image id."""
     numbers = np.flatnonzero(chosen)
     places = by_image(matched.annotated.image_ids[numbers])
     return {image_id: numbers[rows] for image_id, rows in places.items()}

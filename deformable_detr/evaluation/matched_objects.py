@@ -1,4 +1,4 @@
-"""Which detection meets which annotated object, as COCO decides it."""
+"""Matches between detections and annotated objects, as determined by COCO."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from pycocotools.cocoeval import COCOeval
 from deformable_detr.evaluation.coco_eval import distinct_names
 from deformable_detr.labels import LabelSpace
 
-IOU_THRESHOLD = 0.5  # what AP50 calls found
-NONE = -1  # no partner
+IOU_THRESHOLD = 0.5  # as in AP50
+NONE = -1  # index of unmatched objects and detections
 
 
 @dataclass(frozen=True)
 class AnnotatedObjects:
-    """T annotated objects.
+    """Columns of T annotated objects.
 
     Attributes:
         image_ids: (T,) int64.
         labels: (T,) int64 in 0..K-1.
         boxes_xywh: (T, 4) float64 left, top, width, height in pixels.
         areas: (T,) float64 square pixels, as annotated.
-        is_ignored: (T,) bool: need not be found, as a crowd or in an image not looked at.
-        partners: (T,) int64 number of the detection that meets it, or -1.
+        is_ignored: (T,) bool: not counted, such as crowds and objects of images not evaluated.
+        partners: (T,) int64 matched index: the detection that matches the object, or -1.
     """
 
     image_ids: npt.NDArray[np.int64]
@@ -39,15 +39,15 @@ class AnnotatedObjects:
 
 @dataclass(frozen=True)
 class DetectedObjects:
-    """R detections.
+    """Columns of R detections.
 
     Attributes:
         image_ids: (R,) int64.
         labels: (R,) int64 in 0..K-1.
         boxes_xywh: (R, 4) float64 left, top, width, height in pixels.
         scores: (R,) float64.
-        is_ignored: (R,) bool: neither right nor wrong, as in a crowd or beyond the 100 best.
-        partners: (R,) int64 number of the object that it meets, or -1.
+        is_ignored: (R,) bool: not counted, such as those in a crowd or beyond the top 100.
+        partners: (R,) int64 matched index: the object that the detection matches, or -1.
     """
 
     image_ids: npt.NDArray[np.int64]
@@ -62,13 +62,13 @@ class DetectedObjects:
 class MatchedObjects:
     """Annotated and detected objects, matched at an IoU of 0.5 within their class.
 
-    COCO lets detections choose in the order of their scores. Those above a threshold are therefore
-    matched as if there were no others.
+    COCO matches detections in the order of their scores. The matches of detections above a score
+    threshold therefore do not depend on the others.
 
     Attributes:
         names: K distinct class names.
-        annotated: what there is.
-        detected: what was found.
+        annotated: annotated objects.
+        detected: detections.
     """
 
     names: list[str]
@@ -77,12 +77,12 @@ class MatchedObjects:
 
     @classmethod
     def from_coco(cls, scorer: COCOeval, ground_truth: Mapping[str, Any]) -> "MatchedObjects":
-        """The matches of a scorer of `coco_eval.run_coco`, given the same `ground_truth`."""
+        """Return the matches of an evaluator of `run_coco`, given the same `ground_truth`."""
         label_space = LabelSpace.from_categories(ground_truth["categories"])
         truths = scorer.cocoGt.dataset["annotations"]
         found = scorer.cocoDt.dataset["annotations"]
         T, R = len(truths), len(found)
-        # What COCO does not look at stays ignored.
+        # Objects and detections that COCO does not evaluate stay ignored.
         optional, harmless = np.ones(T, dtype=np.bool_), np.ones(R, dtype=np.bool_)
         finders, objects = np.full(T, NONE), np.full(R, NONE)
         all_areas = scorer.params.areaRng[0]
@@ -115,13 +115,13 @@ class MatchedObjects:
         )
 
     def is_false(self, min_score: float) -> npt.NDArray[np.bool_]:
-        """(R,) whether a detection of that score or more meets no object."""
+        """Return (R,) whether each detection is a false positive at a score threshold."""
         detected = self.detected
         is_wrong = (detected.partners == NONE) & ~detected.is_ignored
         return is_wrong & (detected.scores >= min_score)
 
     def is_found(self, min_score: float) -> npt.NDArray[np.bool_]:
-        """(T,) whether an object is met by a detection of that score or more."""
+        """Return (T,) whether each object is matched at a score threshold."""
         partners = self.annotated.partners
         found = np.zeros(len(partners), dtype=np.bool_)
         has = partners != NONE
@@ -129,13 +129,13 @@ class MatchedObjects:
         return found
 
     def is_missed(self, min_score: float) -> npt.NDArray[np.bool_]:
-        """(T,) whether an object that should be is not found."""
+        """Return (T,) whether each object is a false negative at a score threshold."""
         return ~self.is_found(min_score) & ~self.annotated.is_ignored
 
     def overlaps(
         self, detections: npt.NDArray[np.int64], objects: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float64]:
-        """(len(detections), len(objects)) IoU of each with each, given their numbers."""
+        """Return the (len(detections), len(objects)) pairwise IoU, given their indices."""
         if not len(detections) or not len(objects):
             return np.zeros((len(detections), len(objects)))
         boxes = self.detected.boxes_xywh[detections], self.annotated.boxes_xywh[objects]
@@ -145,7 +145,7 @@ class MatchedObjects:
 def _columns(
     items: Sequence[Mapping[str, Any]], label_space: LabelSpace
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Image ids, labels and boxes of annotations or results."""
+    """Return image ids, labels and boxes of annotations or results."""
     return (
         np.array([item["image_id"] for item in items], dtype=np.int64),
         np.array([label_space.label(item["category_id"]) for item in items], dtype=np.int64),
@@ -154,7 +154,7 @@ def _columns(
 
 
 def by_image(image_ids: npt.NDArray[np.int64]) -> dict[int, npt.NDArray[np.int64]]:
-    """The places of each image id, in their order."""
+    """Return the positions of each image id, in order."""
     order = np.argsort(image_ids, kind="stable")
     ids, starts = np.unique(image_ids[order], return_index=True)
     return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=True)) if len(ids) else {}

@@ -1,11 +1,11 @@
-"""From what the model predicts to objects in pixels of the original image."""
+"""Postprocessing: model predictions to detections in pixels of the original image."""
 
 from collections.abc import Sequence
 
 from deformable_detr.boxes import cxcywh_to_xyxy
 from deformable_detr.structures import Detections, Predictions, Size
 
-MAX_DETECTIONS = 100  # official PostProcess, and what COCO's AP looks at
+MAX_DETECTIONS = 100  # as in the official PostProcess and COCO's AP
 
 
 def select_detections(
@@ -14,18 +14,18 @@ def select_detections(
     *,
     max_detections: int = MAX_DETECTIONS,
 ) -> list[Detections]:
-    """Keep the best (query, class) pairs of each image.
+    """Select the top-scoring (query, class) pairs of each image.
 
-    There is no threshold, no non-maximum suppression and no clipping, and one query may be kept
-    for several classes, as in the official code.
+    As in the official code, there is no score threshold, no non-maximum suppression and no
+    clipping, and one query may be selected for several classes.
 
     Args:
-        predictions: of the last decoder layer, for N images.
-        original_sizes: (height, width) of the N photos on disk.
-        max_detections: how many pairs to keep; all Q * K of them where there are fewer.
+        predictions: predictions of the last decoder layer for N images.
+        original_sizes: (height, width) of the N images on disk.
+        max_detections: number of pairs to select, at most Q * K.
 
     Returns:
-        N detections, on the device of `predictions`, each with its best score first.
+        N detections, on the device of `predictions`, each sorted by descending score.
     """
     N, Q, K = predictions.logits.shape
     if len(original_sizes) != N:
@@ -34,7 +34,7 @@ def select_detections(
         )
     if max_detections < 1:
         raise ValueError(f"max_detections must be at least 1, got {max_detections}")
-    # In float32, as lower precision would tie many of the scores near 1.
+    # In float32: lower precision would tie many of the scores near 1.
     all_scores = predictions.logits.float().sigmoid().flatten(1)  # (N, Q * K)
     scores, pairs = all_scores.topk(min(max_detections, Q * K), dim=1)
     queries = (pairs // K).unsqueeze(-1).expand(-1, -1, 4)  # (N, R, 4)

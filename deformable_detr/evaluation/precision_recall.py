@@ -1,4 +1,4 @@
-"""Precision against recall, as COCO averages it, and both against the score."""
+"""Precision-recall curves as COCO averages them, and both against the score threshold."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """pycocotools' own curves, over objects of all sizes and 100 detections an image.
+    """Precision-recall curves of pycocotools, for all object sizes, 100 detections per image.
 
     Attributes:
-        ious: (10,) thresholds 0.50 to 0.95.
-        recalls: (101,) places 0 to 1 at which precision is read.
+        ious: (10,) IoU thresholds 0.50 to 0.95.
+        recalls: (101,) recall values 0 to 1 at which precision is sampled.
         precision: (10, 101, K) in [0, 1]; -1 for a class without objects.
     """
 
@@ -28,12 +28,12 @@ class PrecisionRecall:
 
     @classmethod
     def from_coco(cls, scorer: COCOeval) -> "PrecisionRecall":
-        """The curves of a scorer of `coco_eval.run_coco`."""
+        """Return the curves of an evaluator of `coco_eval.run_coco`."""
         precision = scorer.eval["precision"][:, :, :, 0, -1]
         return cls(scorer.params.iouThrs, scorer.params.recThrs, precision)
 
     def of_all_classes(self) -> Floats:
-        """(10, 101) means over the classes that have objects; 0 where there is none."""
+        """Return (10, 101) means over the classes with objects; 0 if there are none."""
         has_objects = (self.precision > NOT_DEFINED).all((0, 1))
         if not has_objects.any():
             return np.zeros(self.precision.shape[:2])
@@ -43,14 +43,14 @@ class PrecisionRecall:
 
 @dataclass(frozen=True)
 class ScoreCurve:
-    """How right detections are, and how many objects they find, by the least score.
+    """Precision and recall against the score threshold.
 
     All classes are counted together, at an IoU of 0.5.
 
     Attributes:
-        thresholds: (101,) least scores 0 to 1.
-        precision: (101,) share of the detections that meet an object; NaN without detections.
-        recall: (101,) share of the objects that are met; 0 without objects.
+        thresholds: (101,) score thresholds 0 to 1.
+        precision: (101,) fraction of the detections that match an object; NaN without detections.
+        recall: (101,) fraction of the objects that are matched; 0 without objects.
     """
 
     thresholds: Floats
@@ -59,7 +59,7 @@ class ScoreCurve:
 
     @classmethod
     def of(cls, matched: MatchedObjects) -> "ScoreCurve":
-        """The curve of matched objects."""
+        """Compute the curve of matched objects."""
         detected = matched.detected
         thresholds = np.linspace(0, 1, 101)
         is_right = (detected.partners != NONE) & ~detected.is_ignored
@@ -71,7 +71,7 @@ class ScoreCurve:
 
     @property
     def f1(self) -> Floats:
-        """(101,) harmonic means of precision and recall; 0 where one is 0, or not defined."""
+        """Harmonic mean of precision and recall, (101,); 0 where one is 0 or undefined."""
         total = self.precision + self.recall
         return np.divide(
             2 * self.precision * self.recall, total, out=np.zeros(101), where=total > 0
@@ -79,11 +79,11 @@ class ScoreCurve:
 
     @property
     def best(self) -> int:
-        """The place of the lowest threshold of the highest F1."""
+        """Index of the lowest threshold with the highest F1."""
         return int(self.f1.argmax())
 
 
 def _at_least(scores: Floats, thresholds: Floats) -> Floats:
-    """(101,) how many scores reach each threshold."""
+    """Return the (101,) number of scores at or above each threshold."""
     ordered = np.sort(scores)
     return (len(ordered) - np.searchsorted(ordered, thresholds, side="left")).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Reads files of COCO results, and says what is wrong with them."""
+"""Read and validate files of COCO results."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +15,14 @@ from deformable_detr.ground_truth import (
 
 
 def read_results(path: Path, ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Read a COCO result file for the images and categories of `ground_truth`.
+    """Read a COCO results file for the images and categories of `ground_truth`.
 
     Args:
-        path: of the file.
-        ground_truth: of `GroundTruth.to_coco`.
+        path: path of the results file.
+        ground_truth: output of `GroundTruth.to_coco`.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: `path` does not exist.
         ValueError: the file is not a list of COCO box results, or names an image or a category
             that `ground_truth` does not have.
     """

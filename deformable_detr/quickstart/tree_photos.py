@@ -1,6 +1,6 @@
-"""The aerial photos of the default data set, with their tree crowns, as DeepForest ships them.
+"""Aerial images of the default dataset, with their tree crowns, as shipped by DeepForest.
 
-Weinstein et al., 2020; taken by the National Ecological Observatory Network, 0.1 m a pixel.
+Weinstein et al., 2020; taken by the National Ecological Observatory Network, 0.1 m per pixel.
 """
 
 import io
@@ -51,7 +51,7 @@ OTHER_SITE_PHOTOS = ("OSBS_029", "SOAP_061")
 
 
 class Window(NamedTuple):
-    """A part of a photo, in its pixels: left and top inside, right and bottom outside."""
+    """Part of an image in pixels: left and top inclusive, right and bottom exclusive."""
 
     left: int
     top: int
@@ -60,23 +60,23 @@ class Window(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Columns."""
+        """Number of columns."""
         return self.right - self.left
 
     @property
     def height(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return self.bottom - self.top
 
 
 @dataclass(frozen=True)
 class TreePhoto:
-    """One aerial photo.
+    """Aerial image with annotated tree crowns.
 
     Attributes:
-        name: file name without its ending.
+        name: file name without extension.
         pixels: (H, W, 3) uint8 RGB.
-        boxes: crowns as windows of the photo.
+        boxes: crowns as windows of the image.
     """
 
     name: str
@@ -85,12 +85,12 @@ class TreePhoto:
 
     @property
     def window(self) -> Window:
-        """All of it."""
+        """Window of the full image."""
         return Window(0, 0, self.pixels.shape[1], self.pixels.shape[0])
 
 
 def read_photo(name: str, contents: Mapping[str, bytes]) -> TreePhoto:
-    """The photo of that name, from the wheel's members by path."""
+    """Read the image of that name from the wheel's members by path."""
     with Image.open(io.BytesIO(contents[f"deepforest/data/{name}.png"])) as image:
         pixels = np.asarray(image.convert("RGB"))
     root = ElementTree.fromstring(contents[f"deepforest/data/{name}.xml"])
@@ -99,6 +99,6 @@ def read_photo(name: str, contents: Mapping[str, bytes]) -> TreePhoto:
         left, top, right, bottom = (
             int(box.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax")
         )
-        # Pascal VOC counts pixels from 1 and includes the last, so only the first two move.
+        # Pascal VOC counts pixels from 1 and includes the last one, so only the first two change.
         boxes.append(Window(left - 1, top - 1, right, bottom))
     return TreePhoto(name, pixels, tuple(boxes))

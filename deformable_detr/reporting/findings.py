@@ -1,4 +1,4 @@
-"""What the detections of a data set say about a detector."""
+"""Evaluation results that a report shows."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from deformable_detr.ground_truth import GroundTruth
 
 @dataclass(frozen=True)
 class Findings:
-    """One evaluation, looked at closely.
+    """Metrics, curves and matches of one evaluation.
 
     Attributes:
-        metrics: the numbers of COCO.
-        curves: precision against recall.
-        scores: precision and recall against the least score.
-        matched: every object and detection.
+        metrics: COCO metrics.
+        curves: precision-recall curves.
+        scores: precision and recall against the score threshold.
+        matched: all objects and detections, with their matches.
     """
 
     metrics: CocoMetrics
@@ -27,7 +27,7 @@ class Findings:
 
     @classmethod
     def of(cls, table: DetectionTable, annotations: GroundTruth) -> "Findings":
-        """Score detections of the annotated images."""
+        """Evaluate detections of the annotated images."""
         ground_truth = annotations.to_coco()
         scorer = run_coco(ground_truth, table)
         matched = MatchedObjects.from_coco(scorer, ground_truth)
@@ -40,5 +40,5 @@ class Findings:
 
     @property
     def min_score(self) -> float:
-        """The least score at which F1 over all classes is highest, in hundredths."""
+        """Score threshold with the highest F1 over all classes, in hundredths."""
         return float(self.scores.thresholds[self.scores.best])

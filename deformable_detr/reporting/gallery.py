@@ -1,4 +1,4 @@
-"""The worst mistakes as pictures: false detections of the highest scores, the largest misses."""
+"""Pictures of the worst errors: false positives by score, false negatives by area."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deformable_detr.evaluation.error_analysis import FalseDetection, Kind
+from deformable_detr.evaluation.error_analysis import FalsePositive, Kind
 from deformable_detr.evaluation.matched_objects import MatchedObjects
 from deformable_detr.reporting.crops import Box, Outline, crop_uri
 
 MAX_PICTURES = 12
-# Okabe and Ito's, distinct to color-blind eyes; the page's key has them too.
+# Okabe and Ito's colorblind-safe palette; the legend of the page has the same colors.
 DETECTED = (230, 159, 0)
 ANNOTATED = (86, 180, 233)
-OTHER_DETECTED = (255, 221, 150)  # paler and thinner: not what the picture is about
+OTHER_DETECTED = (255, 221, 150)  # paler and thinner: not the subject of the picture
 OTHER_ANNOTATED = (190, 225, 245)
 MIN_SHOWN_IOU = 0.01
 LINE_PX, OTHER_LINE_PX = 4, 2
@@ -23,7 +23,7 @@ LINE_PX, OTHER_LINE_PX = 4, 2
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo of the data set and the name of its file."""
+    """Image of the dataset and its file name."""
 
     image: Image.Image
     name: str
@@ -31,7 +31,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A picture of a mistake, and what it shows in words: a headline and an explanation."""
+    """Picture of an error, with a headline and an explanation."""
 
     uri: str
     headline: str
@@ -43,16 +43,16 @@ PhotoReader = Callable[[int], Photo]  # by image id
 
 
 def false_pictures(
-    matched: MatchedObjects, false: Sequence[FalseDetection], read_photo: PhotoReader
+    matched: MatchedObjects, false: Sequence[FalsePositive], read_photo: PhotoReader
 ) -> list[Mistake]:
-    """The first of `false`, with all that is annotated around them."""
+    """Draw the first of `false`, with all annotated objects around them."""
     pictures = []
     for one in false[:MAX_PICTURES]:
         image_id = int(matched.detected.image_ids[one.number])
         box = _box(matched.detected.boxes_xywh[one.number])
         photo = read_photo(image_id)
         around = np.flatnonzero(matched.annotated.image_ids == image_id).tolist()
-        around.sort(key=lambda number: number == one.nearest)  # it is drawn over the others
+        around.sort(key=lambda number: number == one.nearest)  # drawn on top of the others
         outlines = [
             Outline(_box(matched.annotated.boxes_xywh[number]), ANNOTATED, LINE_PX)
             if number == one.nearest
@@ -74,7 +74,7 @@ def false_pictures(
 def missed_pictures(
     matched: MatchedObjects, missed: Sequence[int], read_photo: PhotoReader, *, min_score: float
 ) -> list[Mistake]:
-    """The first of `missed`, with all that is detected around them."""
+    """Draw the first of `missed`, with all detections around them."""
     detected = matched.detected
     pictures = []
     for number in missed[:MAX_PICTURES]:
@@ -98,7 +98,7 @@ def missed_pictures(
     return pictures
 
 
-def _explanation(matched: MatchedObjects, one: FalseDetection) -> str:
+def _explanation(matched: MatchedObjects, one: FalsePositive) -> str:
     if one.nearest is None:
         return one.kind.value
     name = matched.names[matched.annotated.labels[one.nearest]]
@@ -107,10 +107,10 @@ def _explanation(matched: MatchedObjects, one: FalseDetection) -> str:
 
 
 def _best_detection(matched: MatchedObjects, number: int, around: npt.NDArray[np.int64]) -> str:
-    """What overlaps a missed object most."""
+    """Describe the detection that overlaps a missed object most."""
     overlaps = matched.overlaps(around, np.array([number]))
     if not (overlaps >= MIN_SHOWN_IOU).any():
-        return "nothing detected there"
+        return "no detection overlaps it"
     best = int(overlaps.argmax())
     name = matched.names[matched.detected.labels[around[best]]]
     return f"best detection: {name}, IoU {float(overlaps[best, 0]):.2f}"

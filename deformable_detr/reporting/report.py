@@ -1,4 +1,4 @@
-"""Writes `report.html`: a run on one page that needs nothing else, no network and no scripts."""
+"""Write `report.html`: a self-contained page about a run, without network or scripts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,16 +25,16 @@ MAX_CLASS_CURVES = len(COLORS)
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a report says of a run beside its detections.
+    """Facts about a run, apart from its detections.
 
     Attributes:
-        name: of the run.
-        records: of its metrics file, oldest first.
-        recipe: the nearest official recipe.
-        deviations: from it, one line each.
-        config: the resolved configuration, as YAML.
-        checkpoint: what identifies the weights, value by name.
-        environment: what the run was made with, value by name.
+        name: name of the run.
+        records: records of its metrics file, oldest first.
+        recipe: nearest official recipe.
+        deviations: differences from the recipe, one line each.
+        config: resolved configuration, as YAML.
+        checkpoint: values that identify the weights, by name.
+        environment: values that describe the run's environment, by name.
     """
 
     name: str
@@ -49,13 +49,13 @@ class RunFacts:
 def write_report(
     path: Path, facts: RunFacts, findings: Findings | None, read_photo: PhotoReader
 ) -> None:
-    """Write the page.
+    """Write the HTML report.
 
     Args:
-        path: of the HTML file.
-        facts: of the run.
-        findings: of the evaluation of its checkpoint, None where there are no detections.
-        read_photo: a photo of the evaluation by its image id.
+        path: path of the HTML file.
+        facts: facts about the run.
+        findings: evaluation of its checkpoint, None if there are no detections.
+        read_photo: function that loads an image of the evaluation by its id.
     """
     page = (
         _environment()
@@ -102,7 +102,7 @@ def _detection_sections(findings: Findings, read_photo: PhotoReader) -> dict[str
             "Objects by size",
             x_label="square root of the area, pixels",
             y_label="objects",
-            labels=("found", "missed"),
+            labels=("true positives", "false negatives"),
             stacks=tuple(tables.size_stacks(findings)),
         ),
         "matrix": tables.matrix_rows(findings),
@@ -138,11 +138,11 @@ def _precision_charts(findings: Findings) -> list[Chart]:
         if findings.metrics.class_ap[name] != NOT_DEFINED
     ]
     if 1 < len(by_class) <= MAX_CLASS_CURVES:
-        charts.append(draw("Precision and recall of each class at IoU 0.50", by_class))
+        charts.append(draw("Precision and recall per class at IoU 0.50", by_class))
     thresholds = scores.thresholds.tolist()
     charts.append(
         line_chart(
-            "Precision, recall and F1 by the least score at IoU 0.50",
+            "Precision, recall and F1 by score threshold at IoU 0.50",
             [
                 Line(
                     label,
@@ -158,7 +158,7 @@ def _precision_charts(findings: Findings) -> list[Chart]:
                     ("F1", scores.f1),
                 )
             ],
-            x_label="least score",
+            x_label="score threshold",
             y_label="",
             y_range=(0.0, 1.0),
             note=f"F1 is highest, {scores.f1[scores.best]:.2f}, at {findings.min_score:.2f}.",
@@ -168,5 +168,5 @@ def _precision_charts(findings: Findings) -> list[Chart]:
 
 
 def _score(value: float) -> str:
-    """Three digits, or a dash where the annotations hold nothing of the kind."""
+    """Format with three decimals, or as a dash if undefined."""
     return "-" if value < 0 else f"{value:.3f}"

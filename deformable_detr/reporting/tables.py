@@ -1,4 +1,4 @@
-"""The tables of a report: classes, sizes, and what is taken for what."""
+"""Tables of a report: classes, sizes and confusions."""
 
 import itertools
 from collections import Counter
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deformable_detr.evaluation.error_analysis import FalseDetection, Kind, confusion_matrix
+from deformable_detr.evaluation.error_analysis import FalsePositive, Kind, confusion_matrix
 from deformable_detr.reporting.findings import Findings
 from deformable_detr.visualize.charts import Stack
 
-MAX_MATRIX = 12  # a matrix of more classes cannot be read
+MAX_MATRIX = 12  # a matrix of more classes is illegible
 MAX_CONFUSIONS = 20
-# COCO's borders of small, medium and large, in pixels of the side of a square.
+# COCO's limits of small, medium and large: side of a square of that area, in pixels.
 SMALL_PX, LARGE_PX = 32, 96
 SIZE_STEPS_PX = (0, 16, 32, 64, 96, 192, 384)
-NOTHING = "nothing"
+NOTHING = "background"
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class: its AP (-1 without objects), and counts at the report's least score."""
+    """Class with its AP (-1 without objects), and counts at the report's score threshold."""
 
     name: str
     num_objects: int
@@ -33,7 +33,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class SizeRow:
-    """Objects of one of COCO's sizes: scores (-1 without objects), and counts."""
+    """One of COCO's object sizes with its metrics (-1 without objects) and counts."""
 
     name: str
     num_objects: int
@@ -44,7 +44,7 @@ class SizeRow:
 
 @dataclass(frozen=True)
 class Cell:
-    """A count of the confusion matrix, and its share of the objects of the row's class."""
+    """Entry of the confusion matrix: a count, and its fraction of the row's objects."""
 
     count: int
     share: float
@@ -53,7 +53,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Objects of one class taken for another: how many, and what share of all of the class."""
+    """Objects of one class detected as another: count, and fraction of the class's objects."""
 
     annotated: str
     detected: str
@@ -62,7 +62,7 @@ class Confusion:
 
 
 def scores_by_class(findings: Findings) -> list[ClassRow]:
-    """Every class, the highest AP first, those without objects last."""
+    """Return all classes, highest AP first, those without objects last."""
     matched, min_score = findings.matched, findings.min_score
     K = len(matched.names)
     annotated, detected = matched.annotated, matched.detected
@@ -85,7 +85,7 @@ def scores_by_class(findings: Findings) -> list[ClassRow]:
 
 
 def size_rows(findings: Findings) -> list[SizeRow]:
-    """COCO's three sizes; objects at a border count for both, as COCO has it."""
+    """Return COCO's three sizes; objects on a limit count for both, as in COCO."""
     annotated = findings.matched.annotated
     areas, counts = annotated.areas, ~annotated.is_ignored
     found = findings.matched.is_found(findings.min_score)
@@ -109,7 +109,7 @@ def size_rows(findings: Findings) -> list[SizeRow]:
 
 
 def size_stacks(findings: Findings) -> list[Stack]:
-    """Objects found and missed, by the square root of their area."""
+    """Return bars of true positives and false negatives, by square root of the object area."""
     annotated = findings.matched.annotated
     sides = np.sqrt(annotated.areas)
     found = findings.matched.is_found(findings.min_score)
@@ -124,7 +124,7 @@ def size_stacks(findings: Findings) -> list[Stack]:
 
 
 def matrix_rows(findings: Findings) -> list[tuple[str, list[Cell]]] | None:
-    """The confusion matrix, a row an annotated class; None where there are too many classes."""
+    """Return the confusion matrix by annotated class; None if there are too many classes."""
     names = findings.matched.names
     if len(names) > MAX_MATRIX:
         return None
@@ -143,7 +143,7 @@ def matrix_rows(findings: Findings) -> list[tuple[str, list[Cell]]] | None:
 
 
 def top_confusions(findings: Findings) -> list[Confusion]:
-    """The pairs of classes that are confused most often."""
+    """Return the most frequent pairs of confused classes."""
     names = findings.matched.names
     counts = confusion_matrix(findings.matched, findings.min_score)
     totals = counts.sum(1).clip(min=1)
@@ -162,8 +162,8 @@ def top_confusions(findings: Findings) -> list[Confusion]:
     ]
 
 
-def kind_counts(false: Sequence[FalseDetection]) -> list[tuple[str, int, float]]:
-    """What false detections are, in words; how many, and what share."""
+def kind_counts(false: Sequence[FalsePositive]) -> list[tuple[str, int, float]]:
+    """Return type, count and fraction of the false positives."""
     counts = Counter(one.kind for one in false)
     return [(kind.value, counts[kind], counts[kind] / max(1, len(false))) for kind in Kind]
 

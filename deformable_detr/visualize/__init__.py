@@ -1,1 +1,1 @@
-"""Pictures of detections, and of what a detector attends to."""
+"""Drawings of detections and of a detector's attention."""

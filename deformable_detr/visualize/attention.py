@@ -1,4 +1,4 @@
-"""Sampling points and attention weights of a detector, and other outputs of its modules."""
+"""Record sampling points and attention weights, and outputs of other modules."""
 
 import inspect
 from contextlib import AbstractContextManager
@@ -17,14 +17,14 @@ from deformable_detr.visualize.recording import modules_of, recorded
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of an `MSDeformAttn`, all tensors detached.
+    """One call of an `MSDeformAttn`; all tensors are detached.
 
     Attributes:
         module: name of the module in the model.
         reference_points: (N, Q, L, 2) points (x, y) or (N, Q, L, 4) boxes cxcywh, relative to
             the padded levels.
         sampling_locations: (N, Q, M, L, P, 2) points (x, y) relative to the padded levels.
-        attention_weights: (N, Q, M, L, P); those of a query and head sum to 1.
+        attention_weights: (N, Q, M, L, P) weights; those of a query and head sum to 1.
         level_shapes: (height, width) of the L levels.
     """
 
@@ -36,19 +36,19 @@ class AttentionCall:
 
 
 @dataclass(frozen=True)
-class QueryLook:
-    """A query: what it has found in an image, and where it looked for it.
+class QueryAttention:
+    """Detection of a query, with its sampling points and attention weights.
 
-    Places are relative to the image, which must have no padding: (0, 0) is its upper left and
+    Coordinates are relative to the image, which must have no padding: (0, 0) is its upper left and
     (1, 1) its lower right corner.
 
     Attributes:
-        label: in 0..K-1.
-        score: in [0, 1].
-        box_cxcywh: (4,).
-        reference_point: (2,) (x, y).
-        points: (M, L, P, 2) (x, y); may lie outside.
-        weights: (M, L, P); those of a head sum to 1.
+        label: class label in 0..K-1.
+        score: confidence in [0, 1].
+        box_cxcywh: (4,) predicted box.
+        reference_point: (2,) reference point (x, y).
+        points: (M, L, P, 2) sampling points (x, y); may lie outside the image.
+        weights: (M, L, P) attention weights; those of a head sum to 1.
     """
 
     label: int
@@ -62,15 +62,15 @@ class QueryLook:
 def record_outputs(
     model: nn.Module, kind: type[nn.Module]
 ) -> AbstractContextManager[list[tuple[str, Any]]]:
-    """Record what modules of a kind return.
+    """Record the outputs of all modules of a class.
 
     Args:
-        model: whose modules.
-        kind: their class.
+        model: model that contains the modules.
+        kind: class of the modules.
 
     Returns:
-        Within the context, a list that grows with each call: the name of the module, and its
-        output.
+        Context manager that yields a list, which grows with each call: the name of the module,
+        and its output.
     """
     return recorded(
         modules_of(model, kind), lambda name, module, args, kwargs, output: (name, output)
@@ -78,13 +78,13 @@ def record_outputs(
 
 
 def record_attention(model: nn.Module) -> AbstractContextManager[list[AttentionCall]]:
-    """Record where each deformable attention looks, and how much it takes from there.
+    """Record sampling points and weights of each deformable attention.
 
     Args:
-        model: the detector, or the part of it of interest, such as its decoder.
+        model: the detector, or a part of it, such as its decoder.
 
     Returns:
-        Within the context, a list that grows with each call, in the order of the calls.
+        Context manager that yields a list, which grows with each call.
     """
     return recorded(modules_of(model, MSDeformAttn), _attention_call)
 
@@ -108,16 +108,18 @@ def _attention_call(
     )
 
 
-def looks_of_best(predictions: Predictions, call: AttentionCall, count: int) -> list[QueryLook]:
-    """Sampling points and weights of the queries of the best detections.
+def attention_of_best(
+    predictions: Predictions, call: AttentionCall, count: int
+) -> list[QueryAttention]:
+    """Return sampling points and attention weights of the queries with the highest scores.
 
     Args:
-        predictions: (1, Q, K) of the layer that `call` belongs to, of one image without padding.
-        call: of that layer's cross-attention.
-        count: how many queries; all of them where there are fewer.
+        predictions: (1, Q, K) predictions of one image without padding, of the layer of `call`.
+        call: call of that layer's cross-attention.
+        count: number of queries, at most Q.
 
     Returns:
-        The looks, on the CPU, the best score first; a query comes once, with its best class.
+        One entry per query, on the CPU, highest score first, each with its best class.
 
     Raises:
         ValueError: there are several images, or the number of queries differs.
@@ -132,11 +134,11 @@ def looks_of_best(predictions: Predictions, call: AttentionCall, count: int) -> 
     scores, labels = predictions.logits[0].detach().float().sigmoid().max(dim=-1)
     best = scores.topk(min(count, Q)).indices
     return [
-        QueryLook(
+        QueryAttention(
             label=int(labels[query]),
             score=float(scores[query]),
             box_cxcywh=predictions.boxes[0, query].detach().cpu(),
-            # Without padding, a reference is the same in every level.
+            # Without padding, the reference point is the same in every level.
             reference_point=call.reference_points[0, query, 0, :2].cpu(),
             points=call.sampling_locations[0, query].cpu(),
             weights=call.attention_weights[0, query].cpu(),

@@ -1,7 +1,7 @@
-"""Line and bar charts by matplotlib: as a PNG, or as SVG whose colors are those of the page.
+"""Line and bar charts by matplotlib: as a PNG, or as SVG that is styled by the page.
 
-A class of the page's style sheet gives each part of the SVG its looks: `s0`, `s1`, ... for the
-series, with `line` or `part`, and `axis`.
+Classes of the page's style sheet style the parts of the SVG: `s0`, `s1`, ... for the series,
+with `line` or `part`, and `axis`.
 """
 
 import io
@@ -18,24 +18,24 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-# Okabe and Ito's, distinct to colorblind eyes, darker where they would be faint on white.
+# Okabe and Ito's colorblind-safe palette; colors that are faint on white are darkened.
 COLORS = ("#1c2024", "#0072b2", "#c45400", "#00805e", "#a64d83", "#8a6d00")
 MAX_MARKERS = 30  # over the width of a chart; a line of denser points has none
-MAX_POINTS = 300  # a line of more is averaged
+MAX_POINTS = 300  # a longer line is averaged
 SMALLEST_PLAIN = 1e-3  # a smaller number on an axis has an exponent
 SVG_INCHES = (6.4, 3.6)
 SVG_FONT_SIZE = 12  # as in the page's style sheet
 PNG_INCHES, PNG_DPI = (5.5, 4.2), 130
 MARKER_SIZE = 4.5
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
-BAR_WIDTH = 0.72  # of the distance to the next
+BAR_WIDTH = 0.72  # relative to the distance between bars
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A series: its name and its points (x, y)."""
+    """Series with a name and points (x, y)."""
 
     label: str
     points: Sequence[Point]
@@ -43,7 +43,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Stack:
-    """A bar: what stands below it, and its parts from the bottom up."""
+    """Stacked bar: its label, and its parts from the bottom up."""
 
     label: str
     parts: tuple[float, ...]
@@ -51,18 +51,18 @@ class Stack:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over each other, or stacked bars beside each other.
+    """Line chart, or chart of stacked bars.
 
     Attributes:
-        title: above it.
-        x_label: of the horizontal axis.
-        y_label: of the vertical axis.
+        title: title above the chart.
+        x_label: label of the horizontal axis.
+        y_label: label of the vertical axis.
         labels: names of the series, in the order of their colors.
-        lines: a series each.
-        stacks: bars with a part per series.
-        y_range: ends of the vertical axis; None for those of the data.
+        lines: one line per series.
+        stacks: bars with one part per series.
+        y_range: limits of the vertical axis; None for those of the data.
         log_y: whether the vertical axis is logarithmic.
-        note: below it.
+        note: text below the chart.
     """
 
     title: str
@@ -77,18 +77,18 @@ class Chart:
 
     @property
     def is_empty(self) -> bool:
-        """True where there is nothing to draw."""
+        """True if there is nothing to draw."""
         return not self.lines and not any(sum(stack.parts) for stack in self.stacks)
 
     @property
     def summary(self) -> str:
-        """What it shows, to be read aloud."""
+        """Text description of the chart, for screen readers."""
         ends = ((line.label, line.points[0][1], line.points[-1][1]) for line in self.lines)
         lines = [f"{label} from {first:.3g} to {last:.3g}" for label, first, last in ends]
         return "; ".join(lines or self.bar_texts())
 
     def bar_texts(self) -> Iterator[str]:
-        """What each part of a bar stands for, in the order in which they are drawn."""
+        """Yield a description of each part of the bars, in drawing order."""
         for index, label in enumerate(self.labels):
             for stack in self.stacks:
                 yield f"{stack.label}: {stack.parts[index]:g} {label}"
@@ -104,9 +104,9 @@ def line_chart(
     log_y: bool = False,
     note: str = "",
 ) -> Chart:
-    """A chart of the lines that have points; see `Chart`.
+    """Build a chart of all lines that have points; see `Chart`.
 
-    Points that are not positive are left out of a logarithmic chart, and long lines are averaged.
+    A logarithmic chart skips points that are not positive. Long lines are averaged.
     """
     lines = [Line(line.label, [p for p in line.points if p[1] > 0 or not log_y]) for line in lines]
     lines = [line for line in lines if line.points]
@@ -128,7 +128,7 @@ def line_chart(
 
 
 def write_png(path: Path, charts: Sequence[Chart]) -> None:
-    """Write charts with titles and legends, side by side over the same horizontal axis."""
+    """Write charts with titles and legends as a PNG, side by side with a common horizontal axis."""
     width, height = PNG_INCHES
     figure = Figure(figsize=(width * len(charts), height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -142,13 +142,13 @@ def write_png(path: Path, charts: Sequence[Chart]) -> None:
 
 
 def to_svg(chart: Chart) -> str:
-    """The chart without title and legend, as an element of an HTML page.
+    """Return the chart without title and legend, as an SVG element of an HTML page.
 
-    It has no ids but those of its markers, no styles of its own, and is the same every time.
+    It has no ids except those of its markers, no styles of its own, and is deterministic.
     """
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    # Other markers than those of another chart, as ids are the page's.
+    # Ids of markers must be unique within the page.
     options = {"svg.fonttype": "none", "svg.hashsalt": chart.title, "font.size": SVG_FONT_SIZE}
     with matplotlib.rc_context(options):
         figure = Figure(figsize=SVG_INCHES, layout="constrained")
@@ -214,7 +214,7 @@ def _extent(values: Sequence[float]) -> float:
 
 
 def _averaged(points: Sequence[Point], size: int) -> list[Point]:
-    """Means of `size` points each; a line that is short enough stays."""
+    """Average groups of `size` points; short lines are unchanged."""
     if len(points) <= MAX_POINTS:
         return list(points)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
@@ -225,7 +225,7 @@ def _averaged(points: Sequence[Point], size: int) -> list[Point]:
 
 
 def _text(value: float) -> str:
-    """Short: 0.002 and 2e-4."""
+    """Format shortly, such as 0.002 and 2e-4."""
     if value == 0 or abs(value) >= SMALLEST_PLAIN:
         return f"{value:g}"
     digits, _, exponent = f"{value:.3e}".partition("e")
@@ -233,7 +233,7 @@ def _text(value: float) -> str:
 
 
 def _for_page(svg: str, chart: Chart) -> str:
-    """Matplotlib's SVG with classes for styles, and a text for each marker and bar."""
+    """Return Matplotlib's SVG with classes instead of styles, and a text per marker and bar."""
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):

@@ -1,4 +1,4 @@
-"""Sampling points of deformable convolutions: of one layer, and of a chain of layers."""
+"""Sampling points of deformable convolutions: of one layer, or of a chain of layers."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -19,10 +19,10 @@ class DeformConvCall:
     """One call of a deformable convolution (v1 or v2).
 
     Attributes:
-        module: name of the module that made it.
+        module: name of the module.
         offsets: (N, G * K * 2, H_out, W_out) in cells of the input: for each of G groups and K
             taps, row by row, (y, x), as torchvision orders them.
-        geometry: of the convolution; its kernel has K taps.
+        geometry: geometry of the convolution, whose kernel has K taps.
         input_size: (height, width) of the layer's input.
     """
 
@@ -33,23 +33,23 @@ class DeformConvCall:
 
     @property
     def output_size(self) -> Size:
-        """(height, width) of the layer's output."""
+        """Size of the layer's output, (height, width)."""
         return self.offsets.shape[2], self.offsets.shape[3]
 
     def points(self, cell: tuple[int, int], *, image: int = 0, group: int = 0) -> Tensor:
-        """Sampling points of an output cell.
+        """Return the sampling points of an output cell.
 
         Args:
-            cell: (row, column) of the output.
-            image: which of the N.
-            group: which of the G offset groups.
+            cell: (row, column) of the output cell.
+            image: index of the image in the batch.
+            group: index of the offset group, in 0..G-1.
 
         Returns:
             (K, 2) points (x, y) in cells of the input; the center of the cell at row i and
             column j is (j + 0.5, i + 0.5).
 
         Raises:
-            ValueError: there is no such cell.
+            ValueError: `cell` is outside the output.
         """
         H, W = self.output_size
         row, column = cell
@@ -62,21 +62,21 @@ class DeformConvCall:
 
 
 def chained_points(calls: Sequence[DeformConvCall], cell: tuple[int, int]) -> Tensor:
-    """Points of the first layer's input that a cell of the last samples (DCN paper, figure 6).
+    """Return the input points that a cell of the last layer samples (DCN paper, figure 6).
 
-    From each point, the next layer down is followed at the cell that the point lies in; points
-    outside its map end there. Layers between them should be pointwise.
+    Each sampling point of a layer is followed to the cell of the previous layer that contains it;
+    points outside the map end there. Layers in between should be pointwise.
 
     Args:
-        calls: in the order they ran; the output of each is the input of the next in size.
-        cell: (row, column) in the output of the last.
+        calls: calls in execution order; each output has the size of the next input.
+        cell: (row, column) in the output of the last layer.
 
     Returns:
-        (number of points, 2) points (x, y) in cells of the first layer's input: K of one layer,
-        up to K^3 of three.
+        (number of points, 2) points (x, y) in cells of the first layer's input: K for one layer,
+        up to K^3 for three.
 
     Raises:
-        ValueError: there is no such cell, no call, or sizes do not follow.
+        ValueError: `calls` is empty, their sizes do not match, or `cell` is outside the output.
     """
     if not calls:
         raise ValueError("calls must hold at least one deformable convolution, got none")
@@ -101,7 +101,7 @@ def record_deform_convs(model: nn.Module) -> AbstractContextManager[list[DeformC
     """Record every call of a `DeformConv2d` or a `ModulatedDeformConv2d`.
 
     Returns:
-        Within the context, a list that grows with each call, in the order of the calls.
+        Context manager that yields a list, which grows with each call.
     """
     modules = modules_of(model, DeformConv2d) | modules_of(model, ModulatedDeformConv2d)
     return recorded(modules, _deform_conv_call)

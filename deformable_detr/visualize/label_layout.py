@@ -1,4 +1,4 @@
-"""Finds a place for the label of each box, where it hides neither labels nor objects."""
+"""Place the labels of boxes so that they hide neither other labels nor objects."""
 
 from collections.abc import Sequence
 
@@ -7,27 +7,27 @@ import numpy.typing as npt
 
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
-# A label may cover up to this share of the area of a box that is not its own.
+# A label may cover up to this fraction of the area of another box.
 MAX_HIDDEN_SHARE = 0.25
-# An own box smaller than this many labels keeps its label outside.
+# A box with less than this many times the area of its label has the label outside.
 MIN_BOX_IN_LABELS = 4.0
 
 
 def place_labels(
     boxes: Sequence[Rectangle], sizes: Sequence[tuple[float, float]], picture: tuple[int, int]
 ) -> list[Rectangle | None]:
-    """Place labels one after another, so that the first boxes get theirs first.
+    """Place labels in order, so that the first boxes have priority.
 
-    Each label goes above its box, else inside its upper left corner, else below it, wherever it
-    stays inside the picture and hides no label placed before and little of other boxes.
+    A label is placed above its box, else inside its upper left corner, else below it: the first
+    place that is inside the picture and hides no earlier label and little of other boxes.
 
     Args:
-        boxes: left, top, right, bottom of the R boxes, inside the picture.
-        sizes: (width, height) of the R labels; one of width 0 is not placed.
-        picture: (width, height).
+        boxes: (left, top, right, bottom) of the R boxes, inside the picture.
+        sizes: (width, height) of the R labels; a label of width 0 is not placed.
+        picture: (width, height) of the picture.
 
     Returns:
-        R places, None for a label that is best left out.
+        R rectangles, None for a label that does not fit.
     """
     all_boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     placed: list[Rectangle] = []
@@ -74,7 +74,7 @@ def _hides(place: Rectangle, others: npt.NDArray[np.float64], placed: Sequence[R
 
 
 def _overlap(place: Rectangle, rectangles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Area that `place` shares with each of (R, 4) rectangles."""
+    """Return the area that `place` shares with each of (R, 4) rectangles."""
     width = np.minimum(place[2], rectangles[:, 2]) - np.maximum(place[0], rectangles[:, 0])
     height = np.minimum(place[3], rectangles[:, 3]) - np.maximum(place[1], rectangles[:, 1])
     shared: npt.NDArray[np.float64] = width.clip(min=0) * height.clip(min=0)

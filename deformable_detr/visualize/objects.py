@@ -1,4 +1,4 @@
-"""Draws objects on photos: boxes, class names and scores, legible at any size and density."""
+"""Draw boxes, class names and scores on images, legible at any size and density."""
 
 import colorsys
 import math
@@ -15,13 +15,13 @@ from deformable_detr.visualize.label_layout import Rectangle, place_labels
 
 Color = tuple[int, int, int]
 
-# Small pictures are enlarged by a whole factor until this long, or text would hide the objects.
+# Smaller images are enlarged by an integer factor, or text would hide the objects.
 MIN_LONG_SIDE_PX = 900
-LINE_SHARE = 1 / 350  # of the mean of the picture's sides
+LINE_SHARE = 1 / 350  # relative to the mean of the picture's sides
 FONT_SHARE = 1 / 55
 MIN_FONT_PX = 12
-MAX_LABEL_SHARE = 0.15  # of the picture; scores of a single class that need more are left out
-GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # as a step around the hues, never comes near a hue again
+MAX_LABEL_SHARE = 0.15  # of the picture; if scores of a single class need more, they are omitted
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # as a step in hue, keeps all hues apart
 DARK_LUMA = 150  # text on a brighter color is black
 WHITE: Color = (255, 255, 255)
 BLACK: Color = (0, 0, 0)
@@ -29,9 +29,9 @@ CAPTION_BACKGROUND: Color = (32, 32, 32)
 
 
 def class_color(label: int) -> Color:
-    """The color of a class, which depends on nothing but its label."""
+    """Return the color of a class, which depends on its label only."""
     hue = (0.11 + label * GOLDEN_RATIO) % 1
-    # Neighbors in the list alternate in brightness too, as there are few distinct hues.
+    # Neighboring labels differ in brightness too, because there are few distinct hues.
     saturation, value = ((0.85, 1.0), (0.60, 1.0), (0.95, 0.80))[label % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -40,17 +40,17 @@ def class_color(label: int) -> Color:
 def draw_detections(
     image: Image.Image, detections: Detections, names: Sequence[str]
 ) -> Image.Image:
-    """Draw detections on a copy of the photo.
+    """Draw detections on a copy of an image.
 
     Args:
-        image: RGB photo the boxes belong to.
-        detections: with boxes in pixels of `image`, best first.
-        names: K class names; with a single class the labels show the score alone, and nothing
-            where the objects are many and small.
+        image: RGB image of the detections.
+        detections: detections with boxes in pixels of `image`, best first.
+        names: K class names; with a single class the labels show only the score, and nothing
+            if there are many small objects.
 
     Returns:
-        An RGB picture: the photo, enlarged by a whole factor if it is small. A label that would
-        hide another one, or a good part of another object, is left out.
+        RGB picture: the image, enlarged by an integer factor if it is small. A label that would
+        hide another label, or much of another object, is omitted.
     """
     labels = detections.labels.tolist()
     scores = [f"{score:.2f}" for score in detections.scores.tolist()]
@@ -62,13 +62,13 @@ def draw_detections(
 def draw_annotations(
     image: Image.Image, boxes_xyxy: Tensor, labels: Tensor, names: Sequence[str]
 ) -> Image.Image:
-    """Draw annotated objects on a copy of the photo, as `draw_detections` does detections.
+    """Draw annotated objects on a copy of an image; see `draw_detections`.
 
     Args:
-        image: RGB photo the boxes belong to.
+        image: RGB image of the objects.
         boxes_xyxy: (T, 4) corners in pixels of `image`.
-        labels: (T,) in 0..K-1.
-        names: K class names; with a single class there are no labels.
+        labels: (T,) class labels in 0..K-1.
+        names: K class names; with a single class no labels are drawn.
     """
     numbers = labels.tolist()
     texts = [names[number] if len(names) > 1 else "" for number in numbers]
@@ -76,7 +76,7 @@ def draw_annotations(
 
 
 def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
-    """Put pictures of one size in a row, each below its caption."""
+    """Arrange pictures of one size in a row, with captions above them."""
     width, height = pictures[0].size
     font_size = _font_size(pictures[0])
     bar, gap = 2 * font_size, max(2, font_size // 3)
@@ -103,7 +103,7 @@ def _draw(
     canvas = ImageDraw.Draw(picture)
     line = max(2, round(_mean_side(picture) * LINE_SHARE))
     boxes = [_inside(box, picture, line) for box in (boxes_xyxy * factor).tolist()]
-    # The best is drawn last, over the others.
+    # The best is drawn last, on top.
     for box, label in reversed(list(zip(boxes, labels, strict=True))):
         canvas.rectangle(box, outline=class_color(label), width=line)
 
@@ -132,7 +132,7 @@ def _enlarge(picture: Image.Image) -> tuple[Image.Image, int]:
 
 
 def _inside(box: Sequence[float], picture: Image.Image, line: int) -> Rectangle:
-    """The box cut at the edges of the picture, and at least as large as its own line."""
+    """Clip a box to the picture, and make it at least as large as its line width."""
     left, right = _span(box[0], box[2], picture.width, line)
     top, bottom = _span(box[1], box[3], picture.height, line)
     return left, top, right, bottom
@@ -144,7 +144,7 @@ def _span(low: float, high: float, limit: int, least: int) -> tuple[float, float
 
 
 def _plate_size(text: str, font_size: int, padding: int) -> tuple[float, float]:
-    """(width, height) of the colored plate behind a text; (0, 0) for no text."""
+    """Return the (width, height) of the plate behind a text; (0, 0) for no text."""
     if not text:
         return 0, 0
     return _font(font_size).getlength(text) + 2 * padding, font_size + 2 * padding
@@ -160,7 +160,7 @@ def _font_size(picture: Image.Image) -> int:
 
 @lru_cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # matplotlib brings this font along; it has Greek, Cyrillic and accented letters.
+    # Shipped with matplotlib; has Greek, Cyrillic and accented letters.
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
     return ImageFont.truetype(str(path), size)
 

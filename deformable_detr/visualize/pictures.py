@@ -1,4 +1,4 @@
-"""Draws on a photo where a model looks: sampling points, receptive fields, weights of levels."""
+"""Draw sampling points, receptive fields and level weights on images."""
 
 from collections.abc import Sequence
 
@@ -10,28 +10,28 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
-from deformable_detr.visualize.attention import QueryLook
+from deformable_detr.visualize.attention import QueryAttention
 from deformable_detr.visualize.receptive_field import ReceptiveField
 
 DPI = 100
-LONG_SIDE_INCHES = 10.0  # of the photo in a picture
-PANEL_INCHES = 3.2  # long side of one of several photos in a picture
-MARGIN_INCHES = 1.6  # for titles and the scale of colors
+LONG_SIDE_INCHES = 10.0  # of the image in a figure
+PANEL_INCHES = 3.2  # long side of each of several images in a figure
+MARGIN_INCHES = 1.6  # for titles and the colorbar
 MARKERS = ("o", "s", "^", "D", "v", "p", "h", "8")  # by level, finest first
 HIGHLIGHT = "#39ff14"
 COLORMAP = "plasma"
 INNER_SHARE, OUTER_SHARE = 0.5, 0.95  # of the strength of a receptive field, as squares
 
 
-def draw_query(image: Image.Image, look: QueryLook, names: Sequence[str]) -> Image.Image:
-    """Draw where a query looked, as figure 6 of the Deformable DETR paper does.
+def draw_query(image: Image.Image, look: QueryAttention, names: Sequence[str]) -> Image.Image:
+    """Draw the sampling points of a query, as in figure 6 of the Deformable DETR paper.
 
-    Colors are attention weights, shapes of points are levels, the cross is the reference point
-    and the rectangle the box that was found. Points outside the photo are counted in the title.
+    Color shows the attention weight, the marker the level, the cross the reference point and the
+    rectangle the predicted box. The title has the number of points outside the image.
 
     Args:
-        image: RGB photo.
-        look: of a query of the photo.
+        image: RGB image.
+        look: attention of a query in the image.
         names: K class names.
     """
     width, height = image.size
@@ -40,7 +40,7 @@ def draw_query(image: Image.Image, look: QueryLook, names: Sequence[str]) -> Ima
     points = (look.points * look.points.new_tensor([width, height])).numpy()
     weights = look.weights.numpy()
     for level in range(L):
-        order = weights[:, level].flatten().argsort()  # the heaviest are drawn last
+        order = weights[:, level].flatten().argsort()  # the largest weights are drawn last
         x, y = points[:, level].reshape(-1, 2)[order].T
         scatter = axes.scatter(
             x,
@@ -68,24 +68,24 @@ def draw_query(image: Image.Image, look: QueryLook, names: Sequence[str]) -> Ima
     inside = (points >= 0).all(-1) & (points[..., 0] <= width) & (points[..., 1] <= height)
     axes.set_title(
         f"{names[look.label]} {look.score:.2f}: {M} heads x {L} levels x {P} points, "
-        f"{int((~inside).sum())} outside the photo"
+        f"{int((~inside).sum())} outside the image"
     )
     legend = axes.legend(loc="upper right", fontsize=8, framealpha=0.7)
-    for handle in filter(None, legend.legend_handles):  # shapes only; colors are weights
+    for handle in filter(None, legend.legend_handles):  # markers only; colors show weights
         handle.set(array=None, facecolor="white", edgecolor="black")
-    figure.colorbar(scatter, ax=axes, shrink=0.7, label="attention weight (a head's sum to 1)")
+    figure.colorbar(scatter, ax=axes, shrink=0.7, label="attention weight (sums to 1 per head)")
     return _render(figure)
 
 
 def draw_receptive_field(image: Image.Image, field: ReceptiveField) -> Image.Image:
-    """Draw the effective receptive field of a cell over the photo, and its size in numbers.
+    """Draw the effective receptive field of a cell over the image, with its size in the title.
 
-    Brightness is the square root of the strength, as its outer part would be black otherwise.
-    The squares hold half and 95 percent of the strength.
+    Brightness is the square root of the strength; otherwise the outer part would be black.
+    The squares contain half and 95 percent of the strength.
 
     Args:
-        image: RGB photo; of any size, it is shown at the size of the model's input.
-        field: of an input of the photo's proportions.
+        image: RGB image of any size; it is shown at the size of the model's input.
+        field: receptive field in an input with the image's aspect ratio.
     """
     H, W = field.strength.shape
     figure, axes = _figure(image, size=(W, H), gray=True)
@@ -113,16 +113,19 @@ def draw_receptive_field(image: Image.Image, field: ReceptiveField) -> Image.Ima
         f"{field.layer}, cell {row},{column} of {rows} x {columns}\n"
         f"gradient: {', '.join(sides)}, not zero in {height} x {width} of {H} x {W} px"
     )
-    figure.colorbar(drawn, ax=axes, shrink=0.7, label="square root of |gradient|, of its maximum")
+    figure.colorbar(
+        drawn, ax=axes, shrink=0.7, label="square root of |gradient|, relative to the maximum"
+    )
     return _render(figure)
 
 
 def draw_level_weights(image: Image.Image, weights: Sequence[Tensor]) -> Image.Image:
-    """Draw how much each level takes from each: a row a target level, a column a source level.
+    """Draw the weights between levels: one row per target level, one column per source level.
 
     Args:
-        image: RGB photo without padding.
-        weights: L tensors (L, H_l, W_l), of each target level, finest first; sums of 1.
+        image: RGB image without padding.
+        weights: L tensors (L, H_l, W_l), one per target level, finest first; they sum to 1 over
+            the source levels.
     """
     L = len(weights)
     width, height = _inches(image.size, PANEL_INCHES)
@@ -142,20 +145,20 @@ def draw_level_weights(image: Image.Image, weights: Sequence[Tensor]) -> Image.I
                 interpolation="nearest",
             )
             axes.set_title(f"to level {target} from {source}: mean {shares.mean():.2f}", fontsize=9)
-    figure.colorbar(drawn, ax=panels, shrink=0.6, label="weight (those of a row sum to 1)")
+    figure.colorbar(drawn, ax=panels, shrink=0.6, label="weight (sums to 1 per row)")
     return _render(figure)
 
 
 def draw_deform_points(
     image: Image.Image, points: Tensor, center: tuple[float, float], title: str
 ) -> Image.Image:
-    """Draw where a deformable convolution, or a chain of them, samples.
+    """Draw the sampling points of a deformable convolution, or of a chain of them.
 
     Args:
-        image: RGB photo without padding.
-        points: (any number, 2) points (x, y) relative to the photo, in [0, 1] inside it.
-        center: (x, y) of the output cell, relative to the photo.
-        title: what is shown.
+        image: RGB image without padding.
+        points: (any number, 2) points (x, y) relative to the image, in [0, 1] inside it.
+        center: (x, y) of the output cell, relative to the image.
+        title: title of the figure; the number of points is appended.
     """
     figure, axes = _figure(image)
     scale = points.new_tensor(image.size)
@@ -170,7 +173,7 @@ def draw_deform_points(
 def _figure(
     image: Image.Image, *, size: tuple[int, int] | None = None, gray: bool = False
 ) -> tuple[Figure, Axes]:
-    """A figure of one photo, in coordinates of pixels of (width, height) `size`."""
+    """Create a figure of one image, with coordinates in pixels of (width, height) `size`."""
     width, height = _inches(image.size, LONG_SIDE_INCHES)
     figure = Figure((width + MARGIN_INCHES, height + 0.6), layout="constrained")
     axes = figure.subplots()
@@ -202,7 +205,7 @@ def _cross(axes: Axes, x: float, y: float) -> None:
 
 
 def _inches(size: tuple[int, int], long_side: float) -> tuple[float, float]:
-    """(width, height) of a photo with that long side."""
+    """Return the (width, height) of an image with that long side."""
     scale = long_side / max(size)
     return max(size[0] * scale, 1.0), max(size[1] * scale, 1.0)
 

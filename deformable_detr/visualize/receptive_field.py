@@ -1,7 +1,7 @@
-"""The effective receptive field: which pixels a cell of a layer depends on, and how much.
+"""Effective receptive field: the pixels that a cell of a layer depends on, and how strongly.
 
 Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks",
-2016; the Deformable Kernels paper compares networks by it.
+2016; the Deformable Kernels paper uses it to compare networks.
 """
 
 import difflib
@@ -15,19 +15,19 @@ from deformable_detr.structures import Size
 from deformable_detr.visualize.recording import recorded
 
 _MAX_SUGGESTIONS = 6
-_ROUNDING = 1e-9  # of the energy, by which sums of parts may miss the whole
+_ROUNDING = 1e-9  # relative rounding error of partial sums
 Box = tuple[float, float, float, float]  # xyxy in pixels
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """The effective receptive field of a cell.
+    """Effective receptive field of a cell.
 
     Attributes:
         layer: name of the module.
-        cell: (row, column) in the layer's map.
+        cell: (row, column) in the layer's output map.
         map_size: (height, width) of that map.
-        strength: (H, W) float64, by pixel of the input; 0 where the cell does not depend on it.
+        strength: (H, W) float64 per input pixel; 0 where the cell does not depend on it.
     """
 
     layer: str
@@ -36,13 +36,13 @@ class ReceptiveField:
     strength: Tensor
 
     def energy_square(self, share: float) -> Box:
-        """The smallest square around the center of gravity that holds a share of the strength.
+        """Return the smallest square around the center of gravity with a share of the strength.
 
         Args:
-            share: in (0, 1].
+            share: fraction of the strength, in (0, 1].
 
         Returns:
-            xyxy in pixels of the input; may go beyond its edges.
+            xyxy in pixels of the input; may extend beyond its edges.
 
         Raises:
             ValueError: the share is outside its range, or the strength is zero everywhere.
@@ -58,7 +58,7 @@ class ReceptiveField:
         center_x = float((self.strength * x).sum() / total)
         center_y = float((self.strength * y).sum() / total)
         distance = torch.maximum((x - center_x).abs(), (y - center_y).abs()).flatten()
-        # The square reaches to the far edge of its last pixels.
+        # The square extends to the outer edge of its last pixels.
         order = distance.argsort()
         held = self.strength.flatten()[order].cumsum(0)
         last = int((held < (share - _ROUNDING) * total).sum())
@@ -66,7 +66,7 @@ class ReceptiveField:
         return center_x - half, center_y - half, center_x + half, center_y + half
 
     def reach(self) -> Size:
-        """(height, width) of the smallest box that holds every pixel the cell depends on.
+        """Return the (height, width) of the smallest box with all pixels the cell depends on.
 
         It is at most the theoretical receptive field, and equals it in a network without gates
         and attention, away from the edges.
@@ -80,21 +80,21 @@ class ReceptiveField:
 def effective_receptive_field(
     model: nn.Module, images: Tensor, layer: str, *, cell: tuple[int, int] | None = None
 ) -> ReceptiveField:
-    """Gradient of the sum of a cell's channels with respect to the input.
+    """Compute the gradient of the sum of a cell's channels with respect to the input.
 
-    Its magnitude is summed over the colors and averaged over the images. Where sampling points
-    or kernels are functions of the input, the gradient goes through them too.
+    Its magnitude is summed over the color channels and averaged over the images. If sampling
+    points or kernels depend on the input, the gradient includes that path.
 
     Args:
-        model: called with `images`; in eval mode. Its parameters get no gradient.
-        images: (N, 3, H, W), normalized; photos, or normal noise.
-        layer: name of a module of the model that returns a map (N, C, H_l, W_l); where it runs
-            several times, the first time counts.
-        cell: (row, column) in that map; None for the one in the middle.
+        model: model in eval mode, called with `images`. Its parameters get no gradient.
+        images: (N, 3, H, W) normalized images, or normal noise.
+        layer: name of a module of the model that returns a map (N, C, H_l, W_l); if it runs
+            several times, the first call is used.
+        cell: (row, column) in that map; None for the center.
 
     Raises:
-        ValueError: the model is training, there is no such layer or cell, or the layer returns
-            something else, or does not run.
+        ValueError: the model is in training mode, the layer or cell does not exist, or the layer
+            returns something else or does not run.
     """
     if model.training:
         raise ValueError("model must be in eval mode, got training mode; call model.eval()")
@@ -117,12 +117,12 @@ def effective_receptive_field(
     return ReceptiveField(layer, (row, column), (H, W), strength)
 
 
-class _LayerReached(Exception):  # noqa: N818  # nothing is wrong: the rest need not run
-    """Ends a forward pass at the layer of interest, with its output."""
+class _LayerReached(Exception):  # noqa: N818  # not an error: it skips the remaining layers
+    """End of a forward pass at the layer of interest, with its output."""
 
 
 def _output_of(model: nn.Module, images: Tensor, layer: str) -> Any:
-    """The output of a layer, behind which the forward pass ends."""
+    """Run the forward pass up to a layer and return the layer's output."""
 
     def stop(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         raise _LayerReached(output)
@@ -136,11 +136,11 @@ def _output_of(model: nn.Module, images: Tensor, layer: str) -> Any:
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
-    """The module of a name.
+    """Return the module of a name.
 
     Raises:
-        ValueError: there is none; the message has the nearest names, and those that go on from
-            the given one.
+        ValueError: there is no such module; the message lists the nearest names, and names that
+            start with the given one.
     """
     modules = dict(model.named_modules())
     modules.pop("")

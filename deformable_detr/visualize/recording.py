@@ -1,4 +1,4 @@
-"""Recording calls of a model's modules, without changing what the model computes."""
+"""Record calls of a model's modules without changing its outputs."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ _Record = TypeVar("_Record")
 
 
 def modules_of(model: nn.Module, kind: type[_Module]) -> dict[str, _Module]:
-    """The modules of a class, by name."""
+    """Return the modules of a class, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
@@ -20,15 +20,15 @@ def recorded(
     modules: Mapping[str, _Module],
     record: Callable[[str, _Module, tuple[Any, ...], dict[str, Any], Any], _Record],
 ) -> Iterator[list[_Record]]:
-    """Record each call of some modules.
+    """Record each call of the given modules.
 
     Args:
-        modules: by name.
-        record: from the name, the module, its arguments, its keyword arguments and its output,
-            what is recorded. What it raises ends the forward pass.
+        modules: modules by name.
+        record: function of the name, the module, its arguments, its keyword arguments and its
+            output that returns the record. An exception in it ends the forward pass.
 
     Yields:
-        A list that grows with each call, in the order of the calls.
+        List that grows with each call, in the order of the calls.
     """
     calls: list[_Record] = []
 

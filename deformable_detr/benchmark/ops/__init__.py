@@ -1,1 +1,1 @@
-"""Time deformable attention: all implementations, in child processes, in turns."""
+"""Time deformable attention: all implementations, in child processes, interleaved."""

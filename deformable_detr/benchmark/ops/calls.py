@@ -1,4 +1,4 @@
-"""An implementation bound to its inputs: calls that only need to be made."""
+"""Implementations bound to their inputs, ready to be called."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from deformable_detr.benchmark.timing import Call
 
 
 class BoundImplementation:
-    """An implementation and a workload, in the implementation's dtype.
+    """Implementation with a workload in the implementation's dtype.
 
-    Forward runs without a graph. Backward gives the gradients of value and of both tensors that
-    come from the queries; it is timed alone, on a graph that was recorded before.
+    Forward runs without a graph. Backward computes the gradients of value and of both tensors
+    that depend on the queries; it is timed separately, on a graph that was recorded before.
     """
 
     def __init__(self, implementation: Implementation, workload: Workload) -> None:
@@ -36,46 +36,46 @@ class BoundImplementation:
         self._grad_output = gradient.to(value.device, value.dtype)
 
     def forward(self) -> Tensor:
-        """The output, (N, Q, M * D)."""
+        """Return the output, (N, Q, M * D)."""
         with torch.no_grad():
             return self._function(*self._constants)
 
     def record(self) -> Call:
-        """Run forward; the call that is returned runs backward, once."""
+        """Run forward; return a call that runs backward once."""
         output = self._function(*self._variables)
         return lambda: torch.autograd.grad(output, self._leaves, self._grad_output)
 
     def prepare(self, direction: Direction, calls: int) -> list[Call]:
-        """Calls in one direction, as `Task.prepare` wants them.
+        """Prepare calls in one direction; see `Task.prepare`.
 
-        Another call is made before: it pays for the state in which the previous implementation left
-        the heap and the caches.
+        One extra call is made first, untimed, because the previous implementation leaves the heap
+        and the caches in another state.
         """
         if direction == "backward":
             self.record()()
-            # A graph for each call, which frees it, as in training.
+            # One graph per call, which frees it, as in training.
             return [self.record() for _ in range(calls)]
         self.forward()
         return [self.forward] * calls
 
 
 def check_agreement(implementations: list[BoundImplementation]) -> None:
-    """Refuse to time what computes something else than the reference.
+    """Raise if an implementation does not agree with the reference.
 
     Raises:
-        RuntimeError: an output lies further from the reference's than rounding can explain.
+        RuntimeError: an output differs from the reference by more than rounding errors.
     """
     reference = next(bound for bound in implementations if bound.implementation.name == REFERENCE)
     expected = reference.forward().float()
     sides = [size for level in reference.workload.shape.level_shapes for size in level]
-    # Pixels are rounded to float32 of the level's size, and neighbors differ by a few units.
+    # Coordinates are rounded to float32 of the level's size; neighbors differ by a few units.
     coordinate_error = torch.finfo(torch.float32).eps * max(sides)
     largest_value = float(reference.workload.value.abs().max())
     for bound in implementations:
         output_error = torch.finfo(bound.implementation.dtype).eps * float(expected.abs().max())
         limit = 4 * (coordinate_error * largest_value + output_error)
         difference = float((bound.forward().float() - expected).abs().max())
-        if not difference <= limit:  # NaN is not
+        if not difference <= limit:  # true for NaN too
             raise RuntimeError(
                 f"{bound.implementation.name} must agree with the reference to {limit:.2g}, "
                 f"got a difference of {difference:.2g}; do not use it"

@@ -1,4 +1,4 @@
-"""The implementations that are timed: reference, native operators, other libraries."""
+"""Implementations to time: reference, native operators, other libraries."""
 
 import importlib.util
 from collections.abc import Callable
@@ -22,25 +22,27 @@ NATIVE_FUSED = "native fused"
 NATIVE_BFLOAT16 = "native bfloat16"
 
 MEANING = {
-    REFERENCE: "plain PyTorch, grid_sample for each level",
-    REFERENCE_MODULE: "reference, with the softmax and the locations that a module computes first",
+    REFERENCE: "plain PyTorch, grid_sample per level",
+    REFERENCE_MODULE: "reference, including softmax and sampling locations as in a module",
     REFERENCE_BFLOAT16: "reference, value in bfloat16",
     TRANSFORMERS: "the PyTorch function of the transformers library",
     NATIVE: "compiled operator",
-    NATIVE_FUSED: "compiled operator from offsets and logits; its ratio is to reference module",
-    NATIVE_BFLOAT16: "compiled operator, value in bfloat16; its ratio is to reference in float32",
+    NATIVE_FUSED: "compiled operator from offsets and logits; ratio relative to reference module",
+    NATIVE_BFLOAT16: "compiled operator, value in bfloat16; ratio relative to reference in float32",
 }
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One implementation.
+    """Implementation of deformable attention.
 
     Attributes:
-        function: of value, level_shapes and, if fused, reference_points, sampling_offsets and
-            attention_logits; else of sampling_locations and attention_weights.
-        dtype: of value and of the output.
+        function: function of value, level_shapes and, if fused, reference_points,
+            sampling_offsets and attention_logits; else of sampling_locations and
+            attention_weights.
+        dtype: dtype of value and output.
         baseline: name of the implementation that it is compared with.
+        is_fused: whether `function` computes sampling locations and softmax itself.
     """
 
     name: str
@@ -53,14 +55,14 @@ class Implementation:
 def find_implementations(
     device: str, dtype: torch.dtype
 ) -> tuple[list[Implementation], dict[str, str]]:
-    """Those that can run here, and why each other one cannot, by name."""
+    """Return the implementations that can run here, and reasons for the others, by name."""
     found = [
         Implementation(REFERENCE, ms_deform_attn_core_pytorch, dtype),
         Implementation(REFERENCE_MODULE, _reference_module, dtype, is_fused=True),
     ]
     missing = {}
     if dtype != torch.float32:
-        missing[TRANSFORMERS] = "it wants one dtype for value and locations"
+        missing[TRANSFORMERS] = "it requires one dtype for value and locations"
     elif importlib.util.find_spec("transformers") is None:
         missing[TRANSFORMERS] = "it is not installed; pip install transformers"
     else:
@@ -105,10 +107,10 @@ def _reference_module(
 def _transformers(
     value: Tensor, level_shapes: LevelShapes, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    # Takes seconds, which a process that runs others need not wait.
+    # Imported here: it takes seconds, which processes of other implementations save.
     from transformers.models.deformable_detr import modeling_deformable_detr
 
-    # Shapes and first cells of the levels, and im2col_step, are for its CUDA kernel only.
+    # Only its CUDA kernel uses level shapes and start indices as tensors, and im2col_step.
     unread = torch.empty(0)
     return modeling_deformable_detr.MultiScaleDeformableAttention().forward(
         value,

@@ -1,4 +1,4 @@
-"""What one child process is asked to measure, and what it answers."""
+"""Jobs for a child process, and their results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ MemorySpan = Literal["forward", "forward+backward"]
 
 @dataclass(frozen=True)
 class LimitsJob:
-    """Measure what the machine can do at best; answered by `Limits`."""
+    """Measurement of the machine's limits; the result is `Limits`."""
 
     device: Device
     task: Literal["limits"] = "limits"
@@ -25,10 +25,10 @@ class LimitsJob:
 
 @dataclass(frozen=True)
 class TimingJob:
-    """Time implementations at shapes, all interleaved; answered by `Timings`.
+    """Interleaved timing of implementations at shapes; the result is `Timings`.
 
     Attributes:
-        implementations: their names; empty for all that can run here.
+        implementations: names of the implementations; empty for all that can run here.
     """
 
     device: Device
@@ -41,7 +41,7 @@ class TimingJob:
 
 @dataclass(frozen=True)
 class MemoryJob:
-    """Measure the peak of one call, in a process that made none before; answered by `Memory`."""
+    """Peak memory of one call in a fresh process; the result is `Memory`."""
 
     device: Device
     dtype: DType
@@ -59,7 +59,7 @@ class Timing:
     """All rounds of one implementation at one shape in one direction.
 
     Attributes:
-        flop, num_bytes: what a call of the shape cannot avoid.
+        flop, num_bytes: minimum number of operations and bytes per call at that shape.
     """
 
     shape: str
@@ -73,30 +73,30 @@ class Timing:
 
     @property
     def ms(self) -> Summary:
-        """Of one call, by the judged clock."""
+        """Time per call by the primary clock."""
         return summarize(self.rounds.ms)
 
     @property
     def wall_ms(self) -> Summary:
-        """Of one call, by the wall clock."""
+        """Time per call by the wall clock."""
         return summarize(self.rounds.wall_ms)
 
     @property
     def page_faults(self) -> Summary:
-        """Of one call."""
+        """Page faults per call."""
         return summarize(self.rounds.page_faults)
 
     @property
     def ns_per_sample(self) -> float:
-        """The median call's, by the judged clock."""
+        """Median time per sample by the primary clock."""
         return self.ms.median * 1e6 / self.samples
 
     def speedup_over(self, baseline: "Timing") -> Summary:
-        """Speed-up over a baseline by the judged clock, paired by round."""
+        """Return the speed-up over a baseline by the primary clock, paired by round."""
         return paired_ratio(baseline.rounds.ms, self.rounds.ms)
 
     def shares_of(self, limits: Limits) -> tuple[float, float]:
-        """Which parts of the memory and the arithmetic limit the median call reaches."""
+        """Return the fractions of the memory and arithmetic limits that the median call reaches."""
         shortest = limits.shortest_ms(num_bytes=self.num_bytes, flop=self.flop)
         read, arithmetic = (ms / self.wall_ms.median for ms in shortest)
         return read, arithmetic
@@ -105,7 +105,7 @@ class Timing:
 def find(
     timings: Sequence[Timing], shape: str, direction: Direction, implementation: str
 ) -> Timing | None:
-    """The timing of an implementation at a shape in a direction, if it was taken."""
+    """Return the timing of an implementation at a shape in a direction, or None."""
     wanted = (shape, direction, implementation)
     for timing in timings:
         if (timing.shape, timing.direction, timing.implementation) == wanted:
@@ -114,13 +114,13 @@ def find(
 
 
 def ratio(baseline: Timing | None, own: Timing | None) -> float | None:
-    """The median speed-up over a baseline, if both were taken."""
+    """Return the median speed-up over a baseline, or None if one is missing."""
     return None if baseline is None or own is None else own.speedup_over(baseline).median
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Timings, and why implementations are not among them."""
+    """Timings, and reasons for missing implementations."""
 
     timings: list[Timing]
     missing: dict[str, str]
@@ -128,7 +128,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Memory:
-    """The peak of one call above what was there before, in 10^6 bytes; None if it is not told."""
+    """Peak memory of one call above the memory before it, in 10^6 bytes, or None."""
 
     implementation: str
     span: MemorySpan

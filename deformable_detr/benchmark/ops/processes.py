@@ -1,4 +1,4 @@
-"""Child processes: what an allocator does is settled when a process starts."""
+"""Child processes, because allocator settings take effect at process start."""
 
 import json
 import os
@@ -16,15 +16,15 @@ from deformable_detr.benchmark.ops.jobs import Allocator, Job
 
 Result = TypeVar("Result")
 
-# With `python -m`, a checkout in the present folder would come before the package that runs here.
+# With `python -m`, a checkout in the working directory would shadow the package in use.
 _START = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
     "from deformable_detr.benchmark.ops.worker import main; main()"
 )
 _COMMAND = (sys.executable, "-c", _START, str(Path(__file__).parents[3]))
-# A thread that waits in a loop would count as CPU time.
+# Busy waiting of threads would count as CPU time.
 _WAIT_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-# Memory once had is kept: large buffers come from the heap, which is never trimmed.
+# Memory is kept: large buffers come from the heap, which is never trimmed.
 _KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
@@ -32,7 +32,7 @@ _KEEP_MEMORY = {
 
 
 def environment_of(allocator: Allocator) -> dict[str, str]:
-    """The environment of a child: ours, but for what concerns memory and waiting."""
+    """Return the environment of a child: ours, with settings of memory and waiting."""
     ours = {
         name: value
         for name, value in os.environ.items()
@@ -48,10 +48,10 @@ def run_job(
     allocator: Allocator = "default",
     report: Callable[[str], None],
 ) -> Result:
-    """Do a job in a process of its own.
+    """Run a job in its own process.
 
     Raises:
-        RuntimeError: the process failed; its last words are in the message.
+        RuntimeError: the process failed; the message has the last line of its error output.
     """
     command = [*_COMMAND, TypeAdapter(Job).dump_json(job).decode()]
     with (
@@ -76,7 +76,7 @@ def run_job(
 
 
 def _follow(process: "subprocess.Popen[str]", report: Callable[[str], None]) -> object:
-    """Pass progress on; the result, once there is one."""
+    """Report progress, and return the result once it arrives."""
     result = None
     assert process.stdout is not None
     for line in process.stdout:
@@ -97,4 +97,4 @@ def _end(code: int) -> str:
 def _last(errors: IO[str]) -> str:
     errors.seek(0)
     lines = errors.read().split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+    return next((line for line in reversed(lines) if line.strip()), "no error output")

@@ -1,4 +1,4 @@
-"""A report as one JSON object, whose keys stay."""
+"""Benchmark report as a JSON object with stable keys."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,11 +8,14 @@ from deformable_detr.benchmark.ops.implementations import REFERENCE_BFLOAT16
 from deformable_detr.benchmark.ops.jobs import Allocator, Timing, find
 from deformable_detr.benchmark.ops.suite import Report
 
-FORMAT = 2  # counts up when a key changes its meaning or goes
+FORMAT = 2  # increased when a key changes its meaning or is removed
 
 
 def as_record(report: Report) -> dict[str, Any]:
-    """What `--json` prints: times in milliseconds, sizes in bytes or 10^6 bytes, shares of one."""
+    """Return the output of `--json`.
+
+    Times are in milliseconds, memory in units of 10^6 bytes, shares in fractions of one.
+    """
     return {
         "format": FORMAT,
         "machine": asdict(report.machine) | {"warning": report.machine.warning},

@@ -36,11 +36,11 @@ SPANS: tuple[MemorySpan, ...] = ("forward", "forward+backward")
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure.
+    """Plan of a benchmark.
 
     Attributes:
-        shapes: to time at.
-        with_extras: also the memory, and two images against one; at the encoder's shape.
+        shapes: shapes to time.
+        with_extras: also measure memory, and two images against one, at the encoder's shape.
     """
 
     device: Device
@@ -52,13 +52,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured.
+    """Results of a benchmark.
 
     Attributes:
-        clock: the one that ratios are taken by.
-        timings: by allocator.
-        scaling: of two images and of one, under the default allocator.
-        missing: why an implementation was not measured, by its name.
+        clock: name of the primary clock, used for ratios.
+        timings: timings by allocator.
+        scaling: timings of two images and of one, with the default allocator.
+        missing: reasons why implementations were not measured, by name.
     """
 
     plan: Plan
@@ -72,10 +72,10 @@ class Report:
 
 
 def check_device(device: Device) -> None:
-    """Stop early where there is no such device.
+    """Raise early if the device is not available.
 
     Raises:
-        RuntimeError: CUDA is wanted, and PyTorch finds no GPU.
+        RuntimeError: `device` is "cuda" and PyTorch finds no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
@@ -84,12 +84,12 @@ def check_device(device: Device) -> None:
 
 
 def allocators_of(device: Device) -> tuple[Allocator, ...]:
-    """Both, where they differ: a GPU has an allocator of its own, and so have other C libraries."""
+    """Return the allocators to measure: both with glibc on a CPU, else only the default."""
     return ("default", "warm") if device == "cpu" and has_glibc() else ("default",)
 
 
 def run(plan: Plan, machine: Machine, report: Callable[[str], None]) -> Report:
-    """Measure everything; takes minutes.
+    """Run all measurements; takes minutes.
 
     Raises:
         RuntimeError: a child process failed.
@@ -126,7 +126,7 @@ def run(plan: Plan, machine: Machine, report: Callable[[str], None]) -> Report:
 
 
 def _within(stage: str, report: Callable[[str], None]) -> Callable[[str], None]:
-    """Reports of what happens within a stage of the benchmark."""
+    """Prefix progress reports with a stage of the benchmark."""
     return lambda text: report(f"{stage}: {text}")
 
 

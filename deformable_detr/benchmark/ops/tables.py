@@ -1,4 +1,4 @@
-"""A report as tables of at most a hundred columns."""
+"""Benchmark report as tables of at most a hundred columns."""
 
 from collections.abc import Iterator, Sequence
 
@@ -26,7 +26,7 @@ from deformable_detr.benchmark.ops.workload import (
 
 
 def show(report: Report) -> Iterator[RenderableType]:
-    """Everything, from top to bottom."""
+    """Yield the whole report, from top to bottom."""
     yield _machine(report)
     if report.machine.warning:
         yield Text(f"warning: {report.machine.warning}", style="yellow")
@@ -124,7 +124,7 @@ def _timing_row(timing: Timing, timings: Sequence[Timing], report: Report) -> li
 
 
 def _digits(number: float) -> str:
-    """Three that count, and none behind the point from a hundred on."""
+    """Format with three significant digits, without decimals from 100 on."""
     if number >= 100:
         return f"{number:.0f}"
     return f"{number:.1f}" if number >= 10 else f"{number:.2f}"
@@ -136,13 +136,12 @@ def _ratio(number: float) -> str:
 
 def _legend(report: Report) -> Text:
     lines = [
-        "ms: one call's, by the clock above; median, least and quartiles of the rounds. A round of "
-        "an implementation lasts 50 ms or one call. ns/sample: the median's. wall ms, faults "
-        "(memory pages asked of the kernel): medians. MB: what must move even if every cache were "
-        "infinite. read, FMA: shares of the limits above at the wall time, for these MB and the "
-        "GFLOP; what caches keep between calls can lift the first above 100 %. ratio: to the "
-        "reference, median of the rounds. backward: all three gradients, timed alone, on a graph "
-        "that was recorded before.",
+        "ms: time per call by the clock above; median, minimum and quartiles of the rounds. A "
+        "round of an implementation lasts 50 ms or one call. ns/sample: of the median. wall ms, "
+        "faults (page faults): medians. MB: memory traffic with infinite caches. read, FMA: "
+        "fractions of the limits above at the wall time, for these MB and the GFLOP; data cached "
+        "between calls can raise the first above 100 %. ratio: speed-up over the reference, median "
+        "of the rounds. backward: all three gradients, timed separately on a recorded graph.",
     ]
     names = {timing.implementation for taken in report.timings.values() for timing in taken}
     lines += [f"{name}: {meaning}." for name, meaning in MEANING.items() if name in names]
@@ -156,7 +155,7 @@ def _memory(report: Report) -> Table:
     table.add_column("forward and backward", justify="right")
     by_name: dict[str, list[str]] = {}
     for one in report.memory:
-        text = "not told" if one.megabytes is None else f"{one.megabytes:.1f} MB"
+        text = "not available" if one.megabytes is None else f"{one.megabytes:.1f} MB"
         by_name.setdefault(one.implementation, []).append(text)
     for name, cells in by_name.items():
         table.add_row(name, *cells)
@@ -171,18 +170,18 @@ def _remarks(report: Report) -> Iterator[Text]:
         cost = ratio(pair, single)
         if cost is not None:
             yield Text(
-                f"encoder, {direction}, default allocator: two images cost native {cost:.2f} times "
-                "one"
+                f"encoder, {direction}, default allocator: two images take native {cost:.2f} times "
+                "the time of one"
             )
     yield from _bfloat16_remarks(report)
     if report.plan.device == "cpu" and "warm" not in report.timings:
-        yield Text("the warm allocator is a setting of glibc, which this system does not have")
+        yield Text("the warm allocator requires glibc, which is not available on this platform")
     for name, reason in report.missing.items():
-        yield Text(f"{name} is not measured: {reason}", style="yellow")
+        yield Text(f"{name} was not measured: {reason}", style="yellow")
 
 
 def _bfloat16_remarks(report: Report) -> Iterator[Text]:
-    """The other ratio of native in bfloat16: the table has that to the reference in float32."""
+    """Yield native over reference, both in bfloat16; the table has the float32 reference."""
     for shape in report.plan.shapes:
         for direction in DIRECTIONS:
             times = []

@@ -1,4 +1,4 @@
-"""The child process: does the job that its command line holds, as JSON.
+"""Child process: runs the job that is given as JSON on its command line.
 
 It writes lines of JSON: any number of `{"progress": text}`, then one `{"result": ...}`.
 """
@@ -31,20 +31,20 @@ from deformable_detr.benchmark.timing import Task, clock_for, measure
 
 
 def main() -> None:
-    """Do the job of the command line."""
+    """Run the job of the command line."""
     output = sys.stdout
 
     def write(**line: Any) -> None:
         print(json.dumps(line), file=output, flush=True)
 
     job: Job = TypeAdapter(Job).validate_json(sys.argv[1])
-    with contextlib.redirect_stdout(sys.stderr):  # libraries greet
+    with contextlib.redirect_stdout(sys.stderr):  # some libraries print on import
         result = execute(job, lambda text: write(progress=text))
     write(result=TypeAdapter(type(result)).dump_python(result, mode="json"))
 
 
 def execute(job: Job, report: Callable[[str], None]) -> Limits | Timings | Memory:
-    """Do a job in this process."""
+    """Run a job in this process."""
     match job:
         case LimitsJob():
             report("measuring the limits of the machine")
@@ -107,8 +107,8 @@ def _measure_memory(job: MemoryJob) -> Memory:
             f"{job.implementation} cannot run here: {missing.get(job.implementation)}"
         )
     bound = BoundImplementation(implementation, make_workload(job.shape, job.device))
-    # Making the inputs has started the threads, and this loads what every backward needs. The
-    # implementation itself must not run yet: scratch that it keeps is part of its peak.
+    # Creating the inputs has started the threads, and this loads code that every backward needs.
+    # The implementation itself must not run yet: buffers that it keeps are part of its peak.
     torch.ones(2, requires_grad=True).sum().backward()
     call = bound.forward if job.span == "forward" else lambda: bound.record()()
     return Memory(job.implementation, job.span, peak_extra_megabytes(call, device=job.device))

@@ -1,4 +1,4 @@
-"""What is measured: the shapes, their inputs, and what a call of that size cannot avoid."""
+"""Workloads: shapes, inputs, and the minimum work of a call."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -16,12 +16,12 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of one call.
+    """Size of one call.
 
     Attributes:
         level_shapes: (height, width) of the L levels.
-        Q: queries; None for one a cell, at its center, as in the encoder. Else they are
-            uniform over the image, as in the decoder.
+        Q: number of queries, uniform over the image, as in the decoder; None for one per cell,
+            at its center, as in the encoder.
     """
 
     name: str
@@ -34,26 +34,26 @@ class Shape:
 
     @property
     def L(self) -> int:  # noqa: N802 - a dimension letter, as M and D are
-        """The number of levels."""
+        """Number of levels."""
         return len(self.level_shapes)
 
     @property
     def S(self) -> int:  # noqa: N802
-        """The cells of all levels."""
+        """Number of cells of all levels."""
         return sum(height * width for height, width in self.level_shapes)
 
     @property
     def num_queries(self) -> int:
-        """Q, where it is S too."""
+        """Number of queries: Q, or S if Q is None."""
         return self.S if self.Q is None else self.Q
 
     @property
     def samples(self) -> int:
-        """Bilinear samples of a call."""
+        """Number of bilinear samples per call."""
         return self.N * self.num_queries * self.M * self.L * self.P
 
     def flop(self, direction: Direction) -> int:
-        """Floating-point operations of the mixing; a fused multiply-add counts two.
+        """Return the floating-point operations of the weighted sums; a multiply-add counts as two.
 
         Forward, a sample adds four weighted rows of D. Backward, each of the four rows takes
         part in a dot product and receives a weighted row.
@@ -70,16 +70,16 @@ DECODER = replace(ENCODER, name="decoder", Q=300)
 
 @dataclass(frozen=True)
 class Workload:
-    """Inputs of both forms of the operator, which agree with each other.
+    """Inputs for both forms of the operator, consistent with each other.
 
     Attributes:
         value: (N, S, M, D), normally distributed.
         reference_points: (N, Q, L, 2), the same point in every level.
         sampling_offsets: (N, Q, M, L, P, 2) in cells, normally distributed.
         attention_logits: (N, Q, M, L, P), normally distributed.
-        sampling_locations: (N, Q, M, L, P, 2) that the points and offsets amount to.
-        attention_weights: (N, Q, M, L, P), the logits' softmax.
-        touched_rows: rows of D in value that some sample reads, of N * S * M.
+        sampling_locations: (N, Q, M, L, P, 2), computed from points and offsets.
+        attention_weights: (N, Q, M, L, P), softmax of the logits.
+        touched_rows: number of rows of D in value that some sample reads, of N * S * M.
     """
 
     shape: Shape
@@ -92,11 +92,11 @@ class Workload:
     touched_rows: int
 
     def compulsory_bytes(self, direction: Direction, *, value_bytes: int, is_fused: bool) -> int:
-        """Bytes that must move between memory and cores if every cache were infinite.
+        """Return the bytes moved between memory and cores with infinite caches.
 
-        Forward reads the inputs, of value the touched rows, and writes the output. Backward reads
-        them and the output's gradient, and writes a gradient for each input but the reference
-        points: that of value wholly, as zeros, and its touched rows again.
+        Forward reads the inputs (of value, the touched rows) and writes the output. Backward reads
+        them and the output's gradient, and writes a gradient for each input except the reference
+        points: for value, zeros in all rows, then the touched rows again.
         """
         shape = self.shape
         row = shape.D * value_bytes
@@ -110,7 +110,7 @@ class Workload:
 
 
 def make_workload(shape: Shape, device: str = "cpu") -> Workload:
-    """Seeded float32 inputs, the same on every device."""
+    """Create seeded float32 inputs, the same on every device."""
     generator = torch.Generator().manual_seed(SEED)
     points = (shape.N, shape.num_queries, shape.M, shape.L, shape.P)
     if shape.Q is None:
@@ -138,22 +138,22 @@ def make_workload(shape: Shape, device: str = "cpu") -> Workload:
 def locations_of(
     reference_points: Tensor, sampling_offsets: Tensor, level_shapes: tuple[tuple[int, int], ...]
 ) -> Tensor:
-    """Sampling locations as every other implementation computes them.
+    """Compute sampling locations as in all other implementations.
 
-    The package's own are more careful with infinities, which takes time that the comparison must
-    not charge to a baseline.
+    The package's own function handles infinities too, which takes time that must not be charged
+    to a baseline.
     """
     sizes = sampling_offsets.new_tensor([(width, height) for height, width in level_shapes])
     return reference_points[:, :, None, :, None] + sampling_offsets / sizes[:, None]
 
 
 def weights_of(attention_logits: Tensor) -> Tensor:
-    """Attention weights: the softmax over all points of a head."""
+    """Compute attention weights: the softmax over all points of a head."""
     return attention_logits.flatten(3).softmax(-1).view_as(attention_logits)
 
 
 def _cell_centers(level_shapes: tuple[tuple[int, int], ...]) -> Tensor:
-    """(1, S, 2) relative (x, y) of the centers of all cells."""
+    """Return the (1, S, 2) relative (x, y) of the centers of all cells."""
     grids = []
     for height, width in level_shapes:
         y, x = torch.meshgrid(
@@ -166,7 +166,7 @@ def _cell_centers(level_shapes: tuple[tuple[int, int], ...]) -> Tensor:
 
 
 def _touched_rows(locations: Tensor, level_shapes: tuple[tuple[int, int], ...]) -> int:
-    """How many of the N * S * M rows are a neighbor of some sample."""
+    """Count the rows, of N * S * M, that are a neighbor of some sample."""
     N, Q, M, _, P, _ = locations.shape
     rows = 0
     for level, (height, width) in enumerate(level_shapes):

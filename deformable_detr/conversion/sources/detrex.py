@@ -1,7 +1,7 @@
 """Names of detrex' projects/deformable_detr, with the ResNet of detectron2.
 
-Read in its public source; detrex cannot be installed beside this package, so that the table is
-checked for shapes and for being a bijection only.
+Taken from its public source; detrex cannot be installed alongside this package, so the table is
+only checked for shapes and for being a bijection.
 """
 
 from deformable_detr.conversion.layout import (

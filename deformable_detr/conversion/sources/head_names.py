@@ -1,4 +1,4 @@
-"""Names of heads and queries, which most sources took over from the official repository."""
+"""Names of heads and queries, which most sources share with the official repository."""
 
 from deformable_detr.conversion.layout import THREE_LAYERS, Each, NameBlock, NameRow
 
@@ -11,7 +11,7 @@ def heads(
     *,
     box_rows: tuple[NameRow, ...] = _MLP,
 ) -> tuple[NameBlock, ...]:
-    """The heads of all decoder layers, by their number, then those of the proposals."""
+    """Return the heads of all decoder layers by index, then those of the proposals."""
     return (
         *_layers(class_head, "decoder.class_heads", (NameRow("", ""),)),
         NameBlock(f"{class_head}.{{n}}", "queries.class_head", when="two_stage"),
@@ -21,7 +21,7 @@ def heads(
 
 
 def _layers(theirs: str, ours: str, rows: tuple[NameRow, ...]) -> tuple[NameBlock, NameBlock]:
-    """Theirs are as many as there are layers; ours are one where the layers share it."""
+    """Map their heads, one per layer, to ours, which are one if the layers share it."""
     theirs = f"{theirs}.{{i}}"
     return (
         NameBlock(theirs, f"{ours}.0", rows, each="decoder_layer", when="shared_heads"),
@@ -30,7 +30,7 @@ def _layers(theirs: str, ours: str, rows: tuple[NameRow, ...]) -> tuple[NameBloc
 
 
 def heads_of_refining_decoder(theirs: str) -> tuple[NameBlock, ...]:
-    """The heads' second names, below the decoder `theirs` that refines with them."""
+    """Return the heads' second names, inside the decoder `theirs` that refines with them."""
     boxes, classes = f"{theirs}.bbox_embed", f"{theirs}.class_embed"
     each: Each = "decoder_layer"
     return (
@@ -42,7 +42,7 @@ def heads_of_refining_decoder(theirs: str) -> tuple[NameBlock, ...]:
 
 
 def queries(theirs: str) -> tuple[NameBlock, ...]:
-    """What makes queries of proposals, or reference points of learned queries."""
+    """Return the layers that build queries from proposals, or their reference points."""
     return (
         NameBlock(f"{theirs}.enc_output", "queries.memory_proj", when="two_stage"),
         NameBlock(f"{theirs}.enc_output_norm", "queries.memory_norm", when="two_stage"),

@@ -1,7 +1,7 @@
 """Names of mmdetection 3.x' DeformableDETR.
 
-Read in its public source; mmdetection cannot be installed beside this package, so that the table
-is checked for shapes and for being a bijection only.
+Taken from its public source; mmdetection cannot be installed alongside this package, so the table
+is only checked for shapes and for being a bijection.
 """
 
 from deformable_detr.conversion.layout import (
@@ -15,13 +15,13 @@ from deformable_detr.conversion.layout import (
 from deformable_detr.conversion.sources.head_names import heads
 from deformable_detr.conversion.sources.resnet_names import torchvision_names
 
-# A sequence of linear layers with a ReLU after each but the last.
+# Linear layers with a ReLU after each except the last.
 _BOX_HEAD = (
     NameRow("0", "mlp.layers.0"),
     NameRow("2", "mlp.layers.1"),
     NameRow("4", "mlp.layers.2"),
 )
-# Its convolutions have no bias before a norm, unless the neck is configured with `bias=True`.
+# Its convolutions before a norm have no bias, unless the neck is configured with `bias=True`.
 _LEVEL = (
     NameRow("conv", "projections.{j}", ("weight",)),
     NameRow("conv", "projections.{j}", ("bias",), zero_if_absent=True),

@@ -11,8 +11,8 @@ from deformable_detr.conversion.layout import (
 from deformable_detr.conversion.sources.head_names import heads, heads_of_refining_decoder, queries
 from deformable_detr.conversion.sources.resnet_names import torchvision_names
 
-# Norms of a decoder layer are numbered in the order in which they are constructed there, in the
-# order in which they run here.
+# The official code numbers the norms of a decoder layer in order of construction, this package in
+# order of execution.
 OFFICIAL = Layout(
     source="official",
     signature="transformer.level_embed",

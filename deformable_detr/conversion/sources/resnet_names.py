@@ -1,4 +1,4 @@
-"""The ResNet's part of the tables: our backbone has torchvision's names, as most sources do."""
+"""ResNet part of the tables: our backbone has torchvision's names, like most sources."""
 
 from deformable_detr.conversion.layout import FROZEN_NORM, Each, NameBlock, NameRow, When
 
@@ -7,7 +7,7 @@ _CONV = ("weight",)
 
 
 def torchvision_names(theirs: str) -> tuple[NameBlock, ...]:
-    """Names as in torchvision below the prefix `theirs`."""
+    """Return names as in torchvision, with the prefix `theirs`."""
     rows = [
         NameRow(
             f"{kind}{number}",
@@ -37,7 +37,7 @@ def torchvision_names(theirs: str) -> tuple[NameBlock, ...]:
 
 
 def detectron2_names(theirs: str) -> tuple[NameBlock, ...]:
-    """Names as in detectron2 below the prefix `theirs`: a norm belongs to its convolution."""
+    """Return names as in detectron2, with the prefix `theirs`: norms are part of convolutions."""
     rows = [
         NameRow(
             f"conv{number}{norm}",
@@ -67,7 +67,7 @@ def detectron2_names(theirs: str) -> tuple[NameBlock, ...]:
 
 
 def _shortcut_rows(stage: int, convolution: str, norm: str) -> tuple[NameRow, NameRow]:
-    """The projection beside a stage's first block; basic blocks of stage 1 need none."""
+    """Return the projection of a stage's first shortcut; basic blocks of stage 1 have none."""
     when: When = "bottleneck" if stage == 1 else "always"
     return (
         NameRow(convolution, "downsample.0", _CONV, when=when, first_only=True),

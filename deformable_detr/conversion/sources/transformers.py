@@ -1,7 +1,7 @@
 """Names of transformers' DeformableDetrForObjectDetection with a timm ResNet.
 
-The table has the names of the module, as of version 5. Files, of version 5 too, keep the older
-names, and hold one of several names of a tied tensor.
+The table has the names of the module, as of version 5. Files, even of version 5, keep the older
+names, and hold only one of several names of a tied tensor.
 """
 
 import re
@@ -24,7 +24,7 @@ _PROJECTIONS = tuple(
     for name, part in (("k", _KEY), ("v", _VALUE), ("q", _QUERY))
     for leaf in ("weight", "bias")
 )
-# (pattern in a module's name, replacement in a file's name, and the way back)
+# (pattern in a module's name, replacement in a file's name), and the inverse
 _FILE_NAMES = (
     (r"^model\.backbone\.model\.", "model.backbone.conv_encoder.model."),
     (r"\.self_attn\.o_proj\.", ".self_attn.out_proj."),
@@ -38,7 +38,7 @@ _MODULE_NAMES = (
 
 
 def file_name(module_name: str) -> str:
-    """The name under which `save_pretrained` writes a tensor of the module."""
+    """Return the name under which `save_pretrained` writes a tensor of the module."""
     return _substitute(module_name, _FILE_NAMES)
 
 
@@ -49,7 +49,7 @@ def _substitute(name: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 
 def _normalize(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Module names, with the class heads that a file leaves out because all are the first one."""
+    """Map file names to module names, and add the shared class heads that a file omits."""
     named = {_substitute(name, _MODULE_NAMES): tensor for name, tensor in state.items()}
     heads = {
         match["index"]

@@ -6,9 +6,7 @@ from deformable_detr.benchmark.layers import Pair, deform_pairs, fused_pairs, ke
 
 
 @pytest.mark.parametrize(("pairs", "count"), [("deform", 4), ("kernel", 1), ("fused", 2)])
-def test_both_of_a_pair_compute_the_same(
-    pairs: str, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_calls_of_a_pair_agree(pairs: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "DEFORM_SHAPES", ((8, 5, 6),))
     monkeypatch.setattr(layers, "KERNEL_SHAPE", (8, 5, 6))
     match pairs:
@@ -25,7 +23,7 @@ def test_both_of_a_pair_compute_the_same(
         assert (pair.own() - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
-def test_a_pair_takes_turns_and_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_of_a_pair_are_interleaved_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
     def work(name: str, size: int) -> torch.Tensor:

@@ -12,14 +12,14 @@ from deformable_detr.benchmark.ops.limits import Limits
 @pytest.mark.parametrize(
     ("load_average", "busy_cores", "is_warned"),
     [
-        (5.0, 0.1, False),  # the average remembers what is over
+        (5.0, 0.1, False),  # the average includes earlier load
         (0.0, 0.5, True),
         (0.1, None, False),
         (0.5, None, True),
         (None, None, False),
     ],
 )
-def test_a_busy_machine_is_warned_about(
+def test_busy_machine_gives_a_warning(
     load_average: float | None, busy_cores: float | None, is_warned: bool
 ) -> None:
     warning = make_machine(load_average=load_average, busy_cores=busy_cores).warning
@@ -42,13 +42,13 @@ def test_this_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """What stands for /proc/stat."""
+    """Return the path of a stand-in for /proc/stat."""
     path = tmp_path / "stat"
     monkeypatch.setattr(machine, "_STAT", path)
     return path
 
 
-def test_busy_cores_are_the_growth_of_the_busy_times_without_ours(
+def test_busy_cores_are_the_increase_of_busy_time_of_others(
     monkeypatch: pytest.MonkeyPatch, stat: Path
 ) -> None:
     second = os.sysconf("SC_CLK_TCK")
@@ -64,11 +64,11 @@ def test_busy_cores_are_the_growth_of_the_busy_times_without_ours(
     assert others.busy_cores() == pytest.approx((7 - 5) / 4)
 
 
-def test_a_system_without_such_times_does_not_tell(stat: Path) -> None:
+def test_busy_cores_are_none_on_other_platforms(stat: Path) -> None:
     assert OtherPrograms().busy_cores() is None
 
 
-def test_a_limit_gives_the_shortest_time() -> None:
+def test_limits_give_the_shortest_time() -> None:
     limits = Limits(read_gb_s=30.0, gflop_s=200.0)
 
     assert limits.shortest_ms(num_bytes=60_000_000, flop=584_000_000) == pytest.approx((2.0, 2.92))

@@ -17,7 +17,7 @@ needs_peak = pytest.mark.skipif(
 
 
 @needs_peak
-def test_the_peak_counts_what_was_freed_before_the_end() -> None:
+def test_peak_includes_memory_freed_during_the_call() -> None:
     def call() -> object:
         kept = np.ones(10_000_000, np.uint8)
         passing = np.ones(40_000_000, np.uint8)
@@ -28,7 +28,7 @@ def test_the_peak_counts_what_was_freed_before_the_end() -> None:
 
 
 @needs_peak
-def test_what_was_freed_before_the_call_does_not_hide_it() -> None:
+def test_memory_freed_before_the_call_does_not_hide_the_peak() -> None:
     size = 50_000  # small enough to come from the heap
 
     def call() -> object:
@@ -39,13 +39,13 @@ def test_what_was_freed_before_the_call_does_not_hide_it() -> None:
 
 
 @needs_peak
-def test_code_that_is_loaded_does_not_count() -> None:
+def test_loaded_code_is_not_included() -> None:
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     with library.open("rb") as file:
 
         def call() -> object:
             mapped = mmap.mmap(file.fileno(), 30_000_000, access=mmap.ACCESS_READ)
-            # Every page is touched; none is copied.
+            # All pages are touched; none is copied.
             return mapped, sum(mapped[offset] for offset in range(0, 30_000_000, mmap.PAGESIZE))
 
         assert peak_extra_megabytes(call, device="cpu") == pytest.approx(0, abs=2)
@@ -53,7 +53,7 @@ def test_code_that_is_loaded_does_not_count() -> None:
 
 @needs_peak
 @pytest.mark.parametrize("span", ["forward", "forward+backward"])
-def test_the_reference_takes_what_its_tensors_hold(span: MemorySpan) -> None:
+def test_peak_of_the_reference_is_the_size_of_its_tensors(span: MemorySpan) -> None:
     shape = Shape("small", ((50, 60), (25, 30)), M=4, D=16, P=4)
     samples = shape.samples * shape.D * 4 / 1e6  # D float32 numbers each
     job = MemoryJob("cpu", "float32", shape, "reference", span)
@@ -65,9 +65,7 @@ def test_the_reference_takes_what_its_tensors_hold(span: MemorySpan) -> None:
     assert 3 * samples < peak < 4 * samples
 
 
-def test_a_system_that_does_not_tell_gives_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_result_is_none_on_other_platforms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "absent" / "file")
 
     assert peak_extra_megabytes(lambda: None, device="cpu") is None

@@ -8,7 +8,7 @@ from deformable_detr.layers.deform_kernel import DeformKernelConv2d
 
 
 class Network(nn.Module):
-    """One layer, called as a detector is."""
+    """Single layer with the interface of a detector."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class Network(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """The rows of the image attend to each other."""
+    """Self-attention between the rows of the image."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_counts_as_by_hand(name: str) -> None:
+def test_count_of_a_layer_agrees_with_a_count_by_hand(name: str) -> None:
     layer, expected = LAYERS[name]
     model = Network(layer)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -19,7 +19,7 @@ from deformable_detr.benchmark.timing import (
 
 
 @pytest.mark.parametrize("count", range(1, 9))
-def test_in_as_many_rounds_each_task_has_each_place_once(count: int) -> None:
+def test_each_task_has_each_position_once(count: int) -> None:
     orders = [order_of_round(count, index) for index in range(count)]
 
     for place in range(count):
@@ -27,7 +27,7 @@ def test_in_as_many_rounds_each_task_has_each_place_once(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", range(2, 9))
-def test_each_task_follows_every_other_one_equally_often(count: int) -> None:
+def test_each_task_follows_each_other_task_equally_often(count: int) -> None:
     pairs = Counter(
         pair
         for index in range(2 * count)
@@ -40,7 +40,7 @@ def test_each_task_follows_every_other_one_equally_often(count: int) -> None:
 
 
 class FakeClock:
-    """Every call takes as long as it says."""
+    """Clock that takes the duration of a call from the call."""
 
     name = "fake"
 
@@ -59,7 +59,7 @@ def make_task(name: str, ms: float, turns: list[str]) -> Task:
     return Task(name, prepare)
 
 
-def test_figures_are_those_of_one_call() -> None:
+def test_results_are_per_call() -> None:
     taken = measure(
         [make_task("quick", 2.0, []), make_task("slow", 300.0, [])],
         rounds=3,
@@ -74,7 +74,7 @@ def test_figures_are_those_of_one_call() -> None:
 
 
 @pytest.mark.parametrize(("ms", "calls"), [(300.0, 1), (2.0, SHORTEST_TURN_MS), (1e-9, MOST_CALLS)])
-def test_short_calls_are_repeated_until_a_turn_is_long(ms: float, calls: int) -> None:
+def test_short_calls_are_repeated_for_a_long_turn(ms: float, calls: int) -> None:
     taken = measure(
         [make_task("one", ms, [])], rounds=1, clock=FakeClock(), report=lambda text: None
     )
@@ -82,26 +82,26 @@ def test_short_calls_are_repeated_until_a_turn_is_long(ms: float, calls: int) ->
     assert taken["one"].calls == calls  # by the shorter of both clocks, half of ms
 
 
-def test_tasks_take_turns_in_another_order_each_round() -> None:
+def test_order_of_tasks_differs_between_rounds() -> None:
     turns: list[str] = []
     tasks = [make_task(name, 100.0, turns) for name in "abcd"]
 
     measure(tasks, rounds=4, clock=FakeClock(), report=lambda text: None)
 
-    rounds = turns[4:]  # after one each for warming up
+    rounds = turns[4:]  # after one warm-up call each
     orders = ["".join(rounds[start : start + 4]) for start in range(0, 16, 4)]
     assert len(set(orders)) == 4
     assert all(sorted(order) == list("abcd") for order in orders)
 
 
-def test_the_cpu_clock_does_not_count_sleep_but_the_wall_clock_does() -> None:
+def test_cpu_clock_does_not_count_sleep_but_the_wall_clock_does() -> None:
     lap = CpuClock().time([lambda: time.sleep(0.05)])
 
     assert lap.wall_ms >= 50
     assert lap.ms < lap.wall_ms / 2
 
 
-def test_the_cpu_clock_counts_work() -> None:
+def test_cpu_clock_counts_work() -> None:
     def work() -> None:
         begin = time.process_time()
         while time.process_time() - begin < 0.02:
@@ -110,6 +110,6 @@ def test_the_cpu_clock_counts_work() -> None:
     assert CpuClock().time([work, work]).ms >= 40
 
 
-def test_a_gpu_has_a_clock_of_its_own() -> None:
+def test_gpu_has_its_own_clock() -> None:
     assert clock_for("cpu").name == "process CPU time, all threads"
     assert clock_for("cuda").name == "CUDA events"

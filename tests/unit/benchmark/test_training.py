@@ -1,4 +1,4 @@
-"""The two measurements of training, on a detector that is small but for its encoder."""
+"""The two measurements of training, on a detector that is small except for its encoder."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ SPREAD = rf"{NUMBER} \({NUMBER} to {NUMBER}\)"
 
 
 def numbers(lines: Iterator[str], pattern: str) -> dict[str, list[float]]:
-    """What each line says, by its first words."""
+    """Return the numbers of each line, by its first words."""
     found = {}
     for line in lines:
         match = re.fullmatch(rf"(\w+(?: \w+)*) +{pattern}", line)
@@ -29,14 +29,14 @@ def numbers(lines: Iterator[str], pattern: str) -> dict[str, list[float]]:
     return found
 
 
-def test_each_setting_is_compared_with_the_plain_one_and_checkpointing_takes_less_memory() -> None:
+def test_settings_are_compared_with_plain_and_checkpointing_takes_less_memory() -> None:
     lines = measure_settings(size=192, images=1, rounds=2, overrides=SMALL)
     memory = rf"; {NUMBER} MB, {NUMBER} of plain"
     found = numbers(lines, rf"{SPREAD} s, {SPREAD} of plain{memory}")
     assert list(found) == ["plain", "gradient checkpointing", "channels last", "bfloat16"]
     plain, checkpointing = found["plain"], found["gradient checkpointing"]
     assert plain[3:6] == [1, 1, 1]
-    assert checkpointing[6] < plain[6]  # of the whole process; tensors are counted elsewhere
+    assert checkpointing[6] < plain[6]  # of the whole process; other tests count tensors
     assert checkpointing[7] == pytest.approx(checkpointing[6] / plain[6], abs=0.01)
 
 
@@ -44,6 +44,6 @@ def test_two_processes_are_compared_with_one() -> None:
     found = numbers(measure_processes(size=64, images=1, rounds=2, overrides=SMALL), f"{SPREAD}.*")
     assert list(found) == ["one process", "two processes", "ratio"]
     one, two, ratio = (found[name] for name in found)
-    # Medians of ratios and ratios of medians differ, but not without limit.
+    # Medians of ratios and ratios of medians differ, within limits.
     assert two[1] / one[2] <= ratio[0] + 0.01
     assert ratio[0] <= two[2] / one[1] + 0.01

@@ -1,6 +1,6 @@
-"""The tables agree: official names, renamed as each source's own converters do, are its names.
+"""Official names, renamed as in each source's own converters, agree with the source's table.
 
-The rules go from the official names, not from ours, and know nothing of the package's tables.
+The rules start from the official names, not from ours, and do not use the package's tables.
 """
 
 import re
@@ -22,7 +22,7 @@ _DETECTRON2 = (
     (r"\.downsample\.0", ".shortcut"),
     (r"\.downsample\.1", ".shortcut.norm"),
 )
-# The small models have two maps of the backbone and one level more.
+# The small models have two backbone levels and one extra level.
 _NECK = (r"^input_proj\.([01])\.", r"neck.convs.\1."), (r"^input_proj\.2\.", "neck.extra_convs.0.")
 RULES = {
     "transformers": (
@@ -101,9 +101,7 @@ def renamed(source: str, official: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("variant", ["single_scale", "multi_scale", "refine", "two_stage"])
 @pytest.mark.parametrize("source", RULES)
-def test_official_tensors_have_the_names_that_the_source_gives_them(
-    source: str, variant: str
-) -> None:
+def test_official_names_convert_to_the_names_of_the_source(source: str, variant: str) -> None:
     model = small_model(variant, num_classes=7)
 
     expected = renamed(source, export_weights(model, to="official"))

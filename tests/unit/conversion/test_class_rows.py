@@ -1,4 +1,4 @@
-"""What rows of class heads mean."""
+"""Meaning of class-head rows."""
 
 import json
 
@@ -18,12 +18,12 @@ from deformable_detr.labels import LabelSpace
 HEAD, PROPOSALS = "decoder.class_heads.2.weight", "queries.class_head.weight"
 
 
-def test_the_table_of_coco_is_that_of_its_annotations() -> None:
+def test_coco_categories_are_those_of_its_annotations() -> None:
     file = shared_data("coco_val2014_100/instances_val2014_100.json")
     assert LabelSpace.from_categories(json.loads(file.read_text())["categories"]) == COCO
 
 
-def test_rows_spread_by_category_id_and_selected_again_are_the_same() -> None:
+def test_rows_spread_by_category_id_and_selected_again_are_unchanged() -> None:
     state = {name: torch.rand(80, 3) for name in (HEAD, PROPOSALS)} | {"other": torch.rand(80)}
     rows, count = official_rows(80, COCO)
 
@@ -65,7 +65,7 @@ def test_rows_spread_by_category_id_and_selected_again_are_the_same() -> None:
         ),
     ],
 )
-def test_rows_mean_what_file_and_format_say(
+def test_row_meaning_follows_from_file_and_format(
     source: str, count: int, content: dict[str, object], used: object, space: LabelSpace | None
 ) -> None:
     rows = class_rows(source, count, content)

@@ -1,4 +1,4 @@
-"""What it costs to import an official checkpoint of the whole size."""
+"""Time and memory of importing a full-size official checkpoint."""
 
 import argparse
 import subprocess
@@ -11,7 +11,7 @@ from helpers.official_weights import OfficialModel, official_state_dict
 
 _MAX_EXTRA_MB = 500
 _MAX_SECONDS = 3
-# In a process of its own, whose peak nothing else has raised before.
+# In its own process, so that nothing else has raised the peak before.
 _PROGRAM = """
 import sys, time
 from pathlib import Path
@@ -35,7 +35,7 @@ for path in sys.argv[1:]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
-def test_an_official_checkpoint_of_40_million_parameters_imports_fast_and_within_its_size(
+def test_official_checkpoint_of_40_million_parameters_imports_fast_and_in_little_memory(
     tmp_path: Path,
 ) -> None:
     content = {

@@ -1,4 +1,4 @@
-"""Detectors from files of other implementations: everything follows from the file."""
+"""Detectors are built from files of other implementations, without further settings."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ PETS = LabelSpace((2, 11), ("cat", "dog"))
 
 @pytest.mark.parametrize("source", FILE_NAMES)
 @pytest.mark.parametrize("variant", ["multi_scale", "refine", "two_stage"])
-def test_a_detector_comes_from_the_file_alone(tmp_path: Path, source: str, variant: str) -> None:
+def test_detector_is_built_from_the_file_alone(tmp_path: Path, source: str, variant: str) -> None:
     path = write_foreign(tmp_path, source, variant)
 
     detector = Detector.from_checkpoint(path, device="cpu")
@@ -38,7 +38,7 @@ def test_a_detector_comes_from_the_file_alone(tmp_path: Path, source: str, varia
 
 
 @pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
-def test_the_settings_are_those_the_model_was_built_with(tmp_path: Path, variant: str) -> None:
+def test_settings_equal_those_of_the_original_model(tmp_path: Path, variant: str) -> None:
     overrides = ("model.attention.num_heads=4", "model.decoder.num_points=2")
     path = write_foreign(tmp_path, "official", variant, *overrides)
 
@@ -49,13 +49,13 @@ def test_the_settings_are_those_the_model_was_built_with(tmp_path: Path, variant
     assert weights.assumed == ()
 
 
-def test_photos_are_resized_as_in_the_paper(tmp_path: Path) -> None:
+def test_images_are_resized_as_in_the_paper(tmp_path: Path) -> None:
     config = validate_config(read_weights(write_foreign(tmp_path, "official")).config, source="a")
     assert (config.data.eval_size, config.data.eval_max_size) == (800, 1333)
 
 
 @pytest.mark.parametrize("source", FILE_NAMES)
-def test_categories_of_one_s_own_come_back(tmp_path: Path, source: str) -> None:
+def test_custom_categories_survive_a_round_trip(tmp_path: Path, source: str) -> None:
     path = write_foreign(tmp_path, source, label_space=PETS)
 
     weights = read_weights(path)
@@ -63,19 +63,19 @@ def test_categories_of_one_s_own_come_back(tmp_path: Path, source: str) -> None:
     assert weights.state_dict["decoder.class_heads.0.bias"].shape == (2,)
     assert weights.label_space is not None
     assert weights.label_space.names == PETS.names
-    if source != "transformers":  # whose config has names only
+    if source != "transformers":  # whose config has only names
         assert weights.label_space == PETS
 
 
 @pytest.mark.parametrize("source", FILE_NAMES)
-def test_rows_that_are_no_category_s_name_none_elsewhere(tmp_path: Path, source: str) -> None:
+def test_unused_rows_are_exported_without_a_category(tmp_path: Path, source: str) -> None:
     path = write_foreign(tmp_path, source, label_space=PETS.with_raw_labels())
     space = read_weights(path).label_space
     assert space is not None
     assert space.contiguous() == PETS
 
 
-def test_91_official_rows_are_coco_s_categories(tmp_path: Path) -> None:
+def test_91_official_rows_are_coco_categories(tmp_path: Path) -> None:
     torch.save(export_weights(small_model("refine"), "official"), tmp_path / "a.pth")
 
     weights = read_weights(tmp_path / "a.pth")
@@ -86,7 +86,7 @@ def test_91_official_rows_are_coco_s_categories(tmp_path: Path) -> None:
         assert torch.equal(weights.state_dict[name], tensor)
 
 
-def test_classes_that_nobody_names_are_numbered(tmp_path: Path) -> None:
+def test_unnamed_classes_are_numbered(tmp_path: Path) -> None:
     torch.save(export_weights(small_model("refine", num_classes=3), "official"), tmp_path / "a.pth")
 
     assert read_weights(tmp_path / "a.pth").label_space is None
@@ -94,7 +94,7 @@ def test_classes_that_nobody_names_are_numbered(tmp_path: Path) -> None:
     assert names == ("class 0", "class 1", "class 2")
 
 
-def test_mmdetection_s_own_class_names_are_taken(tmp_path: Path) -> None:
+def test_class_names_of_mmdetection_are_used(tmp_path: Path) -> None:
     state = export_weights(small_model("refine", num_classes=2), "mmdet")
     torch.save(
         {"state_dict": state, "meta": {"dataset_meta": {"CLASSES": ("cat", "dog")}}},
@@ -104,7 +104,9 @@ def test_mmdetection_s_own_class_names_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gap_name", ["N/A", "street sign"])
-def test_the_91_names_of_a_transformers_config_are_coco_s_80(tmp_path: Path, gap_name: str) -> None:
+def test_91_names_of_a_transformers_config_are_the_80_of_coco(
+    tmp_path: Path, gap_name: str
+) -> None:
     state = export_weights(small_model("refine", num_classes=91), "transformers")
     save_file({n: t.clone() for n, t in state.items()}, tmp_path / "model.safetensors")
     name_of = dict(zip(COCO.category_ids, COCO.names, strict=True))
@@ -119,7 +121,7 @@ def test_the_91_names_of_a_transformers_config_are_coco_s_80(tmp_path: Path, gap
     assert torch.equal(weights.state_dict["decoder.class_heads.1.bias"], expected)
 
 
-def test_names_of_rows_that_are_not_numbered_are_refused(tmp_path: Path) -> None:
+def test_row_names_with_gaps_are_rejected(tmp_path: Path) -> None:
     path = write_foreign(tmp_path, "transformers", label_space=PETS)
     config = json.loads((path / "config.json").read_text())
     config["id2label"] = {"cat": 0, "dog": 1}
@@ -129,7 +131,7 @@ def test_names_of_rows_that_are_not_numbered_are_refused(tmp_path: Path) -> None
         read_weights(path)
 
 
-def test_rows_without_a_category_are_left_out(tmp_path: Path) -> None:
+def test_rows_without_a_category_are_dropped(tmp_path: Path) -> None:
     path = write_foreign(
         tmp_path, "transformers", label_space=LabelSpace((0, 1, 2), ("N/A", "cat", "dog"))
     )
@@ -138,9 +140,9 @@ def test_rows_without_a_category_are_left_out(tmp_path: Path) -> None:
     assert weights.num_rows == 3
 
 
-def test_a_lone_safetensors_file_is_read_under_the_names_of_files(tmp_path: Path) -> None:
+def test_single_safetensors_file_is_read_with_file_names(tmp_path: Path) -> None:
     state = export_weights(small_model("multi_scale"), "transformers")
-    # As save_pretrained does: of tensors that are one, only one name.
+    # As in save_pretrained: only one name of each tied tensor.
     kept = {
         file_name(name): tensor.clone()
         for name, tensor in state.items()
@@ -155,7 +157,7 @@ def test_a_lone_safetensors_file_is_read_under_the_names_of_files(tmp_path: Path
         assert torch.equal(weights.state_dict[name], tensor)
 
 
-def test_a_pytorch_bin_of_transformers_is_read(tmp_path: Path) -> None:
+def test_pytorch_bin_of_transformers_is_read(tmp_path: Path) -> None:
     torch.save(
         export_weights(small_model("refine"), "transformers"), tmp_path / "pytorch_model.bin"
     )
@@ -174,9 +176,7 @@ def test_dilation_is_taken_from_the_options(tmp_path: Path) -> None:
     assert weights.assumed == ()
 
 
-def test_what_a_file_does_not_tell_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_assumed_settings_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(export_weights(small_model("single_scale"), "official"), tmp_path / "one.pth")
     torch.save(export_weights(small_model("two_stage"), "detrex"), tmp_path / "two.pth")
 
@@ -188,7 +188,7 @@ def test_what_a_file_does_not_tell_is_said(
     assert "two.pth does not tell queries.num_queries: 300" in caplog.messages[1]
 
 
-def test_heads_that_cannot_be_told_from_points_are_asked_for(tmp_path: Path) -> None:
+def test_ambiguous_number_of_heads_is_an_error(tmp_path: Path) -> None:
     model = small_model("refine", "model.attention.num_heads=4")
     torch.save(export_weights(model, "official"), tmp_path / "a.pth")
 
@@ -196,18 +196,18 @@ def test_heads_that_cannot_be_told_from_points_are_asked_for(tmp_path: Path) -> 
         read_weights(tmp_path / "a.pth")
 
 
-def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+def test_file_with_a_missing_tensor_is_rejected(tmp_path: Path) -> None:
     state = export_weights(small_model("refine"), "official")
     del state["transformer.encoder.layers.0.linear2.bias"]
     torch.save(state, tmp_path / "a.pth")
 
     with pytest.raises(
-        ValueError, match=r"a\.pth lacks 1 tensors, first: .*layers\.0\.linear2\.bi"
+        ValueError, match=r"a\.pth is missing 1 tensors, first: .*layers\.0\.linear2\.bi"
     ):
         read_weights(tmp_path / "a.pth")
 
 
-def test_a_native_checkpoint_is_read_as_it_is(tmp_path: Path) -> None:
+def test_native_checkpoint_is_read_unchanged(tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "last.pth")
 
     weights = read_weights(tmp_path / "last.pth")
@@ -218,7 +218,7 @@ def test_a_native_checkpoint_is_read_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["official", "transformers"])
-def test_a_write_that_fails_leaves_nothing(
+def test_failed_write_leaves_nothing(
     tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
@@ -233,7 +233,7 @@ def test_a_write_that_fails_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_written_over(tmp_path: Path) -> None:
+def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     write_foreign(tmp_path, "official")
     with pytest.raises(FileExistsError, match=r"official\.pth must not exist yet"):
         write_foreign(tmp_path, "official")

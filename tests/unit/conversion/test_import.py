@@ -1,4 +1,4 @@
-"""import_weights and export_weights: forms of input, and what does not fit."""
+"""import_weights and export_weights: accepted inputs, and errors."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,7 +20,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def model() -> DeformableDETR:
-    """Is not changed by any test."""
+    """Shared model; no test modifies it."""
     detector = small_detector("refine", num_classes=80)
     randomize(detector)
     return detector
@@ -47,7 +47,7 @@ def assert_same_weights(one: DeformableDETR, other: DeformableDETR) -> None:
     ],
     ids=["state_dict", "ordered", "checkpoint", "mmdetection's", "data parallel"],
 )
-def test_weights_are_found_in_what_holds_them(
+def test_weights_are_found_in_checkpoints(
     model: DeformableDETR, official: State, wrap: Callable[[State], object]
 ) -> None:
     other = small_detector("refine", num_classes=80, seed=1)
@@ -58,7 +58,7 @@ def test_weights_are_found_in_what_holds_them(
 
 
 @pytest.mark.parametrize("form", [str, Path])
-def test_a_path_of_either_form_is_read(
+def test_path_of_either_type_is_read(
     model: DeformableDETR, official: State, tmp_path: Path, form: Callable[[Path], str | Path]
 ) -> None:
     torch.save({"model": official}, tmp_path / "weights.pth")
@@ -69,7 +69,7 @@ def test_a_path_of_either_form_is_read(
     assert_same_weights(model, other)
 
 
-def test_what_carries_no_weights_is_ignored_and_reported(
+def test_tensors_that_are_not_weights_are_ignored_and_reported(
     model: DeformableDETR, official: State
 ) -> None:
     counters = ("backbone.0.body.bn1.num_batches_tracked", "total_params", "input_proj.total_ops")
@@ -78,10 +78,10 @@ def test_what_carries_no_weights_is_ignored_and_reported(
     assert report.source == "official"
     assert report.ignored == counters
     assert report.num_loaded == len(official)
-    assert report.class_rows == "80 of 91 rows, those of a category"
+    assert report.class_rows == "80 of 91 rows, those with a category"
 
 
-def test_batch_norm_that_is_trained_keeps_its_own_counters(official: State) -> None:
+def test_trained_batch_norm_keeps_its_counters(official: State) -> None:
     other = small_detector("refine", "model.backbone.norm=batch_norm", num_classes=80)
 
     import_weights(other, official)
@@ -92,15 +92,15 @@ def test_batch_norm_that_is_trained_keeps_its_own_counters(official: State) -> N
     assert export_weights(other, to="official").keys() == official.keys()
 
 
-def test_80_contiguous_rows_fill_a_model_that_counts_by_category_id(model: DeformableDETR) -> None:
+def test_80_contiguous_rows_are_spread_over_rows_by_category_id(model: DeformableDETR) -> None:
     other = small_detector("refine", num_classes=91)
 
     report = import_weights(other, export_weights(model, to="detrex"))
 
-    assert report.class_rows == "80 rows among 91, by category id"
+    assert report.class_rows == "80 rows into 91, by category id"
     bias = other.decoder.class_heads[0].bias.detach()
     assert torch.equal(bias[90], model.decoder.class_heads[0].bias[79])
-    assert float(bias[12]) == pytest.approx(-4.59511985)  # no category has the id 12
+    assert float(bias[12]) == pytest.approx(-4.59511985)  # no category has id 12
 
 
 def without(name: str) -> Callable[[State], State]:
@@ -117,17 +117,17 @@ LEVEL = "transformer.level_embed"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("input_proj.1.0.bias"), r"lacks 1 tensors, first: input_proj\.1\.0\.bias"),
-        (without("class_embed.2.bias"), r"lacks 1 tensors, first: class_embed\.2\.bias"),
-        (with_shape("spare", 3), r"has 1 tensors that do not belong there, first: spare"),
+        (without("input_proj.1.0.bias"), r"is missing 1 tensors, first: input_proj\.1\.0\.bias"),
+        (without("class_embed.2.bias"), r"is missing 1 tensors, first: class_embed\.2\.bias"),
+        (with_shape("spare", 3), r"has 1 unexpected tensors, first: spare"),
         (with_shape(LEVEL, 4, 8), rf"{LEVEL} is \(4, 8\) and must be \(4, 64\)"),
         (
             with_shape("bbox_embed.0.layers.0.bias", 64),
-            r"has 1 tensors that contradict others, first: bbox_embed\.0\.layers\.0\.bias",
+            r"has 1 tensors that conflict with others, first: bbox_embed\.0\.layers\.0\.bias",
         ),
     ],
 )
-def test_what_does_not_fit_is_one_error_and_changes_nothing(
+def test_mismatch_is_an_error_and_keeps_the_model_unchanged(
     official: State, change: Callable[[State], State], message: str
 ) -> None:
     other = small_detector("refine", num_classes=80, seed=1)
@@ -140,47 +140,47 @@ def test_what_does_not_fit_is_one_error_and_changes_nothing(
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_all_that_does_not_fit_is_in_the_one_error(official: State) -> None:
+def test_one_error_lists_all_mismatches(official: State) -> None:
     broken = with_shape("spare", 3)(
         without("input_proj.1.0.bias")(with_shape(LEVEL, 4, 8)(official))
     )
 
-    with pytest.raises(ValueError, match=r"lacks 1 tensors.*do not belong there.*another shape"):
+    with pytest.raises(
+        ValueError, match=r"is missing 1 tensors.*1 unexpected tensors.*another shape"
+    ):
         import_weights(small_detector("refine", num_classes=80), broken)
 
 
-def test_weights_of_another_variant_do_not_fit(official: State) -> None:
+def test_weights_of_another_variant_are_rejected(official: State) -> None:
     with pytest.raises(ValueError, match=r"first: transformer\.decoder\.bbox_embed\.0"):
         import_weights(small_detector("multi_scale", num_classes=80), official)
 
 
-def test_another_number_of_classes_does_not_fit(official: State) -> None:
+def test_another_number_of_classes_is_rejected(official: State) -> None:
     with pytest.raises(ValueError, match=r"class_embed.0.weight is \(91, 64\) and must be \(7, 64"):
         import_weights(small_detector("refine", num_classes=7), official)
 
 
-def test_tensors_of_no_known_source_are_named() -> None:
+def test_error_names_tensors_of_an_unknown_source() -> None:
     with pytest.raises(ValueError, match=r"got 4 tensors \(a\.0, a\.1, a\.2, \.\.\.\) without"):
         recognize([f"a.{index}" for index in range(4)])
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"model": {"a": "b"}}])
-def test_what_holds_no_tensors_is_refused(model: DeformableDETR, content: object) -> None:
+def test_content_without_tensors_is_rejected(model: DeformableDETR, content: object) -> None:
     with pytest.raises(ValueError, match="weights must hold a detector's weights by name, got a"):
         import_weights(model, content)  # type: ignore[arg-type]
 
 
-def test_an_unknown_source_or_target_is_refused(model: DeformableDETR, official: State) -> None:
+def test_unknown_source_or_target_is_rejected(model: DeformableDETR, official: State) -> None:
     with pytest.raises(ValueError, match=r"source must be auto or one of native, .*got 'detr'"):
         import_weights(model, official, source="detr")
     with pytest.raises(ValueError, match=r"source must be one of official, .*got 'detr'"):
         export_weights(model, to="detr")
 
 
-def test_a_source_that_is_given_wrongly_lacks_everything(
-    model: DeformableDETR, official: State
-) -> None:
-    with pytest.raises(ValueError, match=r"lacks .* first: backbone\.stem\.conv1\.weight"):
+def test_wrong_source_misses_all_tensors(model: DeformableDETR, official: State) -> None:
+    with pytest.raises(ValueError, match=r"is missing .* first: backbone\.stem\.conv1\.weight"):
         import_weights(model, official, source="detrex")
 
 
@@ -193,7 +193,7 @@ def test_a_source_that_is_given_wrongly_lacks_everything(
         (["model.queries.base_size=0.1"], "must have content 'box' and base_size 0.05 elsewhere"),
     ],
 )
-def test_a_model_that_others_do_not_have_is_not_exported(
+def test_model_without_an_equivalent_elsewhere_is_not_exported(
     overrides: list[str], message: str
 ) -> None:
     detector = small_detector("two_stage", *overrides)
@@ -210,7 +210,7 @@ def test_learned_positions_are_exported_where_they_exist() -> None:
         export_weights(small_detector("learned_position"), to="official")
 
 
-def test_categories_of_one_s_own_are_rows_by_their_ids_in_the_official_layout() -> None:
+def test_custom_categories_are_rows_by_id_in_the_official_layout() -> None:
     detector = small_detector("multi_scale", num_classes=2)
     space = LabelSpace((3, 7), ("cat", "dog"))
 
@@ -223,7 +223,7 @@ def test_categories_of_one_s_own_are_rows_by_their_ids_in_the_official_layout() 
 
 
 @pytest.mark.parametrize("ids", [(-1, 1), (0, 5_000_000_000)])
-def test_category_ids_that_would_need_too_many_rows_are_refused(ids: tuple[int, int]) -> None:
+def test_too_large_category_ids_are_rejected(ids: tuple[int, int]) -> None:
     space = LabelSpace(ids, ("cat", "dog"))
     with pytest.raises(
         ValueError, match="category ids must be between 0 and 2047 for the official"

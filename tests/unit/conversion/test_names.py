@@ -1,4 +1,4 @@
-"""All tables: one name for one tensor, both ways, for every variant."""
+"""Name tables are bijections in both directions, for all variants."""
 
 import copy
 import functools
@@ -15,7 +15,7 @@ from deformable_detr.conversion.recognition import SOURCES, layout_of
 from deformable_detr.models.deformable_detr import DeformableDETR
 
 FOREIGN = [source for source in SOURCES if source != "native"]
-# DC5 has the tensors of the single scale.
+# DC5 has the same tensors as the single-scale model.
 PAPER_VARIANTS = [v for v in VARIANTS if v not in ("learned_position", "single_scale_dc5")]
 CASES = list(itertools.product(FOREIGN, PAPER_VARIANTS))
 LEARNED = [(source, "learned_position") for source in ("official", "transformers")]
@@ -23,7 +23,7 @@ LEARNED = [(source, "learned_position") for source in ("official", "transformers
 
 @functools.cache
 def random_detector(variant: str) -> DeformableDETR:
-    """Shared by the tests, none of which changes it."""
+    """Shared model; no test modifies it."""
     overrides = ["model.position.max_cells=50"] if variant == "learned_position" else []
     model = small_detector(variant, *overrides)
     randomize(model)
@@ -32,12 +32,12 @@ def random_detector(variant: str) -> DeformableDETR:
 
 @functools.cache
 def target_detector(variant: str) -> DeformableDETR:
-    """The same model for weights to be imported into."""
+    """Return the same model, as the target of an import."""
     return copy.deepcopy(random_detector(variant))
 
 
 @pytest.mark.parametrize(("source", "variant"), [*CASES, *LEARNED])
-def test_our_weights_exported_and_imported_are_bitwise_the_same(source: str, variant: str) -> None:
+def test_weights_exported_and_imported_are_bitwise_equal(source: str, variant: str) -> None:
     model, other = random_detector(variant), target_detector(variant)
     for tensor in other.state_dict().values():
         tensor.zero_()
@@ -51,7 +51,7 @@ def test_our_weights_exported_and_imported_are_bitwise_the_same(source: str, var
 
 
 @pytest.mark.parametrize(("source", "variant"), CASES)
-def test_a_model_s_structure_shows_in_the_names(source: str, variant: str) -> None:
+def test_structure_of_a_model_follows_from_the_names(source: str, variant: str) -> None:
     model = random_detector(variant)
 
     exported = export_weights(model, to=source)
@@ -59,7 +59,7 @@ def test_a_model_s_structure_shows_in_the_names(source: str, variant: str) -> No
     assert structure_of_names(layout_of(source), exported) == structure_of_model(model)
 
 
-def test_heads_that_still_are_as_they_started_are_shared_by_their_names_only() -> None:
+def test_equal_heads_are_recognized_as_separate_by_names_only() -> None:
     model = small_detector("refine")
     for heads in (model.decoder.class_heads, model.decoder.box_heads):
         for head in heads[1:]:
@@ -69,11 +69,11 @@ def test_heads_that_still_are_as_they_started_are_shared_by_their_names_only() -
         structure = structure_of_names(layout_of(source), export_weights(model, to=source))
         assert structure.box_refinement
     structure = structure_of_names(layout_of("mmdet"), export_weights(model, to="mmdet"))
-    assert not structure.box_refinement  # it has no names that would tell
+    assert not structure.box_refinement  # its names do not distinguish it
 
 
-def test_heads_behind_two_stages_are_never_shared_even_if_they_are_equal() -> None:
-    model = small_detector("two_stage")  # not trained: all heads start alike
+def test_equal_heads_of_two_stage_models_are_never_shared() -> None:
+    model = small_detector("two_stage")  # not trained: all heads have the same initial values
     structure = structure_of_names(layout_of("mmdet"), export_weights(model, to="mmdet"))
     assert structure == structure_of_model(model)
 
@@ -102,7 +102,8 @@ def test_detrex_names_are_those_of_its_modules() -> None:
     ]
     assert "backbone.res3.0.shortcut.weight" in names
     assert "backbone.res3.0.shortcut.norm.running_var" in names
-    assert "backbone.res2.0.shortcut.weight" not in names  # this ResNet-18 adds its input as it is
+    # Stage 1 of ResNet-18 has identity shortcuts.
+    assert "backbone.res2.0.shortcut.weight" not in names
     decoder_layer = [
         *(f"attentions.0.attn.{name}" for name in MULTIHEAD_ATTN),
         *(f"attentions.1.{name}" for name in MS_DEFORM_ATTN),
@@ -163,7 +164,7 @@ def test_mmdetection_two_stage_names_are_those_of_its_modules() -> None:
     assert "query_embedding.weight" not in names
 
 
-def test_biases_before_a_norm_are_left_out_for_mmdetection_only_where_they_are_zero() -> None:
+def test_biases_before_a_norm_are_omitted_for_mmdetection_only_if_zero() -> None:
     model = small_detector("multi_scale")
     assert "neck.convs.0.conv.bias" not in export_weights(model, to="mmdet")
 

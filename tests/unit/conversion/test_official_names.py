@@ -1,4 +1,4 @@
-"""The official table against names and shapes written down apart from it."""
+"""The official table agrees with independently recorded names and shapes."""
 
 import functools
 
@@ -47,7 +47,7 @@ def test_exported_names_shapes_and_order_are_the_official_ones(variant: str) -> 
 
 
 @pytest.mark.parametrize("variant", OFFICIAL_VARIANTS)
-def test_official_weights_imported_and_exported_are_bitwise_the_same(variant: str) -> None:
+def test_official_weights_imported_and_exported_are_bitwise_equal(variant: str) -> None:
     official = reduced_weights(variant)
     model = reduced_detector(variant)
 
@@ -60,7 +60,7 @@ def test_official_weights_imported_and_exported_are_bitwise_the_same(variant: st
     assert all(torch.equal(back[name], tensor) for name, tensor in official.items())
 
 
-def test_norms_of_decoder_layers_go_where_they_run() -> None:
+def test_norms_of_decoder_layers_are_mapped_by_execution_order() -> None:
     official = reduced_weights("multi_scale")
     model = reduced_detector("multi_scale")
 
@@ -72,7 +72,7 @@ def test_norms_of_decoder_layers_go_where_they_run() -> None:
         assert torch.equal(norm.weight, official[f"{prefix}.{theirs}.weight"])
 
 
-def test_80_classes_are_the_rows_of_their_category_ids_there_and_back() -> None:
+def test_80_classes_are_rows_by_category_id_in_both_directions() -> None:
     variant = "two_stage"
     official = reduced_weights(variant)
     model = reduced_detector(variant, num_classes=80)
@@ -80,15 +80,15 @@ def test_80_classes_are_the_rows_of_their_category_ids_there_and_back() -> None:
     report = import_weights(model, official)
     back = export_weights(model, to="official")
 
-    assert report.class_rows == "80 of 91 rows, those of a category"
-    # person is 1; 12 is no category, so that stop sign, 13, is the twelfth; toothbrush is 90
+    assert report.class_rows == "80 of 91 rows, those with a category"
+    # person is 1; 12 is not a category, so stop sign, 13, is the twelfth; toothbrush is 90
     head = model.decoder.class_heads[1]
     for label, category_id in ((0, 1), (11, 13), (79, 90)):
         assert torch.equal(head.bias[label], official["class_embed.1.bias"][category_id])
     gaps = [0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83]
     used = [row for row in range(91) if row not in gaps]
     for name, tensor in official.items():
-        if "class_embed.2" in name:  # of the proposals: by place
+        if "class_embed.2" in name:  # of the proposals: by position
             assert torch.equal(back[name][:80], tensor[:80])
         elif "class_embed" in name:
             assert torch.equal(back[name][used], tensor[used])
@@ -98,7 +98,7 @@ def test_80_classes_are_the_rows_of_their_category_ids_there_and_back() -> None:
             assert torch.equal(back[name], tensor)
 
 
-def test_the_proposals_keep_the_row_that_tells_objects_from_background() -> None:
+def test_proposals_keep_the_row_that_separates_objects_from_background() -> None:
     variant = "two_stage"
     official = reduced_weights(variant)
     model = reduced_detector(variant, num_classes=80)

@@ -21,7 +21,7 @@ from deformable_detr.conversion.pickles import read_pickle
 
 
 class Call:
-    """Pickles as the call of a function."""
+    """Object that is pickled as a function call."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._call = function, arguments
@@ -31,7 +31,7 @@ class Call:
 
 
 class CallOnBuild:
-    """Pickles as an object that is given a state."""
+    """Object that is pickled with a state."""
 
     def __init__(self, function: Callable[..., Any], state: Any) -> None:
         self._reduced = function, (), state
@@ -42,7 +42,7 @@ class CallOnBuild:
 
 @pytest.fixture(params=[True, False], ids=["archive", "bare pickle"])
 def save(request: pytest.FixtureRequest) -> Callable[[object, Path], None]:
-    """`torch.save` of either format."""
+    """Run `torch.save` with either format."""
 
     def write(content: object, path: Path) -> None:
         torch.save(content, path, _use_new_zipfile_serialization=request.param)
@@ -53,7 +53,7 @@ def save(request: pytest.FixtureRequest) -> Callable[[object, Path], None]:
 Save = Callable[[object, Path], None]
 
 
-def test_the_options_of_an_official_run_are_read_as_data(tmp_path: Path, save: Save) -> None:
+def test_options_of_an_official_run_are_read_as_data(tmp_path: Path, save: Save) -> None:
     options = argparse.Namespace(nheads=8, dilation=True, lr=2e-4, backbone="resnet50", x=[1, None])
     weights = {"a.weight": torch.rand(3, 2)}
     save({"model": OrderedDict(weights), "args": options, "epoch": 49}, tmp_path / "a.pth")
@@ -64,12 +64,12 @@ def test_the_options_of_an_official_run_are_read_as_data(tmp_path: Path, save: S
     assert content.about["args"] == vars(options)
 
 
-def test_a_run_without_options_is_read(tmp_path: Path, save: Save) -> None:
+def test_run_without_options_is_read(tmp_path: Path, save: Save) -> None:
     save({"model": {"a": torch.zeros(1)}, "args": argparse.Namespace()}, tmp_path / "a.pth")
     assert read_content(tmp_path / "a.pth").about == {"args": {}}
 
 
-def test_numbers_of_numpy_and_logs_of_mmengine_do_not_keep_weights_from_being_read(
+def test_weights_with_numpy_numbers_and_mmengine_logs_are_read(
     tmp_path: Path, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = types.ModuleType("mmengine.logging.history_buffer")
@@ -114,7 +114,7 @@ HOSTILE: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_code_in_a_file_is_refused_in_one_sentence_and_never_runs(
+def test_code_in_a_file_is_rejected_in_one_sentence_and_never_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Save, kind: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -126,7 +126,7 @@ def test_code_in_a_file_is_refused_in_one_sentence_and_never_runs(
     assert not Path(CANARY).exists()
 
 
-def test_the_same_file_does_run_code_where_it_is_trusted(
+def test_same_file_runs_code_if_loaded_as_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -148,7 +148,7 @@ def test_the_same_file_does_run_code_where_it_is_trusted(
     ],
     ids=["OrderedDict", "Namespace", "device", "tensor", "state"],
 )
-def test_what_is_allowed_with_odd_arguments_is_a_clear_error(
+def test_allowed_class_with_invalid_arguments_is_a_clear_error(
     tmp_path: Path, save: Save, content: object
 ) -> None:
     save({"args": content}, tmp_path / "bad.pth")
@@ -158,7 +158,7 @@ def test_what_is_allowed_with_odd_arguments_is_a_clear_error(
 
 
 @pytest.mark.parametrize("keep", [0.02, 0.5, 0.99])
-def test_a_file_that_is_cut_is_named(tmp_path: Path, save: Save, keep: float) -> None:
+def test_error_names_a_truncated_file(tmp_path: Path, save: Save, keep: float) -> None:
     save({"model": {"a": torch.zeros(1000)}}, tmp_path / "a.pth")
     content = (tmp_path / "a.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(content[: int(keep * len(content))])
@@ -167,7 +167,7 @@ def test_a_file_that_is_cut_is_named(tmp_path: Path, save: Save, keep: float) ->
         read_content(tmp_path / "cut.pth")
 
 
-def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
+def test_error_names_a_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_text("hello")
     with pytest.raises(ValueError, match=r"a\.pth is not a file that PyTorch wrote \(5 bytes\)"):
         read_content(tmp_path / "a.pth")
@@ -176,7 +176,7 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
         read_content(tmp_path / "a.safetensors")
 
 
-def test_a_missing_file_or_an_empty_folder_is_named(tmp_path: Path) -> None:
+def test_error_names_a_missing_file_or_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no\.pth does not exist; check the path"):
         read_content(tmp_path / "no.pth")
     with pytest.raises(FileNotFoundError, match=r"must hold model\.safetensors or"):

@@ -14,7 +14,7 @@ def files(tmp_path):
 
 
 def edited(files, section, position, **changes):
-    """The record with an entry of a section changed; a value of ... removes the key."""
+    """Return the record with an entry of a section changed; a value of ... removes the key."""
     record = files.read()
     entry = record[section][position]
     entry.update(changes)
@@ -23,7 +23,7 @@ def edited(files, section, position, **changes):
     return files.annotations
 
 
-def test_images_come_in_the_order_of_their_ids_with_and_without_objects(files):
+def test_images_are_sorted_by_id_with_and_without_objects(files):
     record = files.read()
     record["images"].reverse()
     files.write(record)
@@ -33,7 +33,7 @@ def test_images_come_in_the_order_of_their_ids_with_and_without_objects(files):
     assert annotations.offsets[-1] == len(record["annotations"])
 
 
-def test_objects_keep_the_order_of_the_file_within_an_image(files):
+def test_objects_keep_file_order_within_an_image(files):
     record = files.read()
     of_image_3 = [entry for entry in record["annotations"] if entry["image_id"] == 3]
     assert len(of_image_3) > 1
@@ -45,7 +45,7 @@ def test_objects_keep_the_order_of_the_file_within_an_image(files):
     assert list(found) == [entry["id"] for entry in reversed(of_image_3)]
 
 
-def test_boxes_become_corners_and_sparse_category_ids_labels(files):
+def test_boxes_become_corners_and_sparse_category_ids_become_labels(files):
     first = files.read()["annotations"][0]
     objects = read_annotations(files.annotations).objects
     x, y, width, height = first["bbox"]
@@ -54,7 +54,7 @@ def test_boxes_become_corners_and_sparse_category_ids_labels(files):
     assert objects.labels[0] == {3: 0, 7: 1}[first["category_id"]]
 
 
-def test_boxes_are_cut_to_their_image(files):
+def test_boxes_are_clipped_to_their_image(files):
     path = edited(files, "annotations", 0, bbox=[-5.5, 90, 1000, 10])
     assert read_annotations(path).objects.boxes_xyxy[0].tolist() == [0, 90, 128, 96]
 
@@ -69,7 +69,7 @@ def test_boxes_are_cut_to_their_image(files):
         ({"bbox": [10, -7, 5, 5]}, "outside"),
     ],
 )
-def test_annotations_that_cannot_be_learned_are_left_out_and_counted(files, changes, reason):
+def test_unusable_annotations_are_dropped_and_counted(files, changes, reason):
     expected = {"crowd": 0, "degenerate": 0, "outside": 0} | {reason: 1}
     before = len(read_annotations(files.annotations).objects.labels)
     annotations = read_annotations(edited(files, "annotations", 0, **changes))
@@ -77,7 +77,7 @@ def test_annotations_that_cannot_be_learned_are_left_out_and_counted(files, chan
     assert len(annotations.objects.labels) == before - 1
 
 
-def test_boxes_left_out_are_logged(files, caplog):
+def test_dropped_boxes_are_logged(files, caplog):
     with caplog.at_level(logging.WARNING):
         read_annotations(edited(files, "annotations", 0, bbox=[10, 10, 0, 5]))
     assert "1 degenerate boxes left out" in caplog.text
@@ -87,18 +87,18 @@ def test_boxes_left_out_are_logged(files, caplog):
 @pytest.mark.parametrize(
     "segmentation", [[[1, 1, 9, 1, 9, 9]], {"size": [96, 128], "counts": "abc"}, None]
 )
-def test_segmentations_are_kept_as_they_stand(files, segmentation):
+def test_segmentations_are_kept_unchanged(files, segmentation):
     path = edited(files, "annotations", 0, segmentation=segmentation)
     assert read_annotations(path).objects.segmentations[0] == segmentation
 
 
-def test_area_is_that_of_the_mask_where_known_and_else_of_the_box(files):
+def test_area_is_that_of_the_mask_if_known_else_of_the_box(files):
     assert read_annotations(edited(files, "annotations", 0, area=12.5)).objects.area[0] == 12.5
     path = edited(files, "annotations", 0, area=..., bbox=[1, 1, 4, 6])
     assert read_annotations(path).objects.area[0] == 24
 
 
-def test_a_file_without_objects_is_legal(files):
+def test_file_without_objects_is_valid(files):
     annotations = read_annotations_of(files, annotations=[])
     assert annotations.objects.boxes_xyxy.shape == (0, 4)
     assert annotations.offsets == (0, 0, 0, 0, 0)
@@ -121,7 +121,7 @@ def read_annotations_of(files, **sections):
         ({"categories": [{"id": 3}, {"id": 3}]}, r"distinct, got \[3\] more than once"),
     ],
 )
-def test_wrong_sections_are_refused(files, sections, message):
+def test_invalid_sections_are_rejected(files, sections, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_annotations_of(files, **sections)
     assert str(files.annotations) in str(caught.value)
@@ -131,7 +131,7 @@ def test_wrong_sections_are_refused(files, sections, message):
     ("section", "changes", "message"),
     [
         ("images", {"id": "4"}, r"images\[3\] \(id '4'\): id must be an integer, got '4'"),
-        ("images", {"id": 1}, r"images\[3\] \(id 1\): id must be unique, got that of 0001.png"),
+        ("images", {"id": 1}, r"images\[3\] \(id 1\): id must be unique, got the id of 0001.png"),
         ("images", {"file_name": ...}, "file_name must be a path below the image folder, got None"),
         ("images", {"width": 0}, r"images\[3\] \(id 4\): width must be at least 1, got 0"),
         ("images", {"height": 9.5}, "height must be an integer, got 9.5"),
@@ -144,7 +144,7 @@ def test_wrong_sections_are_refused(files, sections, message):
         (
             "annotations",
             {"image_id": 99},
-            "image unknown.: image_id must be that of an image, got 99",
+            "image unknown.: image_id must be the id of an image, got 99",
         ),
         (
             "annotations",
@@ -159,26 +159,26 @@ def test_wrong_sections_are_refused(files, sections, message):
         ("annotations", {"iscrowd": 2}, "iscrowd must be 0 or 1, got 2"),
     ],
 )
-def test_a_wrong_entry_is_named_with_its_file(files, section, changes, message):
+def test_error_names_the_invalid_entry_and_its_file(files, section, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_annotations(edited(files, section, 3, **changes))
     assert str(files.annotations) in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b'{"images": [', b"\xff\xfe\x00", b""])
-def test_a_broken_file_is_named(files, content):
+def test_error_names_the_broken_file(files, content):
     files.annotations.write_bytes(content)
     with pytest.raises(ValueError, match=r"annotations.json: "):
         read_annotations(files.annotations)
 
 
-def test_a_results_file_is_not_an_annotation_file(files):
+def test_results_file_is_rejected_as_annotations(files):
     files.annotations.write_text(json.dumps([]))
     with pytest.raises(ValueError, match="the file must hold one JSON object, got a list"):
         read_annotations(files.annotations)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_error_names_the_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"must be a COCO JSON file, got .*none.json"):
         read_annotations(tmp_path / "none.json")
 
@@ -186,7 +186,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b'{"images": [', '{"name": "B\u00e4r"}'.encode("latin-1")]
 )
-def test_a_file_that_is_no_whole_json_asks_whether_it_is(tmp_path, content):
+def test_error_of_a_truncated_file_asks_whether_it_is_whole(tmp_path, content):
     file = tmp_path / "a.json"
     file.write_bytes(content)
     with pytest.raises(

@@ -28,7 +28,7 @@ def open_set(files, **options):
     return CocoDataset(files.images, files.annotations, **options)
 
 
-def test_samples_hold_the_photo_and_its_objects(files):
+def test_samples_hold_the_image_and_its_objects(files):
     dataset = open_set(files)
     assert (len(dataset), dataset.image_ids) == (4, (1, 2, 3, 4))
     record = files.read()
@@ -42,7 +42,7 @@ def test_samples_hold_the_photo_and_its_objects(files):
     assert len(dataset[1].boxes_xyxy) == 0
 
 
-def test_what_is_scored_against_is_what_scoring_alone_reads(files):
+def test_ground_truth_equals_that_of_read_ground_truth(files):
     record = files.read()
     image = record["images"][0]["id"]
     crowd = {"bbox": [-5, 0, 900, 0], "iscrowd": 1}
@@ -56,11 +56,11 @@ def test_boxes_lie_on_the_objects(files):
     left, top, right, bottom = (int(side) for side in sample.boxes_xyxy[0])
     pixels = np.asarray(sample.image)
     inside = pixels[top:bottom, left:right].reshape(-1, 3)
-    assert (inside == inside[0]).all()  # one colour
+    assert (inside == inside[0]).all()  # one color
     assert (pixels[top - 1] != inside[0]).any(axis=1).all()
 
 
-def test_boxes_may_be_changed_without_changing_the_data_set(files):
+def test_changing_boxes_of_a_sample_does_not_change_the_dataset(files):
     dataset = open_set(files)
     dataset[0].boxes_xyxy.zero_()
     assert dataset[0].boxes_xyxy.any()
@@ -85,29 +85,29 @@ def test_every_image_mode_becomes_rgb(files, mode):
 
 def test_exif_orientation_is_not_applied(files):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees to view
+    exif[0x0112] = 6  # rotate by 90 degrees to display
     (files.images / "0001.png").write_bytes(jpeg(exif=exif))
     assert open_set(files)[0].size == (96, 128)
 
 
-def test_another_label_space_is_refused(files):
+def test_label_space_with_other_categories_is_rejected(files):
     open_set(files, label_space=LabelSpace((3, 7), ("red thing", "blue thing")))
     with pytest.raises(ValueError, match=r"annotations.json: the file must have the categories of"):
         open_set(files, label_space=LabelSpace((1, 2), ("red thing", "blue thing")))
 
 
-def test_a_missing_image_is_named(files):
+def test_error_names_the_missing_image(files):
     (files.images / "0003.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"image 3 \(.*0003.png\) must exist"):
         open_set(files)
 
 
-def test_a_missing_folder_is_named(files):
+def test_error_names_the_missing_folder(files):
     with pytest.raises(FileNotFoundError, match=r"images must be a folder, got .*nowhere"):
         CocoDataset(files.images / "nowhere", files.annotations)
 
 
-def test_a_file_that_is_no_image_is_named(files):
+def test_error_names_a_file_that_is_not_an_image(files):
     (files.images / "0003.png").write_text("not an image")
     with pytest.raises(ValueError, match=r"image 3 \(.*0003.png\) must be a readable image"):
         open_set(files)
@@ -115,7 +115,7 @@ def test_a_file_that_is_no_image_is_named(files):
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
 @pytest.mark.parametrize("share", [0.95, 0.3, 0])
-def test_a_truncated_image_is_found_before_the_first_step(files, kind, share):
+def test_truncated_image_is_found_before_the_first_step(files, kind, share):
     path = files.images / "0003.png"
     content = path.read_bytes() if kind == "png" else jpeg()
     path.write_bytes(content[: int(len(content) * share)])
@@ -123,25 +123,25 @@ def test_a_truncated_image_is_found_before_the_first_step(files, kind, share):
         open_set(files)
 
 
-def test_bytes_after_the_end_of_a_jpeg_do_not_matter(files):
+def test_bytes_after_the_end_of_a_jpeg_are_accepted(files):
     (files.images / "0003.png").write_bytes(jpeg() + bytes(10_000))
     assert open_set(files)[2].size == (96, 128)
 
 
-def test_an_image_of_another_size_is_refused(files):
+def test_image_of_another_size_is_rejected(files):
     (files.images / "0003.png").write_bytes(jpeg(np.zeros((128, 96, 3))))
     with pytest.raises(ValueError, match=r"image 3 .* must be \(96, 128\) .* got \(128, 96\)"):
         open_set(files)
 
 
-def test_an_image_that_breaks_later_is_named(files):
+def test_error_names_an_image_that_breaks_later(files):
     dataset = open_set(files)
     (files.images / "0003.png").write_text("overwritten")
     with pytest.raises(ValueError, match=r"0003.png must be a readable image"):
         dataset[2]
 
 
-def test_a_data_set_can_be_sent_to_a_process(files):
+def test_dataset_can_be_pickled(files):
     dataset = pickle.loads(pickle.dumps(open_set(files)))
     assert len(dataset[0].labels) == len(open_set(files)[0].labels)
 

@@ -27,7 +27,7 @@ def sample_with(boxes, size=(80, 120)):
 
 
 def sample_of_one_object(box=(20, 10, 50, 30), size=(80, 120)):
-    """A white box on black, so that pixels can be compared with coordinates."""
+    """Return a white box on black, so that pixels can be compared with coordinates."""
     sample = sample_with([box], size)
     left, top, right, bottom = box
     sample.image.paste((255, 255, 255), (left, top, right, bottom))
@@ -54,12 +54,12 @@ def assert_box_is_on_object(sample):
         ((333, 500), 480, (480, 720)),
     ],
 )
-def test_resized_size_is_that_of_the_official_code(width_height, short_side, expected):
+def test_resized_size_agrees_with_the_official_code(width_height, short_side, expected):
     width, height = width_height
     assert resized_size((height, width), short_side, 1333) == expected[::-1]
 
 
-def test_resized_size_without_a_limit_and_at_the_wanted_size():
+def test_resized_size_without_limit_and_at_the_requested_size():
     assert resized_size((300, 1200), 480, None) == (480, 1920)
     assert resized_size((480, 1000), 480, None) == (480, 1000)
     assert resized_size((64, 64), 32, 100) == (32, 32)
@@ -81,7 +81,7 @@ def test_resize_averages_over_the_footprint():
     assert abs(np.asarray(sample.image).astype(int) - 127).max() < 12  # no aliasing
 
 
-def test_crop_gives_the_official_boxes():
+def test_crop_boxes_agree_with_the_official_code():
     boxes = [[0, 0, 20, 20], [10, 10, 60, 50], [70, 60, 90, 75]]
     cropped = crop(sample_with(boxes), top=5, left=15, size=(40, 50))
     assert cropped.size == (40, 50)
@@ -90,13 +90,13 @@ def test_crop_gives_the_official_boxes():
     assert cropped.labels.tolist() == [0, 1]
 
 
-def test_crop_drops_boxes_that_keep_too_little():
+def test_crop_drops_boxes_below_min_visibility():
     boxes = [[0, 0, 20, 20], [10, 10, 60, 50]]  # 75 of 400 and 1575 of 2000 stay
     kept = crop(sample_with(boxes), top=5, left=15, size=(40, 50), min_visibility=0.4)
     assert kept.labels.tolist() == [1]
 
 
-def test_crop_cuts_pixels_as_boxes():
+def test_crop_treats_pixels_and_boxes_alike():
     assert_box_is_on_object(crop(sample_of_one_object(), top=5, left=15, size=(60, 80)))
 
 
@@ -108,7 +108,7 @@ def test_boxes_follow_the_pixels(turn):
 
 
 @pytest.mark.parametrize(("turn", "times"), [(flip_horizontally, 2), (rotate_quarter, 4)])
-def test_turning_all_the_way_changes_nothing(turn, times):
+def test_four_quarter_turns_change_nothing(turn, times):
     before = after = sample_of_one_object()
     for _ in range(times):
         after = turn(after)
@@ -116,10 +116,10 @@ def test_turning_all_the_way_changes_nothing(turn, times):
     assert np.array_equal(np.asarray(after.image), np.asarray(before.image))
 
 
-def test_a_quarter_turn_is_counter_clockwise():
-    turned = rotate_quarter(sample_with([[100, 0, 120, 10]]))  # the right upper corner
+def test_quarter_turn_is_counter_clockwise():
+    turned = rotate_quarter(sample_with([[100, 0, 120, 10]]))  # the upper right corner
     assert turned.size == (120, 80)
-    assert turned.boxes_xyxy.tolist() == [[0, 0, 10, 20]]  # the left upper corner
+    assert turned.boxes_xyxy.tolist() == [[0, 0, 10, 20]]  # the upper left corner
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_quarter_turn_is_counter_clockwise():
         lambda sample: crop(sample, top=0, left=0, size=(10, 10)),
     ],
 )
-def test_samples_without_objects_stay_without(change):
+def test_samples_without_objects_are_supported(change):
     changed = change(sample_with([]))
     assert changed.boxes_xyxy.shape == (0, 4)
     assert changed.labels.shape == changed.area.shape == (0,)

@@ -80,19 +80,19 @@ def test_batches_and_augmentation_are_the_same_for_any_world_size(files, world_s
 
 @pytest.fixture(scope="module")
 def spawned(files):
-    """A loader with a spawned worker, which takes seconds to start, and its sampler."""
+    """Return a loader with a spawned worker, which takes seconds to start, and its sampler."""
     dataset = open_set(files)
     sampler = sampler_for(dataset)
     return loader_for(dataset, sampler, num_workers=1, start_method="spawn"), sampler
 
 
-def test_a_spawned_worker_gives_the_batches_of_no_worker(files, spawned):
+def test_batches_of_a_spawned_worker_equal_those_without_workers(files, spawned):
     loader, sampler = spawned
     sampler.set_epoch(2)
     assert_same(list(loader), load(open_set(files), epoch=2))
 
 
-def test_a_worker_that_stays_alive_learns_of_the_next_epoch(files, spawned):
+def test_persistent_worker_uses_the_next_epoch(files, spawned):
     loader, sampler = spawned
     sampler.set_epoch(3)
     list(loader)
@@ -103,7 +103,7 @@ def test_a_worker_that_stays_alive_learns_of_the_next_epoch(files, spawned):
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_image_that_cannot_be_read_is_named_in_one_line(files, num_workers):
+def test_error_names_an_unreadable_image_in_one_line(files, num_workers):
     dataset = open_set(files)
     path = files.images / "0002.png"
     content = path.read_bytes()
@@ -118,7 +118,7 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line(files, num_workers):
 
 
 class Sabotage:
-    """A transform that harms the process that it runs in, at one image."""
+    """Transform that harms its own process at one image."""
 
     def __init__(self, image_id, harm):
         self.image_id = image_id
@@ -138,12 +138,12 @@ class Sabotage:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("harm", ["kill", "crash", "hang"])
-def test_the_image_of_a_worker_that_dies_or_hangs_is_named(files, harm):
+def test_error_names_the_image_of_a_worker_that_dies_or_hangs(files, harm):
     dataset = open_set(files, transform=Sabotage(5, harm))
     options = {"timeout_s": 2} if harm == "hang" else {}
     with pytest.raises(SampleError) as caught:
         load(dataset, num_workers=1, **options)
-    expected = f"a data-loader worker failed at work on image 5 ({files.images / '0005.png'}): "
+    expected = f"a data-loader worker failed while loading image 5 ({files.images / '0005.png'}): "
     assert str(caught.value).startswith(expected)
     # The death of a worker reaches the loader as a signal, or as a queue that stays empty.
     reasons = {
@@ -175,7 +175,7 @@ def test_repeats_are_augmented_differently(files):
     assert not first.equal(again)
 
 
-def test_no_repeats_are_refused(files):
+def test_zero_repeats_are_rejected(files):
     with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
         open_set(files, repeats=0)
 
@@ -205,7 +205,7 @@ def test_collate_pads_at_the_right_and_the_bottom():
     assert [len(target) for target in batch.targets] == [2, 0]
 
 
-def test_a_batch_moves_as_a_whole():
+def test_batch_moves_images_and_targets():
     moved = make_batch().to("meta")
     assert isinstance(moved, Batch)
     assert moved.images.images.is_meta
@@ -214,7 +214,7 @@ def test_a_batch_moves_as_a_whole():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs CUDA")
-def test_the_loader_pins_batches(files):
+def test_loader_pins_batches(files):
     batch = load(open_set(files), pin_memory=True)[0]
     assert batch.images.images.is_pinned()
     assert all(target.boxes.is_pinned() for target in batch.targets)
@@ -229,7 +229,7 @@ def sized(*sides):
 
 
 @pytest.mark.parametrize("limit", [14399, 7000, 600])
-def test_a_batch_with_too_many_pixels_is_shrunk_below_the_limit_and_by_one_factor(limit):
+def test_batch_with_too_many_pixels_is_shrunk_below_the_limit_by_one_factor(limit):
     images = collate(sized(*SIDES), max_padded_pixels=limit).images
     N, _, H, W = images.images.shape
     pixels, with_one_more = N * H * W, N * (H + 1) * (W + 1)
@@ -241,7 +241,7 @@ def test_a_batch_with_too_many_pixels_is_shrunk_below_the_limit_and_by_one_facto
         assert mask[0].sum() == int(factor * width)
 
 
-def test_a_shrunk_image_shows_the_same_and_its_boxes_stay():
+def test_shrunk_image_keeps_its_content_and_relative_boxes():
     (image, target), other = sized(*SIDES)
     rows = torch.linspace(0, 1, 40)[:, None].expand(40, 80)
     samples = [(image.copy_(rows), target), other]
@@ -252,12 +252,12 @@ def test_a_shrunk_image_shows_the_same_and_its_boxes_stay():
     assert batch.targets[0] is target
 
 
-def test_a_batch_within_the_limit_is_left_alone():
+def test_batch_within_the_limit_is_unchanged():
     samples = sized(*SIDES)
     assert is_same(collate(samples, max_padded_pixels=2 * 90 * 80), collate(samples))
 
 
-def test_the_loader_keeps_the_limit(files):
+def test_loader_applies_the_limit(files):
     shapes = {tuple(batch.images.images.shape) for batch in load(open_set(files))}
     assert max(height * width for _, _, height, width in shapes) > 1200
     for batch in load(open_set(files), max_padded_pixels=1200):

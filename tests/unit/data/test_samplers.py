@@ -22,7 +22,7 @@ def sampler_of(num_samples=50, rank=0, world_size=1, *, seed=3, **options):
 
 
 def global_order(world_size, epoch=0, **options):
-    """The micro-batches of all ranks, as the steps of the optimiser see them."""
+    """Return the micro-batches of all ranks in the order of the optimizer's steps."""
     per_rank = []
     for rank in range(world_size):
         sampler = sampler_of(rank=rank, world_size=world_size, **options)
@@ -43,13 +43,13 @@ def test_micro_batches_of_a_step_are_the_same_for_any_world_size(world_size, num
     assert global_order(world_size, num_samples=num_samples) == alone
 
 
-def test_a_rank_takes_every_other_micro_batch_of_a_step():
+def test_rank_takes_every_other_micro_batch_of_a_step():
     alone = list(sampler_of())
     assert list(sampler_of(rank=1, world_size=2)) == alone[1::2]
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_every_world_size_gets_the_micro_batches_of_a_step_dealt_out(world_size):
+def test_micro_batches_of_a_step_are_distributed_for_every_world_size(world_size):
     alone = sampler_of()
     steps = [list(alone)[begin : begin + 4] for begin in range(0, len(alone), 4)]
     for rank in range(world_size):
@@ -64,7 +64,7 @@ def test_every_world_size_gets_the_micro_batches_of_a_step_dealt_out(world_size)
         assert list(sampler) == own[4 * size :]
 
 
-def test_an_epoch_is_a_permutation_without_its_last_samples():
+def test_epoch_is_a_permutation_without_its_last_samples():
     order = indices(sampler_of())
     assert len(order) == len(set(order)) == 48
     assert order != sorted(order)
@@ -92,7 +92,7 @@ def test_keys_carry_the_epoch():
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2)])
-def test_an_epoch_goes_on_where_it_was_left(rank, world_size):
+def test_epoch_resumes_at_a_step(rank, world_size):
     whole = list(sampler_of(rank=rank, world_size=world_size))
     resumed = sampler_of(rank=rank, world_size=world_size)
     resumed.start_at(4)
@@ -100,14 +100,14 @@ def test_an_epoch_goes_on_where_it_was_left(rank, world_size):
     assert list(resumed) == whole[4 * resumed.micro_batches_per_step :]
 
 
-def test_the_next_epoch_begins_at_its_beginning():
+def test_next_epoch_starts_at_its_first_step():
     sampler = sampler_of()
     sampler.start_at(4)
     sampler.set_epoch(1)
     assert list(sampler) == global_order(1, epoch=1)
 
 
-def test_lengths_agree():
+def test_length_equals_number_of_batches():
     sampler = sampler_of(world_size=2)
     assert (sampler.steps_per_epoch, sampler.micro_batches_per_step) == (6, 2)
     assert len(sampler) == len(list(sampler)) == 12
@@ -128,13 +128,13 @@ def test_lengths_agree():
         ({"rank": 2, "world_size": 2}, r"rank must be in 0..world_size - 1, got 2 of 2"),
     ],
 )
-def test_wrong_arguments_are_refused(change, message):
+def test_invalid_arguments_are_rejected(change, message):
     with pytest.raises(ValueError, match=message):
         sampler_of(**change)
 
 
 @pytest.mark.parametrize("step", [-1, 7])
-def test_a_step_outside_the_epoch_is_refused(step):
+def test_step_outside_the_epoch_is_rejected(step):
     with pytest.raises(ValueError, match=rf"step must be in 0..6, .* got {step}"):
         sampler_of().start_at(step)
 
@@ -146,30 +146,30 @@ def official(rank, *, num_samples=10, world_size=3, epoch=0, total_batch=3, micr
     return sampler
 
 
-def test_the_official_order_of_epoch_1():
+def test_official_order_of_epoch_1():
     orders = [indices(official(rank, epoch=1)) for rank in range(3)]
     assert orders == [[5, 6, 1, 2], [0, 8, 9, 3], [7, 4, 5, 6]]
 
 
-def test_the_official_order_drops_an_incomplete_batch():
+def test_official_order_drops_an_incomplete_batch():
     sampler = official(0, total_batch=6, micro_batch=2, num_samples=13)
-    assert indices(sampler) == [3, 4, 0, 2]  # the fifth of rank 0 has no partner
+    assert indices(sampler) == [3, 4, 0, 2]  # the fifth of rank 0 has no counterpart on rank 1
     assert sampler.steps_per_epoch == 2
 
 
-def test_the_official_order_resumes():
+def test_official_order_resumes():
     whole = list(official(1))
     resumed = official(1)
     resumed.start_at(3)
     assert list(resumed) == whole[3:]
 
 
-def test_the_official_order_refuses_uneven_shares():
+def test_official_order_rejects_uneven_shares():
     with pytest.raises(ValueError, match=r"in the official order, got 4, 1 and 3"):
         official(0, total_batch=4)
 
 
-def test_the_official_order_refuses_fewer_samples_than_a_batch():
+def test_official_order_rejects_fewer_samples_than_a_batch():
     with pytest.raises(ValueError, match=r"total_batch must be at most the 10 samples .* got 30"):
         official(0, total_batch=30)
 
@@ -200,22 +200,22 @@ def test_evaluation_batches_are_the_same_for_any_world_size():
         ({"rank": 1}, "rank must be in 0..world_size - 1, got 1 of 1"),
     ],
 )
-def test_evaluation_refuses_wrong_arguments(change, message):
+def test_evaluation_rejects_invalid_arguments(change, message):
     with pytest.raises(ValueError, match=message):
         EvaluationSampler(7, **{"batch_size": 2, "rank": 0, "world_size": 1} | change)
 
 
-def test_derived_seeds_differ_and_repeat():
+def test_derived_seeds_differ_and_are_reproducible():
     seeds = {derive_seed(a, b, c) for a in range(3) for b in range(3) for c in range(3)}
     assert len(seeds) == 27
     assert derive_seed(1, 2) == derive_seed(1, 2) != derive_seed(2, 1)
 
 
-RATIOS = [((7 * index) % 50 + 1) / 10 for index in range(50)]  # height over width, all different
+RATIOS = [((7 * index) % 50 + 1) / 10 for index in range(50)]  # height / width, all different
 
 
 def bucket_order(world_size=1):
-    """The micro-batches of all ranks, as the steps of the optimiser see them."""
+    """Return the micro-batches of all ranks in the order of the optimizer's steps."""
     per_rank = [
         list(BucketSampler(RATIOS, plan_of(rank, world_size), seed=3)) for rank in range(world_size)
     ]
@@ -223,18 +223,18 @@ def bucket_order(world_size=1):
 
 
 def steps_of(micro_batches):
-    """Indices of each step of four micro-batches."""
+    """Return the indices of each step of four micro-batches."""
     return [indices(micro_batches[begin : begin + 4]) for begin in range(0, len(micro_batches), 4)]
 
 
-def test_buckets_leave_each_step_its_samples():
+def test_buckets_keep_the_samples_of_each_step():
     plain, bucketed = steps_of(global_order(1)), steps_of(bucket_order())
     assert len(bucketed) == len(plain) == 6
     assert list(map(sorted, bucketed)) == list(map(sorted, plain))
     assert bucketed != plain
 
 
-def test_within_a_step_micro_batches_go_from_wide_to_high_images():
+def test_micro_batches_of_a_step_go_from_wide_to_tall_images():
     for step in steps_of(bucket_order()):
         shapes = [RATIOS[index] for index in step]
         assert shapes == sorted(shapes)
@@ -245,7 +245,7 @@ def test_buckets_are_the_same_for_any_world_size(world_size):
     assert bucket_order(world_size) == bucket_order()
 
 
-def test_buckets_go_on_where_they_were_left():
+def test_buckets_resume_at_a_step():
     resumed = BucketSampler(RATIOS, plan_of(), seed=3)
     resumed.start_at(4)
     assert list(resumed) == bucket_order()[16:]

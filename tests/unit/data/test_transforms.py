@@ -68,7 +68,7 @@ def is_same(first, second):
 
 
 @pytest.mark.parametrize("transform", EVERY_TRANSFORM)
-def test_a_transform_draws_from_its_generator_only(transform):
+def test_transform_draws_from_its_generator_only(transform):
     torch.manual_seed(0)
     first = transform(make_sample(), generator(5))
     torch.manual_seed(1)
@@ -77,7 +77,7 @@ def test_a_transform_draws_from_its_generator_only(transform):
 
 
 @pytest.mark.parametrize("transform", EVERY_TRANSFORM)
-def test_a_transform_leaves_its_sample_as_it_was(transform):
+def test_transform_does_not_modify_its_sample(transform):
     sample = make_sample()
     results(transform, sample, 10)
     assert is_same(sample, make_sample())
@@ -93,7 +93,7 @@ def test_boxes_stay_inside_the_image(transform):
         assert (area_xyxy(changed.boxes_xyxy) > 0).all()
 
 
-def test_flips_happen_as_often_as_asked():
+def test_flips_have_the_given_probability():
     sample = make_sample()
     flipped = [not is_same(sample, result) for result in results(RandomHorizontalFlip(0.3), sample)]
     assert 0.2 < sum(flipped) / len(flipped) < 0.4
@@ -115,7 +115,7 @@ def test_size_crop_draws_each_side_from_its_range():
     assert any(height != width for height, width in sizes)
 
 
-def test_size_crop_takes_no_more_than_there_is():
+def test_size_crop_is_capped_at_the_image_size():
     sizes = {result.size for result in results(RandomSizeCrop(100, 200), make_sample(), 50)}
     assert {height for height, _ in sizes} == {96}
     assert {width for _, width in sizes} <= set(range(100, 129))
@@ -126,10 +126,10 @@ def test_zoom_crop_has_one_size_and_scales_objects():
     assert {result.size for result in results(whole, make_sample(), 20)} == {(48, 48)}
     zoomed_in = results(RandomZoomCrop(48, (0.5, 0.5)), make_sample(), 50)
     sides = [result.boxes_xyxy[:, 2:] - result.boxes_xyxy[:, :2] for result in zoomed_in]
-    assert torch.cat(sides).max() == 48  # 24 pixels of the photo fill the crop
+    assert torch.cat(sides).max() == 48  # 24 pixels of the image fill the crop
 
 
-def test_zoom_crop_takes_no_more_than_there_is():
+def test_zoom_crop_is_capped_at_the_image_size():
     result = RandomZoomCrop(32, (100.0, 100.0))(make_sample(), generator())
     assert result.size == (32, 32)
     assert area_xyxy(result.boxes_xyxy)[0] == pytest.approx(1600 / 9)  # 96 pixels became 32
@@ -148,7 +148,7 @@ def test_zoom_crop_drops_hardly_visible_boxes():
         assert 0 not in result.labels  # 40 x 40 does not fit into 24 x 24
 
 
-def test_zoom_crop_around_objects_holds_one_and_reaches_all():
+def test_zoom_crop_around_objects_contains_one_and_reaches_all():
     crop = RandomZoomCrop(20, around_objects=True)
     seen = [set(result.labels.tolist()) for result in results(crop, make_sample((300, 400)), 60)]
     assert all(seen)
@@ -157,7 +157,7 @@ def test_zoom_crop_around_objects_holds_one_and_reaches_all():
     assert any(len(result.labels) == 0 for result in anywhere)
 
 
-def test_zoom_crop_around_objects_goes_anywhere_where_there_are_none():
+def test_zoom_crop_around_objects_goes_anywhere_without_objects():
     sample = make_sample()
     empty = Sample(
         image=sample.image,
@@ -172,12 +172,12 @@ def test_zoom_crop_around_objects_goes_anywhere_where_there_are_none():
 
 
 def sharpness(sample):
-    """Mean squared difference of neighbouring pixels."""
+    """Return the mean squared difference of neighboring pixels."""
     pixels = np.asarray(sample.image, dtype=float)
     return np.square(np.diff(pixels, axis=1)).mean()
 
 
-def test_softened_photos_lose_detail_and_nothing_else():
+def test_soften_removes_detail_and_nothing_else():
     sample = make_sample()
     always = results(RandomSoften(1.0), sample, 20)
     assert all(sharpness(result) < 0.7 * sharpness(sample) for result in always)
@@ -187,7 +187,7 @@ def test_softened_photos_lose_detail_and_nothing_else():
     assert sharpness(coarse) < sharpness(fine)
 
 
-def test_photos_are_softened_as_often_as_asked():
+def test_soften_has_the_given_probability():
     sample = make_sample()
     changed = [not is_same(result, sample) for result in results(RandomSoften(0.3), sample)]
     assert 0.2 < np.mean(changed) < 0.4
@@ -200,11 +200,11 @@ def test_color_jitter_changes_colors_only():
     assert result.boxes_xyxy.equal(sample.boxes_xyxy)
 
 
-def test_no_color_jitter_changes_nothing():
+def test_color_jitter_of_strength_zero_changes_nothing():
     assert is_same(ColorJitter()(make_sample(), generator()), make_sample())
 
 
-def test_the_training_pipeline_gives_the_official_sizes():
+def test_training_pipeline_gives_the_official_sizes():
     seen = results(build_train_transform(CocoAugmentationConfig()), make_sample((480, 640)), 60)
     shorts = {min(result.size) for result in seen}
     assert shorts <= set(range(480, 801, 32))
@@ -215,7 +215,7 @@ def test_the_training_pipeline_gives_the_official_sizes():
     assert max(max(result.size) for result in seen) <= 1333
 
 
-def test_the_evaluation_pipeline_only_resizes():
+def test_evaluation_pipeline_only_resizes():
     result = build_eval_transform(DataConfig())(make_sample((480, 640)), generator())
     assert result.size == (800, 1066)
     assert result.labels.tolist() == [0, 1, 2]
@@ -263,7 +263,7 @@ def test_model_input_boxes_are_relative_to_the_processed_image():
         (lambda: ColorJitter(contrast=-1), "contrast must be in 0..1, got -1"),
     ],
 )
-def test_wrong_arguments_are_refused(build, message):
+def test_invalid_arguments_are_rejected(build, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - compared in full below
         build()
     assert message in str(caught.value)

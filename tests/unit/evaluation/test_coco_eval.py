@@ -55,7 +55,7 @@ def _found(label: int, score: float = 0.9, count: int = 1) -> Detections:
     )
 
 
-def test_the_published_numbers_of_a_published_result_file() -> None:
+def test_metrics_of_a_published_results_file_are_the_published_ones() -> None:
     folder = shared_data("coco_val2014_100")
 
     metrics = evaluate_results(
@@ -70,7 +70,7 @@ def test_the_published_numbers_of_a_published_result_file() -> None:
     assert sum(defined) / len(defined) == pytest.approx(metrics.statistics["AP"])
 
 
-def test_perfect_detections_score_one_and_classes_go_by_name(tmp_path: Path) -> None:
+def test_perfect_detections_have_ap_one_and_class_ap_is_by_name(tmp_path: Path) -> None:
     annotations = _file(tmp_path, [_annotation(1, 0), _annotation(2, 0)])
     evaluator = _evaluator(annotations, LABELS)
     evaluator.update({1: _found(0), 2: _found(0)})
@@ -90,7 +90,7 @@ def test_annotations_that_share_an_id_all_count(tmp_path: Path) -> None:
     assert evaluator.compute().class_ap == {"cat": pytest.approx(1), "dog": 0}
 
 
-def test_a_crowd_is_neither_missed_nor_a_mistake(tmp_path: Path) -> None:
+def test_crowd_gives_neither_false_negatives_nor_false_positives(tmp_path: Path) -> None:
     annotations = [_annotation(1, 0, iscrowd=1), _annotation(2, 0)]
     evaluator = _evaluator(_file(tmp_path, annotations), LABELS)
     evaluator.update({1: _found(0, count=3), 2: _found(0, score=0.1)})
@@ -98,7 +98,7 @@ def test_a_crowd_is_neither_missed_nor_a_mistake(tmp_path: Path) -> None:
     assert evaluator.compute().statistics["AP"] == pytest.approx(1)
 
 
-def test_no_detections_are_legal_and_score_zero(
+def test_no_detections_are_valid_and_ap_is_zero(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluator = _evaluator(_file(tmp_path, [_annotation(1, 0)]), LABELS)
@@ -109,28 +109,28 @@ def test_no_detections_are_legal_and_score_zero(
     assert capsys.readouterr().out == ""
 
 
-def test_no_annotations_are_legal_and_leave_ap_undefined(tmp_path: Path) -> None:
+def test_no_annotations_are_valid_and_ap_is_undefined(tmp_path: Path) -> None:
     evaluator = _evaluator(_file(tmp_path, []), LABELS)
     evaluator.update({0: _found(1)})
 
     assert set(evaluator.compute().statistics.values()) == {NOT_DEFINED}
 
 
-def test_a_detection_on_an_image_without_objects_is_a_mistake(tmp_path: Path) -> None:
+def test_detection_in_an_image_without_objects_is_a_false_positive(tmp_path: Path) -> None:
     evaluator = _evaluator(_file(tmp_path, [_annotation(1, 0)]), LABELS)
     evaluator.update({0: _found(0, score=0.95), 1: _found(0, score=0.9)})
 
     assert evaluator.compute().statistics["AP"] == pytest.approx(0.5)
 
 
-def test_images_that_were_not_seen_are_not_counted_as_missed(tmp_path: Path) -> None:
+def test_images_not_seen_give_no_false_negatives(tmp_path: Path) -> None:
     evaluator = _evaluator(_file(tmp_path, [_annotation(1, 0), _annotation(2, 0)]), LABELS)
     evaluator.update({1: _found(0)})
 
     assert evaluator.compute().statistics["AP"] == pytest.approx(1)
 
 
-def test_an_image_given_twice_counts_once(tmp_path: Path) -> None:
+def test_image_given_twice_counts_once(tmp_path: Path) -> None:
     evaluator = _evaluator(_file(tmp_path, [_annotation(1, 0)]), LABELS)
     evaluator.update({1: _found(0)})
     evaluator.update({1: _found(0)})
@@ -138,7 +138,7 @@ def test_an_image_given_twice_counts_once(tmp_path: Path) -> None:
     assert evaluator.compute().num_detections == 1
 
 
-def test_synchronize_joins_all_ranks_and_drops_what_two_of_them_saw(
+def test_synchronize_gathers_all_ranks_and_drops_duplicate_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     annotations = _file(tmp_path, [_annotation(1, 0), _annotation(2, 0)])
@@ -161,7 +161,7 @@ def test_synchronize_joins_all_ranks_and_drops_what_two_of_them_saw(
     assert metrics.statistics["AP"] == pytest.approx(1)
 
 
-def test_a_rank_without_images_takes_part(tmp_path: Path) -> None:
+def test_rank_without_images_takes_part(tmp_path: Path) -> None:
     evaluator = _evaluator(_file(tmp_path, [_annotation(1, 0)]), LABELS)
 
     evaluator.synchronize()
@@ -170,7 +170,7 @@ def test_a_rank_without_images_takes_part(tmp_path: Path) -> None:
         evaluator.compute()
 
 
-def test_scoring_the_written_results_gives_the_same_numbers(tmp_path: Path) -> None:
+def test_evaluating_the_written_results_gives_the_same_metrics(tmp_path: Path) -> None:
     annotations = _file(tmp_path, [_annotation(1, 0), _annotation(2, 17)])
     evaluator = _evaluator(annotations, LABELS)
     evaluator.update({0: _found(1), 1: _found(0), 2: _found(1, score=0.3)})
@@ -183,7 +183,7 @@ def test_scoring_the_written_results_gives_the_same_numbers(tmp_path: Path) -> N
     assert again.class_ap == evaluator.compute().class_ap
 
 
-def test_an_empty_result_file_is_legal(tmp_path: Path) -> None:
+def test_empty_results_file_is_valid(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     results.write_text("[]")
 
@@ -192,7 +192,7 @@ def test_an_empty_result_file_is_legal(tmp_path: Path) -> None:
     assert metrics.statistics["AP"] == 0
 
 
-def test_classes_that_share_a_name_keep_an_ap_each(tmp_path: Path) -> None:
+def test_classes_that_share_a_name_have_separate_ap(tmp_path: Path) -> None:
     path = tmp_path / "annotations.json"
     categories = [{"id": 1, "name": "bat"}, {"id": 2, "name": "bat"}]
     path.write_text(json.dumps({"images": [{"id": 0}], "categories": categories}))
@@ -202,12 +202,12 @@ def test_classes_that_share_a_name_keep_an_ap_each(tmp_path: Path) -> None:
     assert list(evaluator.compute().class_ap) == ["bat (category 1)", "bat (category 2)"]
 
 
-def test_other_categories_are_refused(tmp_path: Path) -> None:
+def test_other_categories_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"annotation file .* must have the categories of"):
         _evaluator(_file(tmp_path, []), LabelSpace((0,), ("cat",)))
 
 
-def test_unknown_images_are_refused(tmp_path: Path) -> None:
+def test_unknown_images_are_rejected(tmp_path: Path) -> None:
     evaluator = _evaluator(_file(tmp_path, []), LABELS)
 
     with pytest.raises(ValueError, match=r"of the annotation file, got unknown \[99\]"):

@@ -16,7 +16,7 @@ def _detections(scores: list[float], labels: list[int]) -> Detections:
     return Detections(torch.tensor(scores), torch.tensor(labels, dtype=torch.int64), boxes)
 
 
-def test_labels_become_category_ids_and_corners_become_sizes() -> None:
+def test_labels_become_category_ids_and_xyxy_becomes_xywh() -> None:
     table = DetectionTable.from_detections(5, _detections([0.75, 0.5], [2, 0]), SPARSE)
 
     assert table.to_results() == [
@@ -31,7 +31,7 @@ def test_results_survive_a_round_trip() -> None:
     assert DetectionTable.from_results(results, seen=[3]).to_results() == results
 
 
-def test_an_image_without_detections_is_still_seen() -> None:
+def test_image_without_detections_is_still_seen() -> None:
     table = DetectionTable.from_detections(5, _detections([], []), SPARSE)
 
     assert len(table) == 0
@@ -60,14 +60,14 @@ def test_merging_drops_images_an_earlier_table_has_seen() -> None:
     assert merged.category_ids.tolist() == [0, 0, 7]
 
 
-def test_nothing_concatenates_to_an_empty_table() -> None:
+def test_no_tables_concatenate_to_an_empty_table() -> None:
     table = DetectionTable.concatenate([])
 
     assert table.to_results() == []
     assert table.boxes_xywh.shape == (0, 4)
 
 
-def test_a_file_holds_every_bit_of_a_table_and_its_step(tmp_path: Path) -> None:
+def test_file_holds_the_exact_table_and_its_step(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     table = DetectionTable(
         np.array([1, 2, 9]),

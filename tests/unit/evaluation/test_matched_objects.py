@@ -1,4 +1,4 @@
-"""Matches are COCO's, and what is counted from them agrees with counts by hand."""
+"""Matches are those of COCO, and counts derived from them agree with counts by hand."""
 
 from typing import Any
 
@@ -50,9 +50,9 @@ def match(
     return MatchedObjects.from_coco(run_coco(ground_truth, table), ground_truth)
 
 
-# Image 1: a cat found twice, a dog taken for a cat, a dog that nobody finds.
-# Image 2: a cat found badly (IoU 1/3), and a dog where there is none; a crowd of dogs with a dog
-# in it. Image 3 is not looked at.
+# Image 1: a cat detected twice, a dog detected as a cat, a dog detected with a low score only.
+# Image 2: a poorly localized cat (IoU 1/3), a dog in the background, and a dog in a crowd of dogs.
+# Image 3 is not evaluated.
 ANNOTATIONS = [
     annotation(1, CAT, (0, 0, 10, 10)),
     annotation(1, DOG, (100, 0, 20, 20)),
@@ -77,7 +77,7 @@ def matched() -> MatchedObjects:
     return match(ANNOTATIONS, RESULTS, seen=(1, 2))
 
 
-def test_the_higher_score_meets_the_object_and_crowds_count_for_nothing(
+def test_highest_score_matches_the_object_and_crowds_are_ignored(
     matched: MatchedObjects,
 ) -> None:
     assert matched.names == ["cat", "dog"]
@@ -88,30 +88,30 @@ def test_the_higher_score_meets_the_object_and_crowds_count_for_nothing(
     assert matched.annotated.labels.tolist() == [0, 1, 1, 0, 1, 1]
 
 
-def test_a_least_score_takes_away_finds_and_false_ones(matched: MatchedObjects) -> None:
+def test_score_threshold_removes_true_and_false_positives(matched: MatchedObjects) -> None:
     assert np.flatnonzero(matched.is_found(0.2)).tolist() == [0]
     assert np.flatnonzero(matched.is_missed(0.2)).tolist() == [1, 2, 3]
     assert np.flatnonzero(matched.is_missed(0.1)).tolist() == [1, 3]
     assert np.flatnonzero(matched.is_false(0.6)).tolist() == [0, 2, 3]
 
 
-def test_the_confusion_matrix_is_the_one_counted_by_hand(matched: MatchedObjects) -> None:
+def test_confusion_matrix_agrees_with_counts_by_hand(matched: MatchedObjects) -> None:
     assert confusion_matrix(matched, 0.2).tolist() == [
-        [1, 0, 1],  # a cat found, the badly found one missed
-        [1, 0, 1],  # a dog taken for a cat, one missed
-        [2, 1, 0],  # the second box and the bad one; a dog out of nothing
+        [1, 0, 1],  # a cat detected, the poorly localized one missed
+        [1, 0, 1],  # a dog detected as a cat, one missed
+        [2, 1, 0],  # duplicate and poor localization; background
     ]
     assert confusion_matrix(matched, 0.85).tolist() == [[1, 0, 1], [0, 0, 2], [0, 0, 0]]
 
 
-def test_an_object_is_taken_for_one_other_thing_only() -> None:
+def test_object_is_confused_with_one_class_only() -> None:
     box = (0.0, 0.0, 10.0, 10.0)
     found = [result(1, CAT, box, score) for score in (0.9, 0.8)]
     twice = match([annotation(1, DOG, box)], found, seen=(1,))
     assert confusion_matrix(twice, 0).tolist() == [[0, 0, 0], [1, 0, 0], [1, 0, 0]]
 
 
-def test_false_detections_are_explained_the_highest_score_first(matched: MatchedObjects) -> None:
+def test_false_positives_have_types_and_the_highest_score_first(matched: MatchedObjects) -> None:
     found = [(one.number, one.kind, one.nearest) for one in false_detections(matched, 0.2)]
     assert found == [
         (2, Kind.OTHER_CLASS, 1),
@@ -123,11 +123,11 @@ def test_false_detections_are_explained_the_highest_score_first(matched: Matched
     assert ious == pytest.approx([0.95, 1 / 3, 0.9, 0.0], abs=1e-12)
 
 
-def test_misses_are_ordered_by_area(matched: MatchedObjects) -> None:
+def test_false_negatives_are_sorted_by_area(matched: MatchedObjects) -> None:
     assert missed_objects(matched, 0.2) == [3, 2, 1]
 
 
-def test_scores_precision_and_recall_are_those_counted_by_hand(matched: MatchedObjects) -> None:
+def test_precision_and_recall_agree_with_counts_by_hand(matched: MatchedObjects) -> None:
     curve = ScoreCurve.of(matched)
     # Six detections count, two of them right; four objects.
     assert (curve.precision[0], curve.recall[0]) == (2 / 6, 2 / 4)
@@ -136,14 +136,14 @@ def test_scores_precision_and_recall_are_those_counted_by_hand(matched: MatchedO
     assert curve.f1[91] == 0
 
 
-def test_the_best_score_has_the_highest_f1() -> None:
+def test_best_threshold_has_the_highest_f1() -> None:
     matched = match(ANNOTATIONS[:1], RESULTS[:2], seen=(1,))
     curve = ScoreCurve.of(matched)
-    assert curve.best == 61  # above the second box of 0.6, and up to the first of 0.9
+    assert curve.best == 61  # above the duplicate of 0.6, and up to the match of 0.9
     assert curve.f1[61:91].tolist() == [1.0] * 30
 
 
-def test_nothing_detected_and_nothing_annotated_are_no_errors() -> None:
+def test_no_detections_and_no_annotations_are_valid() -> None:
     for annotations, results in ((ANNOTATIONS, []), ([], RESULTS), ([], [])):
         matched = match(annotations, results, seen=(1, 2))
         counts = confusion_matrix(matched, 0)
@@ -153,7 +153,7 @@ def test_nothing_detected_and_nothing_annotated_are_no_errors() -> None:
         assert ScoreCurve.of(matched).best == 0
 
 
-def test_counts_and_curves_are_those_of_pycocotools_on_real_annotations() -> None:
+def test_counts_and_curves_agree_with_pycocotools_on_real_annotations() -> None:
     folder = shared_data("coco_val2014_100")
     ground_truth = read_ground_truth(folder / "instances_val2014_100.json").to_coco()
     seen = [image["id"] for image in ground_truth["images"]]
@@ -167,7 +167,7 @@ def test_counts_and_curves_are_those_of_pycocotools_on_real_annotations() -> Non
     assert np.mean(defined) == pytest.approx(metrics.statistics["AP"], abs=1e-12)
     assert curves.of_all_classes().mean() == pytest.approx(metrics.statistics["AP"], abs=1e-12)
     assert curves.of_all_classes()[0].mean() == pytest.approx(metrics.statistics["AP50"], abs=1e-12)
-    # COCO's recall at IoU 0.50 is the share of a class's objects that are found.
+    # COCO's recall at IoU 0.50 is the fraction of a class's objects that are matched.
     recall = scorer.eval["recall"][0, :, 0, -1]
     objects = np.bincount(matched.annotated.labels[~matched.annotated.is_ignored], minlength=80)
     found = np.bincount(matched.annotated.labels[matched.is_found(0)], minlength=80)

@@ -5,7 +5,7 @@ from deformable_detr.evaluation.postprocess import select_detections
 from deformable_detr.structures import Predictions
 
 
-def test_golden_values_of_the_official_post_processing() -> None:
+def test_detections_agree_with_golden_values_of_the_official_code() -> None:
     logits = torch.linspace(-3, 3, 300 * 91).view(1, 300, 91)
     predictions = Predictions(logits, torch.full((1, 300, 4), 0.5))
 
@@ -19,7 +19,7 @@ def test_golden_values_of_the_official_post_processing() -> None:
     assert found.boxes_xyxy[0].tolist() == [160, 120, 480, 360]
 
 
-def test_each_image_is_scaled_by_its_own_size_and_each_pair_takes_its_query_box() -> None:
+def test_boxes_are_scaled_by_image_size_and_each_pair_has_the_box_of_its_query() -> None:
     logits = torch.tensor([[[0.0, 4.0], [2.0, -9.0]], [[-9.0, -9.0], [1.0, 3.0]]])
     boxes = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 0.2]]).expand(2, 2, 4)
 
@@ -35,7 +35,7 @@ def test_each_image_is_scaled_by_its_own_size_and_each_pair_takes_its_query_box(
     torch.testing.assert_close(second.boxes_xyxy, torch.tensor([[0.0, 4, 10, 6], [0, 4, 10, 6]]))
 
 
-def test_a_query_may_be_found_as_several_classes_and_boxes_are_not_clipped() -> None:
+def test_query_may_have_several_classes_and_boxes_are_not_clipped() -> None:
     predictions = Predictions(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.0, 0.0, 1, 1]]]))
 
     (found,) = select_detections(predictions, [(10, 10)])
@@ -45,7 +45,9 @@ def test_a_query_may_be_found_as_several_classes_and_boxes_are_not_clipped() -> 
 
 
 @pytest.mark.parametrize(("queries", "classes", "expected"), [(3, 2, 6), (50, 2, 100), (7, 1, 7)])
-def test_there_are_no_more_detections_than_pairs(queries: int, classes: int, expected: int) -> None:
+def test_number_of_detections_is_at_most_the_number_of_pairs(
+    queries: int, classes: int, expected: int
+) -> None:
     predictions = Predictions(torch.zeros(1, queries, classes), torch.zeros(1, queries, 4))
 
     assert len(select_detections(predictions, [(4, 4)])[0]) == expected
@@ -67,7 +69,7 @@ def test_sizes_must_be_one_per_image() -> None:
         select_detections(predictions, [(4, 4)])
 
 
-def test_the_number_of_detections_must_be_positive() -> None:
+def test_number_of_detections_must_be_positive() -> None:
     predictions = Predictions(torch.zeros(1, 3, 1), torch.zeros(1, 3, 4))
 
     with pytest.raises(ValueError, match="max_detections must be at least 1, got 0"):

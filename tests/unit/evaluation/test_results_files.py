@@ -28,7 +28,7 @@ RESULT = BOX | {"score": 0.5}
         ('[{"image_id": 1, "category_id": 7, "bbox": [0, 0, NaN, 1], "score": 1}]', "entry 0"),
     ],
 )
-def test_results_that_do_not_fit_are_refused(tmp_path: Path, content: Any, message: str) -> None:
+def test_results_that_do_not_fit_are_rejected(tmp_path: Path, content: Any, message: str) -> None:
     path = tmp_path / "r.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ValueError, match=message):

@@ -52,7 +52,7 @@ def hashes(folder):
     }
 
 
-def test_tiles_cover_a_photo_and_stay_inside():
+def test_tiles_cover_an_image_and_stay_inside():
     tiles = tile_windows(Window(0, 0, 600, 256))
     assert tiles == [(0, 0, 256, 256), (256, 0, 512, 256), (344, 0, 600, 256)]
 
@@ -77,15 +77,15 @@ def test_tiles_of_a_part_stay_in_that_part():
         (Window(200, 0, 210, 10), []),
     ],
 )
-def test_a_cut_box_stays_if_enough_of_it_does(box, expected):
+def test_clipped_box_is_kept_if_enough_of_it_is_visible(box, expected):
     assert cut_boxes([box], Window(0, 0, 100, 100)) == expected
 
 
-def test_boxes_move_with_the_window():
+def test_boxes_are_relative_to_the_window():
     assert cut_boxes([Window(50, 60, 70, 90)], Window(40, 50, 140, 150)) == [(10, 10, 30, 40)]
 
 
-def test_pascal_boxes_count_from_one_and_every_object_is_a_tree():
+def test_pascal_boxes_count_from_one_and_all_objects_are_trees():
     photo = read_photo("a", photo_files("a"))
     assert photo.boxes == ((0, 1, 20, 9), (299, 199, 340, 250))
     assert photo.pixels.shape == (260, 1040, 3)
@@ -103,7 +103,7 @@ def test_sets_are_written_as_coco_files(tmp_path, wheel):
             assert (tile.width, tile.height) == (image["width"], image["height"]) == (256, 256)
 
 
-def test_a_tile_shows_its_part_of_the_photo(tmp_path, wheel):
+def test_tile_contains_its_part_of_the_image(tmp_path, wheel):
     write_trees(tmp_path)
     photo = read_photo("a", photo_files("a"))
     with Image.open(tmp_path / "train" / f"{trees.TRAIN_PHOTO}_x0256_y0004.png") as tile:
@@ -121,13 +121,13 @@ def test_fit_and_holdout_share_no_column(tmp_path, wheel):
     assert min(lefts) >= border
 
 
-def test_writing_is_the_same_byte_for_byte(tmp_path, wheel):
+def test_writing_is_deterministic(tmp_path, wheel):
     write_trees(tmp_path / "a")
     write_trees(tmp_path / "b")
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
 
 
-def test_a_complete_folder_is_only_checked(tmp_path, wheel):
+def test_complete_folder_is_only_verified(tmp_path, wheel):
     first = write_trees(tmp_path)
     assert write_trees(tmp_path) == first
     assert wheel.reads == 1
@@ -141,7 +141,7 @@ def test_a_complete_folder_is_only_checked(tmp_path, wheel):
         (trees.MANIFEST, lambda path: path.write_text("")),
     ],
 )
-def test_a_damaged_folder_is_written_again(tmp_path, wheel, name, damage):
+def test_damaged_folder_is_written_again(tmp_path, wheel, name, damage):
     write_trees(tmp_path)
     before = hashes(tmp_path)
     damage(tmp_path / name)
@@ -157,11 +157,11 @@ def test_sets_of_another_recipe_are_written_again(tmp_path, wheel, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_real_photos_give_the_known_sets(tmp_path):
+def test_real_images_give_the_known_sets(tmp_path):
     try:
         sets = write_trees(tmp_path)
     except RuntimeError as error:
-        pytest.skip(f"the photos cannot be had: {error}")
+        pytest.skip(f"the images are not available: {error}")
     counts = {tree_set.name: (tree_set.num_images, tree_set.num_boxes) for tree_set in sets}
     assert counts == {
         "train": (90, 635),

@@ -11,7 +11,7 @@ from deformable_detr.quickstart.wheels import PinnedWheel
 
 @pytest.fixture
 def publish(monkeypatch):
-    """Makes every wheel hold one file of the given content, and counts how often it is read."""
+    """Replace all wheels by one with a file of the given content, and count the reads."""
     reads = []
 
     def publish(content):
@@ -32,10 +32,10 @@ def test_mobilenet_weights_are_written_as_published(tmp_path, publish):
     assert file.read_bytes() == b"torchvision's file"
 
 
-def test_efficientnet_weights_get_the_names_of_timm(tmp_path, publish):
+def test_efficientnet_weights_have_the_names_of_timm(tmp_path, publish):
     torch.manual_seed(0)
     network = timm.create_model("tf_efficientnet_lite0")
-    network = network.to(memory_format=torch.channels_last)  # as the published file has them
+    network = network.to(memory_format=torch.channels_last)  # as in the published file
     expected = network.state_dict()
     content = io.BytesIO()
     torch.save({f"_other{i}": value for i, value in enumerate(expected.values())}, content)
@@ -45,7 +45,7 @@ def test_efficientnet_weights_get_the_names_of_timm(tmp_path, publish):
     assert all(written[name].equal(value) for name, value in expected.items())
 
 
-def test_a_file_of_other_content_is_replaced(tmp_path, publish):
+def test_file_with_other_content_is_replaced(tmp_path, publish):
     reads = publish(b"torchvision's file")
     (tmp_path / "mobilenet_v2-b0353104.pth").write_bytes(b"cut off")
     file = write_backbone_weights("mobilenet_v2", tmp_path)
@@ -54,11 +54,11 @@ def test_a_file_of_other_content_is_replaced(tmp_path, publish):
 
 
 @pytest.mark.slow
-def test_the_real_files_load_strictly(tmp_path):
+def test_real_files_load_strictly(tmp_path):
     try:
         file = write_backbone_weights("efficientnet_lite0", tmp_path)
     except RuntimeError as error:
-        pytest.skip(f"the weights cannot be had: {error}")
+        pytest.skip(f"the weights are not available: {error}")
     timm.create_model("tf_efficientnet_lite0").load_state_dict(load_file(file))
     before = file.stat().st_mtime_ns
     write_backbone_weights("efficientnet_lite0", tmp_path)

@@ -30,7 +30,7 @@ def wheel_of(path, **changes):
 
 @pytest.fixture
 def pip(monkeypatch, wheel_file):
-    """Stands in for pip: notes its arguments and requirements, and gives `wheel_file`."""
+    """Replace pip: record its arguments and requirements, and provide `wheel_file`."""
     calls = []
 
     def run(command, **options):
@@ -46,18 +46,18 @@ def pip(monkeypatch, wheel_file):
     return calls
 
 
-def test_a_wheel_in_the_folder_is_read(wheel_file, pip):
+def test_wheel_in_the_folder_is_read(wheel_file, pip):
     assert wheel_of(wheel_file).read(wheel_file.parent) == {"photos/a.png": CONTENT}
     assert not pip
 
 
-def test_a_named_wheel_is_read(wheel_file, tmp_path, pip):
+def test_given_wheel_is_read(wheel_file, tmp_path, pip):
     moved = wheel_file.rename(tmp_path / "elsewhere.whl")
     assert wheel_of(moved).read(tmp_path, wheel_file=moved) == {"photos/a.png": CONTENT}
     assert not pip
 
 
-def test_else_pip_downloads_it_by_hash_without_installing(wheel_file, tmp_path, pip):
+def test_missing_wheel_is_downloaded_by_hash_without_installing(wheel_file, tmp_path, pip):
     wheel = wheel_of(wheel_file)
     assert wheel.read(tmp_path / "empty") == {"photos/a.png": CONTENT}
     ((command, requirements),) = pip
@@ -66,24 +66,24 @@ def test_else_pip_downloads_it_by_hash_without_installing(wheel_file, tmp_path, 
     assert requirements == f"photos==1.0 --hash=sha256:{wheel.sha256}\n"
 
 
-def test_another_wheel_is_refused(wheel_file, tmp_path):
+def test_wheel_with_another_hash_is_rejected(wheel_file, tmp_path):
     wheel = wheel_of(wheel_file, sha256="0" * 64)
     with pytest.raises(ValueError, match=rf"{FILE_NAME} must have sha256 {'0' * 64}, got "):
         wheel.read(tmp_path)
 
 
-def test_another_member_is_refused(wheel_file, tmp_path):
+def test_member_with_another_hash_is_rejected(wheel_file, tmp_path):
     wheel = wheel_of(wheel_file, members={"photos/a.png": "0" * 64})
     with pytest.raises(ValueError, match=r"whl:photos/a.png must have sha256 0+, got "):
         wheel.read(tmp_path)
 
 
-def test_a_named_wheel_that_is_missing_is_named(wheel_file, tmp_path):
+def test_error_names_a_given_wheel_that_is_missing(wheel_file, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone.whl must be the wheel of photos==1.0"):
         wheel_of(wheel_file).read(tmp_path, wheel_file=tmp_path / "gone.whl")
 
 
-def test_a_failed_download_says_what_to_put_where(wheel_file, tmp_path, monkeypatch):
+def test_error_of_a_failed_download_has_a_remedy(wheel_file, tmp_path, monkeypatch):
     def run(command, **options):
         return subprocess.CompletedProcess(command, 1, "", "noise\nERROR: no such index\n")
 

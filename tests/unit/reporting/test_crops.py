@@ -1,4 +1,4 @@
-"""A crop shows the place it is of, and its outlines are around the objects."""
+"""Crops show the place around a box, with outlines around the objects."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ def pixels(uri: str) -> np.ndarray:
 
 
 def photo(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:
-    """Gray, but red inside the box (left, top, width, height)."""
+    """Return a gray image, red inside the box (left, top, width, height)."""
     values = np.full((height, width, 3), 128, dtype=np.uint8)
     left, top, box_width, box_height = box
     values[top : top + box_height, left : left + box_width] = (255, 0, 0)
@@ -27,7 +27,7 @@ def photo(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Imag
 
 
 @pytest.mark.parametrize("box", [(100, 80, 50, 40), (0, 0, 50, 40), (250, 160, 50, 40)])
-def test_the_object_is_whole_in_the_crop_and_as_large_as_it_should_be(
+def test_object_is_complete_in_the_crop_and_of_the_expected_size(
     box: tuple[int, int, int, int],
 ) -> None:
     crop = pixels(crop_uri(photo(300, 200, box), box, []))
@@ -37,7 +37,7 @@ def test_the_object_is_whole_in_the_crop_and_as_large_as_it_should_be(
     assert is_red.sum() == pytest.approx(50 * 40 * factor**2, rel=0.05)
 
 
-def test_a_small_object_has_some_surroundings() -> None:
+def test_crop_of_a_small_object_has_the_minimum_size() -> None:
     crop = pixels(crop_uri(photo(300, 200, (100, 80, 4, 4)), (100, 80, 4, 4), []))
     rows, columns = np.nonzero((crop[..., 0] > 180) & (crop[..., 1] < 90))
     width = columns.max() - columns.min()
@@ -45,12 +45,12 @@ def test_a_small_object_has_some_surroundings() -> None:
     assert rows.mean() == pytest.approx(SIDE_PX / 2, abs=4)
 
 
-def test_a_crop_stops_at_the_edges_of_a_narrow_photo() -> None:
+def test_crop_stops_at_the_edges_of_a_narrow_image() -> None:
     crop = pixels(crop_uri(photo(300, 50, (100, 5, 60, 40)), (100, 5, 60, 40), []))
     assert crop.shape == (round(50 * SIDE_PX / (CONTEXT * 60)), SIDE_PX, 3)
 
 
-def test_an_outline_is_on_the_border_of_its_box() -> None:
+def test_outline_is_on_the_border_of_its_box() -> None:
     box = (100, 80, 60, 60)
     uri = crop_uri(photo(300, 240, box), box, [Outline(box, GREEN, 4)])
     crop = pixels(uri)

@@ -1,4 +1,4 @@
-"""The page: whole, self-contained, small, safe, and its numbers those of COCO."""
+"""The HTML report is complete, self-contained, small and safe, and its metrics are COCO's."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from deformable_detr.reporting.report import RunFacts, write_report
 from deformable_detr.reporting.tables import MAX_CONFUSIONS
 
 HOSTILE = "<b>&\"'</b><script>alert(1)</script>{{ 7 * 7 }}"
-SIZE = (400, 300)  # (width, height) of every photo
+SIZE = (400, 300)  # (width, height) of every image
 MAX_BYTES = 5_000_000
 
 FACTS = RunFacts(
@@ -49,7 +49,7 @@ def read_photo(image_id: int) -> Photo:
 def simulate(
     folder: Path, *, classes: list[str], num_images: int, seed: int = 0
 ) -> tuple[DetectionTable, Path, Path]:
-    """Objects, and detections of which some are right: the table, annotations and results."""
+    """Return a table of simulated detections, and files of annotations and results."""
     random = np.random.default_rng(seed)
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
@@ -92,7 +92,7 @@ def page_of(path: Path, facts: RunFacts = FACTS, findings: Findings | None = Non
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Element, Path, Path, Path]:
-    """The page of a run with four classes, and annotations, results and page as files."""
+    """Return the page of a run with four classes, and annotations, results and page as files."""
     folder = tmp_path_factory.mktemp("small")
     table, annotations, results = simulate(folder, classes=["a", "b", "c", "d"], num_images=12)
     path = folder / "report.html"
@@ -104,7 +104,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Element, Path, Path
     )
 
 
-def test_the_numbers_of_the_page_are_those_of_the_evaluation(
+def test_metrics_of_the_page_are_those_of_the_evaluation(
     small: tuple[Element, Path, Path, Path],
 ) -> None:
     page, annotations, results, _ = small
@@ -120,7 +120,7 @@ def test_the_numbers_of_the_page_are_those_of_the_evaluation(
     assert [row[1] for row in cells(classes)[1:]] == [f"{value:.3f}" for value in values]
 
 
-def test_the_tables_agree_with_each_other(small: tuple[Element, Path, Path, Path]) -> None:
+def test_tables_agree_with_each_other(small: tuple[Element, Path, Path, Path]) -> None:
     page, annotations, _, _ = small
     num_objects = len(json.loads(annotations.read_text())["annotations"])
     [classes] = page.by_id("classes").all("table")
@@ -128,17 +128,17 @@ def test_the_tables_agree_with_each_other(small: tuple[Element, Path, Path, Path
     objects, found, false = (sum(column) for column in zip(*rows, strict=True))
     [matrix] = page.by_id("confusion").all("table")
     counts = np.array([list(map(int, row[1:])) for row in cells(matrix)[1:]])
-    assert cells(matrix)[0] == ["", "a", "b", "c", "d", "nothing"]
+    assert cells(matrix)[0] == ["", "a", "b", "c", "d", "background"]
     assert counts[:-1].sum() == objects == num_objects
     assert np.trace(counts) == found
     assert counts[:, :-1].sum() - np.trace(counts) == false > 0
     sizes, kinds = page.by_id("sizes").all("table")[0], page.by_id("false").all("table")[0]
-    assert sum(int(row[1]) for row in cells(sizes)[1:]) >= num_objects  # borders count twice
+    assert sum(int(row[1]) for row in cells(sizes)[1:]) >= num_objects  # limits count twice
     assert sum(int(row[1]) for row in cells(kinds)[1:]) == false
-    assert f"{num_objects - found} objects meet no detection" in page.by_id("missed").text
+    assert f"{num_objects - found} objects match no detection" in page.by_id("missed").text
 
 
-def test_the_page_needs_nothing_else(small: tuple[Element, Path, Path, Path]) -> None:
+def test_page_is_self_contained(small: tuple[Element, Path, Path, Path]) -> None:
     page, _, _, path = small
     text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", path.read_text(encoding="utf-8"))
     assert re.findall(r"https?:|//[a-z]|url\(|@import|<script|<link", text) == []
@@ -154,7 +154,7 @@ def test_the_page_needs_nothing_else(small: tuple[Element, Path, Path, Path]) ->
         assert address.startswith(("#", "data:image/jpeg;base64,"))
 
 
-def test_links_lead_somewhere_and_pictures_and_tables_can_be_heard(
+def test_links_resolve_and_pictures_and_tables_are_accessible(
     small: tuple[Element, Path, Path, Path],
 ) -> None:
     page = small[0]
@@ -177,7 +177,7 @@ def test_links_lead_somewhere_and_pictures_and_tables_can_be_heard(
     assert page.all("html")[0].attributes["lang"] == "en"
 
 
-def test_text_of_users_stays_text(tmp_path: Path) -> None:
+def test_text_of_users_is_escaped(tmp_path: Path) -> None:
     table, annotations, _ = simulate(tmp_path, classes=[HOSTILE, "b"], num_images=12)
     facts = replace(
         FACTS,
@@ -194,10 +194,10 @@ def test_text_of_users_stays_text(tmp_path: Path) -> None:
     [classes] = page.by_id("classes").all("table")
     assert HOSTILE in [row[0] for row in cells(classes)]
     assert any(HOSTILE in str(image.attributes["alt"]) for image in page.all("img"))
-    assert HOSTILE in page.by_id("precision").text  # the key of a chart
+    assert HOSTILE in page.by_id("precision").text  # the legend of a chart
 
 
-def test_many_classes_and_records_stay_small_and_legible(tmp_path: Path) -> None:
+def test_page_of_many_classes_and_records_is_small(tmp_path: Path) -> None:
     classes = [f"a class with a long name, number {number}" for number in range(1203)]
     table, annotations, _ = simulate(tmp_path, classes=classes, num_images=50)
     records = [
@@ -216,7 +216,7 @@ def test_many_classes_and_records_stay_small_and_legible(tmp_path: Path) -> None
     assert len(page.all("img")) == 2 * MAX_PICTURES
 
 
-def test_planted_mistakes_are_the_first_pictures(tmp_path: Path) -> None:
+def test_planted_errors_are_the_first_pictures(tmp_path: Path) -> None:
     table, annotations, results = simulate(tmp_path, classes=["a", "b"], num_images=12)
     content = json.loads(annotations.read_text())
     box = [20, 30, 300, 250]  # larger than any other
@@ -231,14 +231,14 @@ def test_planted_mistakes_are_the_first_pictures(tmp_path: Path) -> None:
     page = page_of(tmp_path / "report.html", findings=findings_of(table, annotations))
     false, missed = (page.by_id(name).all("figure")[0] for name in ("false", "missed"))
     assert false.all("strong")[0].text == "a, score 1.00"
-    assert "no object there" in false.text
+    assert "background" in false.text
     assert "photo 7.jpg" in false.text
     assert missed.all("strong")[0].text == "b, 300 x 250 px"
     assert "photo 5.jpg" in missed.text
-    assert missed.all("img")[0].attributes["alt"].startswith("Missed object: b, 300 x 250 px; ")
+    assert missed.all("img")[0].attributes["alt"].startswith("False negative: b, 300 x 250 px; ")
 
 
-def test_without_detections_the_page_says_what_to_do(tmp_path: Path) -> None:
+def test_page_without_detections_names_the_command(tmp_path: Path) -> None:
     page = page_of(tmp_path / "report.html")
     assert "deformable-detr report" in page.text
     sections = [section.attributes["id"] for section in page.all("section")]
@@ -247,7 +247,7 @@ def test_without_detections_the_page_says_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("detected", [False, True])
-def test_a_run_without_records_objects_or_detections_has_a_page(
+def test_run_without_records_objects_or_detections_has_a_page(
     tmp_path: Path, detected: bool
 ) -> None:
     content = {"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
@@ -256,7 +256,7 @@ def test_a_run_without_records_objects_or_detections_has_a_page(
     table = DetectionTable.from_results([result] * detected, seen=[1])
     findings = findings_of(table, tmp_path / "annotations.json")
     page = page_of(tmp_path / "report.html", replace(FACTS, records=[]), findings)
-    assert "Nothing has been recorded" in page.text
+    assert "No records." in page.text
     [classes] = page.by_id("classes").all("table")
     assert cells(classes)[1] == ["a", "-", "-", "0", "0", "1" if detected else "0"]
     assert len(page.all("img")) == detected

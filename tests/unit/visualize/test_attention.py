@@ -12,7 +12,7 @@ from deformable_detr.ops import ms_deform_attn
 from deformable_detr.structures import ModelOutput, Predictions
 from deformable_detr.visualize.attention import (
     AttentionCall,
-    looks_of_best,
+    attention_of_best,
     record_attention,
     record_outputs,
 )
@@ -39,7 +39,7 @@ def _hooked(model: nn.Module) -> list[nn.Module]:
 @pytest.mark.parametrize(
     ("variant", "grad"), [("multi_scale", True), ("refine", False), ("two_stage", False)]
 )
-def test_recording_does_not_change_a_bit_of_the_output(variant: str, grad: bool) -> None:
+def test_recording_keeps_the_output_bitwise_identical(variant: str, grad: bool) -> None:
     model = _detector(variant)
     images = [torch.randn(3, 50, 64), torch.randn(3, 64, 40)]
 
@@ -54,7 +54,7 @@ def test_recording_does_not_change_a_bit_of_the_output(variant: str, grad: bool)
 
 
 @pytest.mark.parametrize("reference_dim", [2, 4])
-def test_what_is_recorded_gives_the_output_of_the_attention(reference_dim: int) -> None:
+def test_recorded_points_and_weights_reproduce_the_output(reference_dim: int) -> None:
     attention = MSDeformAttn(32, num_heads=4, num_levels=2, num_points=3)
     randomize(attention)
     shapes = ((6, 8), (3, 4))
@@ -87,7 +87,7 @@ def test_what_is_recorded_gives_the_output_of_the_attention(reference_dim: int) 
     assert not call.sampling_locations.requires_grad
 
 
-def test_hooks_are_gone_after_an_error() -> None:
+def test_hooks_are_removed_after_an_error() -> None:
     model = _detector("multi_scale")
 
     with pytest.raises(ValueError, match="images"), record_attention(model):
@@ -96,7 +96,7 @@ def test_hooks_are_gone_after_an_error() -> None:
     assert _hooked(model) == []
 
 
-def test_outputs_of_a_kind_of_module_are_recorded_by_name() -> None:
+def test_outputs_of_a_module_class_are_recorded_by_name() -> None:
     fusion = ASFF(32, 3, init="uniform")
     maps = random_maps((32,) * 3, halved_sizes(16, 24, 3))
 
@@ -123,27 +123,27 @@ def _call(Q: int, N: int = 1) -> AttentionCall:
     )
 
 
-def test_the_best_queries_come_first_and_once_each() -> None:
+def test_best_queries_come_first_and_only_once() -> None:
     predictions = _predictions([[0.2, 0.1], [0.8, 0.9], [0.3, 0.5]])
     call = _call(3)
 
-    looks = looks_of_best(predictions, call, 2)
+    attentions = attention_of_best(predictions, call, 2)
 
-    assert [(look.label, round(look.score, 5)) for look in looks] == [(1, 0.9), (1, 0.5)]
-    for look, query in zip(looks, (1, 2), strict=True):
-        assert torch.equal(look.box_cxcywh, predictions.boxes[0, query])
-        assert torch.equal(look.reference_point, call.reference_points[0, query, 0, :2])
-        assert torch.equal(look.points, call.sampling_locations[0, query])
-        assert torch.equal(look.weights, call.attention_weights[0, query])
+    assert [(one.label, round(one.score, 5)) for one in attentions] == [(1, 0.9), (1, 0.5)]
+    for attention, query in zip(attentions, (1, 2), strict=True):
+        assert torch.equal(attention.box_cxcywh, predictions.boxes[0, query])
+        assert torch.equal(attention.reference_point, call.reference_points[0, query, 0, :2])
+        assert torch.equal(attention.points, call.sampling_locations[0, query])
+        assert torch.equal(attention.weights, call.attention_weights[0, query])
 
 
-def test_there_are_no_more_looks_than_queries() -> None:
-    assert len(looks_of_best(_predictions([[0.2], [0.8]]), _call(2), 9)) == 2
+def test_number_of_attentions_is_at_most_the_number_of_queries() -> None:
+    assert len(attention_of_best(_predictions([[0.2], [0.8]]), _call(2), 9)) == 2
 
 
 @pytest.mark.parametrize(("Q", "N"), [(4, 1), (3, 2)])
-def test_a_call_of_other_queries_is_refused(Q: int, N: int) -> None:
+def test_call_of_other_queries_is_rejected(Q: int, N: int) -> None:
     predictions = _predictions([[0.2], [0.8], [0.5]])
 
     with pytest.raises(ValueError, match="predictions and call must be of one image"):
-        looks_of_best(predictions, _call(Q, N), 1)
+        attention_of_best(predictions, _call(Q, N), 1)

@@ -1,4 +1,4 @@
-"""Lines and bars are where their numbers are, in SVG that takes its looks from the page."""
+"""Lines and bars are drawn to scale, in SVG that is styled by the page."""
 
 import re
 from pathlib import Path
@@ -34,13 +34,13 @@ def corners(group: Element) -> list[tuple[float, float]]:
 
 
 def ticks(svg: Element) -> list[str]:
-    """What stands at the axes, the horizontal one first."""
+    """Return the tick labels of the axes, the horizontal one first."""
     texts = [one.all("text")[0].text for one in of_class(svg, "axis") if one.all("text")]
     assert texts
     return texts
 
 
-def test_a_line_is_drawn_to_scale_and_its_markers_say_their_numbers() -> None:
+def test_line_is_drawn_to_scale_and_its_markers_have_texts() -> None:
     lines = [Line("a", [(0, 0), (50, 1), (100, 4)]), Line("b", [(0, 2)]), Line("none", [])]
     chart = line_chart("title", lines, x_label="x", y_label="y", y_range=(0, 4))
     svg = drawn(chart)
@@ -63,7 +63,7 @@ def test_equal_factors_are_equal_steps_of_a_logarithmic_axis() -> None:
     assert {"0.01", "0.1", "1"} < set(ticks(svg))
 
 
-def test_a_long_line_is_averaged_and_the_note_says_so() -> None:
+def test_long_line_is_averaged_with_a_note() -> None:
     points = [(step, step % 2) for step in range(2 * MAX_POINTS)]
     chart = line_chart("title", [Line("a", points)], x_label="", y_label="", y_range=(0, 1))
     assert chart.note == "Each point is the mean of 2 records."
@@ -72,7 +72,7 @@ def test_a_long_line_is_averaged_and_the_note_says_so() -> None:
     assert drawn(chart).all("use") == []
 
 
-def test_more_points_than_markers_are_a_plain_line() -> None:
+def test_long_line_has_no_markers() -> None:
     for count in (MAX_MARKERS, MAX_MARKERS + 1):
         points = [(step, step) for step in range(count)]
         svg = drawn(line_chart("title", [Line("a", points)], x_label="", y_label=""))
@@ -86,7 +86,7 @@ def test_more_points_than_markers_are_a_plain_line() -> None:
     ("points", "x_texts", "y_text"),
     [([(8, 0.5), (10, 0.7)], ["8", "9", "10"], "0.5"), ([(5, 2e-4)], ["5"], "2e-4")],
 )
-def test_ticks_of_steps_are_whole_and_small_numbers_short(
+def test_ticks_of_steps_are_integers_and_small_numbers_are_short(
     points: list[tuple[float, float]], x_texts: list[str], y_text: str
 ) -> None:
     texts = ticks(drawn(line_chart("title", [Line("a", points)], x_label="", y_label="")))
@@ -94,7 +94,7 @@ def test_ticks_of_steps_are_whole_and_small_numbers_short(
     assert y_text in texts[len(x_texts) :]
 
 
-def test_parts_of_a_bar_stand_on_each_other() -> None:
+def test_parts_of_a_bar_are_stacked() -> None:
     stacks = (Stack("few", (1, 0)), Stack("many", (3, 1)))
     chart = Chart("title", "", "", labels=("found", "missed"), stacks=stacks)
     svg = drawn(chart)
@@ -109,7 +109,7 @@ def test_parts_of_a_bar_stand_on_each_other() -> None:
     assert ticks(svg)[:2] == ["few", "many"]
 
 
-def test_the_svg_is_the_same_every_time_and_brings_no_looks_nor_addresses() -> None:
+def test_svg_is_deterministic_without_styles_and_addresses() -> None:
     lines = [Line("<b>&", [(0, 0), (1, 1)])]
     first, other = (line_chart(title, lines, x_label="x", y_label="y") for title in ("1", "2"))
     text = to_svg(first)
@@ -117,10 +117,10 @@ def test_the_svg_is_the_same_every_time_and_brings_no_looks_nor_addresses() -> N
     assert not re.search(r"style|color|font|https?:|url\(|clip|xmlns", text)
     assert "<b>" not in text
     ids = [re.findall(r'id="(\w+)"', to_svg(chart)) for chart in (first, other)]
-    assert len({*ids[0], *ids[1]}) == len(ids[0]) + len(ids[1]) == 2  # a marker each
+    assert len({*ids[0], *ids[1]}) == len(ids[0]) + len(ids[1]) == 2  # one marker per point
 
 
-def test_nothing_to_draw_is_an_empty_chart() -> None:
+def test_chart_without_data_is_empty() -> None:
     nothing = [
         line_chart("title", [Line("a", [])], x_label="", y_label=""),
         line_chart("title", [Line("a", [(1, 0.0)])], x_label="", y_label="", log_y=True),
@@ -130,7 +130,7 @@ def test_nothing_to_draw_is_an_empty_chart() -> None:
     assert all(chart.is_empty for chart in nothing)
 
 
-def test_charts_stand_side_by_side_in_a_picture(tmp_path: Path) -> None:
+def test_charts_are_side_by_side_in_a_picture(tmp_path: Path) -> None:
     lines = [Line("a", [(step, step**0.5) for step in range(50)])]
     chart = line_chart("title", lines, x_label="x", y_label="y")
     empty = line_chart("title", [], x_label="x", y_label="y", log_y=True)

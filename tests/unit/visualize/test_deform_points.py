@@ -16,7 +16,7 @@ from deformable_detr.visualize.deform_points import (
 
 
 def deformable(kernel_size: int = 3, **options: int) -> DeformConv2d:
-    """A deformable convolution whose taps are moved by a cell or so."""
+    """Return a deformable convolution whose taps are moved by about a cell."""
     layer = DeformConv2d(4, 4, kernel_size, **options)
     nn.init.normal_(layer.conv_offset.weight, std=0.3)
     return layer
@@ -29,7 +29,7 @@ def _call(
     return DeformConvCall("conv", offsets, geometry, input_size)
 
 
-def test_without_offsets_the_points_are_the_taps() -> None:
+def test_points_without_offsets_are_the_taps() -> None:
     points = _call(torch.zeros(1, 18, 9, 11)).points((4, 7))
 
     expected = [(x + 0.5, y + 0.5) for y in (3, 4, 5) for x in (6, 7, 8)]
@@ -44,7 +44,7 @@ def test_without_offsets_the_points_are_the_taps() -> None:
     group=st.integers(0, 1),
     seed=st.integers(0, 1000),
 )
-def test_bilinear_samples_at_the_points_give_the_convolution(
+def test_bilinear_samples_at_the_points_reproduce_the_convolution(
     kernel_size: int, stride: int, padding: int, dilation: int, group: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -58,7 +58,7 @@ def test_bilinear_samples_at_the_points_give_the_convolution(
     (call,) = calls
     assert call.output_size == output.shape[2:]
     cell = (output.shape[2] - 1, output.shape[3] // 2)
-    channels = slice(2 * group, 2 * group + 2)  # those that the offset group is for
+    channels = slice(2 * group, 2 * group + 2)  # channels of the offset group
     points = call.points(cell, image=1, group=group)
     # Zeros around the map, so that a point on its edge is blended with zero as in the operator.
     padded = F.pad(features[1:, channels], (9, 9, 9, 9))
@@ -72,7 +72,7 @@ def test_bilinear_samples_at_the_points_give_the_convolution(
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_recording_changes_nothing_and_knows_the_modules(mode: type) -> None:
+def test_recording_keeps_the_output_and_names_the_modules(mode: type) -> None:
     modulated = ModulatedDeformConv2d(4, 4, 3, padding=1, stride=2)
     model = nn.Sequential(deformable(padding=1), nn.ReLU(), modulated)
     features = torch.randn(1, 4, 9, 12)
@@ -93,7 +93,7 @@ def test_recording_changes_nothing_and_knows_the_modules(mode: type) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_hooks_are_gone_after_an_error() -> None:
+def test_hooks_are_removed_after_an_error() -> None:
     model = nn.Sequential(deformable())
 
     with pytest.raises(RuntimeError), record_deform_convs(model):
@@ -102,7 +102,7 @@ def test_hooks_are_gone_after_an_error() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_chain_without_offsets_covers_the_theoretical_receptive_field() -> None:
+def test_chain_without_offsets_covers_the_theoretical_receptive_field() -> None:
     calls = [
         _call(torch.zeros(1, 18, 20, 24), input_size=(20, 24)),
         _call(torch.zeros(1, 18, 10, 12), input_size=(20, 24), stride=(2, 2)),
@@ -116,7 +116,7 @@ def test_a_chain_without_offsets_covers_the_theoretical_receptive_field() -> Non
     assert points.max(dim=0).values.tolist() == [16.5, 14.5]
 
 
-def test_a_chain_follows_the_offsets_of_the_cells_it_comes_to() -> None:
+def test_chain_follows_the_offsets_of_the_cells_it_reaches() -> None:
     last = torch.zeros(1, 18, 9, 11)
     last[:, 1::2] = 2.4  # every tap to the right: from columns 4..6 into the cells of 6..8
     first = torch.zeros(1, 18, 9, 11)
@@ -140,19 +140,19 @@ def test_points_outside_the_map_end_a_chain() -> None:
     assert chained_points([_call(torch.zeros(1, 18, 9, 11)), _call(far)], (4, 5)).shape == (0, 2)
 
 
-def test_layers_that_do_not_follow_are_refused() -> None:
+def test_layers_that_are_not_consecutive_are_rejected() -> None:
     calls = [_call(torch.zeros(1, 18, 5, 6)), _call(torch.zeros(1, 18, 9, 11))]
 
     with pytest.raises(ValueError, match="calls must follow each other, got an output of"):
         chained_points(calls, (4, 5))
 
 
-def test_no_layer_is_refused() -> None:
+def test_empty_chain_is_rejected() -> None:
     with pytest.raises(ValueError, match="calls must hold at least one deformable convolution"):
         chained_points([], (0, 0))
 
 
 @pytest.mark.parametrize("cell", [(9, 0), (0, 11), (-1, 0)])
-def test_a_cell_outside_the_map_is_refused(cell: tuple[int, int]) -> None:
+def test_cell_outside_the_map_is_rejected(cell: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="cell must be within the map of 9 x 11 cells"):
         _call(torch.zeros(1, 18, 9, 11)).points(cell)

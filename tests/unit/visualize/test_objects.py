@@ -15,7 +15,7 @@ from deformable_detr.visualize.objects import (
     side_by_side,
 )
 
-GREY = (90, 90, 90)
+GRAY = (90, 90, 90)
 NAMES = ("cat", "dog")
 
 
@@ -29,20 +29,20 @@ def _detections(*boxes: tuple[float, ...], label: int = 0) -> Detections:
 
 
 def _photo(width: int, height: int) -> Image.Image:
-    return Image.new("RGB", (width, height), GREY)
+    return Image.new("RGB", (width, height), GRAY)
 
 
 def _changed(picture: Image.Image) -> np.ndarray:
-    """(height, width) True where something was drawn."""
-    return (np.asarray(picture) != GREY).any(axis=2)
+    """Return a (height, width) mask of the pixels that were drawn."""
+    return (np.asarray(picture) != GRAY).any(axis=2)
 
 
 def _filled(picture: Image.Image, label: int) -> int:
-    """Pixels of the colour of a class."""
+    """Return the pixels with the color of a class."""
     return int((np.asarray(picture) == class_color(label)).all(axis=2).sum())
 
 
-def test_a_box_is_drawn_where_it_is_in_the_colour_of_its_class() -> None:
+def test_box_is_drawn_at_its_place_in_the_color_of_its_class() -> None:
     photo = _photo(1000, 800)
 
     drawn = _changed(draw_detections(photo, _detections((300, 200, 700, 600)), NAMES))
@@ -53,10 +53,10 @@ def test_a_box_is_drawn_where_it_is_in_the_colour_of_its_class() -> None:
     assert not drawn[400, 320:680].any()
     assert not drawn[:, :299].any()
     assert not drawn[:, 702:].any()
-    assert (np.asarray(photo) == GREY).all(), "the photo itself must not change"
+    assert (np.asarray(photo) == GRAY).all(), "the image itself must not change"
 
 
-def test_a_small_photo_is_enlarged_by_a_whole_factor() -> None:
+def test_small_image_is_enlarged_by_an_integer_factor() -> None:
     picture = draw_detections(_photo(256, 200), _detections((64, 50, 192, 150)), NAMES)
 
     factor = picture.width // 256
@@ -65,7 +65,7 @@ def test_a_small_photo_is_enlarged_by_a_whole_factor() -> None:
     assert _changed(picture)[100 * factor, 64 * factor]
 
 
-def test_a_large_photo_keeps_its_size_and_gets_thicker_lines_and_larger_text() -> None:
+def test_large_image_keeps_its_size_and_has_thicker_lines_and_larger_text() -> None:
     def line_and_label(scale: int) -> tuple[int, int]:
         box = tuple(100.0 * scale * corner for corner in (3, 3, 7, 7))
         photo = _photo(1000 * scale, 1000 * scale)
@@ -83,7 +83,7 @@ def test_a_large_photo_keeps_its_size_and_gets_thicker_lines_and_larger_text() -
 @pytest.mark.parametrize(
     "box", [(0, 0, 40, 40), (950, 0, 1000, 30), (960, 770, 1000, 800), (-50, -50, 1200, 900)]
 )
-def test_the_label_of_a_box_at_an_edge_stays_in_the_picture(box: tuple[float, ...]) -> None:
+def test_label_of_a_box_at_an_edge_is_inside_the_picture(box: tuple[float, ...]) -> None:
     def plate_area(corners: tuple[float, ...]) -> int:
         found = _detections(corners, label=1)
         photo = _photo(1000, 800)
@@ -99,7 +99,7 @@ def test_boxes_outside_the_picture_or_without_extent_do_not_fail() -> None:
     assert _changed(draw_detections(_photo(1000, 800), _detections(*boxes), NAMES)).any()
 
 
-def test_scores_of_one_crowded_class_are_left_out() -> None:
+def test_scores_of_one_crowded_class_are_omitted() -> None:
     few = _detections((300, 300, 340, 340))
     many = _detections(
         *((x, y, x + 9.0, y + 9) for x in range(0, 990, 40) for y in range(0, 990, 40))
@@ -114,19 +114,19 @@ def test_scores_of_one_crowded_class_are_left_out() -> None:
     assert not lines_only(few)
 
 
-def test_nothing_found_leaves_the_photo_as_it_is() -> None:
+def test_no_detections_leave_the_image_unchanged() -> None:
     assert not _changed(draw_detections(_photo(1000, 800), _detections(), NAMES)).any()
 
 
-def test_neighbouring_classes_have_distinct_and_stable_colours() -> None:
-    colours = [class_color(label) for label in range(12)]
+def test_neighboring_classes_have_distinct_and_stable_colors() -> None:
+    colors = [class_color(label) for label in range(12)]
 
     assert class_color(0) == (255, 181, 38)
-    for first, second in combinations(colours, 2):
+    for first, second in combinations(colors, 2):
         assert sum(abs(a - b) for a, b in zip(first, second, strict=True)) > 40
 
 
-def test_pictures_stand_side_by_side_below_their_captions() -> None:
+def test_pictures_are_side_by_side_below_their_captions() -> None:
     left, right = Image.new("RGB", (300, 200), "red"), Image.new("RGB", (300, 200), "blue")
 
     row = side_by_side([left, right], ["annotated", "detected"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from deformable_detr.visualize.attention import QueryLook
+from deformable_detr.visualize.attention import QueryAttention
 from deformable_detr.visualize.pictures import (
     HIGHLIGHT,
     draw_deform_points,
@@ -14,30 +14,30 @@ from deformable_detr.visualize.pictures import (
 )
 from deformable_detr.visualize.receptive_field import ReceptiveField
 
-GREY = (90, 90, 90)
+GRAY = (90, 90, 90)
 Mask = npt.NDArray[np.bool_]
 
 
 def _photo(width: int = 400, height: int = 300) -> Image.Image:
-    return Image.new("RGB", (width, height), GREY)
+    return Image.new("RGB", (width, height), GRAY)
 
 
-def _near(picture: Image.Image, colour: tuple[int, ...], tolerance: int = 40) -> Mask:
-    """(height, width) True at pixels of about a colour."""
-    difference = np.asarray(picture).astype(int) - np.array(colour)
+def _near(picture: Image.Image, color: tuple[int, ...], tolerance: int = 40) -> Mask:
+    """Return a (height, width) mask of pixels near a color."""
+    difference = np.asarray(picture).astype(int) - np.array(color)
     return (np.abs(difference) <= tolerance).all(axis=2)
 
 
 def _photo_box(picture: Image.Image) -> tuple[int, int, int, int]:
-    """Where the grey photo is in the picture: left, top, right, bottom."""
-    grey = _near(picture, GREY, 2)
-    rows = np.flatnonzero(grey.mean(axis=1) > 0.3)
-    columns = np.flatnonzero(grey.mean(axis=0) > 0.3)
+    """Return the place of the gray image in the picture: left, top, right, bottom."""
+    gray = _near(picture, GRAY, 2)
+    rows = np.flatnonzero(gray.mean(axis=1) > 0.3)
+    columns = np.flatnonzero(gray.mean(axis=0) > 0.3)
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
 def _places(mask: Mask, picture: Image.Image) -> tuple[float, float, float, float]:
-    """Extent of a mask, relative to the photo: left, top, right, bottom."""
+    """Return the extent of a mask relative to the image: left, top, right, bottom."""
     left, top, right, bottom = _photo_box(picture)
     rows, columns = np.nonzero(mask[top:bottom, left:right])
     width, height = right - left, bottom - top
@@ -49,8 +49,8 @@ def _places(mask: Mask, picture: Image.Image) -> tuple[float, float, float, floa
     )
 
 
-def _look(points: torch.Tensor, weights: torch.Tensor) -> QueryLook:
-    return QueryLook(
+def _attention(points: torch.Tensor, weights: torch.Tensor) -> QueryAttention:
+    return QueryAttention(
         label=1,
         score=0.8,
         box_cxcywh=torch.tensor([0.5, 0.5, 0.4, 0.6]),
@@ -60,21 +60,21 @@ def _look(points: torch.Tensor, weights: torch.Tensor) -> QueryLook:
     )
 
 
-def test_a_query_is_drawn_with_its_box_where_that_is() -> None:
-    look = _look(torch.full((2, 1, 2, 2), 0.5), torch.full((2, 1, 2), 0.5))
+def test_query_is_drawn_with_its_box() -> None:
+    attention = _attention(torch.full((2, 1, 2, 2), 0.5), torch.full((2, 1, 2), 0.5))
 
-    picture = draw_query(_photo(), look, ("cat", "dog"))
+    picture = draw_query(_photo(), attention, ("cat", "dog"))
 
     box = _places(_near(picture, ImageColor.getrgb(HIGHLIGHT)), picture)
     assert box == pytest.approx((0.3, 0.2, 0.7, 0.8), abs=0.01)
 
 
-def test_the_heaviest_point_is_drawn_in_the_brightest_colour_where_it_lies() -> None:
+def test_point_of_the_largest_weight_is_drawn_in_the_brightest_color() -> None:
     points = torch.full((1, 1, 4, 2), 0.1)
     points[0, 0, 2] = torch.tensor([0.9, 0.85])
     weights = torch.tensor([[[0.0, 0.02, 0.97, 0.01]]])
 
-    picture = draw_query(_photo(), _look(points, weights), ("cat", "dog"))
+    picture = draw_query(_photo(), _attention(points, weights), ("cat", "dog"))
 
     left, top, right, bottom = _places(_near(picture, (240, 249, 33), 10), picture)
     assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((0.9, 0.85), abs=0.01)
@@ -83,11 +83,11 @@ def test_the_heaviest_point_is_drawn_in_the_brightest_colour_where_it_lies() -> 
     assert dark[3] < 0.2
 
 
-def test_points_outside_the_photo_are_not_drawn_on_it() -> None:
+def test_points_outside_the_image_are_not_drawn() -> None:
     weights = torch.full((1, 1, 2), 0.5)
 
-    outside = draw_query(_photo(), _look(torch.full((1, 1, 2, 2), 1.5), weights), ("a", "b"))
-    inside = draw_query(_photo(), _look(torch.full((1, 1, 2, 2), 0.2), weights), ("a", "b"))
+    outside = draw_query(_photo(), _attention(torch.full((1, 1, 2, 2), 1.5), weights), ("a", "b"))
+    inside = draw_query(_photo(), _attention(torch.full((1, 1, 2, 2), 0.2), weights), ("a", "b"))
 
     left, top, right, bottom = _photo_box(inside)
     region = (slice(top + 80, bottom), slice(left, right))  # below the legend
@@ -95,7 +95,7 @@ def test_points_outside_the_photo_are_not_drawn_on_it() -> None:
     assert not _near(outside, (240, 249, 33), 10)[region].any()
 
 
-def test_a_receptive_field_is_drawn_where_it_is() -> None:
+def test_receptive_field_is_drawn_at_its_place() -> None:
     strength = torch.zeros(60, 80, dtype=torch.float64)
     strength[45:48, 60:64] = 2.0
     field = ReceptiveField("backbone.body.3", (3, 4), (8, 10), strength)
@@ -108,14 +108,14 @@ def test_a_receptive_field_is_drawn_where_it_is() -> None:
     assert squares == pytest.approx((60 / 80, 44.5 / 60, 64 / 80, 48.5 / 60), abs=0.01)
 
 
-def test_level_weights_have_a_row_a_target_and_a_column_a_source() -> None:
+def test_level_weights_have_one_row_per_target_and_one_column_per_source() -> None:
     weights = [torch.zeros(3, 8 >> level, 8 >> level) for level in range(3)]
     for target, source in ((0, 1), (1, 2), (2, 0)):
         weights[target][source] = 1.0
 
     picture = np.asarray(draw_level_weights(_photo(), weights)).astype(int)
 
-    height, width = picture.shape[0], picture.shape[1] * 0.86  # without the scale of colours
+    height, width = picture.shape[0], picture.shape[1] * 0.86  # without the colorbar
     for target in range(3):
         for source in range(3):
             row, column = round((target + 0.55) * height / 3), round((source + 0.5) * width / 3)
@@ -124,7 +124,7 @@ def test_level_weights_have_a_row_a_target_and_a_column_a_source() -> None:
             assert is_yellow == ((target, source) in {(0, 1), (1, 2), (2, 0)}), (target, source)
 
 
-def test_deformable_points_are_drawn_where_they_are() -> None:
+def test_deformable_points_are_drawn_at_their_places() -> None:
     points = torch.tensor([[0.25, 0.3], [0.4, 0.6]])
 
     picture = draw_deform_points(_photo(), points, (0.75, 0.5), "layer")
@@ -135,7 +135,7 @@ def test_deformable_points_are_drawn_where_they_are() -> None:
     assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((0.75, 0.5), abs=0.005)
 
 
-def test_no_deformable_points_leave_the_photo_with_its_cross() -> None:
+def test_without_deformable_points_only_the_cross_is_drawn() -> None:
     picture = draw_deform_points(_photo(), torch.zeros(0, 2), (0.5, 0.5), "layer")
 
     assert not _near(picture, (255, 0, 0), 30).any()

@@ -11,7 +11,7 @@ from deformable_detr.visualize.receptive_field import (
 
 
 def _box_filters(count: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-    """Means of 3x3 pixels, each colour by itself, in float64."""
+    """Return means of 3x3 pixels, per color channel, in float64."""
     layers = nn.Sequential(
         *(
             nn.Conv2d(
@@ -60,7 +60,7 @@ def test_strides_and_dilation_widen_the_reach() -> None:
     assert int((dilated.strength > 0).sum()) == 25
 
 
-def test_a_random_network_agrees_with_finite_differences() -> None:
+def test_random_network_agrees_with_finite_differences() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 4, 3, stride=2), nn.Tanh()
     )
@@ -83,7 +83,7 @@ def test_a_random_network_agrees_with_finite_differences() -> None:
     assert (field.strength - expected).abs().max() < 1e-8
 
 
-def test_a_deformable_detector_is_looked_into_by_names_of_its_layers() -> None:
+def test_layers_of_a_deformable_detector_are_found_by_name() -> None:
     model = small_detector("multi_scale").eval()
 
     field = effective_receptive_field(model, torch.randn(1, 3, 64, 96), "neck.projections.1")
@@ -96,7 +96,7 @@ def test_a_deformable_detector_is_looked_into_by_names_of_its_layers() -> None:
     assert not model.neck.projections[1]._forward_hooks
 
 
-def test_what_comes_after_the_layer_does_not_run() -> None:
+def test_layers_after_the_given_one_do_not_run() -> None:
     class Fails(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             raise AssertionError
@@ -106,7 +106,7 @@ def test_what_comes_after_the_layer_does_not_run() -> None:
     assert effective_receptive_field(model, _images(1, 5, 5), "0").reach() == (3, 3)
 
 
-def test_it_works_where_gradients_are_off() -> None:
+def test_field_is_computed_under_no_grad() -> None:
     with torch.no_grad():
         field = effective_receptive_field(_box_filters(1), _images(1, 5, 5), "0")
 
@@ -117,7 +117,7 @@ def test_it_works_where_gradients_are_off() -> None:
     ("share", "side"),
     [(9 / 81, 1), (10 / 81, 3), (0.5, 3), (49 / 81, 3), (50 / 81, 5), (0.95, 5), (1.0, 5)],
 )
-def test_the_energy_square_of_two_box_filters(share: float, side: int) -> None:
+def test_energy_square_of_two_box_filters(share: float, side: int) -> None:
     # Shares of 1, 3 and 5 pixels around the middle of the profile: 9, 49 and 81 of 81.
     field = effective_receptive_field(_box_filters(2), _images(1, 13, 17), "1")
 
@@ -126,7 +126,7 @@ def test_the_energy_square_of_two_box_filters(share: float, side: int) -> None:
     )
 
 
-def test_the_energy_square_lies_where_the_strength_is() -> None:
+def test_energy_square_is_centered_on_the_strength() -> None:
     strength = torch.zeros(20, 30, dtype=torch.float64)
     strength[3, 24:26] = 1.0
 
@@ -135,7 +135,7 @@ def test_the_energy_square_lies_where_the_strength_is() -> None:
     assert square == pytest.approx((24, 2.5, 26, 4.5))
 
 
-def test_a_cell_that_depends_on_nothing_has_no_square() -> None:
+def test_cell_without_dependence_has_no_square() -> None:
     field = ReceptiveField("layer", (0, 0), (1, 1), torch.zeros(4, 4, dtype=torch.float64))
 
     assert field.reach() == (0, 0)
@@ -144,32 +144,32 @@ def test_a_cell_that_depends_on_nothing_has_no_square() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.1])
-def test_a_share_out_of_range_is_refused(share: float) -> None:
+def test_share_out_of_range_is_rejected(share: float) -> None:
     field = ReceptiveField("layer", (0, 0), (1, 1), torch.ones(4, 4, dtype=torch.float64))
 
     with pytest.raises(ValueError, match="share must be above 0 and at most 1"):
         field.energy_square(share)
 
 
-def test_a_training_model_is_refused() -> None:
+def test_model_in_training_mode_is_rejected() -> None:
     with pytest.raises(ValueError, match="model must be in eval mode"):
         effective_receptive_field(_box_filters(1).train(), _images(1, 5, 5), "0")
 
 
 @pytest.mark.parametrize("cell", [(5, 0), (0, -1)])
-def test_a_cell_outside_the_map_is_refused(cell: tuple[int, int]) -> None:
+def test_cell_outside_the_map_is_rejected(cell: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="cell must be within the map of 5 x 7 cells of layer 0"):
         effective_receptive_field(_box_filters(1), _images(1, 5, 7), "0", cell=cell)
 
 
-def test_a_layer_without_a_map_is_refused() -> None:
+def test_layer_without_a_map_is_rejected() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()).double().eval()
 
     with pytest.raises(ValueError, match=r"layer 1 must return a map .*, got a tensor of shape"):
         effective_receptive_field(model, _images(1, 5, 5), "1")
 
 
-def test_a_layer_that_does_not_run_is_refused() -> None:
+def test_layer_that_does_not_run_is_rejected() -> None:
     model = _box_filters(1)
     model[0].add_module("idle", nn.Identity())
 
@@ -185,7 +185,7 @@ def test_a_layer_that_does_not_run_is_refused() -> None:
         ("", "neck"),
     ],
 )
-def test_an_unknown_layer_is_answered_with_the_nearest(name: str, nearest: str) -> None:
+def test_error_of_an_unknown_layer_suggests_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(ValueError, match="layer must be a module of the model, got") as error:
         find_layer(small_detector("multi_scale"), name)
 

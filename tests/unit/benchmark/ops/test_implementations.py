@@ -22,14 +22,14 @@ def names(found: list[Implementation]) -> set[str]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_all_that_can_run_here_compute_the_same(dtype: torch.dtype) -> None:
+def test_available_implementations_agree(dtype: torch.dtype) -> None:
     found, _ = find_implementations("cpu", dtype)
     workload = make_workload(SMALL)
 
     check_agreement([BoundImplementation(implementation, workload) for implementation in found])
 
 
-def test_what_computes_something_else_is_not_timed() -> None:
+def test_implementation_that_disagrees_is_not_timed() -> None:
     def wrong(value: Tensor, *others: object) -> Tensor:
         return ms_deform_attn_core_pytorch(value, *others) + 1e-3  # type: ignore[arg-type]
 
@@ -43,7 +43,7 @@ def test_what_computes_something_else_is_not_timed() -> None:
         check_agreement(bound)
 
 
-def test_not_a_number_is_no_agreement() -> None:
+def test_nan_is_a_disagreement() -> None:
     workload = make_workload(SMALL)
 
     def broken(value: Tensor, *others: object) -> Tensor:
@@ -58,7 +58,7 @@ def test_not_a_number_is_no_agreement() -> None:
         check_agreement(bound)
 
 
-def test_a_missing_library_is_missing_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(implementations.importlib.util, "find_spec", lambda name: None)
 
     found, missing = find_implementations("cpu", torch.float32)
@@ -67,7 +67,9 @@ def test_a_missing_library_is_missing_with_a_remedy(monkeypatch: pytest.MonkeyPa
     assert missing[TRANSFORMERS] == "it is not installed; pip install transformers"
 
 
-def test_native_is_there_exactly_if_its_back_end_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_is_found_exactly_if_its_backend_is_available(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     reason = available_backends("cpu")["native"]
     found, missing = find_implementations("cpu", torch.float32)
     assert missing.get("native", "") == reason
@@ -91,7 +93,7 @@ def test_low_precision_has_no_second_row_in_bfloat16() -> None:
     assert TRANSFORMERS in missing
 
 
-def test_backward_gives_the_gradients_of_value_points_and_weights() -> None:
+def test_backward_computes_gradients_of_value_points_and_weights() -> None:
     workload = make_workload(SMALL)
     gradients = {}
     for implementation in find_implementations("cpu", torch.float32)[0]:
@@ -112,7 +114,7 @@ def test_backward_gives_the_gradients_of_value_points_and_weights() -> None:
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_as_many_calls_are_prepared_as_are_asked_for(direction: str) -> None:
+def test_requested_number_of_calls_is_prepared(direction: str) -> None:
     made = []
 
     def function(value: Tensor, *others: object) -> Tensor:
@@ -125,7 +127,7 @@ def test_as_many_calls_are_prepared_as_are_asked_for(direction: str) -> None:
     calls = bound.prepare(direction, 3)  # type: ignore[arg-type]
 
     assert len(calls) == 3
-    # One to settle; then a graph for each backward, and nothing yet for a forward.
+    # One warm-up call; then one graph per backward call, and none for forward.
     assert made == ([False] if direction == "forward" else [True] * 4)
     for call in calls:
         call()

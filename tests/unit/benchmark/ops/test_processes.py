@@ -14,7 +14,7 @@ from deformable_detr.benchmark.ops.workload import DIRECTIONS, Shape
 TINY = Shape("tiny", ((4, 6), (2, 3)), M=2, D=4, P=2)
 
 
-def test_the_allocators_differ_in_what_glibc_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allocators_differ_in_glibc_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1")
     default, warm = environment_of("default"), environment_of("warm")
@@ -30,7 +30,7 @@ def test_the_allocators_differ_in_what_glibc_keeps(monkeypatch: pytest.MonkeyPat
         assert environment["GOMP_SPINCOUNT"] == "0"
 
 
-def test_a_job_is_done_in_a_child_and_its_answer_comes_back() -> None:
+def test_job_runs_in_a_child_and_returns_its_result() -> None:
     progress: list[str] = []
     job = TimingJob(
         "cpu", "float32", (TINY,), rounds=2, implementations=(REFERENCE, REFERENCE_MODULE)
@@ -50,8 +50,10 @@ def test_a_job_is_done_in_a_child_and_its_answer_comes_back() -> None:
     assert "round 2 of 2: reference, tiny, backward" in progress
 
 
-def test_a_job_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # A checkout in the present folder is not what measures.
+def test_error_of_a_failed_job_has_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # A checkout in the working directory is not used.
     (tmp_path / "deformable_detr").mkdir()
     (tmp_path / "deformable_detr" / "__init__.py").write_text("raise RuntimeError('another one')")
     monkeypatch.chdir(tmp_path)
@@ -63,16 +65,16 @@ def test_a_job_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         run_job(job, Limits, report=lambda text: None)
 
 
-def test_a_process_that_is_killed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the kernel does where memory is short."""
+def test_error_names_the_signal_that_killed_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel kills processes like this when memory is short."""
     source = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     monkeypatch.setattr(processes, "_COMMAND", (*processes._COMMAND[:1], "-c", source))
 
-    with pytest.raises(RuntimeError, match=r"was ended by SIGKILL: it said nothing"):
+    with pytest.raises(RuntimeError, match=r"was ended by SIGKILL: no error output"):
         run_job(LimitsJob("cpu"), Limits, report=lambda text: None)
 
 
-def test_no_child_outlives_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_ends_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
     source = (
         "import json, os, time\n"
         "print(json.dumps({'progress': str(os.getpid())}), flush=True)\n"

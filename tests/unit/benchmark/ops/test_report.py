@@ -25,7 +25,7 @@ def printed(report: Report) -> str:
     return console.file.getvalue()
 
 
-def test_the_record_has_these_keys_and_survives_json() -> None:
+def test_record_has_these_keys_and_survives_json() -> None:
     report = make_report()
     record = json.loads(json.dumps(as_record(report)))
 
@@ -68,7 +68,7 @@ def test_the_record_has_these_keys_and_survives_json() -> None:
     assert record["shapes"][0]["samples"] == 2_281_088
 
 
-def test_the_record_holds_the_measured_figures() -> None:
+def test_record_holds_the_measurements() -> None:
     record = as_record(make_report())
     native = next(
         one
@@ -85,7 +85,7 @@ def test_the_record_holds_the_measured_figures() -> None:
     assert native["share_of_arithmetic_limit"] == pytest.approx(583.958528 / 200 / 5)
 
 
-def test_the_tables_fit_into_a_hundred_columns_and_lose_nothing() -> None:
+def test_tables_fit_into_a_hundred_columns_without_truncation() -> None:
     text = printed(make_report(reference=3456.0, native=3.14))
 
     assert max(map(len, text.splitlines())) <= WIDTH
@@ -103,7 +103,7 @@ def test_the_tables_fit_into_a_hundred_columns_and_lose_nothing() -> None:
     ):
         assert word in text
     remarks = " ".join(text.split())
-    assert "two images cost native 2.00 times one" in remarks
+    assert "two images take native 2.00 times the time of one" in remarks
     assert (
         "encoder, forward: native bfloat16 / reference bfloat16: 77.8x (default), 77.8x (warm)"
     ) in remarks
@@ -125,7 +125,7 @@ def test_missing_implementations_are_named_with_the_reason() -> None:
     assert "reference only" in text
 
 
-def test_no_gpu_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpu_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite.torch.cuda, "is_available", lambda: False)
 
     with pytest.raises(RuntimeError, match=r"found none; choose --device cpu$"):
@@ -144,7 +144,7 @@ def test_only_glibc_has_two_allocators(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "which this system does not have" in " ".join(printed(report).split())
 
 
-def test_every_measurement_of_a_plan_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_measurement_of_a_plan_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make_report()
     jobs = []
 
@@ -168,7 +168,7 @@ def test_every_measurement_of_a_plan_is_asked_for_once(monkeypatch: pytest.Monke
     assert len(report.timings["warm"]) == 2
 
 
-def test_a_busy_machine_is_warned_about_above_the_tables() -> None:
+def test_warning_of_a_busy_machine_is_above_the_tables() -> None:
     report = dataclasses.replace(make_report(), machine=make_machine(busy_cores=1.5))
 
     text = printed(report)

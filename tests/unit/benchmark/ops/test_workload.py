@@ -13,7 +13,7 @@ from deformable_detr.ops.ms_deformable_attention.reference import sampling_locat
 SMALL = Shape("small", ((4, 6), (2, 3)), M=2, D=3, P=2)
 
 
-def test_the_encoder_has_the_published_size() -> None:
+def test_encoder_has_the_published_size() -> None:
     assert (ENCODER.N, ENCODER.M, ENCODER.D, ENCODER.L, ENCODER.P) == (1, 8, 32, 4, 4)
     assert ENCODER.S == ENCODER.num_queries == 17_821
     assert ENCODER.samples == 2_281_088
@@ -21,13 +21,13 @@ def test_the_encoder_has_the_published_size() -> None:
     assert ENCODER.flop("backward") == 2 * ENCODER.flop("forward")
 
 
-def test_the_other_shapes_differ_in_one_number() -> None:
+def test_other_shapes_differ_in_one_number() -> None:
     assert (DECODER.num_queries, DECODER.samples) == (300, 38_400)
     assert ENCODER_PAIR.samples == 2 * ENCODER.samples
 
 
-def test_the_encoder_moves_the_bytes_of_its_tensors() -> None:
-    """Nearly every cell is touched, so forward moves value, points, weights and output once."""
+def test_encoder_moves_the_bytes_of_its_tensors() -> None:
+    """Nearly all cells are touched, so forward moves value, points, weights and output once."""
     workload = make_workload(ENCODER)
     tensors = (workload.value, workload.sampling_locations, workload.attention_weights)
     inputs = sum(tensor.numel() * 4 for tensor in tensors)
@@ -56,7 +56,7 @@ def test_offsets_have_the_stated_spread_in_every_level() -> None:
         assert float(offsets[..., level, :, :].std()) == pytest.approx(3.0, rel=0.01)
 
 
-def test_both_forms_of_the_operator_get_the_same_points_and_weights() -> None:
+def test_both_forms_of_the_operator_have_the_same_points_and_weights() -> None:
     workload = make_workload(SMALL)
 
     expected = sampling_locations(
@@ -68,7 +68,7 @@ def test_both_forms_of_the_operator_get_the_same_points_and_weights() -> None:
     )
 
 
-def test_encoder_queries_stand_on_the_centers_of_the_cells() -> None:
+def test_encoder_queries_are_at_cell_centers() -> None:
     references = make_workload(SMALL).reference_points
 
     assert references.shape == (1, 24 + 6, 2, 2)
@@ -94,7 +94,7 @@ def test_touched_rows_are_those_with_a_gradient() -> None:
     assert 0 < workload.touched_rows < value.grad[..., 0].numel()
 
 
-def test_workloads_are_the_same_every_time() -> None:
+def test_workloads_are_deterministic() -> None:
     first, second = make_workload(SMALL), make_workload(SMALL)
 
     assert torch.equal(first.value, second.value)
