@@ -184,8 +184,14 @@ def test_what_a_file_does_not_tell_is_said(
         Detector.from_checkpoint(tmp_path / "one.pth", device="cpu")
         Detector.from_checkpoint(tmp_path / "two.pth", device="cpu")
 
-    assert "one.pth does not tell backbone.dilation: false" in caplog.messages[0]
-    assert "two.pth does not tell queries.num_queries: 300" in caplog.messages[1]
+    assert (
+        "one.pth does not determine all settings; assumed: backbone.dilation: false"
+        in caplog.messages[0]
+    )
+    assert (
+        "two.pth does not determine all settings; assumed: queries.num_queries: 300"
+        in caplog.messages[1]
+    )
 
 
 def test_heads_that_cannot_be_told_from_points_are_asked_for(tmp_path: Path) -> None:
