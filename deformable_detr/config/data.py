@@ -62,7 +62,8 @@ class ZoomCropAugmentationConfig(FrozenModel):
     """Maximum relative change of brightness, contrast and saturation; 0 for none."""
 
     soften: Probability = 0.0
-    """Probability of blurring a crop as a camera of lower resolution would."""
+    """Probability of resizing a crop down and back, which makes it as soft as from a camera of
+    lower resolution."""
 
     @model_validator(mode="after")
     def _check(self) -> "ZoomCropAugmentationConfig":

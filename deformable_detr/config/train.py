@@ -144,9 +144,10 @@ class TrainConfig(FrozenModel):
     a CPU, results are reproducible without it."""
 
     freeze: tuple[Literal["backbone", "backbone_sampling", "sampling", "default"], ...] = ()
-    """Roles of parameters that are not trained; the statistics of their norms are frozen too.
-    `sampling`: layers that predict sampling offsets and reference points; `backbone_sampling`:
-    offset generators in the backbone."""
+    """Roles of parameters that are not trained; modules with no other parameters stay in eval
+    mode, so that their norm statistics are fixed and they have no dropout. `sampling`: layers that
+    predict sampling offsets and reference points; `backbone_sampling`: offset generators in the
+    backbone."""
 
     seed: int = Field(42, ge=0)
     """Seed of initial weights, sample order, augmentation and dropout."""
