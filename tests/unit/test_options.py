@@ -1,4 +1,4 @@
-"""Every option below the builders is set by a builder, or listed with a reason."""
+"""Options below the builders: each is set by a builder, or listed here with a reason."""
 
 import ast
 from pathlib import Path
