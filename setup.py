@@ -1,7 +1,7 @@
-"""Compiles `ops/src` and puts `configs/` into the wheel; everything else is in pyproject.toml.
+"""Build script: compile `ops/src` and add `configs/` to the wheel; the rest is in pyproject.toml.
 
-`DEFORMABLE_DETR_NATIVE` says what to compile: `auto` (CPU where there is a C++ compiler, CUDA where
-there is an nvcc that fits torch), `cuda`, `cpu` or `none`. `TORCH_CUDA_ARCH_LIST` is honoured.
+`DEFORMABLE_DETR_NATIVE` selects what to compile: `auto` (CPU if there is a C++ compiler, CUDA if
+there is an nvcc that matches torch), `cuda`, `cpu` or `none`. `TORCH_CUDA_ARCH_LIST` is honored.
 """
 
 import os
@@ -21,10 +21,10 @@ CONFIGS = ROOT / "configs"
 SOURCES = ROOT / "ops" / "src"
 
 CHOICES = ("auto", "cuda", "cpu", "none")
-# The oldest Python and torch whose stable interfaces the one binary is written for.
+# Oldest Python and torch whose stable ABIs the binary is built for.
 WHEEL_TAG = "cp310"
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10
-# One architecture for every generation of instructions; the others of a generation run its code.
+# One architecture per generation; binaries also run on the other GPUs of the generation.
 CUDA_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "110", "120")
 
 PURE_COST = (
@@ -35,18 +35,18 @@ PURE_COST = (
 
 @dataclass(frozen=True)
 class Toolchain:
-    """The tools of the machine: None stands for one that is not there."""
+    """Tools of the machine; None for a missing one."""
 
     compiler: str | None
     nvcc: Path | None
-    nvcc_major: int | None  # None, too, if it does not run
-    torch_cuda: str | None  # the CUDA that torch was built with, "13.0"
-    cuda_runtime: Path | None  # the folder of the static CUDA runtime
+    nvcc_major: int | None  # also None if nvcc does not run
+    torch_cuda: str | None  # CUDA version that torch was built with, such as "13.0"
+    cuda_runtime: Path | None  # folder of the static CUDA runtime
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Parts that will be compiled, and what the person who installs should know of it."""
+    """Parts to compile, and a note for the user who installs."""
 
     cpu: bool
     cuda: bool
@@ -54,13 +54,13 @@ class Plan:
 
 
 def cuda_obstacle(toolchain: Toolchain) -> str:
-    """Why the CUDA kernels cannot be compiled; "" if they can."""
+    """Return the reason why the CUDA kernels cannot be compiled; "" if they can."""
     if toolchain.nvcc is None:
         return "nvcc was not found on PATH or in CUDA_HOME"
     if toolchain.torch_cuda is None:
         return f"{toolchain.nvcc} was found, but torch is built without CUDA"
     if toolchain.nvcc_major is None:
-        return f"{toolchain.nvcc} was found, but does not tell its version; does it run?"
+        return f"{toolchain.nvcc} was found, but does not report its version; does it run?"
     if toolchain.nvcc_major != int(toolchain.torch_cuda.split(".")[0]):
         return (
             f"the major version of CUDA must be that of torch, {toolchain.torch_cuda}, "
@@ -75,12 +75,12 @@ def decide(choice: str, toolchain: Toolchain) -> Plan:
     """Choose what to compile.
 
     Raises:
-        RuntimeError: what was asked for by name cannot be compiled here.
+        RuntimeError: an explicit choice cannot be compiled on this machine.
     """
     if choice not in CHOICES:
         raise RuntimeError(f"DEFORMABLE_DETR_NATIVE must be one of {CHOICES}, got {choice!r}")
     if choice == "none":
-        return Plan(cpu=False, cuda=False, note=f"as DEFORMABLE_DETR_NATIVE=none says, {PURE_COST}")
+        return Plan(cpu=False, cuda=False, note=f"with DEFORMABLE_DETR_NATIVE=none {PURE_COST}")
     if toolchain.compiler is None:
         if choice == "auto":
             return Plan(cpu=False, cuda=False, note=f"{_no_compiler()}; {PURE_COST}")
@@ -103,7 +103,7 @@ def _no_compiler() -> str:
 
 
 def find_toolchain() -> Toolchain:
-    """Look for compilers; torch must be installed.
+    """Find the compilers; torch must be installed.
 
     Raises:
         RuntimeError: torch is missing.
@@ -129,7 +129,7 @@ def find_toolchain() -> Toolchain:
 
 
 def nvcc_major_version(nvcc: Path) -> int | None:
-    """Major version that an nvcc reports, or None if it does not run."""
+    """Return the major version of an nvcc, or None if it does not run."""
     try:
         version = re.search(r"release (\d+)\.", output_of(nvcc, "--version"))
     except (OSError, subprocess.CalledProcessError):
@@ -138,14 +138,14 @@ def nvcc_major_version(nvcc: Path) -> int | None:
 
 
 def output_of(program: Path, *arguments: str) -> str:
-    """Standard output of a program."""
+    """Return the standard output of a program."""
     return subprocess.run(
         [program, *arguments], check=True, capture_output=True, text=True, encoding="utf-8"
     ).stdout
 
 
 def find_cuda_runtime(nvcc: Path | None, site_packages: Path) -> Path | None:
-    """The folder with the static CUDA runtime: the toolkit's, else that of torch's own packages."""
+    """Find the folder of the static CUDA runtime: in the toolkit, else in torch's packages."""
     if nvcc is None:
         return None
     name = "cudart_static.lib" if sys.platform == "win32" else "libcudart_static.a"
@@ -156,10 +156,10 @@ def find_cuda_runtime(nvcc: Path | None, site_packages: Path) -> Path | None:
 
 
 def cuda_architecture_flags(nvcc: Path) -> list[str]:
-    """The -gencode flags: of `TORCH_CUDA_ARCH_LIST`, else of all our architectures nvcc knows.
+    """Return -gencode flags for `TORCH_CUDA_ARCH_LIST`, else for `CUDA_ARCHITECTURES` nvcc knows.
 
     Raises:
-        RuntimeError: the list names no architecture that torch knows.
+        RuntimeError: the list has an architecture that torch does not know.
     """
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
     if listed:
@@ -181,7 +181,7 @@ def cuda_architecture_flags(nvcc: Path) -> list[str]:
 
 
 def native_extension(plan: Plan, toolchain: Toolchain) -> Extension:
-    """`deformable_detr.ops._C`, for every Python and torch from the oldest supported on."""
+    """Define `deformable_detr.ops._C`, for all Python and torch versions from the oldest one on."""
     from torch.utils import cpp_extension
 
     is_msvc = sys.platform == "win32"
@@ -190,7 +190,7 @@ def native_extension(plan: Plan, toolchain: Toolchain) -> Extension:
         "cxx": ["/O2", "/std:c++20"] if is_msvc else ["-O3", "-std=c++20", "-g0", *hidden],
         "nvcc": ["-O3", "-std=c++20", "--threads=0", *(f"-Xcompiler={flag}" for flag in hidden)],
     }
-    # What a linked archive defines is not ours to export either.
+    # Symbols of linked archives must not be exported either.
     link_flags = ["-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else []
     sources = [SOURCES / "library.cpp", *sorted(SOURCES.glob("cpu/*.cpp"))]
     options: dict[str, Any] = {}
@@ -200,9 +200,9 @@ def native_extension(plan: Plan, toolchain: Toolchain) -> Extension:
         flags["nvcc"] += architectures
         codes = " ".join(re.findall(r",code=(\w+)", " ".join(architectures)))
         flags["cxx"].append(f'-DDEFORMABLE_DETR_CUDA_ARCHITECTURES="{codes}"')
-        # The runtime is linked in, and no CUDA library of torch is named, so that the binary also
-        # loads where torch is built for the CPU only. Where it is not, libtorch.so, though nothing
-        # of it is used, brings torch's CUDA functions within reach.
+        # The runtime is linked statically, and no CUDA library of torch is linked, so that the
+        # binary also loads with a CPU build of torch. With a CUDA build, linking libtorch.so, of
+        # which nothing is used directly, makes torch's CUDA functions available.
         options["library_dirs"] = [str(toolchain.cuda_runtime)]
         options["libraries"] = ["cudart_static"]
         if sys.platform == "linux":
@@ -221,23 +221,23 @@ def native_extension(plan: Plan, toolchain: Toolchain) -> Extension:
 
 
 class BuildWithConfigs(build_py):
-    """Also copies `configs/` beside the modules, where `config.loading` finds it in a wheel."""
+    """Build command that copies `configs/` into the package, where `config.loading` looks."""
 
     note = ""
 
     def run(self) -> None:
-        """Build as usual, then copy."""
+        """Build as usual, then copy the configs."""
         if self.note:
             self.warn(self.note)
         super().run()
-        if self.editable_mode:  # the checkout's own folder is used
+        if self.editable_mode:  # the folder of the checkout is used
             return
         for source, target in self._copies().items():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        """All files that are built, the copies included."""
+        """Return all files that are built, including the copies."""
         outputs: list[str] = super().get_outputs(include_bytecode)
         return outputs + [str(target) for target in self._copies().values()]
 
@@ -250,7 +250,7 @@ class BuildWithConfigs(build_py):
 
 
 def main() -> None:
-    """Decide what to compile, then hand over to setuptools."""
+    """Decide what to compile, then run setuptools."""
     choice = os.environ.get("DEFORMABLE_DETR_NATIVE", "auto")
     try:
         nothing = Toolchain(None, None, None, None, None)

@@ -59,12 +59,12 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, and PyTorch where it needs it, when it is first asked for."""
+    """Import a public name on first access, so that importing the package is fast."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion."""
+    """List the public names, for completion."""
     return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""`python -m deformable_detr` is the command line."""
+"""Entry point of `python -m deformable_detr`: the command line."""
 
 from deformable_detr.cli.main import main
 

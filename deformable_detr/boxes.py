@@ -1,6 +1,6 @@
 """Pure functions on boxes.
 
-A box is four numbers: `cxcywh` is (centre x, centre y, width, height), `xyxy` is (left, top,
+A box is four numbers: `cxcywh` is (center x, center y, width, height), `xyxy` is (left, top,
 right, bottom). Coordinates are continuous: a box from 0 to 1 along x covers one pixel.
 """
 
@@ -11,13 +11,13 @@ INVERSE_SIGMOID_EPS = 1e-5  # official code: logits stay within +-11.51
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Convert (..., 4) boxes from centre and size to corners."""
+    """Convert (..., 4) boxes from center and size to corners."""
     cx, cy, width, height = boxes.unbind(-1)
     return torch.stack((cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Convert (..., 4) boxes from corners to centre and size."""
+    """Convert (..., 4) boxes from corners to center and size."""
     x0, y0, x1, y1 = boxes.unbind(-1)
     return torch.stack(((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0), dim=-1)
 
@@ -42,7 +42,7 @@ def clip_xyxy(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def area_xyxy(boxes: Tensor) -> Tensor:
-    """Area of (..., 4) xyxy boxes; negative extents are not clamped."""
+    """Compute the area of (..., 4) xyxy boxes; negative extents are not clamped."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
@@ -55,13 +55,13 @@ def _intersection_and_union(first: Tensor, second: Tensor) -> tuple[Tensor, Tens
 
 
 def iou_xyxy(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of (..., 4) xyxy boxes that broadcast against each other."""
+    """Compute the intersection over union of (..., 4) xyxy boxes, with broadcasting."""
     intersection, union = _intersection_and_union(first, second)
     return intersection / union
 
 
 def giou_xyxy(first: Tensor, second: Tensor) -> Tensor:
-    """Generalised intersection over union (Rezatofighi et al., 2019), in [-1, 1].
+    """Compute the generalized intersection over union (Rezatofighi et al., 2019), in [-1, 1].
 
     Args:
         first: (..., 4) xyxy boxes of positive area.
@@ -79,7 +79,7 @@ def giou_xyxy(first: Tensor, second: Tensor) -> Tensor:
 
 
 def inverse_sigmoid(probability: Tensor) -> Tensor:
-    """Logit of values in [0, 1], finite at both ends."""
+    """Compute the logit of values in [0, 1], finite at both ends."""
     probability = probability.clamp(0, 1)
     numerator = probability.clamp(min=INVERSE_SIGMOID_EPS)
     denominator = (1 - probability).clamp(min=INVERSE_SIGMOID_EPS)

@@ -1,4 +1,4 @@
-"""Detector: objects in photos in three lines.
+"""Detector: object detection in images in three lines.
 
 Example:
     detector = Detector.from_checkpoint("runs/quickstart/best.pth")
@@ -28,20 +28,20 @@ from deformable_detr.photos import ImageLike, as_photo
 from deformable_detr.structures import Detections, ImageBatch, Predictions, Size
 from deformable_detr.visualize.attention import QueryAttention, attention_of_best, record_attention
 
-DEFAULT_THRESHOLD = 0.3  # focal losses give low scores; few false ones are above this
+DEFAULT_THRESHOLD = 0.3  # focal losses give low scores; there are few false positives above this
 DEFAULT_BATCH_SIZE = 4
 
 logger = logging.getLogger(__name__)
 
 
 class Detector:
-    """A trained model with all it needs to look at a photo.
+    """Trained model with its label space, preprocessing and device.
 
     Args:
-        model: the detector; is moved to `device` and set to eval mode.
-        label_space: what its labels mean.
-        transform: resizes a photo as the model wants it.
-        device: where to compute.
+        model: the model; moved to `device` and set to eval mode.
+        label_space: category ids and names of its labels.
+        transform: resizing of images before the model.
+        device: device to compute on.
     """
 
     def __init__(
@@ -62,22 +62,23 @@ class Detector:
         """Load a detector from a file of this package or of another implementation.
 
         Args:
-            path: checkpoint of `deformable-detr train`, which also says how photos are resized;
-                or weights of the official code, transformers (its folder too), detrex or
-                mmdetection 3.x, for which photos are resized as the paper does.
-            device: "auto" (CUDA, else MPS, else CPU), or as PyTorch names devices.
+            path: checkpoint of `deformable-detr train`, which determines the image size; or weights
+                of the official code, transformers (or its folder), detrex or mmdetection 3.x, for
+                which images are resized as in the paper.
+            device: "auto" (CUDA, else MPS, else CPU), or a PyTorch device name.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is not a detector's, or does not say enough of it.
-            RuntimeError: this machine lacks the device.
+            ValueError: the file does not hold a detector, or does not determine its settings.
+            RuntimeError: the device is not available.
         """
         chosen = choose_device(device)
         what = f"checkpoint {path}"
         weights = read_weights(Path(path))
         config = validate_config(weights.config, source=what, ignore_unknown=True)
         if weights.assumed:
-            logger.warning("%s does not tell %s", what, ", ".join(weights.assumed))
+            assumed = ", ".join(weights.assumed)
+            logger.warning("%s does not determine all settings; assumed: %s", what, assumed)
         return cls(
             model_with_weights(weights, config, what),
             weights.label_space or numbered_classes(weights),
@@ -113,19 +114,19 @@ class Detector:
         classes: Sequence[str] | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> Detections | list[Detections]:
-        """Find objects in one image or in a list of them.
+        """Detect objects in one image or in a list of images.
 
         Args:
             images: paths, Pillow images, uint8 arrays (height, width, 3), or tensors
                 (3, height, width), uint8 or floating in [0, 1]; one, or a list or tuple.
-            threshold: least score, in [0, 1].
-            classes: names of the classes wanted; None for all.
-            batch_size: how many images may run at once. Only images of one processed size do,
-                as padding would change what is found.
+            threshold: score threshold, in [0, 1].
+            classes: names of the classes to detect; None for all.
+            batch_size: maximum number of images per batch. Only images of the same processed size
+                form a batch, since padding would change the detections.
 
         Returns:
-            What was found, on the CPU: boxes in pixels of the upright photo (EXIF orientation
-            applied), best first. For a list of images, a list in their order.
+            Detections on the CPU, best first, with boxes in pixels of the upright image (EXIF
+            orientation applied). For a list of images, a list in the same order.
         """
         single = not isinstance(images, list | tuple)
         photos = cast(Sequence[ImageLike], [images] if single else images)
@@ -143,11 +144,11 @@ class Detector:
         classes: Sequence[str] | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> Iterator[tuple[int, Detections]]:
-        """As `predict`, but image by image, so that any number of images fits into memory.
+        """Yield the detections of `predict` per image, so that any number of images fits in memory.
 
         Yields:
-            The position of an image and what was found in it, in the order in which batches of
-            one processed size fill up.
+            The position of an image and its detections, in the order in which batches of images of
+            the same processed size are filled.
         """
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be between 0 and 1, got {threshold:g}")
@@ -167,7 +168,7 @@ class Detector:
             yield from self._run(batch, threshold, wanted)
 
     def _labels(self, classes: Sequence[str] | None) -> Tensor:
-        """(number of classes wanted,) their labels."""
+        """Return the labels of the given classes, as a tensor (number of classes,)."""
         names, labels = self.label_space.names, self.label_space.category_labels
         known = {names[label] for label in labels}
         unknown = [name for name in classes or () if name not in known]
@@ -181,15 +182,15 @@ class Detector:
         )
 
     def explain(self, image: ImageLike, *, queries: int = 3) -> list[QueryAttention]:
-        """Where the queries of the best detections looked, in the decoder's last layer.
+        """Return what the queries of the best detections attend to in the last decoder layer.
 
         Args:
             image: as for `predict`.
-            queries: of how many detections, best first.
+            queries: number of detections, best first.
 
         Returns:
-            Their boxes, sampling points and attention weights; places are relative to the upright
-            photo. `deformable_detr.visualize.pictures.draw_query` draws one.
+            Boxes, sampling points and attention weights per query; coordinates are relative to the
+            upright image. `deformable_detr.visualize.pictures.draw_query` draws one.
         """
         images = ImageBatch.from_images([self.preprocess(as_photo(image))]).to(self.device)
         decoder = self.model.get_submodule("decoder")
@@ -198,7 +199,7 @@ class Detector:
         return attention_of_best(last, calls[-1], queries)
 
     def preprocess(self, photo: Image.Image) -> Tensor:
-        """(3, h, w) normalised image, resized as the model wants it."""
+        """Resize and normalize an image for the model; returns (3, h, w)."""
         return normalize(self.transform.resize_image(photo))
 
     @torch.inference_mode()
@@ -207,7 +208,7 @@ class Detector:
     ) -> list[tuple[int, Detections]]:
         images = ImageBatch.from_images([tensor for _, tensor, _ in batch]).to(self.device)
         last = self.model(images).last
-        # Chosen before the best are: many objects of other classes must not crowd them out.
+        # Select classes before the best scores: other classes must not crowd them out.
         chosen = Predictions(last.logits[..., wanted.to(self.device)], last.boxes)
         found = select_detections(chosen, [size for _, _, size in batch])
         results = []

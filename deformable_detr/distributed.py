@@ -1,8 +1,8 @@
-"""Several processes as one: the only file that talks to torch.distributed.
+"""Distributed training; the only module that imports torch.distributed.
 
-Every function works, and does the obvious, in a single process. A launcher (torchrun) says
-through RANK, LOCAL_RANK and WORLD_SIZE who is who, and through TORCHELASTIC_RESTART_COUNT how often
-they were restarted; nothing else is read from the environment.
+All functions are safe, mostly no-ops, in a single process. A launcher (torchrun) sets RANK,
+LOCAL_RANK and WORLD_SIZE, and the number of restarts in TORCHELASTIC_RESTART_COUNT; nothing else is
+read from the environment.
 """
 
 import os
@@ -23,15 +23,15 @@ TIMEOUT_S = 1800.0  # PyTorch's, for gloo
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device this process should use.
+    """Choose the device of this process.
 
     Args:
         name: "auto" is the GPU of this process's local rank, else Apple's MPS, else the CPU;
-            "cuda" is the GPU of the local rank; anything else as PyTorch names devices.
+            "cuda" is the GPU of the local rank; otherwise a PyTorch device name.
 
     Raises:
-        ValueError: no device has that name.
-        RuntimeError: this machine lacks the device.
+        ValueError: the name is not a device name.
+        RuntimeError: the device is not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -59,13 +59,13 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def start(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> None:
-    """Join the other processes where a launcher started this one; else do nothing.
+    """Join the process group if a launcher started this process; else do nothing.
 
-    On a GPU one group serves both sides: NCCL for its tensors, gloo for those on the CPU.
+    On a GPU the group uses NCCL for CUDA tensors and gloo for CPU tensors.
 
     Args:
-        device: of this process.
-        timeout_s: how long an operation waits for other processes before it is an error.
+        device: device of this process.
+        timeout_s: seconds that a collective operation waits for other processes before it fails.
     """
     if "RANK" not in os.environ:
         return
@@ -75,7 +75,7 @@ def start(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> None:
             "start a single process without torchrun"
         )
     store, rank, world_size = next(rendezvous("env://"))
-    # torchrun's store still has the addresses of the processes that it has restarted.
+    # After a restart torchrun's store still holds the addresses of the former processes.
     store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "gloo"
     if device.type == "cuda":
@@ -91,45 +91,45 @@ def start(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> None:
 
 
 def stop() -> None:
-    """Leave the group that `start` joined."""
+    """Leave the process group that `start` joined."""
     if is_started():
         dist.destroy_process_group()
 
 
 def is_started() -> bool:
-    """Whether this process has joined a group."""
+    """Return whether this process has joined a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """The number of this process among all, 0 first."""
+    """Return the rank of this process."""
     return dist.get_rank() if is_started() else 0
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if is_started() else 1
 
 
 def local_rank() -> int:
-    """The number of this process among those of its machine, as the launcher says."""
+    """Return the rank of this process among those of its machine, as set by the launcher."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_main() -> bool:
-    """Whether this is the one process that writes files and talks to people."""
+    """Return whether this is rank 0, the only process that writes files and prints."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until all processes have called this."""
     if is_started():
         dist.barrier()
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Let one process of each machine run the block before the others, as for a download."""
+    """Run the block in one process per machine before the others, as for a download."""
     if local_rank() != 0:
         barrier()
     try:
@@ -140,7 +140,7 @@ def main_first() -> Iterator[None]:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of every process's `tensor`, which must have one shape and dtype."""
+    """Return the sum of `tensor` over all processes; shape and dtype must be the same in all."""
     if not is_started():
         return tensor
     total = tensor.detach().clone()
@@ -149,22 +149,22 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def all_gather_objects(value: _T) -> list[_T]:
-    """Every process's picklable `value`, in the order of ranks; travels through the CPU."""
+    """Gather a picklable `value` from all processes, in the order of ranks, over the CPU."""
     if not is_started():
         return [value]
     gathered: list[_T | None] = [None] * world_size()
     dist.all_gather_object(gathered, value)
-    return gathered  # type: ignore[return-value]  # every place has been filled
+    return gathered  # type: ignore[return-value]  # all elements have been set
 
 
 class Board:
-    """Short texts that processes leave for each other without waiting, once they have started.
+    """Board of short texts that processes of a started group exchange without waiting.
 
-    It is the store through which they have found each other, by a connection of its own, so that
-    a thread may use it while the main thread waits for something else.
+    It uses the key-value store of the rendezvous over a separate connection, so that a thread may
+    use it while the main thread waits.
 
     Args:
-        name: of this use; others do not see its texts.
+        name: namespace of the keys.
     """
 
     def __init__(self, name: str) -> None:
@@ -172,12 +172,12 @@ class Board:
         self._name = name
 
     def write(self, key: str, text: str) -> None:
-        """Leave a text, in place of an earlier one; without effect where the store is gone."""
+        """Write a text, replacing an earlier one; no effect if the store is gone."""
         with suppress(RuntimeError):
             self._store.set(f"{self._name}/{key}", text)
 
     def read(self, key: str) -> str | None:
-        """The text; None where there is none, or the store is gone."""
+        """Return the text; None if there is none, or the store is gone."""
         with suppress(RuntimeError):
             if self._store.check([f"{self._name}/{key}"]):
                 return str(self._store.get(f"{self._name}/{key}").decode())
@@ -185,9 +185,9 @@ class Board:
 
 
 def wrap_ddp(model: nn.Module) -> nn.Module:
-    """The model with its gradients averaged over processes; the model itself where alone.
+    """Wrap a model in DistributedDataParallel; return the model itself in a single process.
 
-    Every parameter must get a gradient in every step: nothing searches for unused ones.
+    Every parameter must get a gradient in every step: unused parameters are not searched for.
     """
     if not is_started():
         return model
@@ -195,7 +195,7 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
 
 
 def gradient_sync(model: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
-    """A context in which backward does, or does not yet, average gradients over processes."""
+    """Return a context in which backward averages gradients over processes only if `enabled`."""
     if enabled or not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return model.no_sync()

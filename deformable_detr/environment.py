@@ -1,4 +1,4 @@
-"""The machine and the package versions that a run computes with."""
+"""Package versions and hardware of a run."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def current_versions() -> dict[str, str]:
-    """The versions to be stored in a checkpoint that is written now."""
+    """Return the package versions to store in a checkpoint."""
     return {
         "deformable_detr": __version__,
         "torch": str(torch.__version__),
@@ -24,7 +24,7 @@ def current_versions() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system reports it."""
+    """Return the name of the processor as reported by the system."""
     if _CPUINFO.exists():
         for line in _CPUINFO.read_text().splitlines():
             if line.startswith("model name"):
@@ -33,7 +33,7 @@ def cpu_name() -> str:
 
 
 def num_cores() -> int:
-    """The number of cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

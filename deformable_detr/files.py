@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def partial_path(path: Path) -> Path:
-    """The temporary name of a file that is being written; one that stays was not finished."""
+    """Return the temporary name of a file that is being written; a leftover is incomplete."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -17,12 +17,12 @@ def partial_path(path: Path) -> Path:
 def write_whole(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path to write to, and rename it to `path` at the end of the block.
 
-    At any moment there is a whole file at `path`: the old one or the new one. Where the block
-    raises, the temporary file is deleted and the old one is untouched.
+    At any moment `path` is a complete file: the old or the new one. If the block raises, the
+    temporary file is deleted and the old file is kept.
 
     Args:
-        path: of a file; or of a folder, which must not exist yet.
-        previous: gets the file that `path` was until now.
+        path: path of a file, or of a folder that does not exist yet.
+        previous: path to keep the old file at.
 
     Raises:
         OSError: the file could not be written.
@@ -42,16 +42,16 @@ def write_whole(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Make `previous` another name of the file, as `path` is about to name the next one."""
+    """Keep the file at `path` under the name `previous`, before `path` is replaced."""
     previous.unlink(missing_ok=True)
     try:
         os.link(path, previous)
-    except OSError:  # a file system without hard links: for a moment nothing is at `path`
+    except OSError:  # no hard links on this file system: `path` is missing for a moment
         path.replace(previous)
 
 
 def _delete(temporary: Path) -> None:
-    with contextlib.suppress(OSError):  # where even that is refused it stays
+    with contextlib.suppress(OSError):  # a file that cannot be deleted stays
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:

@@ -1,4 +1,4 @@
-"""GroundTruth: the annotated objects that detections are scored against, and COCO's JSON checks."""
+"""GroundTruth: annotated objects that detections are scored against, and checks of COCO JSON."""
 
 import json
 import math
@@ -18,19 +18,19 @@ SHOWN = 5  # offending values an error lists
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """A COCO annotation file as it is scored: T objects, crowds too, in the file's order.
+    """Content of a COCO annotation file for scoring: T objects, crowds included, in file order.
 
-    Objects are columns, not objects of Python: cheap to keep, and to send to worker processes.
+    Objects are stored as columns, which are cheap to keep and to send to worker processes.
 
     Attributes:
-        file: that was read.
+        file: the annotation file.
         label_space: its categories, in the order of their ids.
-        image_ids: I ids.
-        image_sizes: I times (height, width) in pixels, 0 where the file has none.
-        images: (T,) int64 position in `image_ids` of each object.
-        categories: (T,) int64 position in the `category_ids` of `label_space` of each object.
-        boxes_xywh: (T, 4) float64 pixels, as they stand in the file.
-        area: (T,) float64 square pixels; that of the box where the file has none.
+        image_ids: ids of the I images.
+        image_sizes: (height, width) of the I images in pixels, (0, 0) if not in the file.
+        images: (T,) int64 index into `image_ids` per object.
+        categories: (T,) int64 index into `label_space.category_ids` per object.
+        boxes_xywh: (T, 4) float64 boxes in pixels, as in the file.
+        area: (T,) float64 areas in square pixels; area of the box if not in the file.
         is_crowd: (T,) bool.
     """
 
@@ -46,7 +46,7 @@ class GroundTruth:
 
     @classmethod
     def of(cls, file: Path, record: Mapping[str, Any]) -> "GroundTruth":
-        """Take over the content of a file that has been checked."""
+        """Build from the content of a file that has been checked."""
         objects = record.get("annotations", [])
         label_space = LabelSpace.from_categories(record["categories"])
         image_ids = tuple(one["id"] for one in record["images"])
@@ -65,10 +65,10 @@ class GroundTruth:
         )
 
     def to_coco(self) -> dict[str, Any]:
-        """The `images`, `categories` and `annotations` that pycocotools wants.
+        """Return `images`, `categories` and `annotations` for pycocotools.
 
-        Annotations are numbered anew from 1: pycocotools takes one whose id is 0 for "not matched",
-        and loses all but one of those that share an id.
+        Annotations are renumbered from 1: pycocotools treats id 0 as "not matched", and keeps only
+        one of several annotations that share an id.
         """
         sizes = zip(self.image_ids, self.image_sizes, strict=True)
         objects = zip(
@@ -100,10 +100,10 @@ class GroundTruth:
 
 
 def read_ground_truth(file: Path) -> GroundTruth:
-    """Read what scoring needs of a COCO annotation file, whose images need not be there.
+    """Read a COCO annotation file for scoring; its images need not exist.
 
-    Keys that scoring does not need, such as `info`, may be missing, as may `annotations` (none),
-    `iscrowd` (0) and `area` (that of the box). For training, `data.annotations` asks for more.
+    Keys that scoring does not need, such as `info`, may be missing. Defaults are: `annotations`
+    none, `iscrowd` 0, `area` that of the box. For training, `data.annotations` has more checks.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -114,7 +114,7 @@ def read_ground_truth(file: Path) -> GroundTruth:
         raise ValueError(f"annotation file {file} must hold an object, got {kind_of(record)}")
     for key in ("images", "categories"):
         check_objects(record.get(key), ("id",), f"{key} of {file}")
-    LabelSpace.from_categories(record["categories"])  # refuses ids that stand there twice
+    LabelSpace.from_categories(record["categories"])  # raises for duplicate ids
     annotations = record.get("annotations", [])
     where = f"annotations of {file}"
     check_objects(annotations, ("image_id", "category_id"), where)
@@ -127,9 +127,9 @@ def read_ground_truth(file: Path) -> GroundTruth:
 
 
 def read_json(file: Path, what: str) -> Any:
-    """The content of a file, which errors call `what`."""
+    """Read a JSON file; `what` names it in errors."""
     try:
-        return json.loads(file.read_bytes())  # UTF-8 with or without a mark at its beginning
+        return json.loads(file.read_bytes())  # UTF-8 with or without a byte order mark
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{what} {file} must exist, found nothing there") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -137,7 +137,7 @@ def read_json(file: Path, what: str) -> Any:
 
 
 def check_objects(items: Any, ids: Sequence[str], where: str) -> None:
-    """Require a list of objects, each with these keys, integers all."""
+    """Require a list of objects, each with integers at the keys `ids`."""
     if not isinstance(items, list):
         raise ValueError(f"{where} must be a list, got {kind_of(items)}")
     for position, item in enumerate(items):
@@ -180,7 +180,7 @@ def check_number(value: Any, key: str, position: int, where: str) -> None:
 
 
 def kind_of(value: Any) -> str:
-    """The type of a JSON value, for errors."""
+    """Describe the type of a JSON value, for errors."""
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
@@ -193,6 +193,6 @@ def _box_area(annotation: Mapping[str, Any]) -> Any:
 
 
 def _size(image: Mapping[str, Any]) -> Size:
-    """Height and width; scoring does not need them, so that anything may stand there."""
+    """Return (height, width); scoring does not need them, so invalid values become (0, 0)."""
     height, width = image.get("height"), image.get("width")
     return (height, width) if isinstance(height, int) and isinstance(width, int) else (0, 0)

@@ -1,7 +1,7 @@
-"""LabelSpace: the one translation between a dataset's categories and labels 0..K-1.
+"""LabelSpace: mapping between the categories of a data set and labels 0..K-1.
 
-Everything inside the package counts labels 0..K-1. Category ids, which may be sparse, 0-based
-or huge, and names exist at the edges only: reading annotations, writing results, drawing.
+The package uses labels 0..K-1 internally. Category ids, which may be sparse, 0-based or huge, and
+names are used only where annotations are read, results are written or objects are drawn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-# Where labels are category ids, a class head has a row for every id; LVIS ends at 1203.
+# If labels are category ids, a class head has one row per id; the largest id of LVIS is 1203.
 MAX_RAW_LABELS = 2048
 
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The categories of a dataset; the label of a category is its place in these tuples.
+    """Categories of a data set; the label of a category is its index in these tuples.
 
-    In the official code's layout, `with_raw_labels`, the label of a category is its id. Labels
-    that are no category's then have a place too; no result ever names one.
+    In the official code's layout, `with_raw_labels`, the label of a category is its id. There are
+    then labels without a category; they do not occur in results.
 
     Attributes:
-        category_ids: K distinct integers, as the annotation file numbers the categories.
-        names: K names, for people.
-        unused: labels that are no category's.
+        category_ids: K distinct category ids of the annotation file.
+        names: K category names.
+        unused: labels without a category.
     """
 
     category_ids: tuple[int, ...]
@@ -46,7 +46,7 @@ class LabelSpace:
     def from_categories(cls, categories: Sequence[Mapping[str, Any]]) -> "LabelSpace":
         """Build the space from the `categories` of a COCO file, in the order of their ids.
 
-        It also reads what `to_json` writes.
+        It also reads the output of `to_json`.
         """
         for position, category in enumerate(categories):
             category_id = category.get("id")
@@ -66,10 +66,10 @@ class LabelSpace:
         )
 
     def with_raw_labels(self) -> "LabelSpace":
-        """The same categories in the official layout: label = id, K = the largest id + 1.
+        """Return the same categories in the official layout: label = id, K = largest id + 1.
 
         Raises:
-            ValueError: an id is negative, or larger than a class head should be.
+            ValueError: an id is negative, or not below `MAX_RAW_LABELS`.
         """
         lowest, highest = min(self._labels), max(self._labels)
         if lowest < 0 or highest >= MAX_RAW_LABELS:
@@ -87,7 +87,7 @@ class LabelSpace:
         )
 
     def contiguous(self) -> "LabelSpace":
-        """The same categories without unused labels between them."""
+        """Return the same categories without unused labels."""
         labels = self.category_labels
         return LabelSpace(
             tuple(self.category_ids[label] for label in labels),
@@ -96,12 +96,12 @@ class LabelSpace:
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of labels, K."""
         return len(self.category_ids)
 
     @property
     def category_labels(self) -> tuple[int, ...]:
-        """The labels that are a category's, in order; all of 0..K-1 but for raw labels."""
+        """Labels with a category, in order: all of 0..K-1 unless labels are raw."""
         return tuple(self._labels.values())
 
     @cached_property
@@ -113,14 +113,14 @@ class LabelSpace:
         }
 
     def label(self, category_id: int) -> int:
-        """The label of a category id; KeyError where the space does not hold it."""
+        """Return the label of a category id; KeyError if the id is unknown."""
         return self._labels[category_id]
 
     def __contains__(self, category_id: object) -> bool:
         return category_id in self._labels
 
     def _without(self, other: "LabelSpace") -> "LabelSpace | None":
-        """The categories that `other` does not have under the same name; None if it has all."""
+        """Return the categories that `other` lacks under the same name; None if it has all."""
         theirs = {(category_id, other.names[label]) for category_id, label in other._labels.items()}
         ours = ((category_id, self.names[label]) for category_id, label in self._labels.items())
         rest = {
@@ -129,7 +129,7 @@ class LabelSpace:
         return LabelSpace(tuple(rest), tuple(rest.values())) if rest else None
 
     def to_json(self) -> list[dict[str, int | str]]:
-        """The categories in COCO's form, unused labels marked; `from_categories` reads it back."""
+        """Return the categories in COCO format, unused labels marked, for `from_categories`."""
         mark: dict[str, int | str] = {"is_category": False}
         pairs = zip(self.category_ids, self.names, strict=True)
         return [
@@ -138,7 +138,13 @@ class LabelSpace:
         ]
 
     def require_same(self, other: "LabelSpace", *, this: str, that: str) -> None:
-        """Refuse another space: ValueError with both and their difference, as `this` and `that`."""
+        """Raise a ValueError that describes the difference, unless `other` is the same space.
+
+        Args:
+            other: the space to compare with.
+            this: name of this space in the error.
+            that: name of the other space in the error.
+        """
         if self != other:
             differences = (
                 f"; only {name} has {difference.describe()}"
@@ -152,7 +158,7 @@ class LabelSpace:
             )
 
     def describe(self, limit: int = 12) -> str:
-        """The categories in one line, the first `limit` of them."""
+        """Describe the categories in one line, with at most `limit` of them."""
         pairs = [(category_id, self.names[label]) for category_id, label in self._labels.items()]
         text = ", ".join(f"{category_id}: {name}" for category_id, name in pairs[:limit])
         more = f", and {len(pairs) - limit} more" if len(pairs) > limit else ""

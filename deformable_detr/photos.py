@@ -1,4 +1,4 @@
-"""Turns whatever people call an image into an upright RGB photo."""
+"""Load paths, arrays, tensors and Pillow images as upright RGB images."""
 
 from pathlib import Path
 from typing import Any
@@ -11,35 +11,35 @@ from torch import Tensor
 
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
 
-# What Pillow raises on a file that is no image, broken, cut off or absurdly large.
+# Exceptions of Pillow for files that are no image, corrupt, truncated or too large.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 _ORIENTATION, _UPRIGHT = 0x0112, 1  # an EXIF tag, and its usual value
-_SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # how Pillow opens 16-bit greys
+_SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # modes of 16-bit grayscale images
 _TO_EIGHT_BITS = 257  # 65535 / 255
 
 
 def read_photo(path: Path) -> Image.Image:
-    """Read an image file as RGB, turned as its EXIF orientation says.
+    """Read an image file as RGB, with its EXIF orientation applied.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an image, or not a whole one.
+        ValueError: the file is not an image, or is truncated.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"photo {path} must exist, got no such file")
-    return decode(path, f"photo {path}", upright=True)
+        raise FileNotFoundError(f"image {path} must exist, got no such file")
+    return decode(path, f"image {path}", upright=True)
 
 
 def decode(file: Path, what: str, *, upright: bool) -> Image.Image:
     """Decode an image file as RGB.
 
     Args:
-        file: its path.
-        what: it is, for the error.
-        upright: turn it as its EXIF orientation says; else the pixels stay where they are stored.
+        file: path of the file.
+        what: name of the image in errors.
+        upright: apply the EXIF orientation; else keep the pixels as stored.
 
     Raises:
-        ValueError: the file is not there, not an image, or not a whole one.
+        ValueError: the file does not exist, is not an image, or is truncated.
     """
     try:
         with Image.open(file) as image:
@@ -49,27 +49,27 @@ def decode(file: Path, what: str, *, upright: bool) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A copy of an image of any mode as RGB, its pixels where they are stored.
+    """Convert an image of any mode to RGB; the EXIF orientation is not applied.
 
-    Grey values of 16 bits are scaled to 8; transparency is ignored.
+    16-bit gray values are scaled to 8 bits; transparency is ignored.
     """
     if image.mode in _SIXTEEN_BITS:
         gray = np.asarray(image).astype(np.int64) // _TO_EIGHT_BITS
         return Image.fromarray(gray.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "P":  # may hold transparency that only RGBA can express
+    if image.mode == "P":  # its transparency may be of a kind that only RGBA can hold
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def as_photo(image: ImageLike) -> Image.Image:
-    """The image as an upright RGB photo; the very image where it is one already.
+    """Convert to an upright RGB image; an image that already is one is returned itself.
 
     Args:
         image: a path, a Pillow image of any mode, an array (height, width, 3) of uint8, or a
             tensor (3, height, width), uint8 or floating in [0, 1]. Channels are RGB.
 
     Raises:
-        FileNotFoundError: the path leads nowhere.
+        FileNotFoundError: the path does not exist.
         ValueError: the image is none of these.
     """
     if isinstance(image, str | Path):
@@ -114,8 +114,8 @@ def _tensor_pixels(image: Tensor) -> npt.NDArray[np.uint8]:
         low, high = (float(bound) for bound in image.aminmax())
         if not 0 <= low <= high <= 1:
             raise ValueError(
-                f"image tensor must be in [0, 1] where it is floating, got [{low:g}, {high:g}]; "
-                "do not normalise it, the detector does"
+                f"floating image tensor must be in [0, 1], got [{low:g}, {high:g}]; "
+                "do not normalize it, the detector does"
             )
         image = (image.float() * 255).round().to(torch.uint8)
     pixels: npt.NDArray[np.uint8] = image.permute(1, 2, 0).contiguous().cpu().numpy()

@@ -1,4 +1,4 @@
-"""What travels between the parts of the system, one frozen dataclass a border.
+"""Data passed between modules: one frozen dataclass per interface.
 
 Letters: N images, H x W the padded size, C channels of the model, L levels of H_l x W_l cells,
 S cells in all, Q queries, K classes, T boxes of one image, R detections of one image.
@@ -15,15 +15,15 @@ from torch import Tensor
 
 Size = tuple[int, int]  # (height, width)
 LevelShapes = tuple[Size, ...]
-# Mean and standard deviation of R, G and B in [0, 1], by which every image is normalised.
+# Mean and standard deviation of R, G and B in [0, 1], by which images are normalized.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-BOX_TOLERANCE = 1e-3  # what rounding may add to a box of the whole image, in low precision too
+BOX_TOLERANCE = 1e-3  # rounding error of a box of the whole image, in low precision too
 _T = TypeVar("_T", bound="_Movable")
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise a ValueError with that message unless the condition holds."""
+    """Raise a ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
@@ -34,10 +34,10 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Movable:
-    """A dataclass of tensors that can be sent to a device."""
+    """Dataclass of tensors that can be moved to a device."""
 
     def to(self: _T, device: torch.device | str, *, non_blocking: bool = False) -> _T:
-        """A copy with every tensor on `device`."""
+        """Return a copy with all tensors on `device`."""
         return replace(
             self,
             **{
@@ -48,7 +48,7 @@ class _Movable:
         )
 
     def pin_memory(self: _T) -> _T:
-        """A copy with every tensor in page-locked memory."""
+        """Return a copy with all tensors in page-locked memory."""
         return replace(
             self,
             **{
@@ -61,15 +61,15 @@ class _Movable:
 
 @dataclass(frozen=True)
 class Sample:
-    """One photo and its objects, as read from disk and while it is being transformed.
+    """Image and its objects, as read from disk and during augmentation.
 
     Attributes:
-        image: RGB photo.
+        image: RGB image.
         boxes_xyxy: (T, 4) float32 corners in pixels of `image`.
         labels: (T,) int64 in 0..K-1.
-        area: (T,) float32 object areas in square pixels of `image` (of the mask, where known).
-        image_id: the id in the annotation file.
-        original_size: (height, width) of the photo on disk.
+        area: (T,) float32 object areas in square pixels of `image` (of the mask, if known).
+        image_id: id in the annotation file.
+        original_size: (height, width) of the image on disk.
     """
 
     image: Image.Image
@@ -94,19 +94,19 @@ class Sample:
 
     @property
     def size(self) -> Size:
-        """(height, width) of the image as it is now."""
+        """(height, width) of the image in its current state."""
         return self.image.height, self.image.width
 
 
 @dataclass(frozen=True)
 class Target(_Movable):
-    """What one image of a batch should be predicted to hold.
+    """Ground-truth objects of one image of a batch.
 
     Attributes:
         boxes: (T, 4) cxcywh relative to the image without padding, in [0, 1].
         labels: (T,) int64 in 0..K-1.
-        image_id: the id in the annotation file; losses do not need it.
-        original_size: (height, width) of the photo on disk; losses do not need it.
+        image_id: id in the annotation file; not used by losses.
+        original_size: (height, width) of the image on disk; not used by losses.
     """
 
     boxes: Tensor
@@ -124,11 +124,13 @@ class Target(_Movable):
             f"labels must have shape ({len(self.boxes)},), got {_shape(self.labels)}",
         )
         require(self.labels.dtype == torch.int64, f"labels must be int64, got {self.labels.dtype}")
-        if self.boxes.device.type == "cpu" and len(self.boxes) > 0:  # a GPU would be waited for
+        if (
+            self.boxes.device.type == "cpu" and len(self.boxes) > 0
+        ):  # on a GPU this would synchronize
             self._check_ranges()
 
     def _check_ranges(self) -> None:
-        """Boxes in pixels, or labels below 0, would train without an error."""
+        """Raise for boxes in pixels and labels below 0, which would train without an error."""
         low, high = (float(number) for number in self.boxes.aminmax())
         require(
             low >= -BOX_TOLERANCE and high <= 1 + BOX_TOLERANCE,
@@ -147,7 +149,7 @@ class ImageBatch(_Movable):
     """Images of different sizes in one tensor, padded with zeros at the right and the bottom.
 
     Attributes:
-        images: (N, 3, H, W) RGB, normalised by the statistics of ImageNet.
+        images: (N, 3, H, W) RGB, normalized by the statistics of ImageNet.
         padding_mask: (N, H, W) bool, True on padding.
     """
 
@@ -191,7 +193,7 @@ class ImageBatch(_Movable):
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Feature maps of L levels, finest first, all of the model's width.
+    """Feature maps of L levels, finest first, all with C channels.
 
     Attributes:
         maps: L tensors (N, C, H_l, W_l).
@@ -217,14 +219,14 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class Memory:
-    """The pyramid as one row of tokens, level after level, row by row: what attention reads.
+    """Pyramid flattened to tokens, level by level and row by row: the input of attention.
 
     Attributes:
         tokens: (N, S, C) features.
         positions: (N, S, C) position embedding plus level embedding.
         padding_mask: (N, S) bool.
         level_shapes: (H_l, W_l) of the L levels; their areas sum to S.
-        valid_ratios: (N, L, 2) share of each level's (width, height) that is not padding.
+        valid_ratios: (N, L, 2) fraction of each level's (width, height) that is not padding.
     """
 
     tokens: Tensor
@@ -258,11 +260,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Queries:
-    """What the decoder starts from.
+    """Initial queries of the decoder.
 
     Attributes:
         query: (N, Q, C) content.
-        query_pos: (N, Q, C) positional part, the same at every layer.
+        query_pos: (N, Q, C) position embedding, the same in all layers.
         reference_points: (N, Q, 2) points (x, y) or (N, Q, 4) boxes cxcywh, relative to the
             image without padding, in [0, 1].
     """
@@ -287,12 +289,12 @@ class Queries:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one layer predicts.
+    """Predictions of one layer.
 
     Attributes:
-        logits: (N, Q, K); the sigmoid of each is a class's score, there is no "no object".
+        logits: (N, Q, K); their sigmoid is the score per class, there is no "no object" class.
         boxes: (N, Q, 4) cxcywh relative to the image without padding, in (0, 1).
-        hidden: (N, Q, C) what the heads of a decoder layer have read; None for other predictions.
+        hidden: (N, Q, C) input of the heads of a decoder layer; None for other predictions.
     """
 
     logits: Tensor
@@ -309,12 +311,12 @@ class Predictions:
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """Everything a forward pass predicts.
+    """Predictions of a forward pass.
 
     Attributes:
         last: predictions of the last decoder layer.
         auxiliary: predictions of the earlier decoder layers, first layer first.
-        encoder: of a two-stage model, the proposals of all S tokens; else None.
+        encoder: proposals of all S tokens of a two-stage model; else None.
     """
 
     last: Predictions
@@ -324,7 +326,7 @@ class ModelOutput:
 
 @dataclass(frozen=True)
 class Detections(_Movable):
-    """The objects found in one image, best first.
+    """Detections in one image, best first.
 
     Attributes:
         scores: (R,) in [0, 1].
@@ -348,9 +350,9 @@ class Detections(_Movable):
         return len(self.scores)
 
     def above(self, threshold: float) -> "Detections":
-        """Those with a score of at least `threshold`."""
+        """Select the detections with a score of at least `threshold`."""
         return self.select(self.scores >= threshold)
 
     def select(self, keep: Tensor) -> "Detections":
-        """Those at the given indices, or where the given mask is True."""
+        """Select the detections at the given indices, or where the given mask is True."""
         return Detections(self.scores[keep], self.labels[keep], self.boxes_xyxy[keep])

@@ -1,8 +1,8 @@
-"""Measure the native operators on a CPU and hold them against their goals.
+"""Measure the native operators on a CPU and compare them with their goals.
 
 The goals were set with a prototype on two cores of a Zen 4 (AVX-512), for the shapes of
-`deformable_detr/benchmark/ops/workload.py`. A ratio passes at 0.85 of its goal, since machines
-differ; a ceiling is a ceiling. Takes about six minutes on two cores, which should be idle.
+`deformable_detr/benchmark/ops/workload.py`. A speed-up passes at 0.85 of its goal, since machines
+differ; upper limits have no tolerance. Takes about six minutes on two cores, which should be idle.
 
 Usage: .venv/bin/python scripts/check_speed_goals.py [--rounds 9]
 """
@@ -35,20 +35,21 @@ from deformable_detr.benchmark.ops.workload import (
     Shape,
 )
 
-ROUNDS = 9  # fewer say too little
+ROUNDS = 9  # fewer are not reliable
 GATE_SHARE = 0.85
-REFERENCE_TOLERANCE = 0.10  # by which it may differ from transformers' function
+REFERENCE_TOLERANCE = 0.10  # maximum relative difference from the function of transformers
 
 TimingsByAllocator = dict[Allocator, list[Timing]]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One goal, and what was measured; None if nothing was.
+    """Goal and its measurement.
 
     Attributes:
-        measured: a ratio "a / b" of implementations is one of speeds, "N = 2 / N = 1" one of costs.
-        ns_per_sample: what the first of a ratio costs.
+        measured: for implementations "a / b" the speed-up of a over b, for "N = 2 / N = 1" the
+            ratio of times, for memory the megabytes; None if it was not measured.
+        ns_per_sample: time per sample of the first of a ratio; None if there is none.
     """
 
     title: str
@@ -61,7 +62,7 @@ class Verdict:
 
     @property
     def passes(self) -> bool:
-        """Whether the gate is met; what was not measured does not pass."""
+        """True if the measurement is within the gate; False if nothing was measured."""
         if self.measured is None:
             return False
         match self.kind:
@@ -73,7 +74,7 @@ class Verdict:
                 return abs(self.measured - 1) <= self.gate
 
     def describe(self) -> str:
-        """In a line."""
+        """Describe the verdict in one line."""
         gate = f"1 +- {self.gate:.2f}" if self.kind == "within" else f"{self.gate:.1f}"
         found = "not measured" if self.measured is None else f"{self.measured:.2f} {self.unit}"
         cost = "" if self.ns_per_sample is None else f", {self.ns_per_sample:.2f} ns per sample"
@@ -85,7 +86,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Speed:
-    """How often a implementation must fit into a baseline."""
+    """Required speed-up of an implementation over a baseline."""
 
     goal: float
     allocator: Allocator
@@ -105,11 +106,11 @@ _SPEEDS = (
     _Speed(13, "warm", DECODER, "backward", NATIVE),
 )
 _MEGABYTES: dict[MemorySpan, float] = {"forward": 26, "forward+backward": 75}
-_PAIR_COST = 2.1  # of two images, in times of one
+_PAIR_COST = 2.1  # maximum time of two images relative to one
 
 
 def main() -> int:
-    """Measure, print the tables and the goals; the exit code is 1 if a goal is missed."""
+    """Measure, and print tables and goals; the exit code is 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     rounds = parser.parse_args().rounds
@@ -126,7 +127,7 @@ def main() -> int:
 
 
 def judge(report: Report) -> list[Verdict]:
-    """Every goal, beginning with those that make the others' baseline trustworthy."""
+    """Judge all goals; the goals of the baseline come first."""
     return [
         *_judge_reference(report.timings),
         *(_judge_speed(speed, report.timings) for speed in _SPEEDS),
@@ -158,7 +159,7 @@ def _judge_speed(speed: _Speed, timings: TimingsByAllocator) -> Verdict:
 
 
 def _judge_reference(timings: TimingsByAllocator) -> list[Verdict]:
-    """The reference must be no easier and no harder to beat than what others use."""
+    """Check that the reference, the baseline, is as fast as the function of transformers."""
     judged = dict.fromkeys((s.allocator, s.shape, s.direction) for s in _SPEEDS)
     verdicts = []
     for allocator, shape, direction in judged:

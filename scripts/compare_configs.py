@@ -1,15 +1,14 @@
-"""Trains configs with several seeds for equally many steps, and prints a table of what came of it.
+"""Train configs with several seeds for the same number of steps, and print a table of results.
 
-For each config and seed, in processes of the command line: train, measure on the photo of another
-place, and, for the first seed, go on for some more steps and detect on a photo of another site. A
-line of JSON is written for each; what is in the file already is not done again, so that an
-interrupted comparison goes on. Needs what `deformable-detr data` fetches; 60 steps of 3 seeds are
-half an hour of one idle core.
+For each config and seed, run the command line: train, evaluate on the validation image, and, for
+the first seed, resume for some more steps and detect on an image of another site. Each run writes
+a line of JSON; runs in the file are not repeated, so an interrupted comparison continues. Needs the
+data sets of `deformable-detr data`; 60 steps with 3 seeds take half an hour on one idle core.
 
 With `--vary`, each config is trained with each value of a setting, in turns, and the mean AP50 of
-each value is held against that of the first: the difference may be as large as the standard
-deviation over the first's seeds, or 0.02. The exit code is 1 if it is larger, or if the loss of a
-run did not fall.
+each value is compared with that of the first. The difference may be at most the standard deviation
+over the seeds of the first, or 0.02 if that is larger. The exit code is 1 if it is larger, or if
+the loss of a run did not fall.
 
 Usage: .venv/bin/python scripts/compare_configs.py [--steps 60] [--seeds 0 1 2] [CONFIG ...]
            [--set KEY=VALUE ...] [--vary KEY=VALUE,VALUE]
@@ -40,15 +39,15 @@ CONFIGS = (
     *(f"necks/{kind}" for kind in ("asff", "deform_kernel")),
     "mimicking",
 )
-RECORDS = 10  # of the losses of a run: the first and the last are compared
-MORE_STEPS = 10  # that a run is resumed for
-LEAST_TOLERANCE = 0.02  # of AP50: less says nothing on 25 tiles
+RECORDS = 10  # of the loss per run; the first and the last are compared
+MORE_STEPS = 10  # after resuming
+MIN_TOLERANCE = 0.02  # of AP50; smaller differences mean nothing on 25 tiles
 Record = dict[str, Any]
 Variant = tuple[str, tuple[str, ...]]  # config and settings
 
 
 def main() -> None:
-    """Run what is missing, then print the table."""
+    """Run the missing runs, then print the table."""
     arguments = _parse()
     file = arguments.out / "runs.jsonl"
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -58,13 +57,13 @@ def main() -> None:
         for config in arguments.configs
         for varied in _varied(arguments.vary)
     ]
-    for seed in arguments.seeds:  # first, so that what there is is comparable at any time
+    for seed in arguments.seeds:  # outer loop, so that partial results are comparable
         for config, settings in variants:
             key = (config, seed, arguments.steps, settings)
             if key not in done:
                 done[key] = run(
                     *(config, seed, arguments.steps, settings, arguments.out),
-                    goes_on=seed == arguments.seeds[0],
+                    resumes=seed == arguments.seeds[0],
                 )
                 with file.open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps(done[key]) + "\n")
@@ -89,17 +88,19 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("configs", nargs="*", default=CONFIGS, metavar="CONFIG")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=60, help="training steps per run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--set",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="settings in which all configs differ from their files",
+        help="override settings of all configs",
     )
     parser.add_argument(
-        "--vary", metavar="KEY=VALUE,VALUE", help="values of a setting to compare with the first"
+        "--vary",
+        metavar="KEY=VALUE,VALUE",
+        help="train with each value of a setting, and compare with the first value",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     arguments = parser.parse_args()
@@ -109,7 +110,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _varied(vary: str | None) -> list[tuple[str, ...]]:
-    """Settings that are added, one run each."""
+    """Return the added settings of each variant."""
     if vary is None:
         return [()]
     key, _, values = vary.partition("=")
@@ -126,7 +127,7 @@ def _key(record: Record) -> tuple[str, int, int, tuple[str, ...]]:
 
 
 def read_records(file: Path) -> list[Record]:
-    """The records of a file, none if there is no such file; a line cut off at its end is none."""
+    """Read the records of a file, [] if it does not exist; an incomplete last line is removed."""
     if not file.exists():
         return []
     text = file.read_text(encoding="utf-8")
@@ -137,9 +138,9 @@ def read_records(file: Path) -> list[Record]:
 
 
 def run(
-    config: str, seed: int, steps: int, settings: Sequence[str], out: Path, *, goes_on: bool
+    config: str, seed: int, steps: int, settings: Sequence[str], out: Path, *, resumes: bool
 ) -> Record:
-    """Train and measure; and, where it `goes_on`, resume and detect on a photo of another site."""
+    """Train and evaluate; if `resumes`, also resume and detect on an image of another site."""
     suffix = f"_{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]}" if settings else ""
     folder = out / f"{config.replace('/', '_')}_{steps}_{seed}{suffix}"
     train = [
@@ -158,7 +159,7 @@ def run(
         **{name: measured[name] for name in ("AP", "AP50", "AP75", "AR100")},
         "cpu_seconds": round(cpu_seconds, 1),
     }
-    if goes_on:
+    if resumes:
         _command(*train, "--resume", f"train.max_steps={steps + MORE_STEPS}")
         record["resumed_loss"] = _metrics(folder, "train")[-1]["total"]
         checkpoint, pictures = str(folder / "last.pth"), folder / "predictions"
@@ -170,7 +171,7 @@ def run(
 
 
 def _command(*arguments: str) -> None:
-    """Run `deformable-detr`; its output is shown if it fails."""
+    """Run `deformable-detr`; show its output if it fails."""
     print("deformable-detr", *arguments, file=sys.stderr, flush=True)
     call = [sys.executable, "-m", "deformable_detr", *arguments]
     result = subprocess.run(call, capture_output=True, text=True, check=False)
@@ -179,7 +180,7 @@ def _command(*arguments: str) -> None:
 
 
 def _child_seconds() -> float:
-    """Processor time of all processes that have been run, which other programs hardly change."""
+    """Return the CPU time of all child processes, which other programs hardly affect."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -190,7 +191,7 @@ def _metrics(folder: Path, kind: str) -> list[Record]:
 
 
 def table(records: Sequence[Record]) -> list[str]:
-    """A Markdown table: a row a config, means over its seeds with lowest and highest."""
+    """Return a Markdown table with one row per config: means over seeds, with range of AP50."""
     rows = [
         "| config | parameters | G multiply-adds | loss, first and last tenth | AP50 | CPU s |",
         "|---|---|---|---|---|---|",
@@ -225,7 +226,7 @@ def differences(records: Sequence[Record]) -> Iterator[str]:
         ap50 = [record["AP50"] for record in own]
         baseline = first.setdefault(config, ap50)
         difference = statistics.mean(ap50) - statistics.mean(baseline)
-        tolerance = max(LEAST_TOLERANCE, statistics.stdev(baseline))
+        tolerance = max(MIN_TOLERANCE, statistics.stdev(baseline))
         if abs(difference) > tolerance:
             yield (
                 f"error: AP50 of {config} must be within {tolerance:.3f} of the first's with "
@@ -234,7 +235,7 @@ def differences(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _size(config: str, overrides: Sequence[str]) -> str:
-    """Two cells: parameters that detect one class, and multiply-adds for a validation image."""
+    """Return two cells: parameters for one class, and multiply-adds of a validation image."""
     settings = load_config(config, overrides)
     model = build_model(settings, num_classes=1, load_backbone_weights=False)
     model.mimicking = None

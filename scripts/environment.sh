@@ -1,5 +1,5 @@
-# Sourced by the other scripts: makes .venv if there is none and installs the checkout into it.
-# Installs again, which compiles, only when what is compiled or required has changed since.
+# Sourced by the other scripts: creates .venv if needed and installs the checkout into it.
+# Reinstalls, which compiles, only if sources of the operators or requirements have changed.
 # Usage: install_environment [EXTRA]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

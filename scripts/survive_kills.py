@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Kills a training run again and again, and compares it with one that was left alone.
+"""Kill a training run repeatedly, and compare it with an undisturbed one.
 
-Two runs of one command under torchrun: one to its end; and one of which a worker, all workers or
-the launcher get SIGKILL, in its start, in a step and while a checkpoint is being written. Each
-kill must leave a newest checkpoint that loads, and in the end both runs must have the same weights,
-averages, moments and losses to the last bit. Prints a table; exits with 1 where one of that fails.
+Runs a command under torchrun twice: undisturbed, and with SIGKILL to a worker, all workers or the
+launcher, during start-up, in a step and while a checkpoint is being written. After each kill the
+newest checkpoint must load. At the end both runs must have bitwise equal weights, moving averages,
+optimizer moments and losses. Prints a table; the exit code is 1 if a check fails.
 
 Usage: python scripts/survive_kills.py --out FOLDER --kills 20 -- --config NAME KEY=VALUE...
-Needs Linux, and a run long enough: six steps a kill are. What comes after -- is as for
+Needs Linux, and a run of at least about six steps per kill. Arguments after -- are those of
 `deformable-detr train`.
 """
 
@@ -31,30 +31,30 @@ from deformable_detr.files import partial_path
 VICTIMS = ("a worker", "all workers", "the launcher")
 MOMENTS = ("in a step", "while writing", "in its start")
 MEASURED = ("train", "evaluation")  # kinds of records that must not differ
-START_S = 10.0  # in which "in its start" lies
+START_S = 10.0  # duration of "in its start"
 TIMEOUT_S = 300.0
 COLUMNS = "{:>3}  {:12}  {:13}  {:>4}  {:>5}  {}"
 
 
 class SurvivalError(Exception):
-    """The run has not survived."""
+    """Failure of a check: the run has not survived."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One command under torchrun, which goes on with what is in its folder."""
+    """Training command under torchrun, which continues the run in its folder."""
 
     files: RunFolder
     processes: int
     arguments: list[str]
 
     def start(self, *, max_restarts: int) -> subprocess.Popen[bytes]:
-        """The launcher; what it prints goes to a file beside the folder."""
+        """Start the launcher; its output goes to a file beside the run folder."""
         self.files.path.parent.mkdir(parents=True, exist_ok=True)
         launcher = ["torch.distributed.run", "--standalone", f"--max-restarts={max_restarts}"]
         launcher += [f"--nproc-per-node={self.processes}", "-m", "deformable_detr"]
         command = ["train", "--run-dir", str(self.files.path), "--resume", "auto", *self.arguments]
-        # A record is the mean of the steps since the one before it, or since the process began.
+        # Record each step: a mean over several steps would depend on the time of a restart.
         command += ["train.log_every=1"]
         with self.files.path.with_suffix(".log").open("ab") as log:
             return subprocess.Popen(
@@ -62,14 +62,14 @@ class Run:
             )
 
     def recorded_step(self) -> int:
-        """The newest step in the metrics file, 0 before the first."""
+        """Return the newest step in the metrics file; 0 if there is none."""
         if not self.files.metrics.is_file():
             return 0
         lines = self.files.metrics.read_text().split("\n")[:-1]  # the last may be unfinished
         return json.loads(lines[-1])["step"] if lines else 0
 
     def saved_step(self) -> int:
-        """The step of the newest checkpoint, 0 before the first."""
+        """Return the step of the newest checkpoint; 0 if there is none."""
         try:
             return load_checkpoint(self.files.last).step
         except FileNotFoundError:
@@ -78,12 +78,12 @@ class Run:
             raise SurvivalError(str(error)) from error
 
     def is_writing(self) -> bool:
-        """Whether a checkpoint has been begun and not finished."""
+        """Return whether a checkpoint is being written."""
         return partial_path(self.files.last).exists()
 
 
 def parent_of(pid: int) -> int | None:
-    """The parent of a process; None for one that has ended."""
+    """Return the parent of a process; None if the process has ended."""
     try:
         state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except (FileNotFoundError, ProcessLookupError):
@@ -92,13 +92,13 @@ def parent_of(pid: int) -> int | None:
 
 
 def children_of(pid: int) -> set[int]:
-    """The processes that a process has started and that run."""
+    """Return the running children of a process."""
     pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
     return {child for child in pids if parent_of(child) == pid}
 
 
 def wait_until(condition: Callable[[], bool], what: str, *, poll_s: float = 0.02) -> float:
-    """Return when the condition holds; how long that took, in seconds."""
+    """Wait until the condition holds; return the seconds waited."""
     begin = time.monotonic()
     while not condition():
         if time.monotonic() > begin + TIMEOUT_S:
@@ -108,7 +108,7 @@ def wait_until(condition: Callable[[], bool], what: str, *, poll_s: float = 0.02
 
 
 def kill(run: Run, launcher: subprocess.Popen[bytes], victim: str, pick: random.Random) -> str:
-    """Kill, and wait until what was orphaned has ended or what was killed has been restarted."""
+    """Kill the victim; wait until orphans have ended or killed workers have been restarted."""
     wait_until(lambda: len(children_of(launcher.pid)) == run.processes, "workers")
     workers = sorted(children_of(launcher.pid))
     if victim == "the launcher":
@@ -125,7 +125,7 @@ def kill(run: Run, launcher: subprocess.Popen[bytes], victim: str, pick: random.
 
 
 def kill_at_random(run: Run, kills: int, pick: random.Random) -> Iterator[tuple[object, ...]]:
-    """The rows of the table; the run has ended when there are no more."""
+    """Yield the rows of the table; the run has ended after the last one."""
     launcher = run.start(max_restarts=kills)
     try:
         for number in range(kills):
@@ -147,7 +147,7 @@ def kill_at_random(run: Run, kills: int, pick: random.Random) -> Iterator[tuple[
 
 
 def wait_for(moment: str, run: Run, pick: random.Random) -> None:
-    """Return at such a moment of the run."""
+    """Wait for a moment of the given kind in the run."""
     if moment == "in its start":
         time.sleep(pick.uniform(0, START_S))
         return
@@ -159,7 +159,7 @@ def wait_for(moment: str, run: Run, pick: random.Random) -> None:
 
 
 def compare(reference: RunFolder, survivor: RunFolder) -> str:
-    """What both have in common; raises where they differ."""
+    """Summarize the equal content of both runs; raise if they differ."""
     first, second = (dict(tensors(load_checkpoint(files.last))) for files in (reference, survivor))
     differing = [name for name in first.keys() | second if not first[name].equal(second[name])]
     if differing:
@@ -174,7 +174,7 @@ def compare(reference: RunFolder, survivor: RunFolder) -> str:
 
 
 def tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
-    """Every tensor of a checkpoint by a name."""
+    """Yield name and value of all tensors of a checkpoint."""
     yield from ((f"model.{name}", value) for name, value in checkpoint.model.items())
     yield from ((f"ema.{name}", value) for name, value in (checkpoint.ema or {}).items())
     for number, moments in checkpoint.optimizer["state"].items():
@@ -182,15 +182,17 @@ def tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
 
 
 def main() -> int:
-    """Run as the module says."""
+    """Run the comparison; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of both runs")
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0, help="of victims and moments")
-    parser.add_argument("train", nargs="+", metavar="ARGUMENT", help="of deformable-detr train")
+    parser.add_argument("--out", type=Path, required=True, help="folder for both runs")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills (default: 20)")
+    parser.add_argument("--processes", type=int, default=2, help="number of workers (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of victims and moments")
+    parser.add_argument(
+        "train", nargs="+", metavar="ARGUMENT", help="arguments of deformable-detr train"
+    )
     options = parser.parse_args()
     reference, survivor = (
         Run(RunFolder(options.out / name), options.processes, options.train)
@@ -198,9 +200,7 @@ def main() -> int:
     )
     try:
         if reference.start(max_restarts=0).wait() != 0:
-            raise SurvivalError(
-                f"the run that was left alone failed; see {options.out}/reference.log"
-            )
+            raise SurvivalError(f"the undisturbed run failed; see {options.out}/reference.log")
         print(COLUMNS.format("", "killed", "moment", "step", "saved", ""))
         for row in kill_at_random(survivor, options.kills, random.Random(options.seed)):
             print(COLUMNS.format(*row), flush=True)

@@ -5,10 +5,10 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# A Slurm job of any number of nodes that, two minutes before its time is over or when it is
-# preempted, saves, ends and is queued again, until the run has finished.
+# Slurm job for any number of nodes. Two minutes before its time limit, or when it is preempted, it
+# saves, exits and is requeued, until the run has finished.
 # Usage, in the checkout: sbatch --nodes=2 --time=4:00:00 scripts/train_slurm.sh RUN_DIR --config NAME [KEY=VALUE...]
-# Nodes, GPUs and time are sbatch's options; what else may be set is in train_torchrun.sh.
+# Set nodes, GPUs and time with options of sbatch; train_torchrun.sh lists the other variables.
 set -euo pipefail
 run_dir="${1:?usage: sbatch $0 RUN_DIR --config NAME [KEY=VALUE...]}"
 cd "$SLURM_SUBMIT_DIR"
@@ -18,7 +18,7 @@ export NNODES="$SLURM_JOB_NUM_NODES" RDZV_ID="$SLURM_JOB_ID" RDZV_ENDPOINT="${ho
 before="$(cat "$run_dir/state.json" 2>/dev/null || true)"
 srun --kill-on-bad-exit=0 scripts/train_torchrun.sh "$@" &
 step=$!
-trap 'kill -USR1 "$step"' USR1 TERM # srun passes it on to every node
+trap 'kill -USR1 "$step"' USR1 TERM # srun forwards it to all nodes
 code=0
 wait "$step" || code=$?
 while kill -0 "$step" 2>/dev/null; do

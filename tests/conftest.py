@@ -1,4 +1,4 @@
-"""What every test gets: a header that says what is tested, and a fixed seed."""
+"""Session header with the installation under test, and a fixed seed per test."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Config -> objects: the only place that knows every part."""
+"""Builders turn a config into objects; the only place that knows every alternative."""
 
 from deformable_detr.builders.data import (
     build_dataset,

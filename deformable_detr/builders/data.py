@@ -1,4 +1,4 @@
-"""Config -> data sets and what happens to their images."""
+"""Builders of data sets and image transforms."""
 
 import math
 from typing import Literal
@@ -33,12 +33,13 @@ from deformable_detr.structures import Size
 def build_dataset(
     config: RunConfig, split: Literal["train", "val"], *, label_space: LabelSpace | None = None
 ) -> CocoDataset:
-    """The training or the validation set of a run.
+    """Build the training or the validation set of a run.
 
     Args:
-        config: of the run.
-        split: which set.
-        label_space: whose labels to use, if it is known; the set must have its categories.
+        config: config of the run.
+        split: the set to build.
+        label_space: labels to use, of which the set must have the categories; None takes those of
+            the annotation file.
 
     Raises:
         ConfigError: a path is not given.
@@ -57,7 +58,7 @@ def build_dataset(
 
 
 def build_train_transform(config: AugmentationConfig) -> Transform:
-    """Augmentation and resizing of training images."""
+    """Build augmentation and resizing of training images."""
     match config:
         case CocoAugmentationConfig():
             return coco_train_transform(
@@ -89,10 +90,10 @@ def build_train_transform(config: AugmentationConfig) -> Transform:
 
 
 def largest_size(config: RunConfig) -> Size:
-    """(height, width) of the largest micro-batch that training may see, padding included."""
+    """Compute (height, width) of the largest micro-batch in training, padding included."""
     match config.data.augmentation:
         case CocoAugmentationConfig(sizes=sizes, max_size=max_size):
-            # One image may be wide and another one high.
+            # The batch may hold a wide and a high image.
             height = max_size if config.train.micro_batch > 1 else min(max(sizes), max_size)
             width = max_size
         case ZoomCropAugmentationConfig(size=size):
@@ -109,5 +110,5 @@ def largest_size(config: RunConfig) -> Size:
 
 
 def build_eval_transform(config: DataConfig) -> Resize:
-    """Resizing of images that are evaluated or predicted on."""
+    """Build resizing of images for evaluation and prediction."""
     return Resize(config.eval_size, config.eval_max_size)

@@ -1,4 +1,4 @@
-"""Config -> the detector."""
+"""Builders of the detector and its parts."""
 
 import functools
 import logging
@@ -76,12 +76,13 @@ _COCO_CLASSES = {False: 80, True: 91}  # contiguous; raw category ids, which end
 def build_model(
     config: RunConfig, *, num_classes: int | None = None, load_backbone_weights: bool = True
 ) -> DeformableDETR:
-    """The detector of a run.
+    """Build the detector of a run.
 
     Args:
-        config: of the run.
-        num_classes: K, from the label space; None for COCO's: 80, or 91 with `match_official`.
-        load_backbone_weights: False where a checkpoint is going to be loaded.
+        config: config of the run.
+        num_classes: K, from the label space; None for COCO: 80, or 91 with `match_official`.
+        load_backbone_weights: load pre-trained backbone weights; not needed if a checkpoint
+            follows.
     """
     if num_classes is None:
         num_classes = _COCO_CLASSES[config.match_official]
@@ -156,7 +157,7 @@ def _build_layers(
     *,
     num_levels: int,
 ) -> list[_Layer]:
-    """The layers of one stack."""
+    """Build the layers of the encoder or the decoder."""
     return [
         kind(
             embed_dim=config.embed_dim,
@@ -172,7 +173,7 @@ def _build_layers(
 
 
 def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> Backbone:
-    """The backbone, with its pre-trained weights if wanted, then with other convolutions."""
+    """Build the backbone, load its pre-trained weights, then replace its convolutions."""
     backbone = _build_plain_backbone(config, load_weights=load_weights)
     if replaced := replace_backbone_convs(backbone, config):
         logger.info("%d convolutions replaced: %s", len(replaced), ", ".join(replaced))
@@ -180,7 +181,7 @@ def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> Back
 
 
 def replace_backbone_convs(backbone: Backbone, config: BackboneConfig) -> list[str]:
-    """Replace convolutions of a plain backbone, in place, as its config says; their names."""
+    """Replace convolutions of a plain backbone in place, as configured; return their names."""
     if config.conv.kind == "plain":
         return []
     norm: Statistics = "frozen" if config.norm == "frozen_batch_norm" else "train"
@@ -230,11 +231,11 @@ def build_replacement(
     *,
     norm: Statistics,
 ) -> Replacement:
-    """The replacement of convolutions of the backbone.
+    """Build the function that replaces a convolution of the backbone.
 
     Args:
-        config: of the convolutions.
-        norm: whether norms within a block have the statistics that they start with, or learn.
+        config: config of the convolutions.
+        norm: statistics of the norms within a block: "frozen" or "train".
     """
     match config:
         case DeformConvConfig():
@@ -261,14 +262,14 @@ def build_replacement(
 
 
 def _weights(value: str) -> str | Path | None:
-    """None, a file, or a published name."""
+    """Parse a `weights` setting: return None, a file, or a published name."""
     if value == "none":
         return None
     return Path(value) if value.endswith(_WEIGHT_FILES) or "/" in value else value
 
 
 def build_neck(config: NeckConfig, *, channels: Sequence[int], embed_dim: int) -> Neck:
-    """The neck for a backbone of the given channels."""
+    """Build the neck for a backbone with the given channels."""
     match config:
         case ChannelMapperConfig():
             return ChannelMapper(channels, embed_dim=embed_dim, num_levels=config.num_levels)
@@ -307,7 +308,7 @@ def build_neck(config: NeckConfig, *, channels: Sequence[int], embed_dim: int) -
 
 
 def build_position(config: PositionConfig, *, embed_dim: int) -> nn.Module:
-    """The position embedding."""
+    """Build the position embedding."""
     match config:
         case SinePositionConfig():
             return SinePositionEmbedding(embed_dim)
@@ -318,7 +319,7 @@ def build_position(config: PositionConfig, *, embed_dim: int) -> nn.Module:
 
 
 def build_queries(config: ModelConfig, *, num_classes: int) -> LearnedQueries | ProposalQueries:
-    """The decoder's start."""
+    """Build the module that makes the decoder's queries."""
     match config.queries:
         case LearnedQueriesConfig():
             return LearnedQueries(config.queries.num_queries, config.embed_dim)

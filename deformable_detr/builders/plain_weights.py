@@ -1,4 +1,4 @@
-"""Weights of a detector with a plain backbone, for one whose convolutions are replaced."""
+"""Conversion of plain backbone weights to a backbone with replaced convolutions."""
 
 from collections.abc import Mapping
 
@@ -13,17 +13,17 @@ from deformable_detr.engine.checkpoints.transfer import BACKBONE, holds_backbone
 def with_replaced_convs(
     config: BackboneConfig, weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor] | None:
-    """The weights of a plain detector, its backbone's as the replaced convolutions have them.
+    """Convert the weights of a plain detector to one with replaced backbone convolutions.
 
-    What is new in the replacements, such as offset generators, is not among them: as it is built,
-    it adds nothing.
+    Parameters that are new in the replacements, such as offset generators, are not included: as
+    initialized, they have no effect.
 
     Args:
-        config: of the backbone with replaced convolutions.
-        weights: of a detector, by our names.
+        config: config of the backbone with replaced convolutions.
+        weights: weights of a detector under this package's names.
 
     Returns:
-        None if no convolutions are replaced, or the weights hold no such plain backbone.
+        The weights; None if no convolutions are replaced, or `weights` lacks the plain backbone.
     """
     if config.conv.kind == "plain":
         return None
@@ -34,7 +34,7 @@ def with_replaced_convs(
         return None
     own |= {names[name]: value for name, value in weights.items() if name in names}
     replaced = _replace(config, plain, own)
-    # What comes from the weights is what would not be a number if they were none.
+    # Tensors that turn NaN when the plain weights are all NaN are derived from them.
     unknown = {name: _not_a_number(value) for name, value in own.items()}
     origin = _replace(config, plain, unknown)
     taken = {
@@ -46,7 +46,7 @@ def with_replaced_convs(
 def _replace(
     config: BackboneConfig, plain: BackboneConfig, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What becomes of a plain backbone's tensors."""
+    """Load tensors into a plain backbone, replace its convolutions, and return its tensors."""
     backbone = build_backbone(plain, load_weights=False)
     backbone.load_state_dict(tensors)
     replace_backbone_convs(backbone, config)
@@ -54,5 +54,5 @@ def _replace(
 
 
 def _not_a_number(value: Tensor) -> Tensor:
-    """Counters stay, as they cannot be."""
+    """Return a tensor of NaN; integers, such as batch counters, have none and are kept."""
     return torch.full_like(value, torch.nan) if value.is_floating_point() else value

@@ -1,4 +1,4 @@
-"""Config -> losses, order of samples, optimiser and schedule."""
+"""Builders of the criterion, the sampler, the optimizer and the schedule."""
 
 from collections.abc import Sequence
 
@@ -25,14 +25,14 @@ from deformable_detr.engine.schedule import CosineSchedule, Schedule, StepSchedu
 from deformable_detr.losses.criterion import LossWeights, SetCriterion
 from deformable_detr.losses.matcher import HungarianMatcher
 
-OFFICIAL_COST_ALPHA = 0.25  # official matcher, fixed there
+OFFICIAL_COST_ALPHA = 0.25  # constants of the official matcher
 OFFICIAL_COST_GAMMA = 2.0
-MIMICKING_WEIGHT = 0.1  # Deformable ConvNets v2, of both losses against all others
-OFFSET_RATE = 0.1  # of offset generators in a backbone to its rate (Zhu et al., CVPR 2019)
+MIMICKING_WEIGHT = 0.1  # of both mimicking losses (Deformable ConvNets v2)
+OFFSET_RATE = 0.1  # offset generators' share of the backbone's learning rate (Zhu, CVPR 2019)
 
 
 def build_criterion(config: RunConfig) -> SetCriterion:
-    """The losses of a run and their matcher."""
+    """Build the losses of a run, with their matcher."""
     loss = config.loss
     is_official = config.match_official
     matcher = HungarianMatcher(
@@ -61,14 +61,14 @@ def build_sampler(
     world_size: int,
     aspect_ratios: Sequence[float] = (),
 ) -> StepSampler:
-    """The order of a run's training samples.
+    """Build the sampler, which defines the order of a run's training samples.
 
     Args:
-        config: of the run.
-        num_samples: of the data set, repetitions included.
-        rank: of this process.
+        config: config of the run.
+        num_samples: number of samples of the data set, repetitions included.
+        rank: rank of this process.
         world_size: number of processes.
-        aspect_ratios: height over width of each image; needed for `sample_order: buckets` alone.
+        aspect_ratios: height / width of each image; needed for `sample_order: buckets` only.
     """
     train = config.train
     plan = BatchPlan(
@@ -93,7 +93,7 @@ def build_sampler(
 
 
 def build_optimizer(config: OptimizerConfig, model: HasParameterRoles) -> Optimizer:
-    """The optimiser, with a learning rate for each role of the model's parameters."""
+    """Build the optimizer, with one learning rate per role of the model's parameters."""
     groups = parameter_groups(
         model,
         lr=config.lr,
@@ -116,7 +116,7 @@ def build_optimizer(config: OptimizerConfig, model: HasParameterRoles) -> Optimi
 def build_schedule(
     config: StepScheduleConfig | CosineScheduleConfig, *, steps_per_epoch: int, total_steps: int
 ) -> Schedule:
-    """The learning rate's factor as a function of the step."""
+    """Build the schedule: the factor of the learning rate as a function of the step."""
     match config:
         case StepScheduleConfig():
             return StepSchedule(

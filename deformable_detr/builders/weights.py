@@ -1,4 +1,4 @@
-"""Weights of a file -> the detector that has them."""
+"""Builder of a detector with the weights of a file."""
 
 from deformable_detr.builders.model import build_model
 from deformable_detr.config import RunConfig
@@ -10,10 +10,15 @@ from deformable_detr.models.deformable_detr import DeformableDETR
 
 
 def model_with_weights(weights: Weights, config: RunConfig, what: str) -> DeformableDETR:
-    """A detector that has the weights, built as the config says.
+    """Build a detector from a config and load weights into it.
+
+    Args:
+        weights: the weights, and the classes if known.
+        config: config of the detector.
+        what: name of the weights in errors.
 
     Raises:
-        ValueError: they do not fit each other; `what` names the weights.
+        ValueError: weights and config do not match.
     """
     space = weights.label_space
     num_classes = number_of_rows(weights.state_dict) if space is None else space.num_classes
@@ -23,6 +28,6 @@ def model_with_weights(weights: Weights, config: RunConfig, what: str) -> Deform
 
 
 def numbered_classes(weights: Weights) -> LabelSpace:
-    """Stands in where a file does not say what its classes are: their rows, from 0 on."""
+    """Make numbered classes, one per class row, for a file that does not name its classes."""
     rows = range(number_of_rows(weights.state_dict))
     return LabelSpace(tuple(rows), tuple(f"class {row}" for row in rows))

@@ -1,1 +1,1 @@
-"""The command line: one file a subcommand."""
+"""Command line: one file per subcommand."""

@@ -1,4 +1,4 @@
-"""`deformable-detr benchmark`: how fast this machine computes."""
+"""`deformable-detr benchmark`: measure the speed of this machine."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,28 +8,30 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-# Commands import what needs PyTorch themselves, so that help is there at once.
+# Commands import PyTorch code when they run, so that --help is fast.
 EXIT_LIMIT_MISSED = 1
 
-app = typer.Typer(help="Measure how fast this machine computes.", no_args_is_help=True)
+app = typer.Typer(help="Measure the speed of this machine.", no_args_is_help=True)
 
 
 @app.callback()
 def _root() -> None:
-    """Measure how fast this machine computes."""
+    """Measure the speed of this machine."""
 
 
 _OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Settings that replace the config's, such as model.backbone.depth=18.",
+        help="Override settings of the config, such as model.backbone.depth=18.",
         show_default=False,
     ),
 ]
-_SizeOption = Annotated[int, typer.Option(min=64, help="Height and width of the images.")]
-_ImagesOption = Annotated[int, typer.Option(min=1, help="Images in a batch of one process.")]
-_RoundsOption = Annotated[int, typer.Option(min=2, help="Turns of each.")]
+_SizeOption = Annotated[int, typer.Option(min=64, help="Height and width of the images in pixels.")]
+_ImagesOption = Annotated[int, typer.Option(min=1, help="Images per batch and process.")]
+_RoundsOption = Annotated[
+    int, typer.Option(min=2, help="Number of rounds; each measures all variants once.")
+]
 
 
 @app.command()
@@ -39,10 +41,11 @@ def training(
     images: _ImagesOption = 2,
     rounds: _RoundsOption = 9,
 ) -> None:
-    """Time and memory of a training step: plain, checkpointing, channels last, bfloat16.
+    """Measure time and memory of a training step in several settings.
 
-    `deformable_detr_r50` on the CPU, forward and backward, each setting in a process of one
-    thread, in turns. The machine should be idle.
+    The settings are plain float32, gradient checkpointing, channels last and bfloat16. Runs forward
+    and backward of `deformable_detr_r50` on the CPU, alternating between the settings, each in a
+    process of one thread. The machine should be idle.
     """
     from deformable_detr.benchmark.training import measure_settings
 
@@ -58,9 +61,10 @@ def processes(
     images: _ImagesOption = 2,
     rounds: _RoundsOption = 9,
 ) -> None:
-    """Images a second that two training processes reach, and one, each of one thread.
+    """Measure images per second of two training processes and of one, each of one thread.
 
-    `deformable_detr_r50` on the CPU, whole steps, in turns. Two cores should be idle.
+    Runs complete training steps of `deformable_detr_r50` on the CPU, alternating between the two.
+    Two cores should be idle.
     """
     from deformable_detr.benchmark.training import measure_processes
 
@@ -71,12 +75,14 @@ def processes(
 
 @app.command()
 def layers(
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 15,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Number of rounds; each measures all variants once.")
+    ] = 15,
 ) -> None:
     """Time deformable layers against plain functions, and fused backbones against plain ones.
 
-    In turns, by CPU time of all threads: ours, what it stands for, and their ratio with quartiles.
-    Exit code 1 if a ratio is above its limit. The machine should be idle.
+    Alternates between both sides, and prints their CPU time over all threads and their ratio with
+    quartiles. The exit code is 1 if a ratio is above its limit. The machine should be idle.
     """
     from deformable_detr.benchmark.layers import measure
 
@@ -91,24 +97,26 @@ def layers(
 
 @app.command()
 def ops(
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to measure.")] = "cpu",
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"],
-        typer.Option(help="Of the sampled values; points and weights are float32."),
+        typer.Option(help="Data type of the sampled values; points and weights are float32."),
     ] = "float32",
     shape: Annotated[
         Literal["encoder", "decoder", "all"],
-        typer.Option(help="A query for each of 17,821 cells, 300 queries, or both."),
+        typer.Option(help="encoder: one query per cell, 17,821 in all; decoder: 300 queries."),
     ] = "all",
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each implementation.")] = 9,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Number of rounds; each measures all implementations once.")
+    ] = 9,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of tables.")
     ] = False,
 ) -> None:
     """Time deformable attention: reference, compiled operators, other implementations.
 
-    The implementations take turns in one process, once with the default allocator and once with
-    one that keeps freed memory. Takes about six minutes on two cores, which should be idle.
+    Alternates between the implementations in one process, once with the default allocator and once
+    with one that keeps freed memory. Takes about six minutes on two cores, which should be idle.
     """
     from deformable_detr.benchmark.machine import describe_machine
     from deformable_detr.benchmark.ops import record, suite, tables
@@ -130,7 +138,7 @@ def ops(
         typer.echo(json.dumps(record.as_record(report), indent=2))
         return
     console = Console(highlight=False)
-    if not console.is_terminal:  # a file has no width, and its figures must not be cut
+    if not console.is_terminal:  # rich would cut the columns at its default width
         console = Console(highlight=False, width=100)
     for part in tables.show(report):
         console.print(part)
@@ -138,7 +146,7 @@ def ops(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """Show on stderr what is being done: a line that changes on a terminal, else a line a stage."""
+    """Show progress on stderr: one line that is updated on a terminal, else one line per stage."""
     console = Console(stderr=True, highlight=False)
     stages: list[str] = []
 

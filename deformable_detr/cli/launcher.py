@@ -1,4 +1,4 @@
-"""Processes of torchrun: they exit when it dies, and one of them talks to people."""
+"""Processes of torchrun: exit when the launcher dies, and log from rank 0 only."""
 
 import logging
 import os
@@ -10,28 +10,28 @@ POLL_S = 1.0
 
 
 def end_with_launcher() -> None:
-    """From now on end this process soon after the launcher has ended; alone, do nothing.
+    """Exit this process soon after its launcher has ended; do nothing without a launcher.
 
-    A launcher that is killed cannot end its processes, which would train on or wait for each other
-    for ever. They end within some seconds whatever they are doing, and save nothing, as a next
-    start may be writing to the run folder already.
+    A launcher that is killed cannot end its processes, which would keep training or wait for each
+    other forever. They exit within seconds, whatever they are doing, and save nothing, since a
+    restarted run may already be writing to the run folder.
     """
-    if is_launched():  # else the parent may be a shell that ends rightly
+    if is_launched():  # else the parent may be a shell, which may end before the run
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
 def is_launched() -> bool:
-    """Whether torchrun has started this process."""
+    """Return whether torchrun has started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def is_main() -> bool:
-    """Whether this process, alone or the first of several, is the one that prints."""
+    """Return whether this process is rank 0, the only one that prints."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def warn_only_beside_main() -> None:
-    """Log warnings only, unless this is the process that prints."""
+    """Log only warnings and errors on ranks other than 0."""
     if not is_main():
         logging.getLogger("deformable_detr").setLevel(logging.WARNING)
 
@@ -39,5 +39,5 @@ def warn_only_beside_main() -> None:
 def _watch(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(POLL_S)
-    os.write(2, b"the launcher has ended: so does this process, without saving\n")
+    os.write(2, b"the launcher has ended; this process exits without saving\n")
     os._exit(EXIT_ORPHANED)

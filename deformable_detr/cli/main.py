@@ -1,4 +1,4 @@
-"""`deformable-detr`: the sub-commands, and what becomes of their errors."""
+"""`deformable-detr`: entry point that registers the subcommands and reports their errors."""
 
 import logging
 import sys
@@ -18,19 +18,19 @@ from deformable_detr.cli.train import train
 from deformable_detr.version import __version__
 
 DEBUG = "--debug"
-EXIT_ERROR = 2  # also that of wrong usage
+EXIT_ERROR = 2  # also the code of a usage error
 
 app = typer.Typer(
     name="deformable-detr",
     help=(
-        "Deformable DETR: train an object detector on images in COCO format, measure it, "
-        "and find objects in photos."
+        "Deformable DETR: train an object detector on images in COCO format, evaluate it, "
+        "and detect objects in images."
     ),
     epilog="Start with: deformable-detr COMMAND --help",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",  # docstrings are wrapped anew
+    rich_markup_mode="markdown",  # rewraps docstrings
 )
 app.command()(train)
 app.command()(evaluate)
@@ -58,14 +58,14 @@ def _root(
         ),
     ] = False,
     debug: Annotated[
-        bool, typer.Option(DEBUG, help="Show where an error comes from; may stand anywhere.")
+        bool, typer.Option(DEBUG, help="Show the traceback of an error; accepted anywhere.")
     ] = False,
 ) -> None:
-    """The options of the root; `main` has dealt with `--debug`, and `version` with itself."""
+    """Declare the options before the subcommand; `main` and `_print_version` handle them."""
 
 
 def main() -> None:
-    """Run the command line; an error of the user's is one line, and the exit code 2."""
+    """Run the command line; an expected error is printed in one line, with exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
     try:

@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share."""
+"""Options and arguments shared by several commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,16 +6,20 @@ from typing import Annotated
 import typer
 
 Device = Annotated[
-    str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto takes the fastest.")
+    str,
+    typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps; auto is CUDA, else MPS, else CPU."),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Settings that replace the config's, such as train.micro_batch=4.",
+        help="Override settings of the config, such as train.micro_batch=4.",
         show_default=False,
     ),
 ]
 Checkpoint = Annotated[
-    Path, typer.Option(metavar="FILE", help="Checkpoint of `train`, or weights from elsewhere.")
+    Path,
+    typer.Option(
+        metavar="FILE", help="Checkpoint of `train`, or weights of another implementation."
+    ),
 ]

@@ -1,4 +1,4 @@
-"""What several commands print."""
+"""Output shared by several commands."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def print_metrics(result: "EvaluationResult") -> None:
-    """Print tables of the metrics and of the AP per class; in the main process only."""
+    """Print tables of the metrics and of AP per class; rank 0 only."""
     if not is_main():
         return
     console = Console()
@@ -25,7 +25,7 @@ def print_metrics(result: "EvaluationResult") -> None:
         table.add_row(name, _number(value), meaning)
     console.print(table)
 
-    classes = Table(title="AP of each class")
+    classes = Table(title="AP per class")
     classes.add_column("class")
     classes.add_column("AP", justify="right", no_wrap=True)
     for name, value in result.per_class.items():
@@ -34,5 +34,5 @@ def print_metrics(result: "EvaluationResult") -> None:
 
 
 def _number(value: float) -> str:
-    """Three digits, or a dash where the annotations hold nothing of the kind."""
+    """Format a metric with three digits; a dash for -1, which means no such annotated object."""
     return "-" if value < 0 else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""`deformable-detr predict`: finds objects in photos, draws them and writes them down."""
+"""`deformable-detr predict`: detect objects in images, draw them and write them to a file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,26 +11,27 @@ from deformable_detr.cli.options import Checkpoint, Device
 
 def predict(
     photos: Annotated[
-        list[Path], typer.Argument(metavar="PHOTO_OR_FOLDER", help="Photos, and folders of photos.")
+        list[Path],
+        typer.Argument(metavar="IMAGE_OR_FOLDER", help="Image files, and folders of images."),
     ],
     checkpoint: Checkpoint,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for the pictures and detections.json.")
+        Path,
+        typer.Option(metavar="DIR", help="Folder to write the pictures and detections.json to."),
     ],
     threshold: Annotated[
-        float, typer.Option(help="Show objects with at least this score, from 0 to 1.")
+        float, typer.Option(help="Score threshold in [0, 1]; lower scores are dropped.")
     ] = 0.3,
     classes: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="Show these classes only.")
+        str | None, typer.Option(metavar="NAME,NAME", help="Detect these classes only.")
     ] = None,
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos that run at once.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 4,
 ) -> None:
-    """Find objects in photos: a picture of each photo, and a list in detections.json.
+    """Detect objects in images: write one picture per image, and detections.json.
 
-    Photos may be of any mode; they are turned as their EXIF orientation says, and boxes are in
-    pixels of the photo so turned. A photo that cannot be read is named at the end, and the
-    others are done all the same.
+    Images may have any color mode. Their EXIF orientation is applied, and boxes are in pixels of
+    the upright image. Images that cannot be read are listed at the end; the others are processed.
     """
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     result = deformable_detr.predict(
@@ -43,10 +44,10 @@ def predict(
         batch_size=batch_size,
     )
     num_read = len(result.detections)
-    typer.echo(f"{result.num_objects} objects in {num_read} photos, see {out}")
+    typer.echo(f"{result.num_objects} objects in {num_read} images, see {out}")
     if result.failures:
-        others = ", the others are done" if num_read else ""
+        others = "; the others were processed" if num_read else ""
         raise ValueError(
-            f"{len(result.failures)} of {result.num_photos} photos could not be read{others}\n"
+            f"{len(result.failures)} of {result.num_photos} images could not be read{others}\n"
             + "\n".join(result.failures)
         )

@@ -1,4 +1,4 @@
-"""`deformable-detr train`: a config and data become a run folder."""
+"""`deformable-detr train`: train a detector from a config; results go to a run folder."""
 
 import logging
 from pathlib import Path
@@ -18,20 +18,22 @@ AUTO: Final = "auto"  # after --resume, where an optional value would swallow KE
 def train(
     config: Annotated[
         str,
-        typer.Option(metavar="NAME_OR_PATH", help="A YAML file, or the name of one of ours."),
+        typer.Option(
+            metavar="NAME_OR_PATH", help="YAML file, or the name of a config of the package."
+        ),
     ],
     overrides: Overrides = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where to write.", show_default="runs/NAME"),
+        typer.Option(metavar="DIR", help="Run folder to write to.", show_default="runs/NAME"),
     ] = None,
     device: Device = "auto",
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Continue the run in the folder, exactly. With the word auto: from the newest of "
-            "its checkpoints that is whole, or start it where there is none.",
+            help="Continue the run in the folder exactly. `--resume auto`: continue from its "
+            "newest intact checkpoint, or start the run if there is none.",
         ),
     ] = False,
     overwrite: Annotated[
@@ -41,15 +43,16 @@ def train(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Start a new run with the weights of this checkpoint, of any classes.",
+            help="Start a new run with the weights of this checkpoint, which may have other "
+            "classes.",
         ),
     ] = None,
     evaluate_only: Annotated[
         bool,
         typer.Option(
             "--evaluate-only",
-            help="Measure the run's best.pth, else its last.pth, or the file of --finetune-from, "
-            "on the validation set, and do not train.",
+            help="Do not train; evaluate the run's best.pth, else its last.pth, or the file of "
+            "--finetune-from, on the validation set.",
         ),
     ] = False,
     overfit: Annotated[
@@ -57,26 +60,26 @@ def train(
         typer.Option(
             metavar="N",
             min=1,
-            help="Overfit the first N training images as a sanity check, which takes minutes; "
-            "the first thing to do with new data.",
+            help="Overfit the first N training images as a sanity check (minutes); do this first "
+            "with new data.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Train a detector; checkpoints, metrics and curves go to the run folder.
+    """Train a detector; write checkpoints, metrics and curves to the run folder.
 
     For several processes: torchrun --nproc-per-node N -m deformable_detr train ...
 
-    SIGTERM and SIGUSR1 end the run after the step: it is saved, and the exit code is 75, or 0 under
-    torchrun; state.json in the run folder says preempted.
+    SIGTERM and SIGUSR1 stop the run after the current step and save it. The exit code is then 75,
+    or 0 under torchrun, and state.json in the run folder has the state "preempted".
     """
     end_with_launcher()
     warn_only_beside_main()
     if overfit and (resume or evaluate_only):
-        raise ValueError("--overfit must stand without --resume and --evaluate-only")
+        raise ValueError("--overfit must be given without --resume and --evaluate-only")
     if evaluate_only and (resume or overwrite):
         raise ValueError(
-            "--evaluate-only must stand without --resume and --overwrite, as it changes no run"
+            "--evaluate-only must be given without --resume and --overwrite, as it changes no run"
         )
     settings = list(overrides or [])
     resume_auto = resume and AUTO in settings
@@ -115,5 +118,7 @@ def train(
                 device=device,
             )
     except deformable_detr.PreemptedError as reason:
-        logging.getLogger(__name__).info("saved and stopped: %s; --resume goes on", reason)
+        logging.getLogger(__name__).info(
+            "saved and stopped: %s; --resume continues the run", reason
+        )
         raise typer.Exit(0 if is_launched() else EXIT_PREEMPTED) from None

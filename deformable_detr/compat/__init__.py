@@ -1,1 +1,1 @@
-"""Stand-ins for the packages of others, so that code written for those runs on our operators."""
+"""Drop-in replacements for third-party extensions, backed by this package's operators."""

@@ -1,13 +1,13 @@
-"""Makes `import MultiScaleDeformableAttention`, the official extension, resolve to our operators.
+"""Drop-in for `MultiScaleDeformableAttention`, the official extension, on this package's operators.
 
-Import this module first; code written against the extension then runs unchanged, and on a CPU too:
+Import this module first; code written for the extension then runs unchanged, also on a CPU:
 
     import deformable_detr.compat.msda
     import MultiScaleDeformableAttention as MSDA
 
-An installed extension that nobody has imported yet is shadowed. One that is imported already is
-never replaced: half of a program would call the one and half the other, so this module raises.
-Code that names its own copy of the extension needs one line more, as in GroundingDINO:
+An installed extension that has not been imported yet is shadowed. If it is already imported, this
+module raises instead of replacing it, since a program could then call both implementations.
+Code with its own copy of the extension needs one more line, as in GroundingDINO:
 
     sys.modules["groundingdino._C"] = sys.modules["MultiScaleDeformableAttention"]
 """
@@ -36,24 +36,24 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """The official extension's forward, for any batch, on CPU and CUDA.
+    """Compute the official extension's forward, for any batch size, on CPU and CUDA.
 
-    Low-precision locations and weights are computed with in float32; but between 0.5 and 1,
-    float16 has steps of 2^-11, which no later cast makes good.
+    Low-precision locations and weights are converted to float32. This cannot restore precision:
+    float16 locations between 0.5 and 1 are multiples of 2^-11.
 
     Args:
         value: (N, S, M, D) features.
-        spatial_shapes: (L, 2) int64 (height, width) of the levels; read by the host.
-        level_start_index: (L,) int64 index of each level's first cell; only checked.
+        spatial_shapes: (L, 2) int64 (height, width) of the levels; copied to the host.
+        level_start_index: (L,) int64 index of each level's first cell; checked, otherwise unused.
         sampling_locations: (N, Q, M, L, P, 2) points (x, y), of any floating dtype.
         attention_weights: (N, Q, M, L, P), of any floating dtype.
-        im2col_step: ignored; the batch is never cut.
+        im2col_step: ignored; the batch is not split.
 
     Returns:
         (N, Q, M * D) features in the dtype of value.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, or levels do not follow one another.
+        ValueError: shapes, dtypes or devices do not match, or levels are not contiguous.
     """
     level_shapes = _level_shapes(spatial_shapes, level_start_index)
     dtype = _coordinate_dtype(value)
@@ -72,7 +72,7 @@ def ms_deform_attn_backward(
     grad_output: Tensor,
     im2col_step: int,
 ) -> list[Tensor]:
-    """The gradients of value, sampling_locations and attention_weights, each in its dtype.
+    """Return the gradients of value, sampling_locations and attention_weights, each in its dtype.
 
     Arguments and errors are those of `ms_deform_attn_forward`; grad_output is (N, Q, M * D).
     """
@@ -104,13 +104,13 @@ def _coordinate_dtype(value: Tensor) -> torch.dtype:
 
 
 def _level_shapes(spatial_shapes: Tensor, level_start_index: Tensor) -> tuple[tuple[int, int], ...]:
-    """The shapes as Python numbers; level starts are checked against them."""
+    """Convert the shapes to Python integers, and check the level starts against them."""
     if spatial_shapes.ndim != 2 or spatial_shapes.shape[1] != 2:
         raise ValueError(
             f"spatial_shapes must have shape (L, 2), got {tuple(spatial_shapes.shape)}"
         )
     if spatial_shapes.is_floating_point():
-        raise ValueError(f"spatial_shapes must hold whole numbers, got {spatial_shapes.dtype}")
+        raise ValueError(f"spatial_shapes must hold integers, got {spatial_shapes.dtype}")
     level_shapes = tuple((height, width) for height, width in spatial_shapes.tolist())
     sizes = [height * width for height, width in level_shapes]
     expected = list(itertools.accumulate(sizes, initial=0))[:-1]

@@ -1,10 +1,10 @@
-"""What a run is made of: one frozen pydantic model a part, with the paper's values as defaults.
+"""Config of a run: one frozen pydantic model per section, with the paper's values as defaults.
 
-`config.loading` reads these from YAML, `builders` turns them into objects. Nothing below `builders`
-sees them. Sizes are in pixels, learning rates belong to the total batch.
+`config.loading` reads the models from YAML, `builders` turns them into objects. Layers below
+`builders` do not see them. Sizes are in pixels; learning rates apply to the total batch.
 
-Every setting has a default, and a new one gets the default under which a config without it means
-what it meant before: checkpoints hold configs, and old ones stay readable.
+Nearly all settings have defaults. A new setting gets a default that keeps the meaning of configs
+without it, since checkpoints hold configs and old ones must stay readable.
 """
 
 from deformable_detr.config.backbone import (
@@ -109,22 +109,23 @@ __all__ = [
 
 
 class RunConfig(FrozenModel):
-    """A whole run."""
+    """Config of a run."""
 
     match_official: bool = False
-    """Compute what the official code computes, wherever this package does otherwise on purpose:
-    labels are raw category ids (91 classes for COCO), the matching cost has alpha 0.25 and gamma 2
-    whatever `loss` says, proposals have no weight without auxiliary losses, and samples come in
-    the order of `train.sample_order: official`."""
+    """Reproduce the official code where this package deviates from it on purpose: labels are raw
+    category ids (91 classes for COCO), the matching cost has alpha 0.25 and gamma 2 regardless of
+    `loss`, proposals have no loss weight without auxiliary losses, and samples have the order of
+    `train.sample_order: official`."""
 
     model: ModelConfig = ModelConfig()
-    """The detector. The number of classes is not a setting: it comes from the data's categories."""
+    """The detector. The number of classes is not a setting; it follows from the categories of the
+    data."""
 
     loss: LossConfig = LossConfig()
     """Matching costs and loss weights."""
 
     data: DataConfig = DataConfig()
-    """Images, and how they are prepared."""
+    """Data sets and image preparation."""
 
     train: TrainConfig = TrainConfig()
     """The training loop."""

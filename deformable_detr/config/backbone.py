@@ -1,4 +1,4 @@
-"""Backbones, and replacements of their convolutions."""
+"""Settings of backbones, and of the convolutions that replace theirs."""
 
 from typing import Annotated, Literal
 
@@ -14,11 +14,11 @@ class PlainConvConfig(FrozenModel):
 
 
 class ReplacedConvConfig(FrozenModel):
-    """Convolutions in the place of the backbone's own."""
+    """Convolutions that replace those of the backbone."""
 
     strides: Strides = (8, 16, 32)
-    """Strides of the blocks whose convolutions of odd size above 1 are replaced. Frozen blocks
-    stay as they are."""
+    """Strides of the blocks in which convolutions of odd kernel size above 1 are replaced. Frozen
+    blocks are not changed."""
 
 
 class DeformConvConfig(ReplacedConvConfig):
@@ -26,7 +26,7 @@ class DeformConvConfig(ReplacedConvConfig):
 
     kind: Literal["deform"] = "deform"
     offset_groups: Positive = 1
-    """Groups of channels that have offsets of their own."""
+    """Number of channel groups with separate offsets."""
 
 
 class ModulatedDeformConvConfig(ReplacedConvConfig):
@@ -34,18 +34,18 @@ class ModulatedDeformConvConfig(ReplacedConvConfig):
 
     kind: Literal["modulated_deform"] = "modulated_deform"
     offset_groups: Positive = 1
-    """Groups of channels that have offsets and masks of their own."""
+    """Number of channel groups with separate offsets and masks."""
 
     mask_scale: float = 2.0
-    """Upper end of the masks, which start at half of it: 2 starts as the plain convolution, 1 is
-    the paper's."""
+    """Maximum of the masks, which are initialized to half of it: 2 starts as the plain convolution,
+    1 is the paper's value."""
 
 
 class BranchBlockConfig(ReplacedConvConfig):
-    """Blocks of branches; the statistics of their norms are fixed as the backbone's `norm` says."""
+    """Multi-branch blocks; the statistics of their norms are frozen or not as in the backbone."""
 
     init: Literal["own_branch", "paper"] = "own_branch"
-    """`own_branch` starts as the convolution that is replaced; with `paper` all branches count
+    """`own_branch` starts as the convolution that is replaced; with `paper` all branches contribute
     from the first step."""
 
 
@@ -62,33 +62,33 @@ class DiverseBranchConfig(BranchBlockConfig):
 
 
 class DeformKernelOptions(FrozenModel):
-    """Deformable kernels: each tap's value is read from a stored kernel of `scope_size`."""
+    """Deformable kernels: tap weights are sampled from a stored kernel of `scope_size`."""
 
     rotation_groups: Positive = 1
-    """Groups of channels that have kernel offsets of their own."""
+    """Number of channel groups with separate kernel offsets."""
 
     image_offsets: bool = False
-    """Predict offsets of the taps in the feature map too, as a deformable convolution does; in
-    local mode only."""
+    """Also predict offsets of the taps in the feature map, as a deformable convolution does; local
+    mode only."""
 
     kernel_offsets: bool = True
-    """Predict where in the stored kernel each tap is read. May be false with `image_offsets`
-    only."""
+    """Predict offsets at which taps are sampled from the stored kernel. May be false only with
+    `image_offsets`."""
 
     mode: Literal["local", "global"] = "local"
-    """`local` predicts kernel offsets for every position, `global` for the whole image."""
+    """`local` predicts kernel offsets per position, `global` per image."""
 
     clip_to_scope: bool = True
     """Keep kernel offsets within the stored kernel, as in the paper."""
 
 
 class DeformKernelConfig(ReplacedConvConfig, DeformKernelOptions):
-    """Deformable kernels (ICLR 2020), for depthwise convolutions alone."""
+    """Deformable kernels (ICLR 2020), for depthwise convolutions only."""
 
     kind: Literal["deform_kernel"] = "deform_kernel"
     scope_size: Positive = 5
-    """Side of the stored kernel. An even one starts as the plain kernel too, but is sensitive to
-    the first kernel offsets."""
+    """Side length of the stored kernel. With an even side the block starts as the plain kernel too,
+    but is sensitive to the first kernel offsets."""
 
 
 ConvConfig = Annotated[
@@ -103,53 +103,52 @@ ConvConfig = Annotated[
 
 
 class BackboneBase(FrozenModel):
-    """Settings of every backbone."""
+    """Settings shared by all backbones."""
 
     out_strides: Strides = (8, 16, 32)
     """Strides of the feature maps for the neck, finest first."""
 
     freeze_up_to_stride: int = Field(4, ge=0)
-    """Largest stride of blocks that are not trained; 0 trains all. 4 freezes a ResNet's stem and
-    first stage, as in the paper."""
+    """Largest stride of frozen blocks; 0 trains all blocks, 4 freezes a ResNet's stem and first
+    stage, as in the paper."""
 
     norm: Literal["frozen_batch_norm", "batch_norm"] = "frozen_batch_norm"
-    """`frozen_batch_norm` keeps statistics and parameters of batch norms as they are; `batch_norm`
-    trains them."""
+    """`frozen_batch_norm` freezes statistics and parameters of batch norms; `batch_norm` trains
+    them."""
 
     weights: str = "none"
-    """Pre-trained weights: `none`, a .pth or .safetensors file, or a tag that timm publishes."""
+    """Pre-trained weights: `none`, a .pth or .safetensors file, or a pre-trained tag of timm."""
 
     conv: ConvConfig = PlainConvConfig()
-    """Convolutions in the place of the backbone's own."""
+    """Convolutions that replace those of the backbone."""
 
 
 class ResNetConfig(BackboneBase):
-    """A torchvision ResNet."""
+    """ResNet of torchvision."""
 
     kind: Literal["resnet"] = "resnet"
     depth: Literal[18, 34, 50, 101, 152] = 50
     """Number of layers."""
 
     dilation: bool = False
-    """Dilate the last stage and leave it at stride 16, the paper's DC5 variant; depth 50 and
-    above."""
+    """Dilate the last stage and keep it at stride 16, the paper's DC5 variant; depth 50 or more."""
 
     weights: str = "imagenet1k_v1"
-    """Pre-trained weights: `none`, a .pth or .safetensors file, or a name that torchvision
-    publishes."""
+    """Pre-trained weights: `none`, a .pth or .safetensors file, or the name of weights of
+    torchvision."""
 
 
 class MobileNetV2Config(BackboneBase):
-    """torchvision's MobileNetV2."""
+    """MobileNetV2 of torchvision."""
 
     kind: Literal["mobilenet_v2"] = "mobilenet_v2"
     weights: str = "imagenet1k_v1"
-    """Pre-trained weights: `none`, a .pth or .safetensors file, or a name that torchvision
-    publishes."""
+    """Pre-trained weights: `none`, a .pth or .safetensors file, or the name of weights of
+    torchvision."""
 
 
 class TimmConfig(BackboneBase):
-    """Any timm model with feature maps."""
+    """Model of timm that returns feature maps."""
 
     kind: Literal["timm"] = "timm"
     name: str

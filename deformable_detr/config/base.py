@@ -1,4 +1,4 @@
-"""What the models of all sections share."""
+"""Base class, types and error shared by all sections of the config."""
 
 from typing import Annotated
 
@@ -12,14 +12,14 @@ PixelRange = tuple[Positive, Positive]
 
 
 class ConfigError(ValueError):
-    """A config file or an override is wrong; the message starts with the key's path."""
+    """Error in a config file or an override; the message starts with the path of the key."""
 
 
 class FrozenModel(BaseModel):
-    """Exact types, no unknown keys, no change after construction.
+    """Base of all sections: strict types, no unknown keys, frozen after construction.
 
-    The string below a field describes it, in `docs/settings.md` too. A `kind` is described by its
-    class.
+    The string below a field describes it, also in `docs/settings.md`. A `kind` is described by the
+    docstring of its class.
     """
 
     model_config = ConfigDict(
@@ -33,6 +33,6 @@ class FrozenModel(BaseModel):
 
 
 def require_increasing(name: str, pair: tuple[float, float]) -> None:
-    """Refuse a pair that is not (low, high)."""
+    """Raise a ValueError unless the pair is (low, high)."""
     if pair[0] > pair[1]:
         raise ValueError(f"{name} must be (low, high), got {list(pair)}")

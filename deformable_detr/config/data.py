@@ -1,4 +1,4 @@
-"""Where images come from and what the model sees of them."""
+"""Settings of data sets, augmentation and image sizes."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,53 +16,54 @@ from deformable_detr.config.base import (
 
 
 class SplitConfig(FrozenModel):
-    """A set of images in COCO format."""
+    """Data set in COCO format."""
 
     images: Path | None = None
-    """Folder of the images."""
+    """Folder of images."""
 
     annotations: Path | None = None
-    """JSON file of the annotations."""
+    """JSON file of annotations."""
 
 
 class CocoAugmentationConfig(FrozenModel):
-    """The paper's: flip, then a random size, half of the time after a random crop."""
+    """Augmentation of the paper: flip, then a random size, half of the time after a random crop."""
 
     kind: Literal["coco"] = "coco"
     sizes: tuple[Positive, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-    """Lengths of the shorter side in pixels, of which one is drawn for each image."""
+    """Lengths of the shorter side in pixels; one is drawn per image."""
 
     max_size: Positive = 1333
-    """Largest longer side in pixels."""
+    """Maximum of the longer side in pixels."""
 
     pre_crop_sizes: tuple[Positive, ...] = (400, 500, 600)
-    """Lengths of the shorter side in pixels, of which one is drawn before a crop."""
+    """Lengths of the shorter side in pixels before a crop; one is drawn per image."""
 
     crop_sizes: PixelRange = (384, 600)
-    """Smallest and largest side of a crop in pixels."""
+    """Minimum and maximum side of a crop in pixels."""
 
 
 class ZoomCropAugmentationConfig(FrozenModel):
-    """For photos from above: square crops at random zoom, in any of their eight orientations."""
+    """Augmentation for aerial images: square crops at random zoom, in one of eight orientations."""
 
     kind: Literal["zoom_crop"] = "zoom_crop"
     size: Positive
     """Side in pixels that crops are resized to."""
 
     scales: Range = (0.5, 1.0)
-    """Range of the side of a crop as a share of `size`; below 1 objects grow."""
+    """Range of the side of a crop as a fraction of `size`; below 1 objects are enlarged."""
 
     around_objects: bool = False
-    """Place every crop so that it holds the center of an object, where there is one."""
+    """Place every crop so that it contains the center of an object, if the image has one."""
 
     min_visibility: float = Field(0.4, ge=0, le=1)
-    """Smallest share of its area that a box must have inside the crop; others are dropped."""
+    """Minimum fraction of a box's area inside the crop; other boxes are dropped."""
 
     color_jitter: Probability = 0.0
-    """Largest relative change of brightness, contrast and saturation; 0 for none."""
+    """Maximum relative change of brightness, contrast and saturation; 0 for none."""
 
     soften: Probability = 0.0
-    """Probability that a crop is made as soft as a camera of lower resolution would show it."""
+    """Probability of resizing a crop down and back, which makes it as soft as from a camera of
+    lower resolution."""
 
     @model_validator(mode="after")
     def _check(self) -> "ZoomCropAugmentationConfig":
@@ -71,14 +72,14 @@ class ZoomCropAugmentationConfig(FrozenModel):
 
 
 class NoAugmentationConfig(FrozenModel):
-    """No random changes: images are resized as for evaluation."""
+    """No augmentation; images are resized as for evaluation."""
 
     kind: Literal["none"] = "none"
     size: Positive = 800
     """Shorter side in pixels."""
 
     max_size: Positive = 1333
-    """Largest longer side in pixels."""
+    """Maximum of the longer side in pixels."""
 
 
 AugmentationConfig = Annotated[
@@ -88,7 +89,7 @@ AugmentationConfig = Annotated[
 
 
 class DataConfig(FrozenModel):
-    """Where images come from and what the model sees of them."""
+    """Settings of data sets and image preparation."""
 
     train: SplitConfig = SplitConfig()
     """The training set."""
@@ -97,24 +98,24 @@ class DataConfig(FrozenModel):
     """The validation set."""
 
     augmentation: AugmentationConfig = CocoAugmentationConfig()
-    """Random changes of training images."""
+    """Augmentation of training images."""
 
     repeats: Positive = 1
-    """Passes over the training set in an epoch; more than 1 for a set of few large photos."""
+    """Passes over the training set per epoch; more than 1 for data sets of few large images."""
 
     eval_size: Positive = 800
     """Shorter side of images in pixels, in evaluation and prediction."""
 
     eval_max_size: Positive = 1333
-    """Largest longer side of images in pixels, in evaluation and prediction."""
+    """Maximum of the longer side of images in pixels, in evaluation and prediction."""
 
     num_workers: int = Field(2, ge=0)
-    """Worker processes that load images, for each process of the run; 0 loads them in the process
-    itself."""
+    """Worker processes that load images, per process of the run; 0 loads them in the process of the
+    run itself."""
 
     cache_images: bool = False
-    """Keep decoded images in the memory of every worker: for few and large ones."""
+    """Keep decoded images in the memory of every worker; for data sets of few large images."""
 
     max_padded_pixels: Positive | None = None
-    """Most pixels of a training micro-batch, all its images with their padding; the images of a
-    larger one are made smaller. Null for no limit."""
+    """Maximum number of pixels of a training micro-batch, padding included; the images of a larger
+    one are scaled down. Null for no limit."""

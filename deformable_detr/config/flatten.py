@@ -1,11 +1,11 @@
-"""Configurations as dotted keys, and how two of them differ."""
+"""Configs as dotted keys, and the differences of two configs."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting of a nested configuration by its dotted key, in its order."""
+    """Yield dotted key and value of all settings of a nested config, in order."""
     for key, value in content.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -14,7 +14,7 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def config_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The settings in which two configurations differ, one line each: `key: old -> new`."""
+    """List the settings in which two configs differ, one line each: `key: old -> new`."""
     changes = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)

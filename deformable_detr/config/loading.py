@@ -1,4 +1,4 @@
-"""YAML files and dotted overrides -> a RunConfig; what is wrong is named by its path."""
+"""Load a RunConfig from YAML files and dotted overrides; errors name the path of the key."""
 
 import difflib
 import json
@@ -19,20 +19,20 @@ from deformable_detr.config.upgrade import find_renamed, upgrade
 logger = logging.getLogger(__name__)
 Overrides = Sequence[str] | Mapping[str, Any]  # "dotted.key=value", or values by dotted key
 _PACKAGE = Path(__file__).parents[1]
-# In a wheel the files are inside the package, in a checkout beside it.
+# The configs are inside the package in a wheel, and beside it in a checkout.
 _CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 _MAX_BASES = 3
 
 
 class _Yaml12Loader(yaml.SafeLoader):
-    """YAML with the scalars of version 1.2: 1e-4 is a number, `no` a string, 012 is twelve."""
+    """YAML loader with the scalars of version 1.2: 1e-4 is a number, `no` a string, 012 is 12."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands there twice", node.start_mark
+                    None, None, f"duplicate key {key!r}", node.start_mark
                 )
         return super().construct_mapping(node, deep)
 
@@ -55,10 +55,10 @@ def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> Ru
     """Read a config and apply overrides.
 
     Args:
-        config: a YAML file, or the name of one that comes with the package, such as
-            "deformable_detr_r50" or "backbones/resnet18"; or a config that is loaded already.
-        overrides: "dotted.key=value", the value written as in YAML; or values by dotted key,
-            where a string is read as in YAML too.
+        config: a YAML file, or the name of a config of the package, such as
+            "deformable_detr_r50" or "backbones/resnet18"; or a loaded config.
+        overrides: strings "dotted.key=value" with a YAML value; or a mapping from dotted key to
+            value, where strings are parsed as YAML too.
 
     Raises:
         ConfigError: the file or an override is wrong.
@@ -72,11 +72,11 @@ def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> Ru
 
 
 def load_run_config(path: Path, overrides: Overrides = ()) -> RunConfig:
-    """Read the `config.yaml` of a run folder, of whichever version, and apply overrides.
+    """Read the `config.yaml` of a run folder, written by any version, and apply overrides.
 
     Args:
         path: the file.
-        overrides: as for `load_config`, and checked to the letter as there.
+        overrides: as for `load_config`; unknown keys in them are errors.
 
     Raises:
         ConfigError: the file or an override is wrong.
@@ -90,17 +90,17 @@ def load_run_config(path: Path, overrides: Overrides = ()) -> RunConfig:
 def validate_config(
     content: Mapping[str, Any], *, source: str, ignore_unknown: bool = False
 ) -> RunConfig:
-    """Check plain content, as read from YAML or a checkpoint.
+    """Validate plain content, as read from YAML or a checkpoint.
 
     Args:
         content: the keys and values.
-        source: what to call it in errors.
-        ignore_unknown: leave unknown keys out, with one warning that names them. This is for what
-            a version wrote itself, such as a checkpoint's config: a later one may have removed a
-            setting. What people write is checked to the letter.
+        source: name of the content in errors.
+        ignore_unknown: drop unknown keys, with one warning that lists them. For configs written by
+            the package, such as a checkpoint's: a later version may have removed a setting. In
+            configs written by users unknown keys are errors.
 
     Raises:
-        ConfigError: naming the key below `source`.
+        ConfigError: a value is wrong; the message has the path of the key after `source`.
     """
     try:
         return RunConfig.model_validate_json(json.dumps(content), strict=True)
@@ -120,10 +120,10 @@ def validate_config(
 
 
 def find_config(config: str | Path) -> Path:
-    """The file of a path or a name.
+    """Return the config file of a path or a name.
 
     Raises:
-        ConfigError: there is none; it lists the names there are.
+        ConfigError: there is no such file; the message lists the known names.
     """
     path = Path(config)
     if path.suffix in (".yaml", ".yml"):
@@ -141,14 +141,14 @@ def find_config(config: str | Path) -> Path:
 
 
 def config_names() -> list[str]:
-    """Names of the configs that come with the package."""
+    """Return the names of the configs of the package."""
     return sorted(
         file.relative_to(_CONFIGS).with_suffix("").as_posix() for file in _CONFIGS.rglob("*.yaml")
     )
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The whole config as YAML that `load_config` reads back."""
+    """Convert a config to YAML, from which `load_config` restores it."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
@@ -157,7 +157,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def _read_with_bases(path: Path) -> list[dict[str, Any]]:
-    """The file and what it inherits from, the deepest base first."""
+    """Read a file and its bases, the deepest base first."""
     layers: list[dict[str, Any]] = []
     file: Path | None = path
     while file is not None:
@@ -188,7 +188,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of `above` win. Another `kind` drops what was inherited for the old one."""
+    """Merge two sections; `above` wins, and another `kind` in it drops all keys of `below`."""
     if "kind" in above and above["kind"] != below.get("kind"):
         return dict(above)
     merged = dict(below)
@@ -201,7 +201,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _without(content: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
-    """The content without the key at the end of a path."""
+    """Return the content without the key at the end of a path."""
     key, *below = path
     if below:
         return {**content, key: _without(content[key], below)}
@@ -209,7 +209,7 @@ def _without(content: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
 
 
 def _as_nested(overrides: Overrides) -> Iterator[dict[str, Any]]:
-    """Each override as it would stand in a file."""
+    """Yield each override as nested content, as in a file."""
     if isinstance(overrides, str):
         raise ConfigError(f"overrides must be a list or a mapping, got {overrides!r}")
     if isinstance(overrides, Mapping):
@@ -232,13 +232,13 @@ def _parse_value(key: str, text: str) -> Any:
 
 
 def _nest(key: str, value: Any) -> dict[str, Any]:
-    """A value below a dotted key."""
+    """Nest a value below a dotted key."""
     *above, last = key.split(".")
     return reduce(lambda inner, part: {part: inner}, reversed(above), {last: value})
 
 
 def _describe(detail: ErrorDetails, source: str) -> str:
-    """One line for one wrong key."""
+    """Describe the error of one key in one line."""
     parts = [str(part) for part in detail["loc"]]
     where = ".".join([source, *_without_kinds(parts)])
     given = detail["input"]
@@ -264,7 +264,7 @@ def _describe(detail: ErrorDetails, source: str) -> str:
 
 
 def _schema_at(parts: Sequence[str]) -> Mapping[str, Any]:
-    """The JSON schema of the model at an error's place."""
+    """Return the JSON schema of the model at the location of an error."""
     whole = RunConfig.model_json_schema()
     current: Mapping[str, Any] = whole
     for part in parts:
@@ -281,7 +281,7 @@ def _known_keys(parts: Sequence[str]) -> list[str]:
 
 
 def _without_kinds(parts: Sequence[str]) -> list[str]:
-    """The path as it is written in the file: an error's place also names the kind chosen."""
+    """Remove kinds from the location of an error, which gives the path of the key in the file."""
     return [
         part
         for position, part in enumerate(parts)

@@ -1,4 +1,4 @@
-"""The detector."""
+"""Settings of the detector."""
 
 from typing import Annotated, Literal
 
@@ -9,27 +9,26 @@ from deformable_detr.config.base import FrozenModel, Positive, Probability
 
 
 class ChannelMapperConfig(FrozenModel):
-    """1x1 projections, and strided convolutions for levels beyond the backbone's maps."""
+    """1x1 projections of the backbone's maps, and strided convolutions for further levels."""
 
     kind: Literal["channel_mapper"] = "channel_mapper"
     num_levels: int = Field(4, ge=1, le=8)
-    """Levels of the feature pyramid, at least as many as the backbone has maps."""
+    """Number of levels of the feature pyramid, at least the number of backbone maps."""
 
 
 class ASFFNeckConfig(FrozenModel):
-    """The channel mapper, and adaptively spatial feature fusion (ASFF) of its levels after it."""
+    """Channel mapper followed by adaptively spatial feature fusion (ASFF) of its levels."""
 
     kind: Literal["asff"] = "asff"
     num_levels: int = Field(4, ge=2, le=8)
-    """Levels of the feature pyramid, at least as many as the backbone has maps."""
+    """Number of levels of the feature pyramid, at least the number of backbone maps."""
 
     mask_padding: bool = False
-    """Set padding to zero before levels are resized, so that nothing of it comes into other
-    cells."""
+    """Set padding to zero before levels are resized, so that it does not leak into other cells."""
 
     rfb: bool = False
-    """Compute the fusion weights from 8 channels of each level, not 16, as the published code does
-    to save memory."""
+    """Compute the fusion weights from 8 channels per level instead of 16, as the published code
+    does to save memory."""
 
     norm: Literal["group", "batch"] = "group"
     """Norm of the fusion's convolutions; `batch` is for large micro-batches."""
@@ -41,25 +40,25 @@ class ASFFNeckConfig(FrozenModel):
     """`own` starts as the channel mapper alone, `uniform` as the published code."""
 
     compress_equal: bool = True
-    """Let coarser levels go through a 1x1 convolution before they are resized."""
+    """Apply a 1x1 convolution to coarser levels before they are resized."""
 
     logit_activation: bool = False
-    """Let the logits of the fusion weights have batch norm and SiLU: only for weights of a
+    """Apply batch norm and SiLU to the logits of the fusion weights; only for weights of a
     published YOLOv5 variant, with `init: uniform`."""
 
 
 class DeformKernelNeckConfig(DeformKernelOptions):
-    """The channel mapper, and a residual of depthwise deformable kernels on each level after it.
+    """Channel mapper followed by a residual of depthwise deformable kernels on each level.
 
     Starts as the channel mapper alone.
     """
 
     kind: Literal["deform_kernel"] = "deform_kernel"
     num_levels: int = Field(4, ge=1, le=8)
-    """Levels of the feature pyramid, at least as many as the backbone has maps."""
+    """Number of levels of the feature pyramid, at least the number of backbone maps."""
 
     scope_size: int = Field(4, ge=3)
-    """Side of the stored kernel, from which 3x3 taps are read."""
+    """Side length of the stored kernel, from which 3x3 taps are sampled."""
 
 
 NeckConfig = Annotated[
@@ -68,7 +67,7 @@ NeckConfig = Annotated[
 
 
 class SinePositionConfig(FrozenModel):
-    """Fixed sines of the place within the image."""
+    """Fixed sine embeddings of the position within the image."""
 
     kind: Literal["sine"] = "sine"
 
@@ -78,17 +77,17 @@ class LearnedPositionConfig(FrozenModel):
 
     kind: Literal["learned"] = "learned"
     max_cells: Positive = 50
-    """Most rows or columns that a feature map may have; 50 in the official code."""
+    """Maximum number of rows or columns of a feature map; 50 in the official code."""
 
 
 PositionConfig = Annotated[SinePositionConfig | LearnedPositionConfig, Field(discriminator="kind")]
 
 
 class AttentionConfig(FrozenModel):
-    """What attention in encoder and decoder has in common."""
+    """Settings of attention in encoder and decoder."""
 
     num_heads: Positive = 8
-    """Heads of every attention, a divisor of `embed_dim`."""
+    """Number of attention heads; must divide `embed_dim`."""
 
     backend: Literal["auto", "native", "reference"] = "auto"
     """Back-end of deformable attention: `native` is the compiled operator, `reference` is plain
@@ -96,7 +95,7 @@ class AttentionConfig(FrozenModel):
 
 
 class LayerStackConfig(FrozenModel):
-    """Settings of encoder and decoder."""
+    """Settings shared by encoder and decoder."""
 
     num_layers: int = Field(6, ge=0)
     """Number of layers."""
@@ -108,26 +107,26 @@ class LayerStackConfig(FrozenModel):
     """Dropout probability."""
 
     num_points: Positive = 4
-    """Sampling points of each head on each level."""
+    """Number of sampling points per head and level."""
 
 
 class EncoderConfig(LayerStackConfig):
-    """Layers of self-attention over the pyramid's cells."""
+    """Encoder: layers of self-attention over the cells of the pyramid."""
 
 
 class DecoderConfig(LayerStackConfig):
-    """Layers that turn queries into boxes and classes."""
+    """Decoder: layers that turn queries into boxes and classes."""
 
     num_layers: Positive = 6
     """Number of layers."""
 
     box_refinement: bool = False
-    """Iterative box refinement: every layer corrects the boxes of the one before. Two-stage
-    queries need it."""
+    """Iterative box refinement: each layer refines the boxes of the previous one. Required by
+    two-stage queries."""
 
 
 class LearnedQueriesConfig(FrozenModel):
-    """The same learned queries for every image."""
+    """Learned queries, the same for all images."""
 
     kind: Literal["learned"] = "learned"
     num_queries: Positive = 300
@@ -135,18 +134,18 @@ class LearnedQueriesConfig(FrozenModel):
 
 
 class TwoStageQueriesConfig(FrozenModel):
-    """Queries from the best proposals of the encoder."""
+    """Queries made from the best proposals of the encoder."""
 
     kind: Literal["two_stage"] = "two_stage"
     num_queries: Positive = 300
     """Number of queries per image."""
 
     content: Literal["box", "memory"] = "box"
-    """Content of a query: made from the proposal's `box`, as in the paper, or the features of its
-    token in the `memory`."""
+    """Content of a query: `box` embeds the proposal's box, as in the paper; `memory` takes the
+    features of its encoder token."""
 
     base_size: float = Field(0.05, gt=0.01, lt=0.99)
-    """Width and height that boxes of the finest level start from, as a share of the image; they
+    """Width and height of the initial boxes of the finest level, as a fraction of the image; they
     double from level to level."""
 
 
@@ -154,13 +153,13 @@ QueriesConfig = Annotated[LearnedQueriesConfig | TwoStageQueriesConfig, Field(di
 
 
 class MimickingConfig(FrozenModel):
-    """Feature mimicking, after Deformable ConvNets v2."""
+    """Feature mimicking of Deformable ConvNets v2."""
 
     max_regions: Positive = 32
-    """Most objects per image that are cropped; chosen at random where there are more."""
+    """Maximum number of cropped objects per image; a random choice if there are more."""
 
     crop_size_px: Positive = 224
-    """Side in pixels that crops are resized to."""
+    """Side length in pixels to which crops are resized."""
 
 
 class ModelConfig(FrozenModel):
@@ -170,13 +169,13 @@ class ModelConfig(FrozenModel):
     """Width of the feature pyramid, the encoder's tokens and the decoder's queries."""
 
     backbone: BackboneConfig = ResNetConfig()
-    """The network that makes feature maps of an image."""
+    """Network that computes feature maps of an image."""
 
     neck: NeckConfig = ChannelMapperConfig()
-    """What makes a feature pyramid of the backbone's maps."""
+    """Module that builds the feature pyramid from the backbone's maps."""
 
     position: PositionConfig = SinePositionConfig()
-    """Position embedding of the pyramid's cells."""
+    """Position embedding of the cells of the pyramid."""
 
     attention: AttentionConfig = AttentionConfig()
     """Attention in encoder and decoder."""
@@ -185,14 +184,14 @@ class ModelConfig(FrozenModel):
     """The encoder."""
 
     queries: QueriesConfig = LearnedQueriesConfig()
-    """What the decoder starts from."""
+    """Initial queries of the decoder."""
 
     decoder: DecoderConfig = DecoderConfig()
     """The decoder."""
 
     mimicking: MimickingConfig | None = None
-    """Feature mimicking: an auxiliary loss in training, on objects cut out of their image. Null
-    for none, `{}` for the defaults."""
+    """Feature mimicking: an auxiliary training loss on objects cropped from the image. Null for
+    none, `{}` for the defaults."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":

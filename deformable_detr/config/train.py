@@ -1,4 +1,4 @@
-"""The loss and the training loop."""
+"""Settings of the loss and the training loop."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from deformable_detr.config.base import FrozenModel, Positive, Probability
 
 
 class LossConfig(FrozenModel):
-    """Matching costs, loss weights and the focal loss, which both share."""
+    """Matching costs, loss weights, and parameters of the focal loss and cost."""
 
     class_cost: float = Field(2.0, ge=0)
     """Weight of the focal class cost in matching."""
@@ -29,30 +29,31 @@ class LossConfig(FrozenModel):
     """Weight of the generalized IoU loss of boxes."""
 
     focal_alpha: float = Field(0.25, gt=0, lt=1)
-    """Weight of objects in the focal loss and cost; background has 1 - alpha."""
+    """Weight of the foreground in the focal loss and cost; the background has 1 - alpha."""
 
     focal_gamma: float = Field(2.0, ge=0)
-    """Exponent of the focal loss and cost: the larger, the less counts what is right already."""
+    """Exponent of the focal loss and cost; larger values down-weight easy examples more."""
 
     auxiliary: bool = True
-    """Supervise every decoder layer, not the last one alone."""
+    """Supervise all decoder layers, not only the last one."""
 
 
 class OptimizerBase(FrozenModel):
-    """Settings of every optimizer; learning rates belong to the total batch."""
+    """Settings shared by all optimizers; learning rates apply to the total batch."""
 
     kind: str
     lr: float = Field(2e-4, gt=0)
-    """Learning rate of all parameters that have no other."""
+    """Learning rate of all parameters except those of `lr_backbone` and `lr_sampling`."""
 
     lr_backbone: float = Field(2e-5, gt=0)
-    """Learning rate of the backbone. What places sampling points in it has a tenth of this."""
+    """Learning rate of the backbone; its offset generators have a tenth of it."""
 
     lr_sampling: float = Field(2e-5, gt=0)
-    """Learning rate of what places sampling and reference points; a tenth of `lr` in the paper."""
+    """Learning rate of the layers that predict sampling offsets and reference points; a tenth of
+    `lr` in the paper."""
 
     weight_decay: float = Field(1e-4, ge=0)
-    """Weight decay of all parameters, norms and biases too."""
+    """Weight decay of all parameters, including norms and biases."""
 
 
 class AdamWConfig(OptimizerBase):
@@ -73,104 +74,107 @@ OptimizerConfig = Annotated[AdamWConfig | SGDConfig, Field(discriminator="kind")
 
 
 class StepScheduleConfig(FrozenModel):
-    """The learning rate falls to a tenth after every `drop_epochs`."""
+    """Learning rate that drops to a tenth every `drop_epochs` epochs."""
 
     kind: Literal["step"] = "step"
     drop_epochs: Positive = 40
-    """Epochs from one drop to the next."""
+    """Number of epochs between drops."""
 
     warmup_steps: int = Field(0, ge=0)
-    """Steps in which the learning rate rises linearly at first; 0 for none."""
+    """Number of warm-up steps, in which the learning rate rises linearly; 0 for none."""
 
 
 class CosineScheduleConfig(FrozenModel):
-    """The learning rate falls along half a cosine, to zero at the end of training."""
+    """Learning rate that falls along half a cosine, to zero at the end of training."""
 
     kind: Literal["cosine"] = "cosine"
     warmup_steps: int = Field(0, ge=0)
-    """Steps in which the learning rate rises linearly at first; 0 for none."""
+    """Number of warm-up steps, in which the learning rate rises linearly; 0 for none."""
 
 
 ScheduleConfig = Annotated[StepScheduleConfig | CosineScheduleConfig, Field(discriminator="kind")]
 
 
 class TrainConfig(FrozenModel):
-    """The training loop.
+    """Training loop.
 
-    A step sees `total_batch` images in forward passes of `micro_batch`, whatever the number of
+    A step sees `total_batch` images in forward passes of `micro_batch`, for any number of
     processes.
     """
 
     epochs: Positive = 50
-    """Epochs after which training ends; see `data.repeats`."""
+    """Number of epochs; see also `data.repeats`."""
 
     max_steps: Positive | None = None
-    """Steps after which training ends, if that is sooner. Null for no limit."""
+    """Maximum number of steps; training ends here if this is before the last epoch. Null for no
+    limit."""
 
     total_batch: Positive = 32
-    """Images per step, over all processes; gradients accumulate to it."""
+    """Images per step, over all processes; gradients are accumulated to reach it."""
 
     micro_batch: Positive = 2
-    """Images per forward pass of one process, in evaluation too; a divisor of `total_batch`."""
+    """Images per forward pass of one process, also in evaluation; must divide `total_batch`."""
 
     optimizer: OptimizerConfig = AdamWConfig()
-    """Optimizer and learning rates, which belong to `total_batch`."""
+    """Optimizer and learning rates, which apply to `total_batch`."""
 
     schedule: ScheduleConfig = StepScheduleConfig()
     """Learning rate schedule."""
 
     clip_norm: float = Field(0.1, ge=0)
-    """2-norm that the gradient of all parameters is clipped to; 0 does not clip."""
+    """Maximum 2-norm of the gradient of all parameters; 0 disables clipping."""
 
     ema_decay: Probability = 0.0
-    """Decay of an exponential moving average of the weights, which is then what is evaluated; 0
-    keeps none."""
+    """Decay of an exponential moving average (EMA) of the weights, which is then evaluated; 0 for
+    no average."""
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the forward pass, by autocast; `float16` has a loss scale. Boxes, losses,
+    """Precision of the forward pass, by autocast; `float16` uses loss scaling. Boxes, losses,
     weights and evaluation stay in float32."""
 
     gradient_checkpointing: bool = False
-    """Keep only the inputs of encoder and decoder layers, and compute the rest again for the
-    gradient: the same numbers, less memory, more time."""
+    """Store only the inputs of encoder and decoder layers, and recompute the rest in the backward
+    pass: same results, less memory, more time."""
 
     channels_last: bool = False
-    """Have convolutions compute in PyTorch's channels-last memory format."""
+    """Run convolutions in PyTorch's channels-last memory format."""
 
     deterministic: bool = False
-    """On a GPU, allow only operators that give the same bits every time; one that has no such
-    kernel is an error. CPUs need no switch."""
+    """On a GPU, allow only operators with bitwise reproducible results; others raise an error. On
+    a CPU, results are reproducible without it."""
 
     freeze: tuple[Literal["backbone", "backbone_sampling", "sampling", "default"], ...] = ()
-    """Roles whose parameters are not trained; their norms' statistics stay too. `sampling` places
-    sampling and reference points, `backbone_sampling` sampling points in the backbone."""
+    """Roles of parameters that are not trained; modules with no other parameters stay in eval
+    mode, so that their norm statistics are fixed and they have no dropout. `sampling`: layers that
+    predict sampling offsets and reference points; `backbone_sampling`: offset generators in the
+    backbone."""
 
     seed: int = Field(42, ge=0)
-    """Seed of initial weights, order of samples, augmentation and dropout."""
+    """Seed of initial weights, sample order, augmentation and dropout."""
 
     sample_order: Literal["global_batches", "buckets", "official"] = "global_batches"
-    """`global_batches` is the same for any number of processes. `buckets` has the same samples in
-    a step, but images of like shape share a micro-batch, for less padding. `official` is the order
-    of the official code."""
+    """`global_batches` is the same for any number of processes. `buckets` has the same samples per
+    step, but groups images of similar aspect ratio into micro-batches, for less padding.
+    `official` is the order of the official code."""
 
     log_every: Positive = 10
-    """Steps from one record in `metrics.jsonl` to the next."""
+    """Number of steps between records in `metrics.jsonl`."""
 
     checkpoint_every: Positive = 500
-    """Steps from one checkpoint to the next; each epoch ends with one too."""
+    """Number of steps between checkpoints; there is also one at the end of each epoch."""
 
     eval_every_epochs: Positive = 1
-    """Epochs from one evaluation to the next; training ends with one too."""
+    """Number of epochs between evaluations; there is also one at the end of training."""
 
     validation_loss: bool = False
-    """Compute the loss on the validation set too, in a pass of its own after each evaluation."""
+    """Also compute the loss on the validation set, in a separate pass after each evaluation."""
 
     timeout_s: float = Field(1800.0, gt=0)
-    """Seconds that a data-loader worker may take for a batch, and that one of several processes
-    may keep the others waiting, before the run ends."""
+    """Seconds to wait for a batch of a data-loader worker, or for another process, before the run
+    ends with an error."""
 
     tensorboard: bool = False
-    """Write what goes to `metrics.jsonl` as TensorBoard's events too."""
+    """Also write the records of `metrics.jsonl` as TensorBoard events."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

@@ -1,4 +1,4 @@
-"""Renamed settings: configs that earlier versions wrote, in the terms of this one.
+"""Upgrade of configs written by earlier versions: renamed settings.
 
 Checkpoints, failure bundles and run folders hold configs. Only this module knows former names; a
 rename adds a row to `RENAMED`.
@@ -13,12 +13,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Renamed:
-    """A setting that had another name or other values.
+    """Renamed setting.
 
     Attributes:
-        old: the dotted key before.
-        new: the dotted key now.
-        values: old value -> new value; any other stays as it is.
+        old: the former dotted key.
+        new: the current dotted key.
+        values: old value -> new value; other values are kept.
     """
 
     old: str
@@ -37,7 +37,7 @@ def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
     """Rename the settings of a config that an earlier version wrote.
 
     Args:
-        content: plain JSON; is not changed.
+        content: plain JSON; not modified.
     """
     upgraded = copy.deepcopy(dict(content))
     for row in RENAMED:
@@ -51,7 +51,7 @@ def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_renamed(path: Sequence[str]) -> Renamed | None:
-    """The row of a former key, given as its parts; None if there was no such setting."""
+    """Return the row of a former key, given as its parts; None if there was no such setting."""
     return next((row for row in RENAMED if row.old == ".".join(path)), None)
 
 

@@ -1,1 +1,1 @@
-"""Training, evaluation, prediction, explanation and reports as functions without a terminal."""
+"""Python API: training, evaluation, prediction, explanation and reports as functions."""

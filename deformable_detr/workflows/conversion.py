@@ -1,4 +1,4 @@
-"""Conversion: a detector's weights from one implementation's file to another's."""
+"""Conversion of a detector's weights between the file formats of implementations."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,13 +23,14 @@ Target = Literal["official", "transformers", "detrex", "mmdet", "native"]
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """A file of weights that was written for another implementation.
+    """Result of a conversion.
 
     Attributes:
-        out: the file; for transformers, a folder.
-        weights: what the source file held.
+        out: the file written; a folder for transformers.
+        weights: content of the source file.
         label_space: the classes.
-        is_inferred: whether the model's settings follow from the file, not from a config.
+        is_inferred: True if the model settings were inferred from the file, False if they come
+            from a config.
     """
 
     out: Path
@@ -38,40 +39,42 @@ class ConversionResult:
     is_inferred: bool
 
     def describe(self) -> Iterator[str]:
-        """What was found in the source file, line by line."""
+        """Yield a summary of the source file, line by line."""
         weights, space = self.weights, self.label_space
         yield f"source: {weights.source}, {len(weights.state_dict)} tensors"
         if weights.ignored:
             first = weights.ignored[0]
-            yield f"ignored, as they carry no weights: {len(weights.ignored)}, first: {first}"
+            yield f"ignored, not weights: {len(weights.ignored)} entries, first: {first}"
         rows = weights.num_rows
         if rows is not None and rows != space.num_classes:
-            yield f"class rows: {space.num_classes} of {rows} stand for a category, which are kept"
-        known = "" if weights.label_space else ", which the file does not name"
+            yield f"class rows: kept the {space.num_classes} of {rows} that belong to a category"
+        known = "" if weights.label_space else ", not named in the file"
         yield f"classes: {space.num_classes}{known}, {space.describe(limit=3)}"
         if self.is_inferred and weights.source != "native":
             settings = flatten(weights.config["model"])
             yield "inferred: " + ", ".join(f"{key}={value}" for key, value in settings)
             for assumption in weights.assumed:
-                yield f"assumed, as the file does not tell (else give --config): {assumption}"
+                yield f"assumed, not stored in the file (override with --config): {assumption}"
 
 
 def convert(
     source: str | Path, out: str | Path, *, to: Target = "native", config: str | Path | None = None
 ) -> ConversionResult:
-    """Convert weights between implementations; the source's follows from its names.
+    """Convert weights between implementations.
+
+    The format of the source is recognized from its parameter names.
 
     Args:
-        source: a file of this package, the official code, transformers (its folder too), detrex or
+        source: a file of this package, the official code, transformers (or its folder), detrex or
             mmdetection 3.x.
-        out: what to write; must not exist.
-        to: the implementation to write for. A native file holds weights only: `train` fine-tunes
-            from it and does not resume it.
-        config: of the model, where the file does not tell.
+        out: the file to write, or the folder for transformers; must not exist.
+        to: the format to write. A native file holds weights only: `train` can fine-tune from it,
+            but not resume it.
+        config: config of the model, needed if the file does not determine it.
 
     Raises:
         FileExistsError: `out` exists.
-        ValueError: the file is not a detector's, or does not fit the config.
+        ValueError: the file does not hold a detector, or does not match the config.
     """
     source, out = Path(source), Path(out)
     if out.exists():

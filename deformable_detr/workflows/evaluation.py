@@ -1,4 +1,4 @@
-"""Evaluation: a detector on annotated images, scored as COCO does."""
+"""Evaluation of a detector on annotated images with the COCO metrics."""
 
 import json
 import logging
@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The metrics of a detector on annotated images.
+    """Metrics of a detector on annotated images.
 
     Attributes:
-        metrics: the twelve COCO metrics by name, such as "AP50", in [0, 1]; -1 where no annotated
-            object is of the kind.
-        per_class: AP by class name, in the same sense.
-        num_images: images scored.
-        num_detections: detections scored.
+        metrics: the twelve COCO metrics by name, such as "AP50", in [0, 1]; -1 if there are no
+            annotated objects of that kind.
+        per_class: AP by class name; -1 as above.
+        num_images: number of images scored.
+        num_detections: number of detections scored.
     """
 
     metrics: dict[str, float]
@@ -52,11 +52,11 @@ class EvaluationResult:
 
     @classmethod
     def of(cls, metrics: CocoMetrics) -> "EvaluationResult":
-        """The result of a scored data set."""
+        """Build the result from the metrics of a data set."""
         return cls(metrics.as_dict(), metrics.class_ap, metrics.num_images, metrics.num_detections)
 
     def rows(self) -> list[tuple[str, float, str]]:
-        """Name, value and meaning of each metric."""
+        """Return name, value and meaning of each metric."""
         return [(name, self.metrics[name], meaning) for name, meaning in STATISTICS.items()]
 
 
@@ -79,17 +79,17 @@ def evaluate(
         checkpoint: a file as for `Detector.from_checkpoint`, or a detector.
         images: the folder of the images.
         annotations: their COCO annotation file, with the detector's categories.
-        device: as for `Detector.from_checkpoint`; a detector stays where it is.
-        batch_size: images that run at once, in each process.
-        num_workers: processes that read images, for each process.
-        out: gets the detections as COCO results.
+        device: as for `Detector.from_checkpoint`; a detector stays on its device.
+        batch_size: images per batch and process.
+        num_workers: processes that load images, per process of the run.
+        out: COCO results file to write the detections to.
         pictures: folder for pictures of annotated and detected objects side by side.
         num_pictures: number of pictures, spread evenly over the images.
-        callback: is called with "progress" and the numbers of batches done and in all.
+        callback: called with "progress", the number of finished batches and their total.
 
     Raises:
         FileNotFoundError: a file or folder does not exist.
-        ValueError: the annotations have other categories, or a place cannot be written to.
+        ValueError: the annotations have other categories, or an output path is not writable.
     """
     out, pictures = (None if place is None else Path(place) for place in (out, pictures))
     if out is not None:
@@ -125,15 +125,15 @@ def evaluate_run(
 ) -> EvaluationResult:
     """Measure the detector of a run, or of a file, on the validation set of a config.
 
-    Model and classes are the checkpoint's; of the config, the validation set and the size that
-    images are resized to count. The detections go to `results.json` in the run folder. Under
-    torchrun every process must call it.
+    Model and classes come from the checkpoint; validation set and image size come from the config.
+    The detections go to `results.json` in the run folder. Under torchrun every process must call
+    it.
 
     Args:
         config: as for `train`; training data need not exist.
         overrides: as for `train`.
         run_dir: as for `train`.
-        checkpoint: what to measure; None for the run's `best.pth`, or else its `last.pth`.
+        checkpoint: the file to measure; None for the run's `best.pth`, else its `last.pth`.
         device: as for `train`.
         callback: as for `evaluate`.
 
@@ -160,18 +160,18 @@ def score_results(results: str | Path, annotations: str | Path) -> EvaluationRes
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: a file is not of its format, or the two do not fit each other.
+        ValueError: a file does not have the COCO format, or the two do not match.
     """
     return EvaluationResult.of(evaluate_results(Path(results), Path(annotations)))
 
 
 def open_detector(config: RunConfig, checkpoint: Path, device: torch.device) -> Detector:
-    """The detector of a checkpoint, for images of the size that the config says."""
+    """Load the detector of a checkpoint, with the image size of the config."""
     detector = Detector.from_checkpoint(checkpoint, str(device))
     transform = build_eval_transform(config.data)
     if transform != detector.transform:
         logger.info(
-            "photos are brought to the config's size, %d, at most %d, not to the checkpoint's",
+            "images are resized to the config's size, %d, at most %d, not to the checkpoint's",
             config.data.eval_size,
             config.data.eval_max_size,
         )
@@ -185,7 +185,7 @@ def measure_validation_set(
     *,
     callback: Callback | None = None,
 ) -> tuple[CocoEvaluator, CocoMetrics]:
-    """Run a detector over the validation set of a config; as `measure`."""
+    """Run a detector over the validation set of a config; see `measure`."""
     return measure(
         detector,
         dataset,
@@ -206,14 +206,14 @@ def measure(
     """Run a detector over a data set; every process must call it.
 
     Args:
-        detector: what to measure.
+        detector: the detector.
         dataset: the images, with the labels of the detector.
-        batch_size: images that run at once in each process.
-        num_workers: processes that read images, for each process.
+        batch_size: images per batch and process.
+        num_workers: processes that load images, per process of the run.
         callback: as for `evaluate`.
 
     Returns:
-        All its detections, and their metrics.
+        The evaluator with all detections, and their metrics.
     """
     sampler = EvaluationSampler(
         len(dataset),
@@ -244,7 +244,7 @@ def _detector(checkpoint: str | Path | Detector, device: str) -> Detector:
 
 
 def write_results(path: Path, evaluator: CocoEvaluator) -> None:
-    """Write all detections as COCO results; in the main process."""
+    """Write all detections to a COCO results file; call on rank 0 only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(evaluator.results()), encoding="utf-8")
 
@@ -252,7 +252,7 @@ def write_results(path: Path, evaluator: CocoEvaluator) -> None:
 def _write_pictures(
     evaluator: CocoEvaluator, dataset: CocoDataset, folder: Path, *, count: int
 ) -> None:
-    """Annotated and detected objects side by side, for images evenly spread over the data set."""
+    """Draw annotated and detected objects side by side, for `count` evenly spaced images."""
     folder.mkdir(parents=True, exist_ok=True)
     names, table = dataset.label_space.names, evaluator.table
     count = min(count, len(dataset))

@@ -1,4 +1,4 @@
-"""Explanation: pictures of what a detector attends to in a photo."""
+"""Explanation: pictures of what a detector attends to in an image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,8 +33,8 @@ class ExplanationResult:
     """Pictures that explain detections.
 
     Attributes:
-        pictures: by the name of what they show, such as "query_1" or "fusion".
-        files: the same pictures where they were written; empty if `out` was not given.
+        pictures: the pictures by name, such as "query_1" or "fusion".
+        files: the file of each picture by the same names; empty if `out` was not given.
     """
 
     pictures: dict[str, Image.Image]
@@ -55,23 +55,23 @@ def explain(
     device: str = "auto",
     callback: Callback | None = None,
 ) -> ExplanationResult:
-    """Draw what a detector attends to: sampling points, receptive fields, weights of levels.
+    """Draw what a detector attends to: sampling points, receptive fields, level weights.
 
-    Layers are named as in the model, such as "neck.projections.0".
+    Layers have the names of the model's modules, such as "neck.projections.0".
 
     Args:
-        photo: as for `Detector.predict`.
+        photo: an image as for `Detector.predict`.
         checkpoint: a file as for `Detector.from_checkpoint`, or a detector.
         out: folder for the pictures.
         queries: number of detections, best first, whose sampling points are drawn.
-        erf: a layer; the effective receptive field of one of its cells is drawn.
-        noise: average the receptive field over this many images of noise, in place of the photo.
-        deform: a deformable convolution, whose sampling points are drawn; of several that follow
-            each other, those of the chain.
-        fusion: whether to draw the weights of the levels of an ASFF neck.
-        cell: (row, column) for `erf` and `deform`; the middle one if None.
-        device: as for `Detector.from_checkpoint`; a detector stays where it is.
-        callback: is called with "progress" and the numbers of pictures done and in all.
+        erf: the layer of whose cell the effective receptive field is drawn.
+        noise: average the receptive field over this many noise images; 0 uses the image.
+        deform: deformable convolutions: the sampling points of one, or of the chain of several
+            consecutive ones, are drawn.
+        fusion: draw the level weights of an ASFF neck.
+        cell: (row, column) of the feature map for `erf` and `deform`; None for its center.
+        device: as for `Detector.from_checkpoint`; a detector stays on its device.
+        callback: called with "progress", the number of finished pictures and their total.
 
     Raises:
         FileNotFoundError: a file does not exist.
@@ -93,7 +93,7 @@ def explain(
             work.append(lambda: view.deform_points(deform, cell))
         if fusion:
             work.append(view.fusion)
-        # All are drawn before the first is written: an error leaves no incomplete set.
+        # Draw all pictures before writing the first: an error leaves no incomplete set.
         pictures: dict[str, Image.Image] = {}
         for draw in Tracked(work, "explaining", callback=callback):
             pictures |= draw()
@@ -107,14 +107,14 @@ def explain(
 
 
 class _View:
-    """A detector and the photo that it looks at."""
+    """Detector and the image that it is explained on."""
 
     def __init__(self, detector: Detector, image: Image.Image) -> None:
         self._detector, self._image = detector, image
         self._batch = ImageBatch.from_images([detector.preprocess(image)]).to(detector.device)
 
     def queries(self, count: int) -> dict[str, Image.Image]:
-        """Pictures of the best detections, by the last layer of the decoder."""
+        """Draw the attention of the best detections in the last decoder layer."""
         names = self._detector.label_space.names
         looks = self._detector.explain(self._image, queries=count)
         return {

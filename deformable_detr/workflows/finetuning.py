@@ -1,4 +1,4 @@
-"""`train --finetune-from`: a new model that starts with the weights of a file."""
+"""`train --finetune-from`: initialize a new model with the weights of a file."""
 
 import logging
 from collections.abc import Callable
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FinetuneSource:
-    """A file that a run starts from.
+    """Weights that a run starts from.
 
     Attributes:
-        path: of the file.
-        state_dict: its weights by our names.
-        label_space: its classes; None if it does not tell.
-        source: the format, such as "native".
+        path: path of the file.
+        state_dict: its weights under this package's names.
+        label_space: its classes; None if the file does not name them.
+        source: its format, such as "native".
     """
 
     path: Path
@@ -42,17 +42,17 @@ class FinetuneSource:
     def read(cls, path: Path) -> "FinetuneSource":
         """Read a file of this package, or of another implementation, onto the CPU.
 
-        Of a moving average and its model, it is the average.
+        Takes the moving average of the weights if the file has one.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not a checkpoint.
+            ValueError: the file is not a checkpoint.
         """
         weights = read_weights(path, with_settings=False)
         return cls(path, weights.state_dict, weights.label_space, weights.source)
 
     def describe(self) -> str:
-        """What is remembered of it in the run."""
+        """Return a description of the origin of the weights, to store in the run."""
         return f"fine-tuned from {self.path} ({self.source})"
 
     def build_model(
@@ -61,15 +61,16 @@ class FinetuneSource:
         label_space: LabelSpace,
         backbone: BackboneConfig,
     ) -> tuple[DeformableDETR, TransferReport]:
-        """A model with these weights, and what became of them.
+        """Build a model, load these weights into it, and report which tensors were transferred.
 
-        Convolutions that are replaced in the model and plain in the file start as the file's.
+        Convolutions that are replaced in the model but plain in the file start from the weights of
+        the plain ones.
 
         Args:
-            build: a new model, with pre-trained weights of its backbone or without; they are
-                asked for only if the file does not hold the backbone.
-            label_space: the classes of the model.
-            backbone: the config of its backbone.
+            build: builds a new model; its argument says whether to load pre-trained backbone
+                weights, which is requested only if the file does not hold the backbone.
+            label_space: classes of the model.
+            backbone: config of the model's backbone.
         """
         model, weights = build(False), self.state_dict
         new: set[str] = set()
@@ -81,7 +82,7 @@ class FinetuneSource:
                 weights = converted
                 names = {name for name in model.state_dict() if name.startswith(BACKBONE)}
                 new = names - weights.keys()
-                logger.info("replaced convolutions start as the plain ones of %s", self.path)
+                logger.info("replaced convolutions start from the plain ones of %s", self.path)
         report = transfer_weights(
             model,
             weights,
@@ -91,6 +92,6 @@ class FinetuneSource:
             new_in_backbone=new,
         )
         for name, reason in report.reinitialized.items():
-            logger.debug("re-initialised: %s (%s)", name, reason)
+            logger.debug("re-initialized: %s (%s)", name, reason)
         logger.debug("ignored: %s", ", ".join(report.ignored))
         return model, report

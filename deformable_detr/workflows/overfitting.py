@@ -1,8 +1,7 @@
 """Sanity check: can the model overfit a few images?
 
-Training and validation see the same images, without augmentation and dropout. An AP that stays low
-here stays low on all data: labels, boxes, sizes and learning rate are worth a look before days of
-training are spent.
+Training and validation see the same images, without augmentation and dropout. If AP stays low here,
+it will stay low on all data: check labels, boxes, sizes and learning rate before training for days.
 """
 
 import json
@@ -27,23 +26,23 @@ from deformable_detr.workflows.training import TrainingResult, train
 logger = logging.getLogger(__name__)
 PASSING_AP50 = 0.9
 STEPS = 300
-EPOCHS = 2  # with an evaluation after each
+EPOCHS = 2  # each with an evaluation at its end
 _RATES = {"lr": 1e-3, "lr_backbone": 2e-4, "lr_sampling": 3e-4}
 _WARMUP_STEPS = 20
 _CLIP_NORM = 1.0
-TOO_SMALL_PX = 8.0  # one cell of the finest usual level
+TOO_SMALL_PX = 8.0  # one cell of a level of stride 8, the finest by default
 
 
 @dataclass(frozen=True)
 class OverfitResult:
-    """The outcome of the check.
+    """Result of the overfit check.
 
     Attributes:
-        passed: whether the images were learned, to an AP50 of at least 0.9.
-        ap50: at the end.
-        losses: of the first and the last record.
-        advice: where to look; "" if passed.
-        training: the run.
+        passed: True if the final AP50 is at least 0.9.
+        ap50: final AP50.
+        losses: losses of the first and the last training record.
+        advice: likely cause and remedies; "" if passed.
+        training: result of the training run.
     """
 
     passed: bool
@@ -68,7 +67,8 @@ def overfit(
 
     Args:
         config: as for `train`.
-        num_images: how many; the first that have objects, and not more than there are queries.
+        num_images: number of images. They are the first ones with at least one object and at most
+            as many as there are queries.
         overrides: as for `train`.
         run_dir: as for `train`; None for `runs/NAME_overfit`.
         overwrite: as for `train`.
@@ -77,7 +77,7 @@ def overfit(
         callback: as for `train`.
 
     Raises:
-        ValueError: there are not as many images, or several processes.
+        ValueError: there are too few such images, or several processes.
     """
     folder = run_folder(run_dir, config, suffix="_overfit")
     settings = load_config(config, overrides)
@@ -98,15 +98,15 @@ def overfit(
 def overfit_config(
     config: RunConfig, count: int, *, subset: Path
 ) -> tuple[RunConfig, dict[str, Any]]:
-    """The config of such a run and its annotations, which are written to `subset`.
+    """Build the config and the annotations of an overfit run; write the annotations to `subset`.
 
     Args:
-        config: of the run that is going to be tried.
-        count: how many images; the first that have objects, and not more than there are queries.
-        subset: gets the annotation file.
+        config: config of the run to check.
+        count: number of images, chosen as in `overfit`.
+        subset: annotation file to write.
 
     Raises:
-        ValueError: there are not as many images, or several processes.
+        ValueError: there are too few such images, or several processes.
     """
     if distributed.world_size() > 1:
         raise ValueError(
@@ -115,7 +115,10 @@ def overfit_config(
         )
     images, annotations = config.data.train.images, config.data.train.annotations
     if images is None or annotations is None:
-        raise ValueError("--overfit must have data.train.images and data.train.annotations")
+        raise ValueError(
+            "data.train.images and data.train.annotations must be given for --overfit, got "
+            f"{images} and {annotations}"
+        )
     chosen = _first_images(
         read_json(annotations, "annotation file"),
         count,
@@ -152,7 +155,7 @@ def overfit_config(
 def judge_overfit(
     config: RunConfig, content: Mapping[str, Any], training: TrainingResult
 ) -> OverfitResult:
-    """Whether the images were learned, and if not, where to look."""
+    """Judge whether the model overfitted the images; if not, add advice."""
     records = read_records(RunFolder(training.run_dir).metrics)
     ap50 = [one["AP50"] for one in records if one["kind"] == "evaluation"][-1]
     losses = [one["total"] for one in records if one["kind"] == "train"]
@@ -167,7 +170,7 @@ def judge_overfit(
 
 
 def _where_to_look(content: Mapping[str, Any], config: RunConfig) -> str:
-    """The most likely reason that can be seen in the images' sizes, or else the usual ones."""
+    """Return the most likely cause: objects that are too small, else a list of common ones."""
     size = _median_size_px(content, config)
     if size < TOO_SMALL_PX:
         return (
@@ -181,7 +184,7 @@ def _where_to_look(content: Mapping[str, Any], config: RunConfig) -> str:
 
 
 def _median_size_px(content: Mapping[str, Any], config: RunConfig) -> float:
-    """Of the objects' square roots of area, in pixels of the resized images."""
+    """Return the median over objects of the square root of area, in pixels of resized images."""
     scales = {}
     for image in content["images"]:
         short, long = sorted((image["height"], image["width"]))
@@ -196,7 +199,7 @@ def _median_size_px(content: Mapping[str, Any], config: RunConfig) -> float:
 def _first_images(
     content: Mapping[str, Any], count: int, *, most_objects: int, what: str
 ) -> dict[str, Any]:
-    """The annotations of the first `count` images that have objects, but not too many."""
+    """Select the first `count` images with 1 to `most_objects` objects, and their annotations."""
     objects: dict[int, list[Mapping[str, Any]]] = {}
     for one in content["annotations"]:
         if not one.get("iscrowd") and one["bbox"][2] > 0 and one["bbox"][3] > 0:

@@ -1,4 +1,4 @@
-"""Paths of a workflow: its data, its run folder, and checks of output paths before any work."""
+"""Paths of data and run folders, and checks of output paths before any work is done."""
 
 from pathlib import Path
 
@@ -8,22 +8,22 @@ BASELINE = "deformable_detr_r50"
 
 
 def require_folder_place(name: str, folder: Path) -> None:
-    """Raise if `folder` is not a folder and cannot become one.
+    """Raise if `folder` is not a directory and cannot be created.
 
     Args:
-        name: of the argument, for the error.
-        folder: where a workflow is to write.
+        name: name of the argument, for the error.
+        folder: folder to write to.
 
     Raises:
-        ValueError: a file stands where the folder, or one above it, should be.
+        ValueError: `folder` or one of its parents is a file.
     """
     for place in (folder, *folder.parents):
         if place.is_dir():
             return
         if place.exists():
             raise ValueError(
-                f"{name} must name a folder, or a place for one, got {folder}, "
-                f"where {place} is a file; choose another place"
+                f"{name} must be a folder, or a path where one can be created, got {folder}, "
+                f"where {place} is a file; choose another path"
             )
 
 
@@ -31,11 +31,11 @@ def require_file_place(name: str, file: Path) -> None:
     """Raise if `file` cannot be written.
 
     Args:
-        name: of the argument, for the error.
-        file: what a workflow is to write.
+        name: name of the argument, for the error.
+        file: file to write.
 
     Raises:
-        ValueError: `file` is a folder, or its folder cannot be created.
+        ValueError: `file` is a directory, or its parent cannot be created.
     """
     if file.is_dir():
         raise ValueError(f"{name} must be a file, got the folder {file}; name a file in it")
@@ -45,10 +45,10 @@ def require_file_place(name: str, file: Path) -> None:
 def run_folder(
     run_dir: str | Path | None, config: str | Path | RunConfig | None, *, suffix: str = ""
 ) -> Path:
-    """The folder of a run: `run_dir`, or `runs/NAME` with the name of the config.
+    """Return the folder of a run: `run_dir`, or `runs/NAME` with the name of the config.
 
     Raises:
-        ValueError: neither gives a name.
+        ValueError: `run_dir` is None, and the config has no name.
     """
     if run_dir is not None:
         return Path(run_dir)
@@ -58,10 +58,10 @@ def run_folder(
 
 
 def data_settings(folder: Path) -> dict[str, str]:
-    """The settings that name the data of a folder, by their dotted keys.
+    """Return the settings, by dotted key, for a data folder of the standard layout.
 
     Args:
-        folder: holds `train.json`, `train`, `val.json` and `val`.
+        folder: folder with `train.json`, `train`, `val.json` and `val`.
 
     Raises:
         ConfigError: one of them is missing.
@@ -75,7 +75,7 @@ def data_settings(folder: Path) -> dict[str, str]:
     if missing:
         raise ConfigError(
             f"data must be a folder with train.json, val.json and the image folders train and val, "
-            f"got {folder}, which lacks {', '.join(missing)}; else give data.train.images=DIR, "
-            "data.train.annotations=JSON, and the same of data.val, as overrides"
+            f"got {folder}, which lacks {', '.join(missing)}; for other layouts override "
+            "data.train.images, data.train.annotations, data.val.images and data.val.annotations"
         )
     return {key: str(path) for key, path in places.items()}

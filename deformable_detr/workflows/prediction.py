@@ -1,4 +1,4 @@
-"""Prediction: objects in photos, as numbers, pictures and a file."""
+"""Prediction: detections in image files as tensors, pictures and a JSON file."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -27,13 +27,14 @@ DETECTIONS_FILE = "detections.json"
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """The objects found in photos.
+    """Detections in image files.
 
     Attributes:
-        detections: by photo, in the order of the photos; boxes are in pixels of the upright photo.
-        pictures: the drawn picture of each photo; empty if none were asked for.
-        num_photos: how many were given.
-        failures: an error for each photo that could not be read.
+        detections: detections by image file, in the order given; boxes are in pixels of the upright
+            image.
+        pictures: the picture written for each image file; empty if `out` was not given.
+        num_photos: number of images given.
+        failures: one error message per image that could not be read.
     """
 
     detections: dict[Path, Detections]
@@ -43,7 +44,7 @@ class PredictionResult:
 
     @property
     def num_objects(self) -> int:
-        """Number of objects in all photos."""
+        """Number of objects in all images."""
         return sum(len(found) for found in self.detections.values())
 
 
@@ -58,24 +59,24 @@ def predict(
     batch_size: int = DEFAULT_BATCH_SIZE,
     callback: Callback | None = None,
 ) -> PredictionResult:
-    """Find objects in photo files; draw them and write `detections.json` where `out` is given.
+    """Detect objects in image files; draw them and write `detections.json` if `out` is given.
 
-    `Detector.predict` does so for images in memory. A photo that cannot be read is reported in the
-    result; the others are processed.
+    `Detector.predict` does the same for images in memory. An image that cannot be read is reported
+    in the result; the others are processed.
 
     Args:
-        photos: files, and folders of photos; one, or several.
+        photos: an image file or a folder of images, or several of them.
         checkpoint: a file as for `Detector.from_checkpoint`, or a detector.
-        out: folder for a picture of each photo, and for the list of all objects.
+        out: folder for one picture per image, and for `detections.json` with all objects.
         threshold: score threshold, in [0, 1].
-        classes: names of the classes wanted; None for all.
-        device: as for `Detector.from_checkpoint`; a detector stays where it is.
-        batch_size: photos that run at once.
-        callback: is called with "progress" and the numbers of photos done and in all.
+        classes: names of the classes to detect; None for all.
+        device: as for `Detector.from_checkpoint`; a detector stays on its device.
+        batch_size: images per batch.
+        callback: called with "progress", the number of finished images and their total.
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a folder holds no photo, a picture would overwrite a photo, a class is unknown,
+        ValueError: a folder holds no image, a picture would overwrite an image, a class is unknown,
             or a number is out of range.
     """
     folder = None if out is None else Path(out)
@@ -109,10 +110,10 @@ def predict(
 
 
 class _Reader:
-    """Reads photos one by one; those that cannot be read are skipped, and remembered.
+    """Iterable over the readable images of a list of files.
 
     Attributes:
-        failures: the errors of photos that could not be read.
+        failures: error messages of the images that could not be read.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -133,16 +134,16 @@ class _Reader:
             yield photo
 
     def take(self, position: int) -> tuple[Path, Image.Image]:
-        """The file and the photo that was read at `position`, which is forgotten."""
+        """Return the file and the image read at `position`, and release the image."""
         return self._read[position], self._waiting.pop(position)
 
 
 def find_photos(paths: Sequence[str | Path]) -> list[Path]:
-    """The photo files: files as they are given, of a folder those with a photo's suffix.
+    """List the image files: files as given, and from a folder those with an image suffix.
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a folder holds no photo.
+        ValueError: a folder holds no image.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -150,7 +151,7 @@ def find_photos(paths: Sequence[str | Path]) -> list[Path]:
             files.append(path)
             continue
         if not path.is_dir():
-            raise FileNotFoundError(f"photo or folder {path} must exist, found nothing there")
+            raise FileNotFoundError(f"image or folder {path} must exist, found nothing there")
         inside = sorted(
             file
             for file in path.iterdir()
@@ -158,17 +159,17 @@ def find_photos(paths: Sequence[str | Path]) -> list[Path]:
         )
         if not inside:
             raise ValueError(
-                f"folder {path} must hold photos ({', '.join(PHOTO_SUFFIXES)}), found none"
+                f"folder {path} must hold images ({', '.join(PHOTO_SUFFIXES)}), found none"
             )
         files.extend(inside)
     return list(dict.fromkeys(files))
 
 
 def picture_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """The picture file of each photo: named as the photo, numbered where that name is taken.
+    """Choose the picture file of each image: its own name, with a number if that is taken.
 
     Raises:
-        ValueError: a picture would overwrite a photo.
+        ValueError: a picture would overwrite an image.
     """
     originals = {file.resolve() for file in files}
     taken: set[Path] = set()
@@ -181,7 +182,7 @@ def picture_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
             picture = folder / f"{file.stem}_{number}{suffix}"
         if picture.resolve() in originals:
             raise ValueError(
-                f"out must be another folder than that of the photos, got {folder}, "
+                f"out must be another folder than that of the images, got {folder}, "
                 f"where {picture.name} would be overwritten"
             )
         taken.add(picture)
@@ -190,7 +191,7 @@ def picture_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def _results(found: dict[Path, Detections], space: LabelSpace) -> list[dict[str, Any]]:
-    """COCO results, photos numbered from 1, with their files and the names of the classes."""
+    """Return COCO results with file and class names; images are numbered from 1."""
     results = []
     for image_id, (file, detections) in enumerate(found.items(), start=1):
         for result in DetectionTable.from_detections(image_id, detections, space).to_results():

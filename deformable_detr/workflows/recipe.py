@@ -1,4 +1,4 @@
-"""The official recipes, and how a run differs from the nearest of them, setting by setting."""
+"""Official recipes, and the settings in which a run deviates from the nearest one."""
 
 import json
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ RECIPES = (
     "deformable_detr_r50_single_scale",
     "deformable_detr_r50_single_scale_dc5",
 )
-# Where a run is, how fast, and what it writes down; which samples make a step is chance anyway.
+# Settings of data paths, speed, logging and randomness: they do not make another recipe.
 FREE_SETTINGS = frozenset(
     {
-        "match_official",  # has a line of its own in the header
+        "match_official",  # has its own line in the header
         "data.cache_images",
         "data.num_workers",
         "data.train.annotations",
@@ -43,7 +43,7 @@ FREE_SETTINGS = frozenset(
 
 
 def nearest_recipe(config: RunConfig) -> tuple[str, list[str]]:
-    """The recipe that a run follows most closely, and each deviation from it in one line."""
+    """Return the recipe with the fewest deviations, and one line per deviation from it."""
     settings = _settings(config)
     found = {}
     for name in RECIPES:
@@ -53,7 +53,7 @@ def nearest_recipe(config: RunConfig) -> tuple[str, list[str]]:
 
 
 def _deviations(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
-    """Settings that only the recipe has are those of another `kind`, which is a line itself."""
+    # Settings that only the recipe has belong to another `kind`, which has its own line.
     lines = []
     for key, value in settings.items():
         if key not in recipe:
@@ -64,11 +64,11 @@ def _deviations(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Every setting of a recipe by its dotted key."""
+    """Return the settings that belong to a recipe, by dotted key."""
     settings = flatten(config.model_dump(mode="json"))
     return {key: value for key, value in settings if key not in FREE_SETTINGS}
 
 
 def _show(value: Any) -> str:
-    """As in YAML."""
+    """Format a value as in YAML."""
     return value if isinstance(value, str) else json.dumps(value)

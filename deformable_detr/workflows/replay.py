@@ -1,4 +1,4 @@
-"""Replay: the step of a failure bundle, computed again."""
+"""Replay of the failed step that a failure bundle holds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ from deformable_detr.workflows.session import kept_torch_state
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """A failed step as it was recorded, and as it is on this machine's CPU.
+    """Failed step as recorded by the run, and as recomputed on this machine's CPU.
 
     Attributes:
-        bundle: what the run recorded.
-        examination: of the same step, computed again.
+        bundle: the record of the run.
+        examination: the examination of the recomputed step.
     """
 
     bundle: FailureBundle
@@ -25,14 +25,14 @@ class ReplayResult:
 
 
 def replay_bundle(path: str | Path) -> ReplayResult:
-    """Compute the step of a failure bundle again, on the CPU.
+    """Recompute the step of a failure bundle on the CPU.
 
     Args:
         path: `failure_step_N_rank_R.pth` of a run folder.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no bundle, or is damaged.
+        ValueError: the file is not a bundle, or is damaged.
     """
     found = FailureBundle.load(Path(path))
     what = f"bundle {path}"

@@ -1,4 +1,4 @@
-"""The report of a run on one page: its curves, its data, its mistakes, its settings."""
+"""HTML report of a run: curves, data, errors and settings on one page."""
 
 import logging
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def describe_environment(config: RunConfig, device: torch.device) -> dict[str, str]:
-    """What a run computes with, value by name, for people."""
+    """Return versions and hardware of a run by name, for the report."""
     return {
         **current_versions(),
         "device": describe_device(device, config.model.attention.backend),
@@ -50,29 +50,29 @@ def report(
     device: str = "auto",
     callback: Callback | None = None,
 ) -> Path:
-    """Write `report.html` of a run: curves, AP per class, confusion, the worst mistakes, settings.
+    """Write `report.html` of a run: curves, AP per class, confusion matrix, worst errors, settings.
 
-    Training does so at its end. Where the detections of the best checkpoint on the validation set
-    are not in the folder, the checkpoint is evaluated first.
+    Training writes the report at its end. If the folder lacks the detections of the best checkpoint
+    on the validation set, the checkpoint is evaluated first.
 
     Args:
         run_dir: the run folder.
-        overrides: settings that replace the run's, such as "data.val.images=DIR" where its
+        overrides: settings that override the run's, such as "data.val.images=DIR" if its
             validation set has moved.
-        device: of the evaluation, as for `train`.
+        device: device of the evaluation, as for `train`.
         callback: as for `evaluate`.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
-        FileNotFoundError: the folder is not a run's, or has no checkpoint yet.
+        FileNotFoundError: the folder is not a run folder, or has no checkpoint yet.
         ValueError: a file is damaged.
     """
     files = RunFolder(Path(run_dir))
     if not files.config.is_file():
         raise FileNotFoundError(
-            f"RUN_DIR must be the folder of a run, got {run_dir}, which has no config.yaml; "
+            f"RUN_DIR must be a run folder, got {run_dir}, which has no config.yaml; "
             "give the --run-dir of `deformable-detr train`"
         )
     config = load_run_config(files.config, overrides)
@@ -90,10 +90,10 @@ def report(
 
 
 def report_after_training(config: RunConfig, files: RunFolder, dataset: CocoDataset) -> None:
-    """Write the report of a run that has just ended; whatever goes wrong is a warning.
+    """Write the report of a run that has just ended; any error becomes a warning.
 
-    What a training step has computed is used: nothing is evaluated here, as other processes would
-    have to wait for it, on COCO for many minutes.
+    Uses the detections stored during training. Nothing is evaluated here, since the other processes
+    would have to wait, on COCO for many minutes.
     """
     if not distributed.is_main():
         return
@@ -101,9 +101,9 @@ def report_after_training(config: RunConfig, files: RunFolder, dataset: CocoData
         checkpoint = load_checkpoint(files.best_or_last)
         table = stored_detections(files, checkpoint.step)
         write_run_report(config, files, dataset, checkpoint, table)
-    except Exception as error:  # of any kind: the run itself is whole
+    except Exception as error:  # a failed report must not fail a finished run
         logger.warning(
-            "the report could not be written (%s: %s); the run is whole. Try again with: "
+            "the report could not be written (%s: %s); the run is complete. Try again with: "
             "deformable-detr report %s",
             type(error).__name__,
             error,
@@ -118,14 +118,14 @@ def write_run_report(
     checkpoint: Checkpoint,
     table: DetectionTable | None,
 ) -> None:
-    """Write `report.html` from what is in the run folder.
+    """Write `report.html` from the content of the run folder.
 
     Args:
-        config: of the run.
-        files: of the run.
+        config: config of the run.
+        files: its run folder.
         dataset: its validation set.
-        checkpoint: the one in `files.best_or_last`.
-        table: its detections in `dataset`, or None without any.
+        checkpoint: the content of `files.best_or_last`.
+        table: its detections on `dataset`, or None if there are none.
 
     Raises:
         ValueError: a file is damaged.
@@ -155,7 +155,7 @@ def write_run_report(
 
 
 def stored_detections(files: RunFolder, step: int) -> DetectionTable | None:
-    """The detections of the checkpoint of that step; None where others or none are stored."""
+    """Read the stored detections; None if there are none, or they are of another step."""
     if not files.detections.is_file():
         return None
     table, stored_step = DetectionTable.read(files.detections)
@@ -178,7 +178,7 @@ def _identity(path: Path, checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _environment(records: Sequence[dict[str, Any]], checkpoint: Checkpoint) -> dict[str, str]:
-    """What the last part of the run was made with; old runs tell versions only."""
+    """Return the environment of the last start of the run; old runs recorded versions only."""
     starts = [record for record in records if record["kind"] == "start"]
     values: dict[str, str] = starts[-1]["environment"] if starts else checkpoint.versions
     if len(starts) > 1:

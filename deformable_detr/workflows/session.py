@@ -1,4 +1,4 @@
-"""The surroundings of a workflow: the other processes of a launcher, and PyTorch's global state."""
+"""Context managers of a workflow: PyTorch's global state, and the process group of a launcher."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from deformable_detr import distributed
 
 @contextmanager
 def kept_torch_state(device: str) -> Iterator[torch.device]:
-    """Leave PyTorch's global state as it was found, whatever the block does.
+    """Restore PyTorch's random state at the end of the block.
 
-    Random numbers that the caller draws afterwards are those that it would have drawn without the
-    block. Gradient and inference mode of the caller do not reach into it.
+    The caller then draws the same random numbers as without the block. Inside the block gradients
+    are enabled and inference mode is off, whatever the caller's modes are.
 
     Args:
         device: as for `distributed.choose_device`.
@@ -33,9 +33,10 @@ def kept_torch_state(device: str) -> Iterator[torch.device]:
 
 @contextmanager
 def session(device: str, *, timeout_s: float = distributed.TIMEOUT_S) -> Iterator[torch.device]:
-    """Join the processes of a launcher, too; all of them must call.
+    """Keep PyTorch's state as `kept_torch_state` does, and join the process group of a launcher.
 
-    A process group that the caller has started is used, and left running.
+    All processes must call it. A process group that the caller has started is used and left
+    running.
 
     Args:
         device: as for `distributed.choose_device`.

@@ -1,4 +1,4 @@
-"""Training: from a config and data to a run folder, in each process of the run."""
+"""Training: from a config and data to a run folder; runs in every process."""
 
 import logging
 from contextlib import closing
@@ -48,13 +48,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A training run that has ended.
+    """Result of a finished training run.
 
     Attributes:
-        run_dir: the run folder: checkpoints, metrics, curves, report.
-        checkpoint: `best.pth` in it, or `last.pth` of a run without an evaluation.
+        run_dir: the run folder with checkpoints, metrics, curves and report.
+        checkpoint: its `best.pth`, or `last.pth` if there was no evaluation.
         metrics: the twelve COCO metrics of the best evaluation by name, such as "AP50"; empty
-            without an evaluation.
+            if there was no evaluation.
     """
 
     run_dir: Path
@@ -82,34 +82,34 @@ def train(
     device: str = "auto",
     callback: Callback | None = None,
 ) -> TrainingResult:
-    """Train a detector; checkpoints, metrics, curves and a report go to the run folder.
+    """Train a detector; write checkpoints, metrics, curves and a report to the run folder.
 
-    Under torchrun every process must call it. SIGTERM and SIGUSR1 end the run after the current
-    step, if the function is called in the main thread, as signals reach no other.
+    Under torchrun every process must call it. SIGTERM and SIGUSR1 stop the run after the current
+    step if the function is called in the main thread, the only one that can handle signals.
 
     Args:
-        config: a YAML file, the name of one that comes with the package such as "quickstart", or a
+        config: a YAML file, the name of a config of the package such as "quickstart", or a
             `RunConfig`. None is "deformable_detr_r50", or with `resume` the config of the run.
-        data: a folder with `train.json` and `val.json`, COCO annotations, and beside them the
-            image folders `train` and `val`; None where the config or `overrides` have the paths.
-        overrides: settings that replace the config's, as for `load_config`.
+        data: a folder with the COCO annotations `train.json` and `val.json`, and the image folders
+            `train` and `val`; None if the config or `overrides` set the paths.
+        overrides: settings that override the config's, as for `load_config`.
         run_dir: the run folder; None for `runs/NAME` with the config's name.
-        resume: continue the run in the folder, exactly; "auto" from the newest of its checkpoints
-            that is whole, or start one where there is none.
+        resume: continue the run in the folder exactly; "auto" continues from its newest intact
+            checkpoint, or starts the run if there is none.
         overwrite: delete the run in the folder first.
-        finetune_from: a checkpoint, of any classes, whose weights a new run starts with.
-        device: "auto" (CUDA, else MPS, else CPU), or as PyTorch names devices.
-        callback: is called with the kind and the values of every record of `metrics.jsonl`, such
-            as ("train", {"step": 10, "total": 9.1, ...}), in the main process. What it raises ends
-            the run; `resume` continues from its newest checkpoint.
+        finetune_from: a checkpoint whose weights a new run starts with; its classes may differ.
+        device: "auto" (CUDA, else MPS, else CPU), or a PyTorch device name.
+        callback: called on rank 0 with the kind and the values of every record of
+            `metrics.jsonl`, such as ("train", {"step": 10, "total": 9.1, ...}). An exception that
+            it raises ends the run; `resume` continues from the newest checkpoint.
 
     Returns:
-        The run, the same in every process.
+        The result, the same in every process.
 
     Raises:
         ConfigError: a setting or a data path is wrong.
-        ValueError: arguments exclude each other, or a file is not what it should be.
-        PreemptedError: the run was asked to stop by SIGTERM or SIGUSR1; it is saved.
+        ValueError: arguments exclude each other, or a file is invalid.
+        PreemptedError: SIGTERM or SIGUSR1 stopped the run; it is saved.
     """
     files = RunFolder(run_folder(run_dir, config))
     if config is None:
@@ -152,7 +152,7 @@ def _train(
     with StopRequest() as stop, locked(files):
         found = checkpoint_to_resume(files, resume)
         model, report = build_run_model(config, data.train.label_space, source, resume=bool(found))
-        if config.train.channels_last:  # convolutions follow their weights; images stay as they are
+        if config.train.channels_last:  # convolutions take the memory format of their weights
             model.to(memory_format=torch.channels_last)
         state = build_state(config, data, model.to(device))
         if source is not None:
@@ -187,7 +187,7 @@ def _open_folder(
 
 
 def _result(files: RunFolder) -> TrainingResult:
-    """The result as the main process reads it, in every process."""
+    """Read the result on rank 0, and return it in every process."""
     result = None
     if distributed.is_main():
         records = read_records(files.metrics) if files.metrics.is_file() else []
@@ -208,7 +208,7 @@ def _check_finetune_from(
     if resume:
         raise ValueError(
             "--finetune-from and --resume must not both be given, got both; --finetune-from "
-            "starts a new run, --resume goes on with the one in the folder, which needs no "
+            "starts a new run, --resume continues the one in the folder, which needs no "
             "other file"
         )
     if overwrite and path.resolve().parent == folder.resolve():
@@ -233,7 +233,7 @@ def _log_header(
     *,
     folder: Path,
 ) -> None:
-    """What is about to happen, in numbers, and how it differs from the nearest recipe."""
+    """Log the size of the run, and its deviations from the nearest recipe."""
     end = total_steps(
         data.sampler.steps_per_epoch,
         epochs=config.train.epochs,
@@ -252,7 +252,7 @@ def _log_header(
             micro_batch=config.train.micro_batch,
             world_size=distributed.world_size(),
         ),
-        "length": f"{end} steps, {data.sampler.steps_per_epoch} an epoch",
+        "length": f"{end} steps, {data.sampler.steps_per_epoch} per epoch",
         "learning rates": describe_learning_rates(state.optimizer),
         "match_official": str(config.match_official).lower(),
         "recipe": recipe,
@@ -262,4 +262,4 @@ def _log_header(
     for name, value in [*lines.items(), *(report.describe() if report else ())]:
         logger.info("%-14s %s", name, value)
     for line in deviations:
-        logger.info("%-14s %s", "not the recipe", line)
+        logger.info("%-14s %s", "deviation", line)

@@ -1,4 +1,4 @@
-"""The parts of a training run, built from its config: data, model, state and loop."""
+"""Parts of a training run, built from its config: data, model, state and loop."""
 
 from dataclasses import dataclass
 
@@ -36,13 +36,13 @@ from deformable_detr.workflows.finetuning import FinetuneSource
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The data sets of a run.
+    """Data sets of a run.
 
     Attributes:
         train: the training set.
-        val: the validation set, of the same categories.
-        train_samples: the training set as the model sees it.
-        sampler: the order of training samples, this process's part.
+        val: the validation set, with the same categories.
+        train_samples: the training set with augmentation, as the model sees it.
+        sampler: the order of training samples, restricted to this process.
     """
 
     train: CocoDataset
@@ -74,10 +74,10 @@ class TrainingData:
 def build_run_model(
     config: RunConfig, label_space: LabelSpace, source: FinetuneSource | None, *, resume: bool
 ) -> tuple[DeformableDETR, TransferReport | None]:
-    """The model on the CPU, and what it has from `source`; pre-trained weights where needed."""
+    """Build the model on the CPU with its initial weights; report what `source` contributed."""
 
     def build(load_backbone_weights: bool) -> DeformableDETR:
-        torch.manual_seed(config.train.seed)  # of the weights that are not pre-trained
+        torch.manual_seed(config.train.seed)  # for weights that are not pre-trained
         with distributed.main_first():
             return build_model(
                 config,
@@ -91,7 +91,7 @@ def build_run_model(
 
 
 def build_state(config: RunConfig, data: TrainingData, model: DeformableDETR) -> TrainState:
-    """The state before the first step of a model on its device."""
+    """Build the training state before the first step; the model is on its device already."""
     steps_per_epoch = data.sampler.steps_per_epoch
     schedule = build_schedule(
         config.train.schedule,
@@ -115,11 +115,11 @@ def build_state(config: RunConfig, data: TrainingData, model: DeformableDETR) ->
 def build_loop(
     config: RunConfig, data: TrainingData, state: TrainState, files: RunFolder, stop: StopRequest
 ) -> TrainLoop:
-    """The loop over the data of a run; on a GPU after a pass of the largest batch."""
+    """Build the training loop of a run; on a GPU, run the largest possible batch once first."""
     criterion = build_criterion(config)
     train = config.train
     is_on_gpu = state.device.type == "cuda"
-    if is_on_gpu:  # whose memory ends suddenly, and breaks into pieces
+    if is_on_gpu:  # out-of-memory errors surface before training, and memory fragments less
         warm_up(state, criterion, num_images=train.micro_batch, size=largest_size(config))
     loader = build_loader(
         data.train_samples,

@@ -39,7 +39,7 @@ def everything(build):
 
 LACKS = {
     "nvcc was not found": {"nvcc": None},
-    "does not tell its version; does it run": {"nvcc_major": None},
+    "does not report its version; does it run": {"nvcc_major": None},
     "torch is built without CUDA": {"torch_cuda": None},
     "must be that of torch, 12.8, but .*nvcc has 13": {"torch_cuda": "12.8"},
     "the static CUDA runtime .* was not found": {"cuda_runtime": None},

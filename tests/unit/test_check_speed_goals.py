@@ -1,4 +1,4 @@
-"""The acceptance gates of the native operators, on reports with times of the test's choice."""
+"""Acceptance gates of the native operators, on reports with made-up times."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ def judge_all(**changed: float) -> dict[str, script.Verdict]:
     return judge(make_report(**changed))
 
 
-def test_every_goal_has_a_line_and_can_be_reached() -> None:
+def test_every_goal_has_a_verdict_and_can_pass() -> None:
     verdicts = judge_all()
 
     assert [title for title, verdict in verdicts.items() if not verdict.passes] == []
@@ -54,7 +54,7 @@ def test_every_goal_has_a_line_and_can_be_reached() -> None:
         ("decoder backward, warm: native / reference", 13),
     ],
 )
-def test_a_speed_passes_from_085_of_its_goal_on(title: str, goal: float) -> None:
+def test_a_speed_up_passes_at_085_of_its_goal(title: str, goal: float) -> None:
     reached, missed = (750.0 / (goal * share) for share in (0.851, 0.849))
 
     assert judge_all(native=reached)[title].passes
@@ -66,7 +66,7 @@ def test_a_speed_passes_from_085_of_its_goal_on(title: str, goal: float) -> None
     assert verdict.ns_per_sample == pytest.approx(missed * 1e6 / samples)
 
 
-def test_the_fused_operator_is_compared_with_what_a_module_runs() -> None:
+def test_the_fused_operator_is_compared_with_the_reference_module() -> None:
     title = "encoder forward, warm: native fused / reference module"
 
     assert judge_all(native_fused=800 / 45)[title].measured == pytest.approx(45)
@@ -83,27 +83,29 @@ def test_bfloat16_is_compared_with_the_float32_reference() -> None:
 @pytest.mark.parametrize(
     ("speed", "passes"), [(0.89, False), (0.91, True), (1.09, True), (1.11, False)]
 )
-def test_the_reference_must_be_as_fast_as_others_are(speed: float, passes: bool) -> None:
+def test_the_reference_must_be_as_fast_as_transformers(speed: float, passes: bool) -> None:
     title = "encoder backward, warm: reference / transformers"
 
     assert judge_all(transformers=750 * speed)[title].passes == passes
 
 
 @pytest.mark.parametrize(("cost", "passes"), [(2.09, True), (2.11, False)])
-def test_two_images_must_cost_little_more_than_twice_one(cost: float, passes: bool) -> None:
+def test_two_images_may_take_little_more_than_twice_the_time_of_one(
+    cost: float, passes: bool
+) -> None:
     verdicts = judge(dataclasses.replace(make_report(), scaling=make_scaling(cost_of_pair=cost)))
 
     assert [v.passes for title, v in verdicts.items() if "N = 2" in title] == [passes] * 2
 
 
-def test_memory_has_a_ceiling_without_tolerance() -> None:
+def test_memory_has_a_limit_without_tolerance() -> None:
     memory = make_memory(forward=26.1, both=75.0)
     verdicts = judge(dataclasses.replace(make_report(), memory=memory))
 
     assert [v.passes for title, v in verdicts.items() if "memory" in title] == [False, True]
 
 
-def test_what_was_not_measured_does_not_pass() -> None:
+def test_a_goal_that_was_not_measured_does_not_pass() -> None:
     memory = make_memory(forward=None, both=None)
     verdicts = judge(dataclasses.replace(make_report(), timings={}, scaling=[], memory=memory))
 
@@ -132,7 +134,7 @@ def test_the_command_prints_a_line_per_goal_and_its_exit_code_is_the_verdict(
     ) in lines
 
 
-def test_fewer_rounds_say_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_rounds_are_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script.sys, "argv", ["check_speed_goals.py", "--rounds", "8"])
     with pytest.raises(SystemExit):
         script.main()

@@ -1,4 +1,4 @@
-"""The comparison of configs goes on after an interruption, and says what it has found."""
+"""Comparison of configs: it continues after an interruption, and reports differences."""
 
 import json
 import sys
@@ -24,15 +24,15 @@ def call(script, monkeypatch, folder, *arguments):
     script.main()
 
 
-def test_what_is_in_the_file_is_not_done_again(script, monkeypatch, tmp_path, capsys):
+def test_runs_in_the_file_are_not_repeated(script, monkeypatch, tmp_path, capsys):
     done = [record("a", 0), record("b", 0)]
     text = "".join(json.dumps(line) + "\n" for line in done)
     cut_off = json.dumps(record("a", 1))[:-9]
     (tmp_path / "runs.jsonl").write_text(text + cut_off)
     runs = []
 
-    def run(config, seed, steps, settings, out, *, goes_on):
-        runs.append((config, seed, goes_on))
+    def run(config, seed, steps, settings, out, *, resumes):
+        runs.append((config, seed, resumes))
         return record(config, seed)
 
     monkeypatch.setattr(script, "run", run)
@@ -48,16 +48,16 @@ def test_what_is_in_the_file_is_not_done_again(script, monkeypatch, tmp_path, ca
 
 def test_a_loss_that_does_not_fall_is_an_error(script, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        script, "run", lambda config, seed, *rest, goes_on: record(config, seed, last=12.0 + seed)
+        script, "run", lambda config, seed, *rest, resumes: record(config, seed, last=12.0 + seed)
     )
     with pytest.raises(SystemExit, match="must fall in every run, got none in a seed 0, a seed 2"):
         call(script, monkeypatch, tmp_path, "a", "--seeds", "0", "2")
 
 
-def test_other_settings_are_other_runs(script, monkeypatch, tmp_path):
+def test_runs_with_other_settings_are_separate(script, monkeypatch, tmp_path):
     runs = []
 
-    def run(config, seed, steps, settings, out, *, goes_on):
+    def run(config, seed, steps, settings, out, *, resumes):
         runs.append((config, settings))
         return record(config, seed) | {"settings": settings}
 
@@ -71,12 +71,12 @@ def test_other_settings_are_other_runs(script, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("ap50", "passes"), [(0.39, True), (0.19, False), (0.41, False)])
-def test_values_of_a_setting_take_turns_and_are_held_against_the_first(
+def test_values_of_a_setting_are_compared_with_the_first(
     script, monkeypatch, tmp_path, capsys, ap50, passes
 ):
     runs = []
 
-    def run(config, seed, steps, settings, out, *, goes_on):
+    def run(config, seed, steps, settings, out, *, resumes):
         runs.append((seed, settings))
         measured = 0.2 + 0.1 * seed if settings[-1] == "p=x" else ap50
         return record(config, seed) | {"settings": list(settings), "AP50": measured}
@@ -101,6 +101,6 @@ def test_settings_reach_the_command(script, monkeypatch, tmp_path):
     monkeypatch.setattr(
         script, "_metrics", lambda folder, kind: losses if kind == "train" else measured
     )
-    found = script.run("a", 0, 60, ["train.clip_norm=1"], tmp_path, goes_on=False)
+    found = script.run("a", 0, 60, ["train.clip_norm=1"], tmp_path, resumes=False)
     assert found["settings"] == ["train.clip_norm=1"]
     assert "train.clip_norm=1" in commands[0]

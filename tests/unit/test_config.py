@@ -72,13 +72,13 @@ WRONG = {
     ),
     "not a mapping": ("- 3", r"^x\.yaml: must hold keys, got list"),
     "not YAML": ("a: [", r"^x\.yaml: must be YAML, got"),
-    "a key twice": ("train: {}\ntrain: {}", "key 'train' stands there twice"),
+    "a key twice": ("train: {}\ntrain: {}", "duplicate key 'train'"),
     "no such base": ("base: y.yaml", r"^x\.yaml\.base: must be a file beside it, got 'y\.yaml'"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_file_is_named_with_the_path_of_the_key(tmp_path, name):
+def test_an_error_in_a_file_names_the_path_of_the_key(tmp_path, name):
     text, message = WRONG[name]
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, text)
@@ -95,7 +95,7 @@ def test_a_wrong_file_is_named_with_the_path_of_the_key(tmp_path, name):
         ("train.epochs=[", r"train\.epochs: must be a YAML value, got '\['"),
     ],
 )
-def test_a_wrong_override_is_named(tmp_path, override, message):
+def test_an_error_in_an_override_names_it(tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, "", override)
 
@@ -112,7 +112,7 @@ def test_an_integer_is_accepted_for_a_float(tmp_path):
     assert load(tmp_path, "", "train.clip_norm=1").train.clip_norm == 1.0
 
 
-def test_overrides_win_and_null_takes_a_value_back(tmp_path):
+def test_overrides_win_and_null_resets_a_value(tmp_path):
     config = load(tmp_path, "train: {max_steps: 5}", "train.max_steps=~", "train.epochs=3")
     assert config.train.max_steps is None
     assert config.train.epochs == 3
@@ -136,7 +136,7 @@ def test_bases_nest_three_deep_and_no_deeper(tmp_path):
         load_config(tmp_path / "4.yaml")
 
 
-def test_an_unknown_name_lists_the_names_there_are():
+def test_the_error_for_an_unknown_name_suggests_a_known_one():
     with pytest.raises(ConfigError, match=r"did you mean 'deformable_detr_r50'\?"):
         load_config("deformable_detr_r5")
 
@@ -152,7 +152,7 @@ def test_every_shipped_config_loads_and_survives_a_round_trip(tmp_path):
         assert validate_config(json.loads(config.model_dump_json()), source="json") == config
 
 
-def test_the_baseline_file_says_what_the_defaults_are():
+def test_the_baseline_file_equals_the_defaults():
     config = load_config("deformable_detr_r50")
     assert config == RunConfig()
 
@@ -163,7 +163,7 @@ def test_a_config_cannot_be_changed():
         config.train = None
 
 
-def test_every_config_says_what_it_is_in_its_first_line():
+def test_every_config_begins_with_a_comment():
     for path in CONFIGS.rglob("*.yaml"):
         assert path.read_text().startswith("# "), path
         assert isinstance(yaml.safe_load(path.read_text()), dict)
@@ -207,7 +207,7 @@ def test_a_renamed_setting_is_refused_with_its_new_name_and_value(tmp_path):
         load_config("deformable_detr_r50", ["compat=none"])
 
 
-def test_the_config_of_a_run_folder_is_read_whichever_version_wrote_it(tmp_path):
+def test_the_config_of_a_run_folder_of_another_version_is_read(tmp_path):
     written = {"compat": "official", "gone": 1, "train": {"epochs": 3}}
     (tmp_path / "config.yaml").write_text(json.dumps(written))
     config = load_run_config(tmp_path / "config.yaml", ["train.seed=5"])
@@ -220,13 +220,13 @@ def saved_config():
     return json.loads(RunConfig().model_dump_json())
 
 
-def test_a_saved_config_without_a_newer_setting_means_what_it_meant():
+def test_a_saved_config_without_a_newer_setting_gets_its_default():
     content = saved_config()
     del content["match_official"]
     assert validate_config(content, source="checkpoint x") == RunConfig()
 
 
-def test_unknown_settings_of_a_saved_config_are_left_out_with_one_warning(caplog):
+def test_unknown_settings_of_a_saved_config_are_ignored_with_one_warning(caplog):
     content = saved_config()
     content["gone"] = {"a": 1}
     content["model"]["backbone"]["old"] = True
@@ -237,7 +237,7 @@ def test_unknown_settings_of_a_saved_config_are_left_out_with_one_warning(caplog
     assert record.getMessage() == f"checkpoint x: unknown settings are ignored: {names}"
 
 
-def test_known_settings_of_a_saved_config_are_checked_all_the_same():
+def test_known_settings_of_a_saved_config_are_validated():
     content = saved_config()
     content["gone"] = 1
     content["train"]["epochs"] = 0
@@ -245,7 +245,7 @@ def test_known_settings_of_a_saved_config_are_checked_all_the_same():
         validate_config(content, source="checkpoint x", ignore_unknown=True)
 
 
-def test_unknown_settings_of_a_person_are_refused():
+def test_unknown_settings_in_a_config_written_by_a_user_are_refused():
     content = saved_config()
     content["gone"] = 1
     with pytest.raises(ConfigError, match=r"^x\.gone: unknown key"):

@@ -17,7 +17,7 @@ BOXES = [[0.5, 0.5, 1.0, 1.0], [0.25, 0.25, 0.5, 0.5]]  # cxcywh
 
 
 class FixedModel(nn.Module):
-    """Finds the same in every image, and remembers the sizes of its batches."""
+    """Model with the same predictions for all images, which records its batch shapes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def _photo(width: int, height: int) -> Image.Image:
     return Image.new("RGB", (width, height))
 
 
-def test_boxes_are_in_pixels_of_the_photo_given() -> None:
+def test_boxes_are_in_pixels_of_the_input_image() -> None:
     found = _detector().predict(_photo(200, 100), threshold=0.9)
 
     assert found.labels.tolist() == [0, 1]
@@ -62,7 +62,7 @@ def test_one_image_gives_detections_and_a_list_gives_a_list() -> None:
     assert detector.predict([]) == []
 
 
-def test_images_of_one_processed_size_run_together_and_come_back_in_order() -> None:
+def test_images_of_the_same_processed_size_form_batches_and_keep_their_order() -> None:
     model = FixedModel()
     sizes = [(64, 32), (32, 64), (128, 64), (32, 64), (64, 32)]
 
@@ -85,13 +85,13 @@ def test_all_kinds_of_images_may_be_mixed(tmp_path: Path) -> None:
     assert [len(found) for found in _detector().predict(images)] == [4] * 4
 
 
-def test_only_the_classes_wanted_are_found() -> None:
+def test_only_the_given_classes_are_detected() -> None:
     found = _detector().predict(_photo(64, 32), classes=["dog", "tree"], threshold=0.5)
 
     assert [LABEL_SPACE.names[label] for label in found.labels] == ["dog", "tree", "dog"]
 
 
-def test_objects_of_other_classes_do_not_crowd_out_those_wanted() -> None:
+def test_objects_of_other_classes_do_not_crowd_out_the_given_ones() -> None:
     class Crowded(FixedModel):
         def forward(self, images: ImageBatch) -> ModelOutput:
             logits = torch.full((1, 150, 3), -9.0)
@@ -122,7 +122,7 @@ def test_a_batch_size_below_one_is_refused() -> None:
         _detector().predict(_photo(64, 32), batch_size=0)
 
 
-def test_a_checkpoint_brings_its_model_classes_and_preprocessing(tmp_path: Path) -> None:
+def test_a_checkpoint_determines_model_classes_and_preprocessing(tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "last.pth")
 
     detector = Detector.from_checkpoint(tmp_path / "last.pth", device="cpu")
@@ -135,7 +135,7 @@ def test_a_checkpoint_brings_its_model_classes_and_preprocessing(tmp_path: Path)
     assert [len(detections) for detections in found] == [15, 15]  # 5 queries, 3 classes
 
 
-def test_a_checkpoint_whose_weights_do_not_fit_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_with_missing_parameters_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "last.pth", drop_parameter=True)
 
     with pytest.raises(ValueError, match=r"checkpoint .*last.pth is missing 1 parameters"):

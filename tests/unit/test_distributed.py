@@ -5,7 +5,7 @@ from torch import nn
 from deformable_detr import distributed
 
 
-def test_one_process_is_the_main_one_of_a_world_of_one() -> None:
+def test_a_single_process_is_rank_0_of_a_world_of_size_1() -> None:
     distributed.start(torch.device("cpu"))
     assert not distributed.is_started()
     assert (distributed.rank(), distributed.world_size(), distributed.local_rank()) == (0, 1, 0)
@@ -14,13 +14,13 @@ def test_one_process_is_the_main_one_of_a_world_of_one() -> None:
     distributed.stop()
 
 
-def test_one_process_reduces_and_gathers_its_own() -> None:
+def test_reduce_and_gather_in_a_single_process_return_its_value() -> None:
     value = torch.tensor([1.0, 2.0])
     assert distributed.all_reduce_sum(value).equal(value)
     assert distributed.all_gather_objects({"a": 1}) == [{"a": 1}]
 
 
-def test_one_process_needs_no_wrapper() -> None:
+def test_a_single_process_is_not_wrapped() -> None:
     model = nn.Linear(2, 2)
     assert distributed.wrap_ddp(model) is model
     with distributed.gradient_sync(model, enabled=False):
@@ -28,7 +28,7 @@ def test_one_process_needs_no_wrapper() -> None:
     assert model.weight.grad is not None
 
 
-def test_main_first_runs_the_block_and_passes_errors_on() -> None:
+def test_main_first_runs_the_block_and_propagates_errors() -> None:
     with pytest.raises(KeyError, match="inside"), distributed.main_first():
         raise KeyError("inside")
 
@@ -38,7 +38,7 @@ def test_the_cpu_can_always_be_chosen() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_missing_gpu_is_an_error_unless_the_choice_is_free() -> None:
+def test_a_missing_gpu_is_an_error_unless_the_device_is_auto() -> None:
     assert distributed.choose_device("auto").type in ("cpu", "mps")
     with pytest.raises(RuntimeError, match="cuda:0 is not available here, PyTorch sees 0 GPUs"):
         distributed.choose_device("cuda")

@@ -1,12 +1,12 @@
-"""Folders stay small, and a file's name is enough to find it."""
+"""Limits on modules per folder, and on modules of the same name."""
 
 from collections import Counter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "deformable_detr"
-MAX_MODULES = 15  # of a folder, without those of its own folders
+MAX_MODULES = 15  # per folder, without subfolders
 MAX_NAMESAKES = 2
-# Their files are the parts of one operator, or of equal role: `cli/train.py`, `config/train.py`.
+# Folders with modules named after their role (`cli/train.py`, `config/train.py`) or an operator.
 OF_EQUAL_ROLE = {"benchmark", "builders", "cli", "config", "ops", "workflows"}
 
 
@@ -16,7 +16,7 @@ def test_no_folder_has_many_modules() -> None:
     assert {name: count for name, count in counts.items() if count > MAX_MODULES} == {}
 
 
-def test_a_name_stands_for_few_files() -> None:
+def test_few_modules_share_a_name() -> None:
     paths = [*PACKAGE.glob("*.py"), *PACKAGE.glob("*/*.py")]
     stems = [path.stem for path in paths if path.parent.name not in OF_EQUAL_ROLE]
     counts = Counter(stem for stem in stems if stem not in {"__init__", "base"})

@@ -12,7 +12,7 @@ def write(path: Path, text: str, error: BaseException | None = None) -> None:
             raise error
 
 
-def test_a_write_that_is_broken_off_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     write(path, "old")
     write(path, "new")

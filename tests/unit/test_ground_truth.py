@@ -21,7 +21,7 @@ def _write(path: Path, content: Any) -> Path:
     return path
 
 
-def test_missing_fields_have_cocos_defaults_and_ids_start_at_one(tmp_path: Path) -> None:
+def test_missing_fields_get_defaults_and_ids_start_at_one(tmp_path: Path) -> None:
     truth = read_ground_truth(_write(tmp_path / "a.json", _annotations())).to_coco()
 
     assert truth["annotations"] == [
@@ -36,7 +36,7 @@ def test_missing_fields_have_cocos_defaults_and_ids_start_at_one(tmp_path: Path)
     ]
 
 
-def test_a_file_without_annotations_is_legal(tmp_path: Path) -> None:
+def test_a_file_without_annotations_is_valid(tmp_path: Path) -> None:
     content = _annotations()
     del content["annotations"]
 
@@ -44,7 +44,7 @@ def test_a_file_without_annotations_is_legal(tmp_path: Path) -> None:
     assert truth.to_coco()["annotations"] == []
 
 
-def test_a_mark_at_the_beginning_of_utf_8_is_read(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(_annotations()), encoding="utf-8-sig")
 

@@ -15,7 +15,7 @@ def test_labels_follow_the_order_of_the_ids():
     assert [space.label(category_id) for category_id in (0, 7, 90)] == [0, 1, 2]
 
 
-def test_a_space_knows_its_ids_only():
+def test_ids_outside_the_space_are_unknown():
     space = LabelSpace.from_categories(SPARSE)
     assert 90 in space
     assert 1 not in space
@@ -23,7 +23,7 @@ def test_a_space_knows_its_ids_only():
         space.label(1)
 
 
-def test_a_category_without_a_name_is_called_by_its_id():
+def test_a_category_without_a_name_is_named_by_its_id():
     assert LabelSpace.from_categories([{"id": 5}]).names == ("5",)
 
 
@@ -47,7 +47,7 @@ def test_wrong_categories_are_refused(categories, message):
         LabelSpace.from_categories(categories)
 
 
-def test_ids_and_names_must_be_as_many():
+def test_ids_and_names_must_have_the_same_length():
     with pytest.raises(ValueError, match="one per category id, got 1 names and 2 ids"):
         LabelSpace((1, 2), ("cat",))
 
@@ -55,7 +55,7 @@ def test_ids_and_names_must_be_as_many():
 @pytest.mark.parametrize(
     "other", [LabelSpace((1,), ("cat",)), LabelSpace((0, 7, 90), ("person", "bus", "toothbrush"))]
 )
-def test_another_space_is_refused_with_both_described(other):
+def test_the_error_for_another_space_describes_both(other):
     space = LabelSpace.from_categories(SPARSE)
     space.require_same(LabelSpace.from_categories(SPARSE), this="the model", that="val.json")
     with pytest.raises(
@@ -66,7 +66,7 @@ def test_another_space_is_refused_with_both_described(other):
     assert other.describe() in str(caught.value)
 
 
-def test_what_differs_between_long_lists_is_named():
+def test_the_error_for_long_lists_names_the_differences():
     names = [f"thing {number}" for number in range(80)]
     space = LabelSpace(tuple(range(80)), tuple(names))
     names[50] = "other"
@@ -85,7 +85,7 @@ def test_the_same_categories_in_another_order_are_refused():
         space.require_same(LabelSpace((2, 1), ("b", "a")), this="the model", that="val.json")
 
 
-def test_a_long_description_is_cut():
+def test_a_long_description_is_truncated():
     space = LabelSpace(tuple(range(80)), ("thing",) * 80)
     assert space.describe(2) == "{0: thing, 1: thing, and 78 more}"
 
@@ -105,7 +105,7 @@ def test_raw_labels_are_the_ids():
     assert space.category_labels == (1, 3)
 
 
-def test_cocos_raw_labels_are_91():
+def test_coco_has_91_raw_labels():
     ids = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
     space = LabelSpace.from_categories([{"id": i} for i in ids])
     assert space.num_classes == 80
@@ -113,7 +113,7 @@ def test_cocos_raw_labels_are_91():
     assert space.with_raw_labels().unused == {0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 
 
-def test_labels_that_are_no_category_are_not_known():
+def test_unused_labels_are_unknown():
     space = raw_space()
     for category_id in (0, 2):
         assert category_id not in space
@@ -121,11 +121,11 @@ def test_labels_that_are_no_category_are_not_known():
             space.label(category_id)
 
 
-def test_raw_labels_survive_json():
+def test_raw_labels_round_trip_through_json():
     assert LabelSpace.from_categories(json.loads(json.dumps(raw_space().to_json()))) == raw_space()
 
 
-def test_raw_labels_go_back_to_contiguous_ones():
+def test_raw_labels_convert_back_to_contiguous_ones():
     space = LabelSpace((1, 3), ("cat", "bus"))
     assert raw_space().contiguous() == space
     assert raw_space().with_raw_labels() == raw_space()
@@ -136,7 +136,7 @@ def test_a_raw_space_is_described_by_its_categories_and_its_size():
     assert raw_space().describe() == "{1: cat, 3: bus} as labels of 4"
 
 
-def test_another_layout_of_the_same_categories_is_another_space():
+def test_another_layout_of_the_same_categories_is_a_different_space():
     with pytest.raises(ValueError, match="as labels of 4"):
         raw_space().require_same(LabelSpace((1, 3), ("cat", "bus")), this="a", that="b")
 

@@ -1,10 +1,10 @@
-"""A module imports from its own folder and from the rows below it, never from above."""
+"""Layering: a module imports from its own folder and the rows below it, never from above."""
 
 import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "deformable_detr"
-# From the top down. Parts of one row do not import each other.
+# From top to bottom. Parts of the same row do not import each other.
 ROWS = (
     {"__main__"},
     {"cli", "compat"},
@@ -23,7 +23,7 @@ ROWS = (
     {"boxes", "config", "distributed", "files", "labels", "photos", "structures", "version"},
 )
 ONLY_FOR_CONFIG = {"__init__", "benchmark", "builders", "cli", "detector", "workflows"}
-UPGRADE = "deformable_detr.config.upgrade"  # of plain JSON, for whoever reads a file that holds it
+UPGRADE = "deformable_detr.config.upgrade"  # works on plain JSON, so that any module may use it
 
 
 def part_of(path: Path) -> str:
@@ -36,7 +36,7 @@ def row_of(part: str) -> int:
 
 
 def imports(path: Path) -> list[tuple[str, int]]:
-    """The modules of ours that a file imports, and relative imports as ".", with their lines."""
+    """List the imported modules of a file, relative imports as ".", with line numbers."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -73,7 +73,7 @@ def offenders() -> list[str]:
     return wrong
 
 
-def test_every_import_goes_down():
+def test_all_imports_are_from_lower_rows():
     assert offenders() == []
 
 
@@ -97,7 +97,7 @@ def test_torch_distributed_is_imported_in_one_file():
     assert users == ["distributed.py"]
 
 
-def test_a_module_of_the_command_line_holds_a_command_and_no_other_module_imports_it():
+def test_command_modules_are_imported_by_main_only():
     shared = {"options", "outputs", "launcher"}
     for path in (PACKAGE / "cli").glob("*.py"):
         others = {

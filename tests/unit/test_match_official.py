@@ -1,4 +1,4 @@
-"""Effects of `match_official: true`, place by place; tests/parity holds the resulting numbers."""
+"""Effects of `match_official: true` on each component; tests/parity compares the results."""
 
 import json
 import logging
@@ -42,12 +42,12 @@ def write_as_an_earlier_version(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("overrides", "count"), [([], 80), ([OFFICIAL], 91)])
-def test_without_a_label_space_the_classes_are_cocos(overrides, count):
+def test_the_default_number_of_classes_is_that_of_coco(overrides, count):
     model = build_model(config_with(*overrides))
     assert model.decoder.class_heads[0].out_features == count
 
 
-def test_the_number_of_classes_may_be_given():
+def test_the_number_of_classes_can_be_given():
     model = build_model(config_with(OFFICIAL), num_classes=4)
     assert model.decoder.class_heads[0].out_features == 4
 
@@ -67,7 +67,7 @@ def test_the_matching_cost_has_the_official_alpha_and_gamma():
 
 @pytest.mark.parametrize("auxiliary", ["true", "false"])
 @pytest.mark.parametrize("match_official", ["false", "true"])
-def test_proposals_have_no_weight_only_where_the_official_code_gives_them_none(
+def test_proposals_have_no_weight_without_auxiliary_losses_if_match_official(
     match_official, auxiliary
 ):
     config = config_with(f"match_official={match_official}", f"loss.auxiliary={auxiliary}")
@@ -84,7 +84,7 @@ def test_proposals_have_no_weight_only_where_the_official_code_gives_them_none(
         ([OFFICIAL, "train.sample_order=global_batches"], DistributedOrderSampler),
     ],
 )
-def test_the_order_of_samples(overrides, kind):
+def test_match_official_selects_the_official_sampler(overrides, kind):
     config = config_with(*overrides)
     assert type(build_sampler(config, num_samples=8, rank=0, world_size=1)) is kind
 
@@ -97,7 +97,7 @@ def test_the_official_order_does_not_depend_on_the_seed():
     assert orders[0] == orders[1]
 
 
-def test_labels_of_a_data_set_are_its_category_ids(files):
+def test_labels_are_category_ids(files):
     dataset = build_dataset(config_with(OFFICIAL, *data_settings(files, files)), "train")
     assert dataset.label_space.num_classes == 8
     annotated = [annotation["category_id"] for annotation in files.read()["annotations"]]
@@ -105,7 +105,7 @@ def test_labels_of_a_data_set_are_its_category_ids(files):
     assert labels == annotated
 
 
-def test_a_data_set_takes_the_layout_of_the_label_space_it_is_given(files):
+def test_a_data_set_uses_the_layout_of_the_given_label_space(files):
     raw = build_dataset(config_with(OFFICIAL, *data_settings(files, files)), "train").label_space
     config = config_with(*data_settings(files, files))
     assert build_dataset(config, "val", label_space=raw).label_space == raw
@@ -113,7 +113,7 @@ def test_a_data_set_takes_the_layout_of_the_label_space_it_is_given(files):
         build_dataset(config, "val", label_space=LabelSpace((3, 8), ("a", "b")).with_raw_labels())
 
 
-def test_a_label_that_is_no_category_reaches_no_result():
+def test_labels_without_a_category_are_not_in_results():
     space = LabelSpace((1, 3), ("cat", "bus")).with_raw_labels()
     boxes = torch.arange(16.0).view(4, 4)
     found = Detections(torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([0, 3, 2, 1]), boxes)
@@ -124,7 +124,7 @@ def test_a_label_that_is_no_category_reaches_no_result():
     assert table.seen.tolist() == [5]
 
 
-def test_an_official_run_is_trained_resumed_evaluated_and_predicted_with(
+def test_an_official_run_is_trained_resumed_evaluated_and_used_for_prediction(
     files: CocoFiles,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -158,14 +158,14 @@ def test_an_official_run_is_trained_resumed_evaluated_and_predicted_with(
     assert {result["category_id"] for result in json.loads(results.read_text())} == {3, 7}
 
     detector = Detector.from_checkpoint(folder / "last.pth", device="cpu")
-    photo = sorted(files.images.iterdir())[0]
-    assert set(detector.predict(photo, threshold=0).labels.tolist()) == {3, 7}
-    assert set(detector.predict(photo, threshold=0, classes=["red thing"]).labels.tolist()) == {3}
+    image = sorted(files.images.iterdir())[0]
+    assert set(detector.predict(image, threshold=0).labels.tolist()) == {3, 7}
+    assert set(detector.predict(image, threshold=0, classes=["red thing"]).labels.tolist()) == {3}
     with pytest.raises(ValueError, match=r"got no category 4; it knows \{3: red thing, 7: blue"):
-        detector.predict(photo, classes=["no category 4"])
+        detector.predict(image, classes=["no category 4"])
 
 
-def test_a_run_cannot_change_its_labels_when_it_is_resumed(files, tmp_path):
+def test_a_run_cannot_be_resumed_with_other_labels(files, tmp_path):
     settings = data_settings(files, files)
     folder = tmp_path / "run"
     train(config_with(*settings, "train.max_steps=1"), run_dir=folder, device="cpu")

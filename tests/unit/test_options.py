@@ -1,4 +1,4 @@
-"""An option has a user: a builder sets it from the config, or there is a reason why none does."""
+"""Options below the builders: each is set by a builder, or listed here with a reason."""
 
 import ast
 from pathlib import Path
@@ -13,25 +13,25 @@ from deformable_detr.models.necks.level_fusion import LevelFusion
 
 PACKAGE = Path(__file__).parents[2] / "deformable_detr"
 WITHOUT_CONFIG = {
-    "stride": "of the convolution that is replaced",
-    "padding": "of the convolution that is replaced",
-    "groups": "of the convolution that is replaced",
-    "bias": "of the convolution that is replaced",
-    "eps": "of the norm that is replaced",
-    "norm_eps": "of the norm that is replaced",
-    "dtype": "of the features",
-    "device": "of the features",
-    "norm_groups": "LevelFusion has two numbers of them",
+    "stride": "copied from the replaced convolution",
+    "padding": "copied from the replaced convolution",
+    "groups": "copied from the replaced convolution",
+    "bias": "copied from the replaced convolution",
+    "eps": "copied from the replaced norm",
+    "norm_eps": "copied from the replaced norm",
+    "dtype": "that of the features",
+    "device": "that of the features",
+    "norm_groups": "LevelFusion uses two values",
     "out_channels": "published YOLO blocks widen; a pyramid has one width",
-    "internal_channels": "one number does not suit the widths of all stages",
-    "padding_masks": "a tensor that not every call needs",
-    "residual": "a tensor that not every call needs",
-    "num_boxes": "only accumulated micro-batches know it",
+    "internal_channels": "a single number does not suit the widths of all stages",
+    "padding_masks": "an optional tensor",
+    "residual": "an optional tensor",
+    "num_boxes": "known only when micro-batches are accumulated",
 }
 
 
 def options():
-    """The names of all parameters with a default in the layers below the builders."""
+    """Return the names of all parameters with a default in the layers below the builders."""
     names = set()
     for folder in ("layers", "models", "losses"):
         for path in (PACKAGE / folder).rglob("*.py"):
@@ -66,7 +66,7 @@ def first(kind, config, *overrides):
     return next(module for module in model.modules() if isinstance(module, kind))
 
 
-def test_options_of_the_alternatives_reach_their_modules():
+def test_options_of_alternatives_reach_their_modules():
     fusion = first(LevelFusion, "necks/asff_yolov5")
     assert isinstance(fusion.weight_logits.activation, nn.SiLU)
     assert isinstance(fusion.expand.norm, nn.BatchNorm2d)

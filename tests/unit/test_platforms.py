@@ -2,7 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# What Python lacks on Windows, taken away before anything of ours is imported.
+# Removes features that Python lacks on Windows before the package is imported.
 WITHOUT = """
 import signal, sys
 from pathlib import Path
@@ -22,7 +22,7 @@ print("started", peak_memory(torch.device("cpu")))
 """
 
 
-def test_training_starts_without_what_windows_lacks(tmp_path: Path) -> None:
+def test_training_starts_without_features_missing_on_windows(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "started {}\n", done.stderr

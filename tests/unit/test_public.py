@@ -1,4 +1,4 @@
-"""What `import deformable_detr` offers, and that it costs nothing before it is used."""
+"""Public names of `deformable_detr`, which are imported on first access."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ def test_importing_the_package_and_reading_a_config_need_no_pytorch():
     assert (result.stdout, result.returncode) == ("False\n", 0), result.stderr
 
 
-def test_every_public_name_can_be_had():
+def test_all_public_names_can_be_imported():
     for name in deformable_detr.__all__:
         assert getattr(deformable_detr, name) is not None
 

@@ -1,4 +1,4 @@
-"""Every setting is described beside its field, and the page of settings is made from that."""
+"""Descriptions of all settings, and the page of settings generated from them."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def test_every_setting_has_a_description_of_its_own() -> None:
         for name, field in model["properties"].items()
         if name != "kind" and "description" not in field
     ]
-    assert missing == [], "describe them below the field, in other words than their class"
+    assert missing == [], "add a docstring below the field, in other words than that of its class"
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -24,7 +24,7 @@ def test_the_page_is_up_to_date() -> None:
     assert is_same, "run: python -m deformable_detr.config.reference > docs/settings.md"
 
 
-def test_the_page_tells_type_default_meaning_and_kinds() -> None:
+def test_the_page_has_type_default_meaning_and_kinds() -> None:
     lines = settings_page().splitlines()
     momentum = "| number >= 0, < 1 | `0.9` | Momentum factor. | `sgd` |"
     assert f"| `train.optimizer.momentum` {momentum}" in lines

@@ -1,4 +1,4 @@
-"""One batch through the whole system, step by step; the table of shapes that must hold."""
+"""Shapes of a batch at each step through the system."""
 
 import torch
 from helpers.coco_files import write_coco_set
@@ -18,7 +18,7 @@ from deformable_detr.visualize.objects import draw_detections
 N, C, L, Q = 2, 64, 4, 10
 
 
-def test_a_batch_walks_through_every_step(tmp_path):
+def test_a_batch_has_the_expected_shape_at_each_step(tmp_path):
     files = write_coco_set(tmp_path, num_images=2, size=(96, 128))
     dataset = CocoDataset(files.images, files.annotations)
     K = dataset.label_space.num_classes

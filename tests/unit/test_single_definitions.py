@@ -1,4 +1,4 @@
-"""A number that the config has for data, losses and training stands nowhere below it again."""
+"""Defaults of data, losses and training are defined in the config only."""
 
 import ast
 from collections.abc import Iterator
@@ -8,15 +8,15 @@ from typing import Any
 PACKAGE = Path(__file__).parents[2] / "deformable_detr"
 STATED = ("config/data.py", "config/train.py")
 BELOW_BUILDERS = ("data", "engine", "evaluation", "layers", "losses", "models")
-# Files and names that may, each with its reason.
+# Exceptions by file and name, with their reason.
 ALLOWED = {
-    ("distributed.py", "timeout_s"): "commands without a config start processes too",
-    ("data/transformed.py", "repeats"): "once, which is no setting",
+    ("distributed.py", "timeout_s"): "also used by commands without a config",
+    ("data/transformed.py", "repeats"): "1 means no repetition, which is not a setting",
 }
 
 
 def named_numbers(path: Path) -> Iterator[tuple[str, Any]]:
-    """Constants, fields and parameters whose value or default is a number, or several."""
+    """Yield constants, fields and parameters whose value or default is a number or a tuple."""
     pairs: list[tuple[str, ast.expr | None]] = []
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
@@ -38,7 +38,7 @@ def named_numbers(path: Path) -> Iterator[tuple[str, Any]]:
             yield name.lower().lstrip("_"), number
 
 
-def test_no_number_of_the_recipe_has_a_second_definition() -> None:
+def test_no_default_of_the_config_is_defined_again() -> None:
     stated = {pair for file in STATED for pair in named_numbers(PACKAGE / file)}
     assert {("lr", 2e-4), ("clip_norm", 0.1), ("max_size", 1333)} <= stated
     files = [PACKAGE / "distributed.py"]

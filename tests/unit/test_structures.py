@@ -29,7 +29,7 @@ def test_negative_labels_are_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_box_of_the_whole_image_and_no_box_are_taken(dtype: torch.dtype) -> None:
+def test_a_box_of_the_whole_image_and_no_boxes_are_valid(dtype: torch.dtype) -> None:
     whole = Target(torch.tensor([[0.5, 0.5, 1 + 1e-6, 1.0]], dtype=dtype), LABEL)
     none = Target(torch.zeros(0, 4, dtype=dtype), torch.zeros(0, dtype=torch.int64))
     assert (len(whole), len(none)) == (1, 0)

@@ -11,7 +11,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("rows")
-def test_keys_and_values_are_renamed_and_everything_else_stays() -> None:
+def test_keys_and_values_are_renamed_and_all_others_are_kept() -> None:
     content = {"a": {"kind": "old", "k": 1}, "b": [1], "c": {"f": 2}, "x": {"y": None, "z": 3}}
     before = str(content)
     expected = {"a": {"kind": "new", "k": 1}, "c": {"d": [1], "f": 2}, "e": None, "x": {"z": 3}}
@@ -20,10 +20,10 @@ def test_keys_and_values_are_renamed_and_everything_else_stays() -> None:
 
 
 @pytest.mark.usefixtures("rows")
-def test_what_is_not_there_is_not_made() -> None:
+def test_missing_keys_are_not_added() -> None:
     assert upgrade({"a": 1}) == {"a": 1}
 
 
 @pytest.mark.parametrize(("old", "new"), [("none", False), ("official", True), ("on", "on")])
-def test_former_names(old: str, new: object) -> None:
+def test_compat_is_renamed_to_match_official(old: str, new: object) -> None:
     assert upgrade({"compat": old}) == {"match_official": new}

@@ -15,7 +15,7 @@ from deformable_detr.benchmark.summary import Summary
 
 
 class FakeSuite:
-    """Stands for `suite.run`: remembers the plans, and has the report ready."""
+    """Stand-in for `suite.run` that records its plans and returns a prepared report."""
 
     def __init__(self) -> None:
         self.plans: list[Plan] = []
@@ -65,7 +65,7 @@ def test_options_reach_the_plan(run: CommandLine, fake: FakeSuite) -> None:
     assert fake.plans == [Plan("cpu", "bfloat16", (DECODER,), rounds=3, with_extras=False)]
 
 
-def test_json_stands_alone_on_stdout(run: CommandLine, fake: FakeSuite) -> None:
+def test_only_json_is_written_to_stdout(run: CommandLine, fake: FakeSuite) -> None:
     record = json.loads(run("benchmark", "ops", "--json").out)
 
     assert record["dtype"] == "float32"
@@ -78,7 +78,7 @@ def test_cuda_without_a_gpu_is_one_clear_line(run: CommandLine) -> None:
     assert message.endswith("found none; choose --device cpu")
 
 
-def test_an_unknown_shape_is_wrong_usage(run: CommandLine) -> None:
+def test_an_unknown_shape_is_a_usage_error(run: CommandLine) -> None:
     outcome = run("benchmark", "ops", "--shape", "encode")
 
     assert outcome.code == 2

@@ -19,7 +19,7 @@ from deformable_detr.engine.checkpoints.checkpoint import (
 from deformable_detr.environment import current_versions
 
 
-def test_a_native_file_holds_the_weights_and_says_that_it_is_no_run(
+def test_a_native_file_holds_the_weights_and_no_optimizer_state(
     run: CommandLine, tmp_path: Path
 ) -> None:
     source, out = write_foreign(tmp_path, "official"), tmp_path / "new" / "native.pth"
@@ -28,12 +28,12 @@ def test_a_native_file_holds_the_weights_and_says_that_it_is_no_run(
 
     assert outcome.code == 0, outcome.err
     assert "source: official," in outcome.out
-    assert "class rows: 80 of 91 stand for a category, which are kept" in outcome.out
+    assert "class rows: kept the 80 of 91 that belong to a category" in outcome.out
     assert "classes: 80, {1: person, 2: bicycle, 3: car, and 77 more}" in outcome.out
     assert "neck.num_levels=3" in outcome.out
-    assert "assumed, as" not in outcome.out
+    assert "assumed, not" not in outcome.out
     assert f"written: {out} (native)" in outcome.out
-    assert "It holds no optimiser state" in outcome.out
+    assert "It holds no optimizer state" in outcome.out
     checkpoint = load_checkpoint(out)
     assert (checkpoint.optimizer, checkpoint.step, checkpoint.epoch) == ({}, 0, 0)
     assert checkpoint.versions["converted_from"] == "official"
@@ -60,7 +60,7 @@ def test_a_chain_of_conversions_through_every_source_loses_nothing(
         assert torch.equal(weights.state_dict[name], tensor)
 
 
-def test_a_native_checkpoint_goes_out_with_its_own_categories(
+def test_a_native_checkpoint_is_exported_with_its_own_categories(
     run: CommandLine, checkpoint: Path, tmp_path: Path
 ) -> None:
     outcome = run("convert", checkpoint, tmp_path / "out.pth", "--to", "official")
@@ -72,12 +72,14 @@ def test_a_native_checkpoint_goes_out_with_its_own_categories(
     assert read_weights(tmp_path / "out.pth").label_space == LABEL_SPACE
 
 
-def test_what_is_assumed_is_said_and_a_config_decides(run: CommandLine, tmp_path: Path) -> None:
+def test_assumed_settings_are_printed_and_a_config_overrides_them(
+    run: CommandLine, tmp_path: Path
+) -> None:
     state = export_weights(small_model("single_scale_dc5"), "official")
     torch.save({"model": state}, tmp_path / "in.pth")
 
     outcome = run("convert", tmp_path / "in.pth", tmp_path / "assumed.pth")
-    assert "give --config): backbone.dilation: false" in outcome.out
+    assert "override with --config): backbone.dilation: false" in outcome.out
 
     config = tmp_path / "dc5.yaml"
     config.write_text(
@@ -91,12 +93,12 @@ def test_what_is_assumed_is_said_and_a_config_decides(run: CommandLine, tmp_path
     )
     outcome = run("convert", tmp_path / "in.pth", tmp_path / "dc5.pth", "--config", config)
     assert outcome.code == 0, outcome.err
-    assert "assumed, as" not in outcome.out
+    assert "assumed, not" not in outcome.out
     model = load_checkpoint(tmp_path / "dc5.pth").config["model"]
     assert model["backbone"]["dilation"]
 
 
-def test_heads_that_no_shape_tells_are_asked_for_and_taken_from_the_config(
+def test_an_ambiguous_number_of_heads_must_come_from_the_config(
     run: CommandLine, tmp_path: Path
 ) -> None:
     state = export_weights(small_model("refine", "model.attention.num_heads=4"), "detrex")
@@ -124,7 +126,7 @@ def test_a_config_that_does_not_fit_is_refused(run: CommandLine, tmp_path: Path)
 
 
 @pytest.mark.parametrize("target", ["native", "official", "transformers"])
-def test_nothing_is_written_over(run: CommandLine, tmp_path: Path, target: str) -> None:
+def test_existing_files_are_not_overwritten(run: CommandLine, tmp_path: Path, target: str) -> None:
     (tmp_path / "out").write_text("precious")
 
     message = run.fails("convert", "in.pth", tmp_path / "out", "--to", target)
@@ -133,7 +135,7 @@ def test_nothing_is_written_over(run: CommandLine, tmp_path: Path, target: str) 
     assert (tmp_path / "out").read_text() == "precious"
 
 
-def test_a_file_of_no_known_source_is_refused(run: CommandLine, tmp_path: Path) -> None:
+def test_a_file_of_unknown_format_is_refused(run: CommandLine, tmp_path: Path) -> None:
     torch.save({"model": {"fc.weight": torch.zeros(1)}}, tmp_path / "in.pth")
 
     message = run.fails("convert", tmp_path / "in.pth", tmp_path / "out.pth")
@@ -147,7 +149,7 @@ def test_a_missing_file_is_named(run: CommandLine, tmp_path: Path) -> None:
     assert message == "checkpoint none.pth does not exist; check the path"
 
 
-def test_a_model_that_the_target_does_not_have_is_refused_and_nothing_is_left(
+def test_a_model_that_the_target_cannot_hold_is_refused_and_no_file_is_left(
     run: CommandLine, tmp_path: Path
 ) -> None:
     source = tmp_path / "in.pth"

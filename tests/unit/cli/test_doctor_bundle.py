@@ -1,4 +1,4 @@
-"""Faults planted in a run: the bundle names each, and replaying it shows it again."""
+"""Faults injected into a run: the bundle names each, and its replay reproduces it."""
 
 import math
 import re
@@ -45,7 +45,7 @@ def train(tmp_path: Path, run: CommandLine) -> Callable[..., str]:
 
 
 def replay(run: CommandLine, tmp_path: Path, step: int) -> str:
-    """What the doctor says of the run's only bundle, which it must reproduce."""
+    """Return the output of `doctor bundle` for the run's only bundle, which must be reproduced."""
     path = tmp_path / "run" / f"failure_step_{step}_rank_0.pth"
     assert list((tmp_path / "run").glob("failure*")) == [path]
     outcome = run("doctor", "bundle", path)
@@ -57,34 +57,39 @@ def replay(run: CommandLine, tmp_path: Path, step: int) -> str:
 def test_a_nan_in_an_image_names_the_image(
     tmp_path: Path, run: CommandLine, train: Callable[..., str]
 ) -> None:
-    def spoilt(sample: Sample) -> tuple[Tensor, Target]:
+    def corrupted(sample: Sample) -> tuple[Tensor, Target]:
         image, target = to_model_input(sample)
         if target.image_id == BAD_IMAGE:
             image[0, 5, 5] = math.nan
         return image, target
 
-    with mock.patch.object(transformed, "to_model_input", spoilt):
+    with mock.patch.object(transformed, "to_model_input", corrupted):
         error = train()
     assert f"likely cause on rank 0: image {BAD_IMAGE} has 1 non-finite values of" in error
-    said = replay(run, tmp_path, step=0)
-    assert f"likely cause image {BAD_IMAGE} has 1 non-finite values of" in said
-    assert "first here forward: the input of the model (DeformableDETR)" in said
+    output = replay(run, tmp_path, step=0)
+    assert f"likely cause image {BAD_IMAGE} has 1 non-finite values of" in output
+    assert (
+        "first non-finite (this machine) forward: the input of the model (DeformableDETR)" in output
+    )
 
 
 def test_a_nan_in_a_weight_names_the_weight(
     tmp_path: Path, run: CommandLine, train: Callable[..., str]
 ) -> None:
-    def spoilt(state: Any, loop: Any) -> None:
+    def corrupted(state: Any, loop: Any) -> None:
         with torch.no_grad():
             state.model.get_parameter(BAD_WEIGHT)[3, 1] = math.nan
         fit(state, loop)
 
-    with mock.patch.object(training, "fit", spoilt):
+    with mock.patch.object(training, "fit", corrupted):
         error = train()
     assert f"weights were not finite before the step: {BAD_WEIGHT};" in error
-    said = replay(run, tmp_path, step=0)
-    assert f"weights were not finite before the step: {BAD_WEIGHT};" in said
-    assert "first here forward: the output of encoder.layers.0.linear1 (Linear)" in said
+    output = replay(run, tmp_path, step=0)
+    assert f"weights were not finite before the step: {BAD_WEIGHT};" in output
+    assert (
+        "first non-finite (this machine) forward: the output of encoder.layers.0.linear1 (Linear)"
+        in output
+    )
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
@@ -93,30 +98,33 @@ def test_a_learning_rate_far_too_high_is_named_with_the_growth_of_the_weights(
 ) -> None:
     error = train("train.optimizer.lr=1e6", f"train.precision={precision}")
     assert "the learning rate is too high: with up to 1e+06 the 2-norm of all weights grew" in error
-    said = replay(run, tmp_path, step=1)
-    assert "the learning rate is too high: with up to 1e+06" in said
+    output = replay(run, tmp_path, step=1)
+    assert "the learning rate is too high: with up to 1e+06" in output
     bundle = FailureBundle.load(tmp_path / "run" / "failure_step_1_rank_0.pth")
     norms = dict(bundle.weight_norms)
     assert norms[1] > 1e8 > 1e3 > norms[0]
 
 
-def test_activations_that_float16_cannot_hold_are_laid_to_the_precision(
+def test_overflow_of_float16_activations_is_attributed_to_the_precision(
     tmp_path: Path, run: CommandLine, train: Callable[..., str]
 ) -> None:
-    def spoilt(state: Any, loop: Any) -> None:
+    def corrupted(state: Any, loop: Any) -> None:
         with torch.no_grad():
             state.model.get_parameter(BAD_WEIGHT).mul_(1e7)
         fit(state, loop)
 
-    with mock.patch.object(training, "fit", spoilt):
+    with mock.patch.object(training, "fit", corrupted):
         error = train("train.precision=float16")
     assert "the precision is too low: in float32 the same step is finite" in error
-    said = replay(run, tmp_path, step=0)
-    assert "step 0, process 0, float16" in said
-    assert "first here forward: the output of encoder.layers.0.linear1 (Linear)" in said
+    output = replay(run, tmp_path, step=0)
+    assert "step 0, rank 0, float16" in output
+    assert (
+        "first non-finite (this machine) forward: the output of encoder.layers.0.linear1 (Linear)"
+        in output
+    )
 
 
-def test_what_does_not_happen_here_is_said_not_to(
+def test_a_bundle_that_is_finite_on_the_cpu_is_not_reproduced(
     tmp_path: Path, run: CommandLine, train: Callable[..., str]
 ) -> None:
     def alarm(state: Any, loop: Any) -> None:

@@ -61,11 +61,11 @@ def test_a_checkpoint_is_scored_and_its_results_score_the_same(
     assert by_results.out == by_checkpoint.out
     assert {result["category_id"] for result in json.loads(out.read_text())} == {0, 7, 90}
     assert sorted(file.name for file in pictures.iterdir()) == ["1.png", "2.png"]
-    with Image.open(pictures / "1.png") as picture:  # two photos of 64 x 48 in a row
+    with Image.open(pictures / "1.png") as picture:  # two images of 64 x 48 side by side
         assert picture.width > 2.3 * picture.height
 
 
-def test_a_class_name_is_printed_as_it_is(run: CommandLine, tmp_path: Path) -> None:
+def test_markup_in_a_class_name_is_printed_literally(run: CommandLine, tmp_path: Path) -> None:
     files = write_coco_set(tmp_path, num_images=1, categories={1: "[red]cup[/]"})
     results = tmp_path / "results.json"
     results.write_text("[]")
@@ -158,7 +158,7 @@ def test_results_of_unknown_images_are_refused(
 def test_results_and_a_checkpoint_exclude_each_other(run: CommandLine) -> None:
     message = run.fails("evaluate", "--annotations", "a", "--results", "r", "--checkpoint", "c")
 
-    assert message.startswith("--results must stand alone with --annotations")
+    assert message.startswith("--results must be given with --annotations only")
 
 
 def test_a_checkpoint_needs_images(run: CommandLine) -> None:

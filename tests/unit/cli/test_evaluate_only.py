@@ -1,4 +1,4 @@
-"""`train --evaluate-only`: the numbers of `evaluate`, of a run or of a file, without training."""
+"""`train --evaluate-only`: the metrics of `evaluate` for a run or a file, without training."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ def photos(tmp_path: Path) -> CocoFiles:
 
 @pytest.fixture
 def options(tmp_path: Path, photos: CocoFiles) -> list[str]:
-    """A config whose training data are not there."""
+    """Arguments with a config whose training data do not exist."""
     config = tmp_path / "tiny.yaml"
     config.write_text(to_yaml(CONFIG))
     return [
@@ -45,7 +45,7 @@ def evaluate(run: CommandLine, checkpoint: Path, photos: CocoFiles, out: Path) -
     return outcome.out
 
 
-def test_a_file_has_the_numbers_and_detections_of_the_other_command(
+def test_a_file_gets_the_metrics_and_detections_of_the_evaluate_command(
     run: CommandLine, checkpoint: Path, photos: CocoFiles, options: list[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "new" / "run"
@@ -81,7 +81,7 @@ def test_a_run_is_evaluated_at_its_best_or_else_its_last_checkpoint(
     assert f"the detections are in {folder / 'results.json'}" in caplog.text
 
 
-def test_photos_have_the_size_of_the_config_which_is_said_where_it_is_another(
+def test_images_have_the_size_of_the_config_and_a_change_of_size_is_logged(
     run: CommandLine,
     checkpoint: Path,
     options: list[str],
@@ -139,4 +139,4 @@ def test_a_folder_without_a_checkpoint_is_named(
 def test_an_evaluation_changes_no_run(run: CommandLine, options: list[str], option: str) -> None:
     message = run.fails(*options, option)
 
-    assert message.startswith("--evaluate-only must stand without --resume and --overwrite")
+    assert message.startswith("--evaluate-only must be given without --resume and --overwrite")

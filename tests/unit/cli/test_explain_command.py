@@ -21,7 +21,7 @@ def photo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def rich(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Detector:
-    """What every checkpoint holds: a detector with ASFF and two deformable convolutions."""
+    """Detector with ASFF and two deformable convolutions, returned for every checkpoint."""
     detector = Detector.from_checkpoint(checkpoint, "cpu")
     model = detector.model
     block = model.backbone.body.layer4
@@ -78,7 +78,7 @@ def test_level_weights_and_deformable_points_are_drawn(
     assert _names(outcome.out) == ["deform_backbone.body.layer4.2.png", "fusion.png"]
 
 
-def test_an_unknown_deformable_layer_is_answered_with_those_there_are(
+def test_the_error_for_an_unknown_deformable_layer_lists_the_existing_ones(
     run: CommandLine, rich: Detector, photo: Path, tmp_path: Path
 ) -> None:
     message = run.fails(
@@ -97,7 +97,7 @@ def test_an_unknown_deformable_layer_is_answered_with_those_there_are(
         (("--erf", "neck.projection.0"), "layer must be a module of the model, got"),
         (("--erf", "neck.norms.0", "--cell", "99,0"), "cell must be within the map of"),
         (("--erf", "neck"), "layer neck must return a map (N, C, H, W), got Pyramid"),
-        (("--cell", "1"), "--cell must be ROW,COLUMN, two whole numbers, got '1'"),
+        (("--cell", "1"), "--cell must be ROW,COLUMN, two integers, got '1'"),
         (("--fusion",), "fusion needs a model with an ASFF neck, got one without"),
         (("--deform", "stem"), "deform must name deformable convolutions of the model, got stem"),
         (("--checkpoint", "none.pth"), "checkpoint none.pth does not exist"),
@@ -121,7 +121,7 @@ def test_a_wrong_option_is_named_and_nothing_is_written(
     assert not out.exists()
 
 
-def test_an_unknown_layer_is_answered_with_the_nearest(
+def test_the_error_for_an_unknown_layer_suggests_the_nearest(
     run: CommandLine, checkpoint: Path, photo: Path, tmp_path: Path
 ) -> None:
     options = ("--checkpoint", checkpoint, "--out", tmp_path, "--erf", "neck.projection.0")
@@ -129,9 +129,9 @@ def test_an_unknown_layer_is_answered_with_the_nearest(
     assert "neck.projections.0" in run.fails("explain", photo, *options)
 
 
-def test_a_missing_photo_is_named(run: CommandLine, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_missing_image_is_named(run: CommandLine, checkpoint: Path, tmp_path: Path) -> None:
     options = ("--checkpoint", checkpoint, "--out", tmp_path)
 
     message = run.fails("explain", tmp_path / "none.jpg", *options)
 
-    assert message == f"photo {tmp_path / 'none.jpg'} must exist, got no such file"
+    assert message == f"image {tmp_path / 'none.jpg'} must exist, got no such file"

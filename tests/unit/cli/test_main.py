@@ -10,7 +10,7 @@ from deformable_detr.workflows import evaluation
 
 
 def test_help_needs_no_pytorch() -> None:
-    """PyTorch takes seconds to import; nobody should wait for help that long."""
+    """PyTorch takes seconds to import, too long to wait for a help text."""
     program = (
         "import sys\n"
         "from deformable_detr.cli.main import app\n"
@@ -68,7 +68,7 @@ def test_an_error_is_one_line_on_stderr(run: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--debug", *WRONG), (*WRONG, "--debug")])
-def test_debug_shows_where_an_error_comes_from(
+def test_debug_raises_the_error_with_its_traceback(
     run: CommandLine, arguments: tuple[str, ...]
 ) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.json must exist"):
@@ -83,7 +83,7 @@ def test_debug_shows_where_an_error_comes_from(
         (ValueError(), "ValueError"),
     ],
 )
-def test_expected_kinds_of_errors_lose_their_traceback(
+def test_expected_errors_are_printed_without_traceback(
     run: CommandLine, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
 ) -> None:
     def fail(_: object) -> None:
@@ -95,7 +95,7 @@ def test_expected_kinds_of_errors_lose_their_traceback(
     assert run.fails(*WRONG) == line
 
 
-def test_our_own_mistakes_keep_their_traceback(
+def test_unexpected_errors_keep_their_traceback(
     run: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "score_results", lambda: None)
@@ -104,7 +104,7 @@ def test_our_own_mistakes_keep_their_traceback(
         run(*WRONG)
 
 
-def test_an_interrupt_ends_quietly_with_its_own_exit_code(
+def test_an_interrupt_exits_with_code_130_and_no_traceback(
     run: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:

@@ -25,7 +25,7 @@ def _photo(path: Path, width: int = 64, height: int = 48, mode: str = "RGB") -> 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of three photos and a text."""
+    """Folder of three images and a text file."""
     folder = tmp_path / "photos"
     _photo(folder / "b.jpg")
     _photo(folder / "a.png", 40, 60, "RGBA")
@@ -34,7 +34,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_photos_are_drawn_and_their_objects_written_down(
+def test_images_are_drawn_and_their_detections_written(
     run: CommandLine, checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "out"
@@ -42,7 +42,7 @@ def test_photos_are_drawn_and_their_objects_written_down(
     outcome = run("predict", photos, "--checkpoint", checkpoint, "--out", out, "--threshold", "0")
 
     assert outcome.code == 0, outcome.err
-    assert outcome.out == f"{3 * PER_PHOTO} objects in 3 photos, see {out}\n"
+    assert outcome.out == f"{3 * PER_PHOTO} objects in 3 images, see {out}\n"
     names = ["a.png", "b.jpg", "c.png", "detections.json"]
     assert sorted(file.name for file in out.iterdir()) == names
     results = json.loads((out / "detections.json").read_text())
@@ -59,7 +59,7 @@ def test_photos_are_drawn_and_their_objects_written_down(
         assert picture.width * 60 == picture.height * 40
 
 
-def test_threshold_and_classes_choose_what_is_shown(
+def test_threshold_and_classes_filter_the_detections(
     run: CommandLine, checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
     options = ("--checkpoint", checkpoint, "--out", tmp_path / "out")
@@ -72,11 +72,11 @@ def test_threshold_and_classes_choose_what_is_shown(
 
     outcome = run("predict", photos / "b.jpg", *options, "--threshold", "1")
 
-    assert outcome.out.startswith("0 objects in 1 photos")
+    assert outcome.out.startswith("0 objects in 1 images")
     assert json.loads((tmp_path / "out" / "detections.json").read_text()) == []
 
 
-def test_an_unreadable_photo_is_named_and_the_others_are_done(
+def test_an_unreadable_image_is_named_and_the_others_are_processed(
     run: CommandLine, checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
     (photos / "a.png").write_bytes(b"broken")
@@ -85,22 +85,22 @@ def test_an_unreadable_photo_is_named_and_the_others_are_done(
     outcome = run("predict", photos, "--checkpoint", checkpoint, "--out", out)
 
     assert outcome.code == 2
-    assert "1 of 3 photos could not be read, the others are done" in outcome.err
-    assert f"photo {photos / 'a.png'} must be a readable image" in outcome.err
+    assert "1 of 3 images could not be read; the others were processed" in outcome.err
+    assert f"image {photos / 'a.png'} must be a readable image" in outcome.err
     assert sorted(file.name for file in out.iterdir()) == ["b.jpg", "c.png", "detections.json"]
 
 
-def test_where_no_photo_can_be_read_no_other_is_said_to_be_done(
+def test_if_no_image_can_be_read_the_error_mentions_no_others(
     run: CommandLine, checkpoint: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "a.png").write_bytes(b"broken")
     outcome = run(
         "predict", tmp_path / "a.png", "--checkpoint", checkpoint, "--out", tmp_path / "out"
     )
-    assert "error: 1 of 1 photos could not be read\n" in outcome.err
+    assert "error: 1 of 1 images could not be read\n" in outcome.err
 
 
-def test_photos_and_pictures_of_one_name_do_not_meet(tmp_path: Path) -> None:
+def test_images_of_the_same_name_get_distinct_pictures(tmp_path: Path) -> None:
     files = [tmp_path / "x" / "a.jpg", tmp_path / "y" / "a.jpg", tmp_path / "y" / "a.bmp"]
 
     pictures = picture_files(files, tmp_path / "out")
@@ -108,35 +108,37 @@ def test_photos_and_pictures_of_one_name_do_not_meet(tmp_path: Path) -> None:
     assert [picture.name for picture in pictures.values()] == ["a.jpg", "a_2.jpg", "a.png"]
 
 
-def test_photos_are_never_overwritten(run: CommandLine, checkpoint: Path, photos: Path) -> None:
+def test_input_images_are_never_overwritten(
+    run: CommandLine, checkpoint: Path, photos: Path
+) -> None:
     before = (photos / "b.jpg").read_bytes()
 
     message = run.fails("predict", photos, "--checkpoint", checkpoint, "--out", photos)
 
-    assert message.startswith("out must be another folder than that of the photos")
+    assert message.startswith("out must be another folder than that of the images")
     assert (photos / "b.jpg").read_bytes() == before
 
 
-def test_a_photo_named_twice_is_done_once(photos: Path) -> None:
+def test_an_image_given_twice_is_processed_once(photos: Path) -> None:
     files = find_photos([photos / "b.jpg", photos])
 
     assert [file.name for file in files] == ["b.jpg", "a.png", "c.tif"]
 
 
-def test_a_missing_photo_is_named(run: CommandLine, tmp_path: Path) -> None:
+def test_a_missing_image_is_named(run: CommandLine, tmp_path: Path) -> None:
     path = tmp_path / "none.jpg"
 
     message = run.fails("predict", path, "--checkpoint", "c", "--out", tmp_path / "out")
 
-    assert message == f"photo or folder {path} must exist, found nothing there"
+    assert message == f"image or folder {path} must exist, found nothing there"
 
 
-def test_a_folder_without_photos_is_named(run: CommandLine, tmp_path: Path) -> None:
+def test_a_folder_without_images_is_named(run: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not a photo")
 
     message = run.fails("predict", tmp_path, "--checkpoint", "c", "--out", tmp_path / "out")
 
-    assert message.startswith(f"folder {tmp_path} must hold photos (.jpg, ")
+    assert message.startswith(f"folder {tmp_path} must hold images (.jpg, ")
 
 
 @pytest.mark.parametrize(
@@ -180,6 +182,6 @@ def test_a_file_that_is_no_checkpoint_is_named(
     )
 
 
-def test_the_command_and_python_have_one_default_threshold() -> None:
+def test_the_command_and_the_python_api_have_the_same_default_threshold() -> None:
     default = inspect.signature(predict).parameters["threshold"].default
     assert default == DEFAULT_THRESHOLD

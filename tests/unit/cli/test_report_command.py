@@ -1,4 +1,4 @@
-"""`deformable-detr report`, and the report that training leaves."""
+"""`deformable-detr report`, and the report written at the end of training."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ def val(tmp_path_factory: pytest.TempPathFactory) -> CocoFiles:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, val: CocoFiles) -> Path:
-    """A run that has ended."""
+    """Folder of a finished run."""
     folder = tmp_path_factory.mktemp("runs") / "small"
     train_small(folder, val)
     return folder
@@ -44,7 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, val: CocoFiles) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, trained: Path) -> Path:
-    """A copy of the run to work in."""
+    """Copy of the run that a test may change."""
     return Path(shutil.copytree(trained, tmp_path / "small"))
 
 
@@ -58,7 +58,7 @@ def facts(page: Element) -> dict[str, str]:
     return dict(zip(names, (element.text for element in section.all("dd")), strict=True))
 
 
-def test_training_leaves_a_report_of_its_best_checkpoint(trained: Path) -> None:
+def test_training_writes_a_report_of_its_best_checkpoint(trained: Path) -> None:
     best = load_checkpoint(trained / "best.pth")
     records = read_records(trained / "metrics.jsonl")
     page = page_of(trained)
@@ -103,7 +103,9 @@ def test_the_stored_detections_are_those_of_the_best_checkpoint(
     assert statistics == {name: evaluation[name] for name in statistics}
 
 
-def test_an_old_run_is_evaluated_and_then_has_the_same_page(run: CommandLine, folder: Path) -> None:
+def test_a_run_without_stored_detections_is_evaluated_and_gets_the_same_page(
+    run: CommandLine, folder: Path
+) -> None:
     before = page_of(folder).by_id("precision").text
     table, _ = DetectionTable.read(folder / "best_detections.npz")
     for name in ("best_detections.npz", "report.html"):
@@ -117,7 +119,7 @@ def test_an_old_run_is_evaluated_and_then_has_the_same_page(run: CommandLine, fo
     np.testing.assert_allclose(again.scores, table.scores, atol=1e-6)
 
 
-def test_what_is_stored_is_not_evaluated_again_unless_it_is_of_another_step(
+def test_stored_detections_are_reused_if_they_are_of_the_same_step(
     run: CommandLine, folder: Path
 ) -> None:
     table, step = DetectionTable.read(folder / "best_detections.npz")
@@ -130,7 +132,7 @@ def test_what_is_stored_is_not_evaluated_again_unless_it_is_of_another_step(
     assert DetectionTable.read(folder / "best_detections.npz")[1] == step
 
 
-def test_a_validation_set_that_has_moved_can_be_named(
+def test_the_path_of_a_moved_validation_set_can_be_overridden(
     run: CommandLine, folder: Path, val: CocoFiles, tmp_path: Path
 ) -> None:
     config = folder / "config.yaml"
@@ -153,7 +155,7 @@ def test_damaged_detections_are_named(run: CommandLine, folder: Path) -> None:
         assert f"detections {stored} must be a file that training has written" in error
 
 
-def test_a_report_that_fails_does_not_lose_the_run(
+def test_a_failed_report_does_not_fail_the_run(
     tmp_path: Path, val: CocoFiles, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (

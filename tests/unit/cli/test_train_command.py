@@ -25,7 +25,7 @@ def run(folder: Path, *arguments: str) -> Result:
     return CliRunner().invoke(app, [*options, "--run-dir", str(folder), *SMALL_RUN, *arguments])
 
 
-def test_a_run_is_trained_refused_and_resumed(
+def test_a_run_is_trained_protected_against_a_restart_and_resumed(
     tmp_path: Path, data: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "run"
@@ -61,7 +61,7 @@ def test_a_run_is_trained_refused_and_resumed(
     assert [event.step for event in events.Scalars("train/total")] == [1, 2, 3]
 
 
-def test_the_same_command_starts_a_run_and_goes_on_with_it(
+def test_resume_auto_starts_a_run_and_continues_it(
     tmp_path: Path, data: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "run"

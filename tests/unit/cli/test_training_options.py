@@ -1,4 +1,4 @@
-"""Settings that change how a run computes, and not what: through the command, in small runs."""
+"""Small runs with settings that change the computation but not the result."""
 
 import logging
 from pathlib import Path
@@ -33,7 +33,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, data: list[str]) -> dict[str
 
 
 def train(folder: Path, data: list[str], *overrides: str) -> dict[str, Tensor]:
-    """The weights after two steps."""
+    """Return the weights after two steps."""
     settings = [*SMALL_RUN, *data, "train.max_steps=2", *overrides]
     config = load_config("deformable_detr_r50", settings)
     training.train(config, run_dir=folder, device="cpu")
@@ -46,17 +46,17 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         assert value.equal(second[name]), name
 
 
-# where fewer processors than that are to be used
+# PyTorch warns on machines with fewer cores than workers.
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_two_runs_of_one_seed_have_bitwise_equal_weights(
+def test_two_runs_with_the_same_seed_have_bitwise_equal_weights(
     tmp_path: Path, data: list[str], plain: dict[str, Tensor], num_workers: int
 ) -> None:
     again = train(tmp_path / "run", data, f"data.num_workers={num_workers}")
     assert_equal(again, plain)
 
 
-def test_a_run_that_is_asked_to_be_deterministic_is_while_it_trains(
+def test_deterministic_algorithms_are_enabled_during_training_only(
     tmp_path: Path,
     data: list[str],
     plain: dict[str, Tensor],
@@ -82,7 +82,7 @@ def test_gradient_checkpointing_trains_to_bitwise_equal_weights(
     assert_equal(weights, plain)
 
 
-def test_images_in_another_layout_train_to_the_same_weights_but_for_rounding(
+def test_channels_last_trains_to_the_same_weights_up_to_rounding(
     tmp_path: Path, data: list[str], plain: dict[str, Tensor]
 ) -> None:
     weights = train(tmp_path / "run", data, "train.channels_last=true")
@@ -90,7 +90,9 @@ def test_images_in_another_layout_train_to_the_same_weights_but_for_rounding(
     assert convolutions
     for name in convolutions:
         assert weights[name].is_contiguous(memory_format=CHANNELS_LAST), name
-        wide = plain[name].shape[1] > 1 and plain[name].shape[2] > 1  # else both layouts are one
+        wide = (
+            plain[name].shape[1] > 1 and plain[name].shape[2] > 1
+        )  # else both layouts are the same
         assert not wide or not plain[name].is_contiguous(memory_format=CHANNELS_LAST), name
     moved = 0.0
     start = train(tmp_path / "start", data, "train.optimizer.lr=1e-30")
@@ -101,7 +103,7 @@ def test_images_in_another_layout_train_to_the_same_weights_but_for_rounding(
     assert moved > 1e-3
 
 
-def test_buckets_and_the_cap_on_pixels_reach_the_loop(
+def test_buckets_and_max_padded_pixels_reach_the_loop(
     tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[type, list[int]]] = []
@@ -122,13 +124,13 @@ def test_buckets_and_the_cap_on_pixels_reach_the_loop(
     assert 2500 < min(pixels) <= max(pixels) <= 3000
 
 
-def test_buckets_without_shapes_are_refused() -> None:
+def test_buckets_without_aspect_ratios_are_refused() -> None:
     config = load_config("deformable_detr_r50", ["train.sample_order=buckets"])
     with pytest.raises(ValueError, match="aspect_ratios must be given for sample_order: buckets"):
         build_sampler(config, num_samples=64, rank=0, world_size=1)
 
 
-def test_the_header_shows_every_rate_and_the_log_the_peak_memory(
+def test_the_header_shows_every_learning_rate_and_the_log_the_peak_memory(
     tmp_path: Path, data: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = ["model.backbone.conv={kind: deform, strides: [16]}", "train.freeze=[sampling]"]
@@ -147,7 +149,7 @@ def test_the_header_shows_every_rate_and_the_log_the_peak_memory(
         (("data.augmentation={kind: zoom_crop, size: 256}",), (256, 256)),
     ],
 )
-def test_the_largest_micro_batch_is_that_of_a_wide_and_a_high_image(
+def test_the_largest_micro_batch_has_the_padding_of_a_wide_and_a_high_image(
     overrides: tuple[str, ...], size: tuple[int, int]
 ) -> None:
     assert largest_size(load_config("deformable_detr_r50", overrides)) == size

@@ -1,4 +1,4 @@
-"""Code written against the official extension, run through the drop-in."""
+"""Code written for the official extension, run with the drop-in replacement."""
 
 import importlib
 import importlib.util
@@ -17,7 +17,7 @@ SHAPES = ((6, 4), (3, 2))
 
 
 class MSDeformAttnFunction(Function):
-    """As the repositories write it that use the official extension."""
+    """Autograd function as in repositories that use the official extension."""
 
     @staticmethod
     def forward(ctx, value, shapes, level_start_index, locations, weights, im2col_step):
@@ -47,7 +47,7 @@ def _install(request, monkeypatch):
 
 
 def official_inputs(dtype=torch.float64, *, D=2, N=1):
-    """Those of the official unit test: N 1, M 2, two queries, two levels, two points."""
+    """Return the inputs of the official unit test: N 1, M 2, two queries, levels and points."""
     torch.manual_seed(3)
     M, Lq, L, P = 2, 2, 2, 2
     shapes = torch.as_tensor(SHAPES, dtype=torch.long)
@@ -84,7 +84,7 @@ def test_official_float_comparison():
     assert torch.allclose(actual, expected, rtol=1e-2, atol=1e-3)
 
 
-# A dense Jacobian of the wide ones takes 2 to 18 GB.
+# For large D a dense Jacobian takes 2 to 18 GB, hence fast_mode.
 @pytest.mark.parametrize("D", [30, 32, 64, 71, 1025, 2048, 3096])
 def test_official_gradient_check(D):
     value, shapes, starts, locations, weights = official_inputs(D=D)
@@ -112,7 +112,7 @@ def test_results_are_those_of_the_operator(dtype):
         torch.testing.assert_close(actual, exact)  # dtypes too
 
 
-def test_value_alone_may_be_of_low_precision():
+def test_value_alone_may_have_low_precision():
     value, shapes, starts, locations, weights = official_inputs(torch.float32)
     inputs = [tensor.requires_grad_() for tensor in (value.bfloat16(), locations, weights)]
     output = MSDeformAttnFunction.apply(inputs[0], shapes, starts, *inputs[1:], 64)
@@ -131,7 +131,7 @@ def test_layout_and_im2col_step_do_not_matter():
     assert torch.equal(actual, expected)
 
 
-def test_levels_that_do_not_follow_one_another_are_refused():
+def test_levels_that_are_not_contiguous_are_refused():
     value, shapes, starts, locations, weights = official_inputs()
     message = (
         r"level_start_index must be \[0, 24\] as spatial_shapes are \(\(6, 4\), \(3, 2\)\), "
@@ -141,13 +141,13 @@ def test_levels_that_do_not_follow_one_another_are_refused():
         MSDA.ms_deform_attn_forward(value, shapes, starts // 4, locations, weights, 64)
 
 
-def test_shapes_of_another_form_are_refused():
+def test_spatial_shapes_must_have_shape_l_by_2():
     value, shapes, starts, locations, weights = official_inputs()
     with pytest.raises(ValueError, match=r"spatial_shapes must have shape \(L, 2\), got \(4,\)"):
         MSDA.ms_deform_attn_forward(value, shapes.flatten(), starts, locations, weights, 64)
 
 
-def test_shapes_that_do_not_fit_the_value_are_refused():
+def test_spatial_shapes_that_do_not_match_the_value_are_refused():
     value, shapes, starts, locations, weights = official_inputs()
     with pytest.raises(ValueError, match="value holds S = 29 positions but level_shapes"):
         MSDA.ms_deform_attn_forward(value[:, 1:], shapes, starts, locations, weights, 64)
@@ -164,18 +164,16 @@ def test_an_extension_in_use_is_never_replaced(monkeypatch):
 
 
 def test_the_module_can_be_loaded_again(monkeypatch):
-    monkeypatch.setitem(sys.modules, "MultiScaleDeformableAttention", MSDA)  # put back afterwards
+    monkeypatch.setitem(sys.modules, "MultiScaleDeformableAttention", MSDA)  # restored afterwards
     importlib.reload(compat)
     again = sys.modules["MultiScaleDeformableAttention"]
     assert again is not MSDA
     assert again.__spec__.origin == compat.__file__
 
 
-def test_shapes_of_fractions_are_refused():
+def test_spatial_shapes_of_floating_point_are_refused():
     value, shapes, starts, locations, weights = official_inputs()
-    with pytest.raises(
-        ValueError, match=r"spatial_shapes must hold whole numbers, got torch\.float32"
-    ):
+    with pytest.raises(ValueError, match=r"spatial_shapes must hold integers, got torch\.float32"):
         MSDA.ms_deform_attn_forward(value, shapes.float(), starts, locations, weights, 64)
 
 
@@ -189,7 +187,7 @@ def test_shapes_of_fractions_are_refused():
         ("grad_output", lambda tensor: tensor[:, :1], "grad_output must have shape"),
     ],
 )
-def test_backward_refuses_what_forward_does(name, change, message):
+def test_backward_raises_for_the_same_arguments_as_forward(name, change, message):
     value, shapes, starts, locations, weights = official_inputs()
     grad_output = MSDA.ms_deform_attn_forward(value, shapes, starts, locations, weights, 64)
     tensors = {

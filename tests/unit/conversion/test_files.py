@@ -184,8 +184,14 @@ def test_assumed_settings_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFi
         Detector.from_checkpoint(tmp_path / "one.pth", device="cpu")
         Detector.from_checkpoint(tmp_path / "two.pth", device="cpu")
 
-    assert "one.pth does not tell backbone.dilation: false" in caplog.messages[0]
-    assert "two.pth does not tell queries.num_queries: 300" in caplog.messages[1]
+    assert (
+        "one.pth does not determine all settings; assumed: backbone.dilation: false"
+        in caplog.messages[0]
+    )
+    assert (
+        "two.pth does not determine all settings; assumed: queries.num_queries: 300"
+        in caplog.messages[1]
+    )
 
 
 def test_ambiguous_number_of_heads_is_an_error(tmp_path: Path) -> None:

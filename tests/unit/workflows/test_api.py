@@ -1,4 +1,4 @@
-"""The functions that Python users call: from data to a detector, leaving the process as it was."""
+"""Python API: from data to a detector, without side effects on the process."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ DETERMINISTIC = "train.deterministic=true"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder: train.json, train, val.json, val."""
+    """Write a data folder with train.json, train, val.json and val."""
     folder = tmp_path_factory.mktemp("data")
     for seed, split in enumerate(("train", "val")):
         files = write_coco_set(folder / "parts" / split, num_images=4, seed=seed)
@@ -52,7 +52,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingRes
 
 
 def surroundings() -> list[Any]:
-    """What a caller would not expect a function to change."""
+    """Return global state that a function must not change."""
     logger = logging.getLogger("deformable_detr")
     return [
         [signal.getsignal(number) for number in SIGNALS],
@@ -93,7 +93,7 @@ def test_a_detector_is_trained_evaluated_and_used(
 
 
 @pytest.mark.parametrize("in_thread", [False, True])
-def test_a_second_run_in_the_process_is_the_same_and_leaves_it_as_it_was(
+def test_a_second_run_in_the_process_is_identical_and_has_no_side_effects(
     data: Path,
     trained: TrainingResult,
     tmp_path: Path,
@@ -103,7 +103,7 @@ def test_a_second_run_in_the_process_is_the_same_and_leaves_it_as_it_was(
     results = []
 
     def run() -> None:
-        with torch.no_grad():  # a caller's mode does not reach into training
+        with torch.no_grad():  # the caller's mode must not affect training
             results.append(train(data, tmp_path / "run", overrides=[*SETTINGS, DETERMINISTIC]))
 
     before = surroundings()
@@ -165,17 +165,17 @@ def test_progress_of_an_evaluation_is_reported(data: Path, trained: TrainingResu
 
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
-    with pytest.raises(ConfigError, match=r"which lacks train\.json, val, val\.json; else give"):
+    with pytest.raises(ConfigError, match=r"which lacks train\.json, val, val\.json; for other"):
         deformable_detr.train(data=tmp_path, run_dir=tmp_path / "run")
 
 
-def test_a_loaded_config_has_no_name_for_a_folder() -> None:
+def test_a_loaded_config_needs_a_run_dir() -> None:
     config = deformable_detr.load_config("quickstart")
     with pytest.raises(ValueError, match="run_dir must be given where config is a RunConfig"):
         deformable_detr.train(config)
 
 
-def test_a_notebook_shows_one_line_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_in_a_notebook_is_one_updated_line(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     handle = SimpleNamespace(update=shown.append)
     ipython = ModuleType("IPython.display")

@@ -1,4 +1,4 @@
-"""`train --finetune-from`: which weights a run starts with, and what it says and remembers."""
+"""`train --finetune-from`: initial weights of a run, its log, and the recorded origin."""
 
 import logging
 from dataclasses import replace
@@ -16,8 +16,8 @@ from deformable_detr.config.loading import load_config, to_yaml, validate_config
 from deformable_detr.conversion.coco_categories import COCO
 from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from deformable_detr.engine.run.folder import RunFolder
-from deformable_detr.workflows import training_parts
 from deformable_detr.workflows.finetuning import FinetuneSource
+from deformable_detr.workflows.training_parts import build_run_model
 
 NEW_CATEGORIES = {2: "Tree", 5: "cat", 6: "house"}  # the old ones: cat, dog, tree
 OLD_ROWS = {0: 2, 1: 0}
@@ -25,7 +25,7 @@ OLD_ROWS = {0: 2, 1: 0}
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """The config of the tiny checkpoint, with data of other classes."""
+    """Config file of the tiny checkpoint."""
     path = tmp_path / "tiny.yaml"
     path.write_text(to_yaml(CONFIG))
     return path
@@ -45,7 +45,7 @@ def train(run: CommandLine, config: Path, folder: Path, *arguments: str | Path) 
     return outcome.code, outcome.err
 
 
-def test_a_run_starts_with_the_weights_of_the_file_and_says_so(
+def test_a_run_starts_with_the_weights_of_the_file_and_logs_the_transfer(
     run: CommandLine,
     checkpoint: Path,
     config: Path,
@@ -54,7 +54,7 @@ def test_a_run_starts_with_the_weights_of_the_file_and_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     folder = tmp_path / "run"
-    # A rate of next to nothing leaves the weights as they were at step 0.
+    # With a tiny learning rate the weights stay as at step 0.
     rates = "train.optimizer={lr: 1e-30, lr_backbone: 1e-30, lr_sampling: 1e-30, weight_decay: 0}"
 
     with caplog.at_level(logging.INFO):
@@ -82,7 +82,7 @@ def test_a_run_starts_with_the_weights_of_the_file_and_says_so(
 def test_a_run_starts_from_a_file_of_the_official_code(
     run: CommandLine, data: list[str], tmp_path: Path
 ) -> None:
-    """COCO's 80 classes of its 91 rows; of the new ones, the cat is the only one among them."""
+    """The file has 91 class rows for COCO's 80 classes; of the new classes only cat is in COCO."""
     source = write_foreign(tmp_path, "official", "two_stage")
     config, folder = tmp_path / "official.yaml", tmp_path / "run"
     config.write_text(to_yaml(small_config("two_stage")))
@@ -119,7 +119,7 @@ def test_a_fine_tuned_run_resumes_without_any_other_file(
     assert (last.step, last.origin) == (2, f"fine-tuned from {source} (native)")
 
 
-def test_the_moving_average_of_the_file_is_what_a_run_starts_with(tmp_path: Path) -> None:
+def test_a_run_starts_with_the_moving_average_of_the_file(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a.pth")
     checkpoint = load_checkpoint(tmp_path / "a.pth")
     average = {name: value + 1 for name, value in checkpoint.model.items()}
@@ -131,7 +131,7 @@ def test_the_moving_average_of_the_file_is_what_a_run_starts_with(tmp_path: Path
     assert read.label_space == LABEL_SPACE
 
 
-def test_backbone_weights_are_asked_for_only_if_the_file_has_another_backbone(
+def test_backbone_weights_are_loaded_only_if_the_file_has_another_backbone(
     checkpoint: Path,
 ) -> None:
     source = FinetuneSource.read(checkpoint)
@@ -140,7 +140,7 @@ def test_backbone_weights_are_asked_for_only_if_the_file_has_another_backbone(
         content = CONFIG.model_dump(mode="json")
         content["model"]["backbone"] |= {"weights": "none.pth", "depth": depth}
         config = validate_config(content, source="test")
-        training_parts.build_run_model(config, LABEL_SPACE, source, resume=False)
+        build_run_model(config, LABEL_SPACE, source, resume=False)
 
     build(18)
     with pytest.raises(FileNotFoundError, match=r"must be an existing file, got none\.pth"):
@@ -158,7 +158,7 @@ def test_fine_tuning_and_resuming_exclude_each_other(
     assert message.startswith("--finetune-from and --resume must not both be given")
 
 
-def test_the_file_is_not_deleted_with_the_run_it_lies_in(
+def test_overwrite_does_not_delete_the_file_to_fine_tune_from(
     run: CommandLine, config: Path, data: list[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -186,7 +186,7 @@ def test_a_missing_file_is_named_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_of_quite_another_model_is_refused(
+def test_a_file_of_a_very_different_model_is_refused(
     run: CommandLine, checkpoint: Path, config: Path, data: list[str], tmp_path: Path
 ) -> None:
     code, err = train(
@@ -196,7 +196,7 @@ def test_a_file_of_quite_another_model_is_refused(
     assert code == 2
     assert f"{checkpoint} must match at least half of the model's" in err
     assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
-    RunFolder(tmp_path / "run").check()  # the folder is as good as new for the next start
+    RunFolder(tmp_path / "run").check()  # a new run may still start in the folder
 
 
 def test_a_converted_file_is_not_resumed(
@@ -204,7 +204,7 @@ def test_a_converted_file_is_not_resumed(
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    write_checkpoint(folder / "last.pth")  # weights alone
+    write_checkpoint(folder / "last.pth")  # holds weights only
     before = (folder / "last.pth").read_bytes()
 
     code, err = train(run, config, folder, "--resume", *data)
@@ -215,15 +215,14 @@ def test_a_converted_file_is_not_resumed(
     assert (folder / "last.pth").read_bytes() == before
 
 
-def test_the_model_is_built_as_without_fine_tuning(checkpoint: Path) -> None:
-    """What is not taken from the file must not depend on it."""
+def test_tensors_not_in_the_file_are_initialized_as_without_fine_tuning(checkpoint: Path) -> None:
     config = load_config("deformable_detr_r50", [*SMALL_RUN, "model.neck.num_levels=2"])
     source = FinetuneSource.read(checkpoint)
-    plain, _ = training_parts.build_run_model(config, LABEL_SPACE, None, resume=False)
-    tuned, report = training_parts.build_run_model(config, LABEL_SPACE, source, resume=False)
+    plain, _ = build_run_model(config, LABEL_SPACE, None, resume=False)
+    tuned, report = build_run_model(config, LABEL_SPACE, source, resume=False)
     assert report is not None
     expected, got = plain.state_dict(), tuned.state_dict()
-    anew = [name for name, reason in report.reinitialized.items() if "rows" not in reason]
-    assert anew
-    assert all(got[name].equal(expected[name]) for name in anew)
+    new_names = [name for name, reason in report.reinitialized.items() if "rows" not in reason]
+    assert new_names
+    assert all(got[name].equal(expected[name]) for name in new_names)
     assert any(not torch.equal(got[name], expected[name]) for name in report.kept)

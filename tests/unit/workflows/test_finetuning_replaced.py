@@ -1,4 +1,4 @@
-"""`train --finetune-from` a plain detector: replaced convolutions start as its plain ones."""
+"""`train --finetune-from` a plain detector: replaced convolutions start from its plain ones."""
 
 import copy
 import logging
@@ -12,8 +12,8 @@ from deformable_detr.builders import build_model
 from deformable_detr.config import RunConfig
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.deformable_detr import DeformableDETR
-from deformable_detr.workflows import training_parts
 from deformable_detr.workflows.finetuning import FinetuneSource
+from deformable_detr.workflows.training_parts import build_run_model
 
 CLASSES = LabelSpace((1, 2), ("a", "b"))
 PLAIN = "model.backbone.weights=none"
@@ -33,7 +33,7 @@ CASES = {
 
 
 def build(config: RunConfig, source: FinetuneSource | None):
-    model, report = training_parts.build_run_model(config, CLASSES, source, resume=False)
+    model, report = build_run_model(config, CLASSES, source, resume=False)
     return model.eval(), report
 
 
@@ -59,12 +59,12 @@ def test_a_model_with_replaced_convolutions_starts_as_the_plain_detector(case, t
     untouched, _ = build(config, None)
     with caplog.at_level(logging.INFO):
         model, report = build(config, source)
-    assert f"replaced convolutions start as the plain ones of {source.path}" in caplog.messages
+    assert f"replaced convolutions start from the plain ones of {source.path}" in caplog.messages
     for wanted, found, other in zip(*map(outputs, (plain, model, untouched)), strict=True):
         assert wanted.std() > 0.01
         assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
         assert (other - wanted).abs().max() > 1e-2 * wanted.abs().max()
-    # What the plain detector cannot have is as it was built, and all of the file has found a place.
+    # All tensors of the file are used; those that a plain detector lacks are as built.
     assert report.ignored == ()
     assert report.reinitialized
     own, before = model.state_dict(), untouched.state_dict()

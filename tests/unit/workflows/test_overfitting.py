@@ -25,7 +25,7 @@ def config_of(files: CocoFiles, *settings: str) -> RunConfig:
     return load_config("deformable_detr_r50", [*SMALL_RUN, *data, *settings])
 
 
-def test_training_and_validation_see_the_first_images_with_objects_and_nothing_else(
+def test_training_and_validation_use_only_the_first_images_with_objects(
     tmp_path: Path, files: CocoFiles
 ) -> None:
     subset = tmp_path / "subset.json"
@@ -38,7 +38,7 @@ def test_training_and_validation_see_the_first_images_with_objects_and_nothing_e
     assert config.data.train.annotations == subset
 
 
-def test_nothing_is_left_to_chance_and_every_step_sees_every_image(
+def test_nothing_is_random_and_every_step_sees_every_image(
     tmp_path: Path, files: CocoFiles
 ) -> None:
     settings = ("train.micro_batch=2", "train.ema_decay=0.99", "data.eval_size=64")
@@ -58,7 +58,7 @@ def test_images_with_more_objects_than_queries_are_left_out(
         overfit_config(config, 6, subset=tmp_path / "subset.json")
 
 
-def test_the_command_trains_on_them_and_gives_its_verdict(
+def test_the_command_trains_on_the_images_and_logs_its_verdict(
     tmp_path: Path,
     files: CocoFiles,
     run: CommandLine,
@@ -87,7 +87,7 @@ def test_the_command_trains_on_them_and_gives_its_verdict(
         (0.0, 8, "px as the model sees it, too small to be found; raise data.eval_size"),
     ],
 )
-def test_the_verdict_follows_from_the_last_evaluation_and_the_sizes(
+def test_the_verdict_depends_on_the_last_evaluation_and_the_object_sizes(
     tmp_path: Path,
     files: CocoFiles,
     caplog: pytest.LogCaptureFixture,
@@ -111,7 +111,7 @@ def test_the_verdict_follows_from_the_last_evaluation_and_the_sizes(
     assert bool(result.advice) != result.passed
 
 
-def test_it_stands_alone(run: CommandLine, files: CocoFiles) -> None:
+def test_overfit_excludes_resume(run: CommandLine, files: CocoFiles) -> None:
     error = run.fails(
         "train",
         "--config",
@@ -121,4 +121,4 @@ def test_it_stands_alone(run: CommandLine, files: CocoFiles) -> None:
         "--resume",
         *data_settings(files, files),
     )
-    assert error == "--overfit must stand without --resume and --evaluate-only"
+    assert error == "--overfit must be given without --resume and --evaluate-only"

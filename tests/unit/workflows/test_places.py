@@ -6,7 +6,7 @@ from helpers.command_line import CommandLine
 from deformable_detr.workflows.places import require_file_place, require_folder_place
 
 
-def test_places_that_are_there_or_can_be_made_are_taken(tmp_path: Path) -> None:
+def test_paths_that_exist_or_can_be_created_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text("[]")
     for folder in (tmp_path, tmp_path / "a" / "b"):
         require_folder_place("out", folder)
@@ -18,14 +18,14 @@ def test_places_that_are_there_or_can_be_made_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", ["", "a", "a/b"])
-def test_a_folder_where_there_is_a_file_is_refused(tmp_path: Path, inside: str) -> None:
+def test_a_folder_below_a_file_is_refused(tmp_path: Path, inside: str) -> None:
     file = tmp_path / "file"
     file.write_text("x")
-    with pytest.raises(ValueError, match=rf"^out must name a folder, .* where {file} is a file"):
+    with pytest.raises(ValueError, match=rf"^out must be a folder, .* where {file} is a file"):
         require_folder_place("out", file / inside)
 
 
-def test_a_file_where_there_is_a_folder_is_refused(tmp_path: Path) -> None:
+def test_a_folder_is_refused_as_a_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"^out must be a file, got the folder {tmp_path}"):
         require_file_place("out", tmp_path)
 
@@ -42,11 +42,13 @@ def test_a_file_where_there_is_a_folder_is_refused(tmp_path: Path) -> None:
         ("convert no.pth {}/x.pth", "OUT"),
     ],
 )
-def test_commands_find_out_before_they_work(
+def test_commands_check_output_paths_before_the_checkpoint(
     run: CommandLine, tmp_path: Path, command: str, option: str
 ) -> None:
     file = tmp_path / "file"
     file.write_text("x")
-    outcome = run(*command.format(file).split())  # the checkpoint would be the next to be missed
+    outcome = run(*command.format(file).split())  # no.pth, missing too, would be the next error
     assert outcome.code == 2
-    assert f"error: {option} must name a folder, or a place for one, got " in outcome.err
+    assert (
+        f"error: {option} must be a folder, or a path where one can be created, got " in outcome.err
+    )

@@ -1,4 +1,4 @@
-"""The five configs against the official option table, written out here once more."""
+"""The five configs against the official options, which are written out here independently."""
 
 import re
 
@@ -10,7 +10,7 @@ from deformable_detr.config.loading import load_config
 from deformable_detr.data.samplers import BatchPlan, MicroBatchSampler
 from deformable_detr.workflows.recipe import FREE_SETTINGS, RECIPES, nearest_recipe
 
-# Official options and their defaults, masks and panoptic apart: what they are called here.
+# Defaults of the official options, without masks and panoptic, under the names of this package.
 OFFICIAL = {
     "train.optimizer.kind": "adamw",  # --sgd is off
     "train.optimizer.lr": 2e-4,  # lr
@@ -102,7 +102,7 @@ PUBLISHED_AP = {
     "deformable_detr_r50_single_scale": "39.4",
     "deformable_detr_r50_single_scale_dc5": "41.5",
 }
-# What the official code has no option for, or where ours says nothing of the recipe.
+# Settings without an official option, or that do not belong to a recipe.
 OURS = FREE_SETTINGS - OFFICIAL.keys()
 
 
@@ -115,7 +115,7 @@ def flat(content, prefix=""):
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_config_is_the_official_recipe_to_the_letter(name):
+def test_every_setting_of_a_config_equals_the_official_recipe(name):
     settings = dict(flat(load_config(name).model_dump()))
     expected = OFFICIAL | CHANGES[name]
     assert {key: settings[key] for key in expected} == expected
@@ -123,7 +123,7 @@ def test_a_config_is_the_official_recipe_to_the_letter(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED_AP)
-def test_a_header_gives_the_published_ap_as_published(name):
+def test_the_header_of_a_config_gives_the_published_ap(name):
     header = re.match(r"(#.*\n)+", (CONFIGS / f"{name}.yaml").read_text())[0]
     assert f"Published: AP {PUBLISHED_AP[name]} on val2017 (official repository)" in header
     assert re.findall(r"\bAP (\S+)", header) == [PUBLISHED_AP[name]]
@@ -131,7 +131,7 @@ def test_a_header_gives_the_published_ap_as_published(name):
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_total_batch_stays_32_on_fewer_processes(name, world_size):
+def test_the_total_batch_is_32_for_any_number_of_processes(name, world_size):
     train = load_config(name).train
     samplers = [
         MicroBatchSampler(
@@ -159,7 +159,7 @@ def test_a_recipe_does_not_deviate_from_itself(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_where_and_how_fast_a_run_is_does_not_matter(name):
+def test_settings_of_data_paths_speed_and_seed_are_not_deviations(name):
     overrides = [
         "match_official=true",
         "data.train.images=a",
@@ -227,7 +227,7 @@ def test_every_setting_of_the_recipe_is_changed_in_this_test():
         "model.backbone.dilation",
         "model.backbone.out_strides",
         "model.decoder.box_refinement",
-        "model.mimicking",  # a part of several settings, as kinds have; see below
+        "model.mimicking",  # a section of several settings; see below
     }
     assert CHANGED.keys() == OFFICIAL.keys() - kinds - of_the_variant - FREE_SETTINGS
 
@@ -251,18 +251,18 @@ def test_values_are_written_as_in_yaml():
     ]
 
 
-def test_another_kind_is_named_with_its_own_settings():
+def test_another_kind_is_listed_with_its_own_settings():
     config = load_config("deformable_detr_r50", ["model.backbone={kind: timm, name: x}"])
     _, lines = nearest_recipe(config)
     assert "model.backbone.kind is timm, the recipe has resnet" in lines
     assert "model.backbone.name is x, the recipe has no such setting" in lines
 
 
-def test_the_baseline_is_what_a_run_without_a_file_would_be():
+def test_the_defaults_are_the_baseline_recipe():
     assert nearest_recipe(RunConfig()) == ("deformable_detr_r50", [])
 
 
-def test_a_part_that_the_recipe_does_not_have_is_named():
+def test_a_section_that_the_recipe_lacks_is_listed():
     config = load_config("deformable_detr_r50", ["model.mimicking={max_regions: 8}"])
     assert nearest_recipe(config) == (
         "deformable_detr_r50",
