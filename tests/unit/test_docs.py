@@ -75,6 +75,11 @@ def test_quoted_figures_are_those_of_the_benchmarks(page: str) -> None:
     assert [row for row in quoted if row not in maintained] == []
 
 
+def test_citation_has_the_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {deformable_detr.__version__}\n" in citation
+
+
 def test_every_public_name_is_on_the_api_page() -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     assert [name for name in deformable_detr.__all__ if f".{name}" not in page] == []
