@@ -248,7 +248,7 @@ def test_ap_that_stays_zero_is_warned_about_once_with_a_cause(
 
 
 def test_a_loader_that_ends_too_soon_raises(tmp_path: Path, validation: Validation) -> None:
-    with pytest.raises(ValueError, match=r"micro-batches of 4 steps an epoch .* got 1 steps"):
+    with pytest.raises(ValueError, match=r"micro-batches of 4 steps per epoch .* got 1 steps"):
         fit(tiny_state(), tiny_loop(tmp_path, validation, loader=[tiny_batch([1, 2], [1, 1])]))
 
 
