@@ -1,6 +1,6 @@
 """Explanation: pictures of what a detector attends to in an image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,13 +97,16 @@ def explain(
         pictures: dict[str, Image.Image] = {}
         for draw in Tracked(work, "explaining", callback=callback):
             pictures |= draw()
-    files = {}
-    if out is not None:
-        files = {name: Path(out) / f"{name}.png" for name in pictures}
-        Path(out).mkdir(parents=True, exist_ok=True)
-        for name, picture in pictures.items():
-            picture.save(files[name])
-    return ExplanationResult(pictures, files)
+    return ExplanationResult(pictures, {} if out is None else _save(pictures, Path(out)))
+
+
+def _save(pictures: Mapping[str, Image.Image], folder: Path) -> dict[str, Path]:
+    """Write the pictures to the folder, and return their files by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: folder / f"{name}.png" for name in pictures}
+    for name, picture in pictures.items():
+        picture.save(files[name])
+    return files
 
 
 class _View:
