@@ -41,7 +41,7 @@ class FalsePositive:
     iou: float = 0.0
 
 
-def false_detections(matched: MatchedObjects, min_score: float) -> list[FalsePositive]:
+def false_positives(matched: MatchedObjects, min_score: float) -> list[FalsePositive]:
     """Return the false positives at a score threshold, highest score first."""
     wrong = _in_order(matched, matched.is_false(min_score))
     wrong_by_image = by_image(matched.detected.image_ids[wrong])
@@ -56,9 +56,9 @@ def false_detections(matched: MatchedObjects, min_score: float) -> list[FalsePos
     return [one for one in found if one is not None]
 
 
-def missed_objects(matched: MatchedObjects, min_score: float) -> list[int]:
+def false_negatives(matched: MatchedObjects, min_score: float) -> list[int]:
     """Return the indices of the false negatives at a score threshold, largest first."""
-    missed = np.flatnonzero(matched.is_missed(min_score))
+    missed = np.flatnonzero(matched.is_false_negative(min_score))
     areas: npt.NDArray[np.float64] = matched.annotated.areas[missed]
     ordered: list[int] = missed[np.argsort(-areas, kind="stable")].tolist()
     return ordered
@@ -86,7 +86,7 @@ def confusion_matrix(matched: MatchedObjects, min_score: float) -> npt.NDArray[n
     counts[range(K), range(K)] = np.bincount(found, minlength=K)
 
     wrong = _in_order(matched, matched.is_false(min_score))
-    is_free = matched.is_missed(min_score)
+    is_free = matched.is_false_negative(min_score)
     objects_by_image = _numbers_by_image(matched, is_free)
     for image_id, places in by_image(detected.image_ids[wrong]).items():
         objects = objects_by_image.get(image_id, np.empty(0, dtype=np.int64))

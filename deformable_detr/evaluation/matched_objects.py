@@ -26,7 +26,7 @@ class AnnotatedObjects:
         boxes_xywh: (T, 4) float64 left, top, width, height in pixels.
         areas: (T,) float64 square pixels, as annotated.
         is_ignored: (T,) bool: not counted, such as crowds and objects of images not evaluated.
-        partners: (T,) int64 matched index: the detection that matches the object, or -1.
+        matched_index: (T,) int64, the detection that matches the object, or -1.
     """
 
     image_ids: npt.NDArray[np.int64]
@@ -34,7 +34,7 @@ class AnnotatedObjects:
     boxes_xywh: npt.NDArray[np.float64]
     areas: npt.NDArray[np.float64]
     is_ignored: npt.NDArray[np.bool_]
-    partners: npt.NDArray[np.int64]
+    matched_index: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class DetectedObjects:
         boxes_xywh: (R, 4) float64 left, top, width, height in pixels.
         scores: (R,) float64.
         is_ignored: (R,) bool: not counted, such as those in a crowd or beyond the top 100.
-        partners: (R,) int64 matched index: the object that the detection matches, or -1.
+        matched_index: (R,) int64, the object that the detection matches, or -1.
     """
 
     image_ids: npt.NDArray[np.int64]
@@ -55,7 +55,7 @@ class DetectedObjects:
     boxes_xywh: npt.NDArray[np.float64]
     scores: npt.NDArray[np.float64]
     is_ignored: npt.NDArray[np.bool_]
-    partners: npt.NDArray[np.int64]
+    matched_index: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -117,18 +117,18 @@ class MatchedObjects:
     def is_false(self, min_score: float) -> npt.NDArray[np.bool_]:
         """Return (R,) whether each detection is a false positive at a score threshold."""
         detected = self.detected
-        is_wrong = (detected.partners == NONE) & ~detected.is_ignored
+        is_wrong = (detected.matched_index == NONE) & ~detected.is_ignored
         return is_wrong & (detected.scores >= min_score)
 
     def is_found(self, min_score: float) -> npt.NDArray[np.bool_]:
         """Return (T,) whether each object is matched at a score threshold."""
-        partners = self.annotated.partners
-        found = np.zeros(len(partners), dtype=np.bool_)
-        has = partners != NONE
-        found[has] = self.detected.scores[partners[has]] >= min_score
+        matched_index = self.annotated.matched_index
+        found = np.zeros(len(matched_index), dtype=np.bool_)
+        has = matched_index != NONE
+        found[has] = self.detected.scores[matched_index[has]] >= min_score
         return found
 
-    def is_missed(self, min_score: float) -> npt.NDArray[np.bool_]:
+    def is_false_negative(self, min_score: float) -> npt.NDArray[np.bool_]:
         """Return (T,) whether each object is a false negative at a score threshold."""
         return ~self.is_found(min_score) & ~self.annotated.is_ignored
 

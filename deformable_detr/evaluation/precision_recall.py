@@ -62,7 +62,7 @@ class ScoreCurve:
         """Compute the curve of matched objects."""
         detected = matched.detected
         thresholds = np.linspace(0, 1, 101)
-        is_right = (detected.partners != NONE) & ~detected.is_ignored
+        is_right = (detected.matched_index != NONE) & ~detected.is_ignored
         right = _at_least(detected.scores[is_right], thresholds)
         counted = _at_least(detected.scores[~detected.is_ignored], thresholds)
         num_objects = int((~matched.annotated.is_ignored).sum())

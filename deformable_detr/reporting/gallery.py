@@ -30,7 +30,7 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class Mistake:
+class ErrorPicture:
     """Picture of an error, with a headline and an explanation."""
 
     uri: str
@@ -42,9 +42,9 @@ class Mistake:
 PhotoReader = Callable[[int], Photo]  # by image id
 
 
-def false_pictures(
+def false_positive_pictures(
     matched: MatchedObjects, false: Sequence[FalsePositive], read_photo: PhotoReader
-) -> list[Mistake]:
+) -> list[ErrorPicture]:
     """Draw the first of `false`, with all annotated objects around them."""
     pictures = []
     for one in false[:MAX_PICTURES]:
@@ -61,7 +61,7 @@ def false_pictures(
         ]
         name = matched.names[matched.detected.labels[one.number]]
         pictures.append(
-            Mistake(
+            ErrorPicture(
                 crop_uri(photo.image, box, [*outlines, Outline(box, DETECTED, LINE_PX)]),
                 f"{name}, score {matched.detected.scores[one.number]:.2f}",
                 _explanation(matched, one),
@@ -71,9 +71,9 @@ def false_pictures(
     return pictures
 
 
-def missed_pictures(
+def false_negative_pictures(
     matched: MatchedObjects, missed: Sequence[int], read_photo: PhotoReader, *, min_score: float
-) -> list[Mistake]:
+) -> list[ErrorPicture]:
     """Draw the first of `missed`, with all detections around them."""
     detected = matched.detected
     pictures = []
@@ -88,7 +88,7 @@ def missed_pictures(
         ]
         name = matched.names[matched.annotated.labels[number]]
         pictures.append(
-            Mistake(
+            ErrorPicture(
                 crop_uri(photo.image, box, [*outlines, Outline(box, ANNOTATED, LINE_PX)]),
                 f"{name}, {box[2]:.0f} x {box[3]:.0f} px",
                 _best_detection(matched, number, around),

@@ -11,12 +11,16 @@ import jinja2
 
 from deformable_detr.engine.run.curves import training_charts
 from deformable_detr.evaluation.coco_eval import NOT_DEFINED, STATISTICS
-from deformable_detr.evaluation.error_analysis import false_detections, missed_objects
+from deformable_detr.evaluation.error_analysis import false_negatives, false_positives
 from deformable_detr.evaluation.matched_objects import IOU_THRESHOLD
 from deformable_detr.files import write_whole
 from deformable_detr.reporting import tables
 from deformable_detr.reporting.findings import Findings
-from deformable_detr.reporting.gallery import PhotoReader, false_pictures, missed_pictures
+from deformable_detr.reporting.gallery import (
+    PhotoReader,
+    false_negative_pictures,
+    false_positive_pictures,
+)
 from deformable_detr.visualize.charts import COLORS, Chart, Line, line_chart, to_svg
 
 SHOWN_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -87,8 +91,8 @@ def _environment() -> jinja2.Environment:
 
 def _detection_sections(findings: Findings, read_photo: PhotoReader) -> dict[str, Any]:
     matched, min_score = findings.matched, findings.min_score
-    false = false_detections(matched, min_score)
-    missed = missed_objects(matched, min_score)
+    false = false_positives(matched, min_score)
+    missed = false_negatives(matched, min_score)
     scores = findings.metrics.statistics
     return {
         "statistics": [(name, scores[name], text) for name, text in STATISTICS.items()],
@@ -110,8 +114,8 @@ def _detection_sections(findings: Findings, read_photo: PhotoReader) -> dict[str
         "num_false": len(false),
         "num_missed": len(missed),
         "kinds": tables.kind_counts(false),
-        "worst": false_pictures(matched, false, read_photo),
-        "largest": missed_pictures(matched, missed, read_photo, min_score=min_score),
+        "worst": false_positive_pictures(matched, false, read_photo),
+        "largest": false_negative_pictures(matched, missed, read_photo, min_score=min_score),
     }
 
 

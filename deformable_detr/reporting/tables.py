@@ -113,7 +113,7 @@ def size_stacks(findings: Findings) -> list[Stack]:
     annotated = findings.matched.annotated
     sides = np.sqrt(annotated.areas)
     found = findings.matched.is_found(findings.min_score)
-    missed = findings.matched.is_missed(findings.min_score)
+    missed = findings.matched.is_false_negative(findings.min_score)
     edges = [*SIZE_STEPS_PX, np.inf]
     stacks = []
     for low, high in itertools.pairwise(edges):

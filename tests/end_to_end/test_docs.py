@@ -145,6 +145,7 @@ def test_every_command_and_program_of_the_page_runs(
         assert run("train", "--config", "quickstart", "--device", "cpu").code == 0
     for words in commands(page):
         if words[:2] == ["python", "-m"]:
+            sys.modules.pop(f"{words[2]}.__main__", None)  # runpy warns of a second copy
             runpy.run_module(words[2], run_name="__main__")
             continue
         assert words[0] == "deformable-detr", words

@@ -11,8 +11,8 @@ from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.error_analysis import (
     Kind,
     confusion_matrix,
-    false_detections,
-    missed_objects,
+    false_negatives,
+    false_positives,
 )
 from deformable_detr.evaluation.matched_objects import NONE, MatchedObjects
 from deformable_detr.evaluation.precision_recall import PrecisionRecall, ScoreCurve
@@ -81,17 +81,17 @@ def test_highest_score_matches_the_object_and_crowds_are_ignored(
     matched: MatchedObjects,
 ) -> None:
     assert matched.names == ["cat", "dog"]
-    assert matched.annotated.partners.tolist() == [1, NONE, 6, NONE, NONE, NONE]
+    assert matched.annotated.matched_index.tolist() == [1, NONE, 6, NONE, NONE, NONE]
     assert matched.annotated.is_ignored.tolist() == [False] * 4 + [True] * 2
-    assert matched.detected.partners.tolist() == [NONE, 0, NONE, NONE, NONE, NONE, 2]
+    assert matched.detected.matched_index.tolist() == [NONE, 0, NONE, NONE, NONE, NONE, 2]
     assert matched.detected.is_ignored.tolist() == [False] * 5 + [True, False]
     assert matched.annotated.labels.tolist() == [0, 1, 1, 0, 1, 1]
 
 
 def test_score_threshold_removes_true_and_false_positives(matched: MatchedObjects) -> None:
     assert np.flatnonzero(matched.is_found(0.2)).tolist() == [0]
-    assert np.flatnonzero(matched.is_missed(0.2)).tolist() == [1, 2, 3]
-    assert np.flatnonzero(matched.is_missed(0.1)).tolist() == [1, 3]
+    assert np.flatnonzero(matched.is_false_negative(0.2)).tolist() == [1, 2, 3]
+    assert np.flatnonzero(matched.is_false_negative(0.1)).tolist() == [1, 3]
     assert np.flatnonzero(matched.is_false(0.6)).tolist() == [0, 2, 3]
 
 
@@ -112,19 +112,19 @@ def test_object_is_confused_with_one_class_only() -> None:
 
 
 def test_false_positives_have_types_and_the_highest_score_first(matched: MatchedObjects) -> None:
-    found = [(one.number, one.kind, one.nearest) for one in false_detections(matched, 0.2)]
+    found = [(one.number, one.kind, one.nearest) for one in false_positives(matched, 0.2)]
     assert found == [
         (2, Kind.OTHER_CLASS, 1),
         (3, Kind.LOOSE, 3),
         (0, Kind.DUPLICATE, 0),
         (4, Kind.NOTHING, None),
     ]
-    ious = [one.iou for one in false_detections(matched, 0.2)]
+    ious = [one.iou for one in false_positives(matched, 0.2)]
     assert ious == pytest.approx([0.95, 1 / 3, 0.9, 0.0], abs=1e-12)
 
 
 def test_false_negatives_are_sorted_by_area(matched: MatchedObjects) -> None:
-    assert missed_objects(matched, 0.2) == [3, 2, 1]
+    assert false_negatives(matched, 0.2) == [3, 2, 1]
 
 
 def test_precision_and_recall_agree_with_counts_by_hand(matched: MatchedObjects) -> None:
@@ -149,7 +149,7 @@ def test_no_detections_and_no_annotations_are_valid() -> None:
         counts = confusion_matrix(matched, 0)
         assert counts[:-1].sum() == (~matched.annotated.is_ignored).sum()
         assert counts[:, :-1].sum() == len(results)
-        assert len(false_detections(matched, 0)) == len(results)
+        assert len(false_positives(matched, 0)) == len(results)
         assert ScoreCurve.of(matched).best == 0
 
 
