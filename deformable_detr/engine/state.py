@@ -24,7 +24,7 @@ from deformable_detr.labels import LabelSpace
 
 @dataclass
 class TrainState:
-    """Everything that training changes, and the identity of the run; a checkpoint is a copy of it.
+    """State that training changes, and the identity of the run; a checkpoint is a copy of it.
 
     Attributes:
         model: the detector, on its device.

@@ -33,7 +33,7 @@ RECIPE = 1  # increased by every change of the output
 
 @dataclass(frozen=True)
 class TreeSet:
-    """One of the written sets: image folder and COCO file, with their counts."""
+    """Image folder and COCO file of a written set, with their counts."""
 
     name: str
     images: Path

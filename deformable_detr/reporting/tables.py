@@ -33,7 +33,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class SizeRow:
-    """One of COCO's object sizes with its metrics (-1 without objects) and counts."""
+    """Metrics (-1 without objects) and counts for one of COCO's object sizes."""
 
     name: str
     num_objects: int

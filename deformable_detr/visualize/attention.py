@@ -17,7 +17,7 @@ from deformable_detr.visualize.recording import modules_of, recorded
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of an `MSDeformAttn`; all tensors are detached.
+    """Call of an `MSDeformAttn`; all tensors are detached.
 
     Attributes:
         module: name of the module in the model.

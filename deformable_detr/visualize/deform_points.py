@@ -16,7 +16,7 @@ from deformable_detr.visualize.recording import modules_of, recorded
 
 @dataclass(frozen=True)
 class DeformConvCall:
-    """One call of a deformable convolution (v1 or v2).
+    """Call of a deformable convolution (v1 or v2).
 
     Attributes:
         module: name of the module.
