@@ -15,7 +15,7 @@ from deformable_detr.engine.run.stopping import StopRequest
 from deformable_detr.engine.state import TrainState
 from deformable_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 from deformable_detr.evaluation.detection_table import DetectionTable
-from deformable_detr.evaluation.postprocess import select_detections
+from deformable_detr.evaluation.postprocess import MAX_DETECTIONS, select_detections
 from deformable_detr.ground_truth import GroundTruth
 from deformable_detr.losses.criterion import SetCriterion
 
@@ -27,6 +27,7 @@ def evaluate(
     evaluator: CocoEvaluator,
     *,
     device: torch.device,
+    max_detections: int = MAX_DETECTIONS,
 ) -> CocoMetrics:
     """Compute the COCO metrics of a detector.
 
@@ -38,6 +39,7 @@ def evaluate(
         loader: this rank's share of the images; may be empty.
         evaluator: a new one for the annotations of these images.
         device: device of the model.
+        max_detections: maximum number of detections per image.
 
     Returns:
         The metrics over all images.
@@ -46,7 +48,9 @@ def evaluate(
         for batch in loader:
             output = model(batch.images.to(device, non_blocking=True))
             detections = select_detections(
-                output.last, [target.original_size for target in batch.targets]
+                output.last,
+                [target.original_size for target in batch.targets],
+                max_detections=max_detections,
             )
             image_ids = [target.image_id for target in batch.targets]
             evaluator.update(dict(zip(image_ids, detections, strict=True)))

@@ -52,6 +52,16 @@ def test_perfect_predictions_score_one(tmp_path: Path) -> None:
     assert model.training
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_number_of_detections_per_image_is_limited(tmp_path: Path, count: int) -> None:
+    files = write_coco_set(tmp_path, num_images=2, categories=CATEGORIES)
+    evaluator = CocoEvaluator(read_ground_truth(files.annotations), LABEL_SPACE)
+    evaluate(
+        tiny_detector(), [tiny_batch([1, 2], [1, 1])], evaluator, device=CPU, max_detections=count
+    )
+    assert len(evaluator.results()) == 2 * count
+
+
 def test_the_validation_loss_does_not_depend_on_the_batches() -> None:
     model = tiny_detector(dropout=0.5, dtype=torch.float64)
     ids, counts = [1, 2, 3], [3, 0, 1]
