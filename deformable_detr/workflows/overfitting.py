@@ -18,6 +18,7 @@ from deformable_detr.config.loading import Overrides, load_config, validate_conf
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.tracking import Callback
+from deformable_detr.files import write_whole
 from deformable_detr.ground_truth import read_json
 from deformable_detr.workflows.places import run_folder
 from deformable_detr.workflows.session import session
@@ -126,7 +127,8 @@ def overfit_config(
         what=str(annotations),
     )
     subset.parent.mkdir(parents=True, exist_ok=True)
-    subset.write_text(json.dumps(chosen), encoding="utf-8")
+    with write_whole(subset) as temporary:
+        temporary.write_text(json.dumps(chosen), encoding="utf-8")
     content = config.model_dump(mode="json")
     data, train, model = content["data"], content["train"], content["model"]
     data["train"] = data["val"] = {"images": str(images), "annotations": str(subset)}

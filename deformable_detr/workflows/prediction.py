@@ -12,6 +12,7 @@ from deformable_detr.detector import DEFAULT_BATCH_SIZE, DEFAULT_THRESHOLD, Dete
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.files import write_whole
 from deformable_detr.labels import LabelSpace
 from deformable_detr.photos import read_photo
 from deformable_detr.structures import Detections
@@ -104,7 +105,8 @@ def predict(
     ordered = {file: detections[file] for file in files if file in detections}
     if folder is not None:
         results = _results(ordered, checkpoint.label_space)
-        (folder / DETECTIONS_FILE).write_text(json.dumps(results, indent=1), encoding="utf-8")
+        with write_whole(folder / DETECTIONS_FILE) as temporary:
+            temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
     drawn = {file: picture for file, picture in pictures.items() if file in detections}
     return PredictionResult(ordered, drawn, len(files), tuple(reader.failures))
 

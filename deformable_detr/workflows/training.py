@@ -31,6 +31,7 @@ from deformable_detr.engine.run.tracking import Callback, TensorBoard, require_t
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import fit, total_steps
 from deformable_detr.evaluation.coco_eval import STATISTICS
+from deformable_detr.files import write_whole
 from deformable_detr.workflows.finetuning import FinetuneSource
 from deformable_detr.workflows.places import BASELINE, data_settings, run_folder
 from deformable_detr.workflows.recipe import nearest_recipe
@@ -179,7 +180,8 @@ def _open_folder(
     files.claim(resume=resume, overwrite=overwrite)
     files.rewind(state.step, is_evaluated=state.evaluated == state.step)
     if distributed.is_main():
-        files.config.write_text(to_yaml(config), encoding="utf-8")
+        with write_whole(files.config) as temporary:
+            temporary.write_text(to_yaml(config), encoding="utf-8")
         if config.train.tensorboard:
             files.tracking.open(
                 "TensorBoard", lambda: TensorBoard(files.tensorboard, first_step=state.step + 1)

@@ -4,10 +4,12 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 import typer.main
 
 from deformable_detr.cli.main import DEBUG, app
+from deformable_detr.config import ConfigError
 from deformable_detr.config.loading import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +29,12 @@ def commands(page: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_have_these_options_and_settings(page: Path) -> None:
-    for arguments in commands(page):
+    assert [(line, error) for line in commands(page) if (error := error_of(line))] == []
+
+
+def error_of(arguments: list[str]) -> str:
+    """Return the error that a command would end with before it does anything, or ""."""
+    try:
         command = typer.main.get_command(app)
         rest = [argument for argument in arguments if argument != DEBUG]
         while hasattr(command, "commands") and not rest[0].startswith("-"):
@@ -38,6 +45,9 @@ def test_commands_have_these_options_and_settings(page: Path) -> None:
             is_ours = "/" not in name and name != "NAME"
             overrides = [one for one in options["overrides"] or () if one != "auto"]  # of --resume
             load_config(name if is_ours else "deformable_detr_r50", overrides)
+    except (typer.BadParameter, click.ClickException, KeyError, ConfigError) as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 def test_settings_in_the_text_exist() -> None:
