@@ -85,3 +85,18 @@ def test_file_holds_the_exact_table_and_its_step(tmp_path: Path) -> None:
         expected, got = getattr(table, field.name), getattr(found, field.name)
         assert (got.dtype, got.tolist()) == (expected.dtype, expected.tolist())
     assert [file.name for file in tmp_path.iterdir()] == ["detections.npz"]
+
+
+def test_the_detections_of_one_image_are_read_back() -> None:
+    space = LabelSpace((3, 7), ("cat", "dog"))
+    boxes = torch.tensor([[1.5, 2.25, 30.1, 40.7], [-3.0, 0.1, 8.3, 9.9]])
+    found = Detections(torch.tensor([0.9, 0.4]), torch.tensor([1, 0]), boxes)
+    other = Detections(torch.tensor([0.7]), torch.tensor([0]), boxes[:1] + 5)
+    table = DetectionTable.concatenate(
+        [DetectionTable.from_detections(i, d, space) for i, d in ((8, other), (5, found))]
+    )
+    read = table.of_image(5, space)
+    assert read.boxes_xyxy.equal(boxes)
+    assert read.labels.tolist() == [1, 0]
+    assert read.scores.equal(found.scores)
+    assert len(table.of_image(9, space)) == 0
