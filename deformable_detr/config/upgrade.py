@@ -1,7 +1,8 @@
-"""Upgrade of configs written by earlier versions: renamed settings.
+"""Upgrade of configs written by earlier versions: renamed settings, and settings they lack.
 
-Checkpoints, failure bundles and run folders hold configs. Only this module knows former names; a
-rename adds a row to `RENAMED`.
+Checkpoints, failure bundles and run folders hold whole configs. Only this module knows former names
+and former behavior: a rename adds a row to `RENAMED`; a new setting whose default changes results
+adds a row to `ADDED`.
 """
 
 import copy
@@ -30,11 +31,25 @@ class Renamed:
         return self.values.get(old, old) if isinstance(old, str) else old
 
 
+@dataclass(frozen=True)
+class Added:
+    """Setting that earlier versions lacked, and that changes what a model computes.
+
+    Attributes:
+        key: the dotted key.
+        former: the value that gives the behavior of versions without the setting.
+    """
+
+    key: str
+    former: Any
+
+
 RENAMED = (Renamed("compat", "match_official", {"none": False, "official": True}),)
+ADDED: tuple[Added, ...] = ()
 
 
 def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the settings of a config that an earlier version wrote.
+    """Return the config that means in this version what it meant in the version that wrote it.
 
     Args:
         content: plain JSON; not modified.
@@ -47,6 +62,11 @@ def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
             value = row.new_value(section.pop(last))
             *above, last = row.new.split(".")
             reduce(_section_to_write, above, upgraded)[last] = value
+    for added in ADDED:
+        *above, last = added.key.split(".")
+        section = reduce(_section, above, upgraded)
+        if section:  # a whole config has the section
+            section.setdefault(last, added.former)
     return upgraded
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from deformable_detr.config import upgrade as module
-from deformable_detr.config.upgrade import Renamed, upgrade
+from deformable_detr.config.upgrade import Added, Renamed, upgrade
 
 
 @pytest.fixture
@@ -27,3 +27,14 @@ def test_missing_keys_are_not_added() -> None:
 @pytest.mark.parametrize(("old", "new"), [("none", False), ("official", True), ("on", "on")])
 def test_compat_is_renamed_to_match_official(old: str, new: object) -> None:
     assert upgrade({"compat": old}) == {"match_official": new}
+
+
+def test_settings_that_a_whole_config_lacks_get_their_former_meaning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "ADDED", (Added("a.new", 7), Added("b.c.new", None)))
+    assert upgrade({"a": {"k": 1}, "b": {"c": {"k": 2}}}) == {
+        "a": {"k": 1, "new": 7},
+        "b": {"c": {"k": 2, "new": None}},
+    }
+    assert upgrade({"a": {"new": 8}, "b": {}}) == {"a": {"new": 8}, "b": {}}
