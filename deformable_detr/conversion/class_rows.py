@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ def class_rows(source: str, count: int, content: Mapping[str, Any]) -> ClassRows
         if source == "official" and max(space.category_ids) < count:
             return ClassRows(count, space.category_ids, space)
         if space.num_classes == count:
-            return ClassRows(count, everything, space)
+            return ClassRows(count, everything, _renamed(space, content))
     if source == "official" and count == NUM_RAW_ROWS:
         return ClassRows(count, COCO.category_ids, COCO)
     names = content.get("id2label") or content.get("classes")
@@ -57,6 +57,22 @@ def class_rows(source: str, count: int, content: Mapping[str, Any]) -> ClassRows
     if source in ("detrex", "mmdet") and count == COCO.num_classes:
         return ClassRows(count, everything, COCO)
     return ClassRows(count, everything, None)
+
+
+def row_names(label_space: LabelSpace) -> tuple[str, ...]:
+    """Return the name of each class row, with transformers' name for unused rows."""
+    return tuple(
+        UNUSED_NAME if label in label_space.unused else name
+        for label, name in enumerate(label_space.names)
+    )
+
+
+def _renamed(space: LabelSpace, content: Mapping[str, Any]) -> LabelSpace:
+    """Return the space with the names that the file's own format gives, should they differ."""
+    names = content.get("id2label") or content.get("classes") or row_names(space)
+    if len(names) != space.num_classes or tuple(names) == row_names(space):
+        return space
+    return replace(space, names=tuple(names))
 
 
 def _rows_with_names(names: Sequence[str]) -> ClassRows:

@@ -1,8 +1,7 @@
 """Content of a weights file: tensors and metadata."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deformable_detr.conversion.pickles import Options, read_pickle
+from deformable_detr.conversion.preprocessing import (
+    Preprocessing,
+    read_json_object,
+    read_preprocessing,
+)
+from deformable_detr.conversion.stored import KEY, Stored, read_stored
 from deformable_detr.engine.checkpoints.checkpoint import (
     FORMAT,
     load_checkpoint,
@@ -41,11 +46,20 @@ class FileContent:
         state_dict: tensors by their names in the file.
         about: metadata, if present: "args" (options by the names of the official code),
             "id2label" and "classes" (names of the class-head rows), "categories" (label space
-            in COCO's form), "config" (of a native checkpoint).
+            in COCO's form), "config" (of a native checkpoint, or stored by `convert`).
+        extra: tensors by our names that the file's format has no place for.
+        preprocessing: of a file of transformers that describes it.
     """
 
     state_dict: dict[str, Tensor]
     about: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
+
+    def with_stored(self, stored: Stored) -> "FileContent":
+        """Return this content with what `convert` has stored beside the weights."""
+        about = {**self.about, "config": stored.config, "categories": stored.categories}
+        return replace(self, about=about, extra=stored.tensors)
 
 
 def read_content(path: Path) -> FileContent:
@@ -60,20 +74,27 @@ def read_content(path: Path) -> FileContent:
     if not file.is_file():
         raise FileNotFoundError(f"{what} does not exist; check the path")
     if file.suffix == ".safetensors":
-        try:
-            state = load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{what} must be a safetensors file ({error})") from error
-        content = FileContent(state)
+        content = _safetensors(file, what)
     else:
         loaded = read_pickle(file)
         if isinstance(loaded, Mapping) and loaded.get("format") == FORMAT:
             return _native(file)
         content = content_of(loaded, what)
+    if file.suffix != ".safetensors" and file.name not in _FOLDER_FILES:
+        return content  # a file of another format, which other files beside it do not describe
     config = file.parent / CONFIG_FILE
     if config.is_file():
         content.about.update(_about_from_config(config))
-    return content
+    return replace(content, preprocessing=read_preprocessing(file.parent))
+
+
+def _safetensors(file: Path, what: str) -> FileContent:
+    try:
+        content = FileContent(load_file(file))
+        stored = read_stored(file, what)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{what} must be a safetensors file ({error})") from error
+    return content if stored is None else content.with_stored(stored)
 
 
 def content_of(loaded: Any, what: str) -> FileContent:
@@ -96,7 +117,10 @@ def content_of(loaded: Any, what: str) -> FileContent:
         )
     ):
         raise ValueError(f"{what} must hold a detector's weights by name, got {outline(loaded)}")
-    return FileContent(dict(state), _about(loaded) if state is not loaded else {})
+    if state is loaded:
+        return FileContent(dict(state))
+    content = FileContent(dict(state), _about(loaded))
+    return content.with_stored(Stored.from_plain(loaded[KEY], what)) if KEY in loaded else content
 
 
 def _file_in(folder: Path) -> Path:
@@ -138,11 +162,8 @@ def _about(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 def _about_from_config(path: Path) -> dict[str, Any]:
     """Return the metadata of transformers' config.json."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, got {error}") from error
-    if not isinstance(config, dict) or config.get("model_type") != "deformable_detr":
+    config = read_json_object(path)
+    if config.get("model_type") != "deformable_detr":
         return {}
     about: dict[str, Any] = {
         "args": {

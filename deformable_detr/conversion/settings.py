@@ -59,6 +59,7 @@ def model_settings(
         "decoder": {
             "num_layers": structure.decoder_layers,
             **_layer(state, "decoder.layers.0", "cross_attn", per_point),
+            **_dropout(options),
             "box_refinement": structure.box_refinement,
         },
     }
@@ -66,6 +67,7 @@ def model_settings(
         settings["encoder"] = {
             "num_layers": structure.encoder_layers,
             **_layer(state, "encoder.layers.0", "self_attn", per_point),
+            **_dropout(options),
         }
     return settings, tuple(assumed)
 
@@ -77,6 +79,13 @@ def _layer(
         "ffn_dim": state[f"{layer}.linear1.weight"].shape[0],
         "num_points": _samples(state, f"{layer}.{attention}") // per_point,
     }
+
+
+def _dropout(options: Mapping[str, Any]) -> dict[str, float]:
+    value = options.get("dropout")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+        return {}
+    return {"dropout": float(value)}
 
 
 def _samples(state: Mapping[str, Tensor], attention: str) -> int:

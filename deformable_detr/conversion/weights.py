@@ -18,13 +18,13 @@ from deformable_detr.conversion.class_rows import (
 from deformable_detr.conversion.content import FileContent, content_of, read_content
 from deformable_detr.conversion.detector_structure import structure_of_model
 from deformable_detr.conversion.recognition import SOURCES, layout_of, recognize
+from deformable_detr.conversion.stored import COUNTER
 from deformable_detr.conversion.translate import Translation, clean, to_ours, to_theirs
 from deformable_detr.labels import LabelSpace
 from deformable_detr.layers.reparam.base import ReparameterizedBlock
 from deformable_detr.layers.reparam.official_layout import with_official_norms
 from deformable_detr.models.deformable_detr import DeformableDETR
 
-_COUNTER = "num_batches_tracked"
 _MIMICKING = "mimicking."
 _A_CLASS_HEAD = "decoder.class_heads.0.bias"
 
@@ -39,11 +39,12 @@ class Weights:
             of any class", and its other rows are unused.
         label_space: classes, or None if neither the file nor its format defines them.
         source: "native", "official", "transformers", "detrex" or "mmdet".
-        config: settings of a run as plain JSON: all of them for a native checkpoint, else the
-            model settings that the file determines.
+        config: settings of a run as plain JSON: all of them if `has_all_settings`, else those of
+            the model and of preprocessing that the file determines.
         assumed: settings that the file does not define, one phrase each.
         num_rows: number of class-head rows in the file.
         ignored: names of tensors that are not weights.
+        has_all_settings: whether this package has written the file, with all settings of the run.
     """
 
     state_dict: dict[str, Tensor]
@@ -53,6 +54,7 @@ class Weights:
     assumed: tuple[str, ...] = ()
     num_rows: int | None = None
     ignored: tuple[str, ...] = ()
+    has_all_settings: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def import_weights(
 
 def _weights_of(model: DeformableDETR, *, of_training: bool = True) -> dict[str, Tensor]:
     """Return the model's state_dict without batch-norm counters and training-only parts."""
-    state = {name: t for name, t in model.state_dict().items() if not name.endswith(_COUNTER)}
+    state = {name: t for name, t in model.state_dict().items() if not name.endswith(COUNTER)}
     if of_training:
         return state
     return {name: tensor for name, tensor in state.items() if not name.startswith(_MIMICKING)}

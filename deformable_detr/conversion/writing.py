@@ -10,15 +10,27 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deformable_detr.conversion.class_rows import UNUSED_NAME
+from deformable_detr.conversion.class_rows import row_names
 from deformable_detr.conversion.content import CONFIG_FILE, SAFETENSORS_FILE
+from deformable_detr.conversion.options import official_options
+from deformable_detr.conversion.preprocessing import PREPROCESSOR_FILE, preprocessor_config
 from deformable_detr.conversion.sources.transformers import file_name
+from deformable_detr.conversion.stored import KEY, Stored
 from deformable_detr.conversion.weights import export_weights
 from deformable_detr.files import write_whole
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.deformable_detr import DeformableDETR
 
-_PREPROCESSOR_FILE = "preprocessor_config.json"
+# transformers' names of loss settings, and those of the official code. The weight of the class loss
+# has none.
+_INTEGER_OPTIONS = {
+    "class_cost": "set_cost_class",
+    "bbox_cost": "set_cost_bbox",
+    "giou_cost": "set_cost_giou",
+    "bbox_loss_coefficient": "bbox_loss_coef",
+    "giou_loss_coefficient": "giou_loss_coef",
+}
+_DILATED_STRIDE = 16  # of a dilated last stage
 
 
 def write_weights(
@@ -36,8 +48,8 @@ def write_weights(
         model: detector to write.
         to: "official", "transformers", "detrex" or "mmdet".
         label_space: the model's classes, stored with the weights.
-        config: settings of the run; those of the model and the image sizes of the evaluation are
-            stored.
+        config: settings of the run, plain JSON. Those that the format has a place for are
+            written there; all of them are also stored as `Stored` describes.
 
     Raises:
         FileExistsError: `path` exists.
@@ -47,14 +59,15 @@ def write_weights(
     if path.exists():
         raise FileExistsError(f"{path} must not exist yet; choose another name or remove it")
     state = export_weights(model, to, label_space=label_space)
+    stored = Stored.of(model, label_space, config)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with write_whole(path) as temporary:
             if to == "transformers":
-                _write_folder(temporary, state, label_space, config)
+                _write_folder(temporary, state, label_space, stored)
             else:
                 with temporary.open("wb") as file:
-                    torch.save(_checkpoint(to, state, label_space, config["model"]), file)
+                    torch.save(_checkpoint(to, state, label_space, stored), file)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise RuntimeError(
             f"{path} could not be written ({error}); free space or choose another place"
@@ -62,71 +75,39 @@ def write_weights(
 
 
 def _checkpoint(
-    to: str, state: dict[str, Tensor], label_space: LabelSpace, settings: Mapping[str, Any]
+    to: str, state: dict[str, Tensor], label_space: LabelSpace, stored: Stored
 ) -> dict[str, Any]:
-    """Return the content of a `.pth` file: the loader's format, and settings names do not give."""
-    beside = {"args": official_options(settings), "categories": label_space.to_json()}
+    """Return the content of a `.pth` file: the loader's format, and what is stored beside it."""
+    beside = {"args": official_options(stored.config), KEY: stored.to_plain()}
     if to == "mmdet":
-        meta = {"dataset_meta": {"classes": _row_names(label_space)}, "epoch": 0, "iter": 0}
+        meta = {"dataset_meta": {"classes": row_names(label_space)}, "epoch": 0, "iter": 0}
         return {"meta": meta, "state_dict": state, **beside}
     return {"model": state, **beside}
 
 
-def _row_names(label_space: LabelSpace) -> tuple[str, ...]:
-    """Return the name of each class row, with transformers' name for unused rows."""
-    return tuple(
-        UNUSED_NAME if label in label_space.unused else name
-        for label, name in enumerate(label_space.names)
-    )
-
-
-def official_options(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a model as options of the official code."""
-    return {
-        "nheads": settings["attention"]["num_heads"],
-        "enc_n_points": settings["encoder"]["num_points"],
-        "dec_n_points": settings["decoder"]["num_points"],
-        "enc_layers": settings["encoder"]["num_layers"],
-        "dec_layers": settings["decoder"]["num_layers"],
-        "dim_feedforward": settings["decoder"]["ffn_dim"],
-        "hidden_dim": settings["embed_dim"],
-        "dropout": settings["decoder"]["dropout"],
-        "num_queries": settings["queries"]["num_queries"],
-        "num_feature_levels": settings["neck"]["num_levels"],
-        "position_embedding": settings["position"]["kind"],
-        "dilation": settings["backbone"].get("dilation", False),
-        "with_box_refine": settings["decoder"]["box_refinement"],
-        "two_stage": settings["queries"]["kind"] == "two_stage",
-    }
-
-
 def _write_folder(
-    folder: Path, state: dict[str, Tensor], label_space: LabelSpace, config: Mapping[str, Any]
+    folder: Path, state: dict[str, Tensor], label_space: LabelSpace, stored: Stored
 ) -> None:
     """Write the files that `from_pretrained` of transformers reads."""
     folder.mkdir(exist_ok=True)
     # safetensors does not allow names to share memory.
     tensors = {file_name(name): tensor.contiguous().clone() for name, tensor in state.items()}
-    save_file(tensors, folder / SAFETENSORS_FILE, metadata={"format": "pt"})
+    file = folder / SAFETENSORS_FILE
+    save_file(tensors, file, metadata={"format": "pt", **stored.write_beside(file)})
+    data = stored.config["data"]
     files = {
-        CONFIG_FILE: _transformers_config(config["model"], label_space),
-        _PREPROCESSOR_FILE: {
-            "image_processor_type": "DeformableDetrImageProcessor",
-            "size": {
-                "shortest_edge": config["data"]["eval_size"],
-                "longest_edge": config["data"]["eval_max_size"],
-            },
-        },
+        CONFIG_FILE: _transformers_config(stored.config, label_space),
+        PREPROCESSOR_FILE: preprocessor_config(data["eval_size"], data["eval_max_size"]),
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def _transformers_config(settings: Mapping[str, Any], label_space: LabelSpace) -> dict[str, Any]:
-    options = official_options(settings)
+def _transformers_config(config: Mapping[str, Any], label_space: LabelSpace) -> dict[str, Any]:
+    settings, options = config["model"], official_options(config)
     two_stage = options["two_stage"]
     num_queries = options["num_queries"]
-    names = dict(enumerate(_row_names(label_space)))
+    names = dict(enumerate(row_names(label_space)))
     return {
         "model_type": "deformable_detr",
         "architectures": ["DeformableDetrForObjectDetection"],
@@ -148,8 +129,13 @@ def _transformers_config(settings: Mapping[str, Any], label_space: LabelSpace) -
         "two_stage": two_stage,
         **{"two_stage_num_proposals" if two_stage else "num_queries": num_queries},
         # The defaults differ from the paper: no auxiliary losses, and another matching cost.
-        "auxiliary_loss": True,
-        "class_cost": 2,
+        "auxiliary_loss": options["aux_loss"],
+        "focal_alpha": options["focal_alpha"],
+        **{
+            theirs: int(options[ours])
+            for theirs, ours in _INTEGER_OPTIONS.items()
+            if float(options[ours]).is_integer()  # transformers takes no others
+        },
         "id2label": names,
         "label2id": {name: label for label, name in names.items()},
     }
@@ -157,8 +143,8 @@ def _transformers_config(settings: Mapping[str, Any], label_space: LabelSpace) -
 
 def _timm_config(backbone: Mapping[str, Any]) -> dict[str, Any]:
     strides, dilation = list(backbone["out_strides"]), backbone.get("dilation", False)
-    if dilation:
-        strides[-1] *= 2  # timm numbers maps by position
+    if dilation and strides[-1] == _DILATED_STRIDE:
+        strides[-1] *= 2  # timm numbers maps by stage
     return {
         "model_type": "timm_backbone",
         "backbone": backbone["name"] if "name" in backbone else f"resnet{backbone['depth']}",

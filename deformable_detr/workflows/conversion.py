@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from deformable_detr.builders.weights import model_with_weights, numbered_classes
+from deformable_detr.builders.weights import (
+    model_with_weights,
+    numbered_classes,
+    with_labels_of,
+)
 from deformable_detr.config import RunConfig
 from deformable_detr.config.flatten import flatten
 from deformable_detr.config.loading import load_config, validate_config
@@ -29,8 +33,7 @@ class ConversionResult:
         out: the file written; a folder for transformers.
         weights: content of the source file.
         label_space: the classes.
-        is_inferred: True if the model settings were inferred from the file, False if they come
-            from a config.
+        is_inferred: True if the settings come from the file, False if they come from a config.
     """
 
     out: Path
@@ -52,7 +55,8 @@ class ConversionResult:
         yield f"classes: {space.num_classes}{known}, {space.describe(limit=3)}"
         if self.is_inferred and weights.source != "native":
             settings = flatten(weights.config["model"])
-            yield "inferred: " + ", ".join(f"{key}={value}" for key, value in settings)
+            how = "stored in the file" if weights.has_all_settings else "inferred"
+            yield f"{how}: " + ", ".join(f"{key}={value}" for key, value in settings)
             for assumption in weights.assumed:
                 yield f"assumed, not stored in the file (override with --config): {assumption}"
 
@@ -80,13 +84,8 @@ def convert(
     if out.exists():
         raise FileExistsError(f"OUT must not exist yet, got {out}; choose another name")
     require_folder_place("OUT", out.parent)
-    weights = read_weights(source, with_settings=config is None)
+    weights, run = _read(source, config)
     what = f"checkpoint {source}"
-    run = (
-        validate_config(weights.config, source=what, ignore_unknown=True)
-        if config is None
-        else load_config(config, ["model.backbone.weights=none"])
-    )
     model = model_with_weights(weights, run, what)
     space = weights.label_space or numbered_classes(weights)
     if to == "native":
@@ -95,6 +94,17 @@ def convert(
         content = run.model_dump(mode="json")
         write_weights(out, model, to=to, label_space=space, config=content)
     return ConversionResult(out, weights, space, is_inferred=config is None)
+
+
+def _read(source: Path, config: str | Path | None) -> tuple[Weights, RunConfig]:
+    """Read the weights, with the settings of the file or of a config."""
+    if config is None:
+        weights = read_weights(source)
+        what = f"checkpoint {source}"
+        return weights, validate_config(weights.config, source=what, ignore_unknown=True)
+    run = load_config(config)
+    weights = read_weights(source, with_settings=False, raw_labels=run.match_official)
+    return with_labels_of(weights, run), run
 
 
 def _write_native(

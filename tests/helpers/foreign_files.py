@@ -3,12 +3,15 @@
 import functools
 from pathlib import Path
 
+import torch
 from helpers.models import VARIANTS, reduced_config
 from helpers.transformers_oracle import randomize
+from safetensors.torch import load_file, save_file
 
 from deformable_detr.builders import build_model
 from deformable_detr.config import RunConfig
 from deformable_detr.conversion.coco_categories import COCO
+from deformable_detr.conversion.stored import KEY
 from deformable_detr.conversion.writing import write_weights
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.deformable_detr import DeformableDETR
@@ -55,4 +58,16 @@ def write_foreign(
         label_space=label_space,
         config=small_config(variant, *overrides).model_dump(mode="json"),
     )
+    return path
+
+
+def without_stored(path: Path) -> Path:
+    """Remove what only this package reads from a written file, as if another had written it."""
+    if path.is_dir():
+        file = path / "model.safetensors"
+        save_file(load_file(file), file, metadata={"format": "pt"})
+    else:
+        content = torch.load(path, weights_only=True)
+        del content[KEY]
+        torch.save(content, path)
     return path

@@ -1,0 +1,127 @@
+"""Settings, classes and tensors of this package that files of other formats have no place for.
+
+`convert` stores them under a key that the loaders of these formats ignore, so that a file read back
+here has lost nothing: in the dictionary of a `.pth` file; in the metadata of a `.safetensors` file,
+where they are dropped when another program saves other weights in its place.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from deformable_detr.config.upgrade import upgrade
+from deformable_detr.labels import LabelSpace
+from deformable_detr.models.deformable_detr import DeformableDETR
+
+KEY = "deformable_detr"
+TENSORS_FILE = "deformable_detr.safetensors"  # beside a `.safetensors` file
+_HERE_ONLY = ("mimicking.",)  # beginnings of names
+COUNTER = "num_batches_tracked"  # of batch norms
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is stored beside the weights.
+
+    Attributes:
+        config: the whole config of the run, plain JSON; in a read one, keys have current names.
+        categories: label space in COCO's form.
+        tensors: tensors without an equivalent elsewhere, by our names: counters of batch norms, and
+            parts that only training uses.
+    """
+
+    config: dict[str, Any]
+    categories: list[dict[str, Any]]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(
+        cls, model: DeformableDETR, label_space: LabelSpace, config: Mapping[str, Any]
+    ) -> "Stored":
+        """Collect what is stored of a detector and the config of its run."""
+        tensors = {
+            name: tensor
+            for name, tensor in model.state_dict().items()
+            if name.endswith(COUNTER) or name.startswith(_HERE_ONLY)
+        }
+        return cls(dict(config), label_space.to_json(), tensors)
+
+    @classmethod
+    def from_plain(cls, content: object, what: str) -> "Stored":
+        """Check the value of `KEY`.
+
+        Args:
+            content: the value.
+            what: name of the file in errors.
+
+        Raises:
+            ValueError: it is not what `to_plain` returns.
+        """
+        given = content if isinstance(content, Mapping) else {}
+        config, categories = given.get("config"), given.get("categories")
+        tensors = given.get("tensors", {})
+        if (
+            not isinstance(config, dict)
+            or not isinstance(categories, list)
+            or not all(isinstance(category, dict) for category in categories)
+            or not isinstance(tensors, dict)
+            or not all(isinstance(tensor, Tensor) for tensor in tensors.values())
+        ):
+            raise ValueError(
+                f"{KEY!r} of {what} must hold config, categories and tensors, as `convert` writes "
+                f"them, got {type(content).__name__} of {sorted(map(str, given))}; "
+                "convert the original again"
+            )
+        return cls(upgrade(config), categories, tensors)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the value of `KEY` in a `.pth` file."""
+        return {"config": self.config, "categories": self.categories, "tensors": self.tensors}
+
+    def write_beside(self, file: Path) -> dict[str, str]:
+        """Write the tensors beside a `.safetensors` file, and return its metadata."""
+        if self.tensors:
+            tensors = {name: tensor.contiguous().clone() for name, tensor in self.tensors.items()}
+            save_file(tensors, file.with_name(TENSORS_FILE))
+        plain = {"config": self.config, "categories": self.categories}
+        return {KEY: json.dumps({**plain, "tensors": sorted(self.tensors)})}
+
+
+def read_stored(file: Path, what: str) -> Stored | None:
+    """Read what is stored with a `.safetensors` file; None if nothing is.
+
+    Raises:
+        SafetensorError: the file is damaged.
+        ValueError: what is stored is damaged or incomplete.
+    """
+    with safe_open(file, framework="pt") as opened:
+        text = (opened.metadata() or {}).get(KEY)
+    if text is None:
+        return None
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{KEY!r} of {what} must be JSON, got {error}") from error
+    if isinstance(content, dict) and (names := content.pop("tensors", None)):
+        content["tensors"] = _read_tensors(file.with_name(TENSORS_FILE), names, what)
+    return Stored.from_plain(content, what)
+
+
+def _read_tensors(file: Path, names: object, what: str) -> dict[str, Tensor]:
+    """Read the tensors beside a `.safetensors` file, which names them."""
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{what} needs {file} beside it, which `convert` has written with it ({error}); "
+            "copy it too"
+        ) from error
+    if sorted(tensors) != names:
+        raise ValueError(f"{file} must belong to {what}, got {len(tensors)} other tensors")
+    return tensors
