@@ -37,6 +37,10 @@ class _Yaml12Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _QuotingDumper(yaml.SafeDumper):
+    """YAML dumper that quotes each string that version 1.1 or 1.2 would read as another type."""
+
+
 _Yaml12Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -44,9 +48,10 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 ):
-    _Yaml12Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
-    )
+    for _class in (_Yaml12Loader, _QuotingDumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
+        )
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value, 10))
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value))
 
@@ -149,7 +154,8 @@ def config_names() -> list[str]:
 
 def to_yaml(config: RunConfig) -> str:
     """Convert a config to YAML, from which `load_config` restores it."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    content = config.model_dump(mode="json")
+    return yaml.dump(content, Dumper=_QuotingDumper, sort_keys=False)
 
 
 def _defaults() -> dict[str, Any]:

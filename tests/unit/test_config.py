@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 
@@ -150,6 +151,31 @@ def test_every_shipped_config_loads_and_survives_a_round_trip(tmp_path):
         path.write_text(to_yaml(config))
         assert load_config(path) == config
         assert validate_config(json.loads(config.model_dump_json()), source="json") == config
+
+
+_TEXTS = (
+    *("1e3", "1.e5", "08", "09.5e1", "+.5", "2017", "0o17", "1_000", "1:30", ".inf", "=", "~"),
+    *("no", "on", "null", "true", "", " a ", "a: b", "a #b", "- a", "C:\\a", "'", '"', "{a}", "*a"),
+    *("ä/日本", "😀", "a\nb", "a\tb", "\x1b[31m", "\u2028", "\ufeff"),
+)
+
+
+_NUMBERS = (1e-7, 0.1 + 0.2, 1e16, 1.5e22, 5e-324, 1.7976931348623157e308)
+
+
+@pytest.mark.parametrize("read", [load_config, load_run_config])
+def test_every_text_and_number_in_a_config_survives_a_round_trip(tmp_path, read):
+    path = tmp_path / "config.yaml"
+    for text, number in zip(_TEXTS, itertools.cycle(_NUMBERS), strict=False):
+        backbone = {"kind": "resnet", "weights": text}
+        settings = {
+            "model": {"backbone": backbone},
+            "data": {"val": {"images": text}},
+            "loss": {"focal_gamma": number},
+        }
+        config = validate_config(settings, source=text)
+        path.write_text(to_yaml(config), encoding="utf-8")
+        assert read(path) == config
 
 
 def test_the_baseline_file_equals_the_defaults():
