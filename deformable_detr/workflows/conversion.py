@@ -49,8 +49,10 @@ class ConversionResult:
             first = weights.ignored[0]
             yield f"ignored, not weights: {len(weights.ignored)} entries, first: {first}"
         rows = weights.num_rows
-        if rows is not None and rows != space.num_classes:
+        if rows is not None and rows > space.num_classes:
             yield f"class rows: kept the {space.num_classes} of {rows} that belong to a category"
+        elif rows is not None and rows < space.num_classes:
+            yield f"class rows: {rows} became {space.num_classes}, one for each category id"
         known = "" if weights.label_space else ", not named in the file"
         yield f"classes: {space.num_classes}{known}, {space.describe(limit=3)}"
         if self.is_inferred and weights.source != "native":

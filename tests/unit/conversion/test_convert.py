@@ -1,0 +1,107 @@
+"""`convert`: labels follow the config, and damaged files are refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.foreign_files import small_config, small_model, write_foreign
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from deformable_detr import export_weights
+from deformable_detr.config.loading import to_yaml
+from deformable_detr.conversion.coco_categories import COCO
+from deformable_detr.conversion.files import read_weights
+from deformable_detr.conversion.stored import KEY, TENSORS_FILE
+from deformable_detr.workflows.conversion import convert
+
+A_HEAD = "decoder.class_heads.0.bias"
+PROPOSALS_HEAD = "queries.class_head.bias"
+
+
+def write_config(path: Path, *overrides: str) -> Path:
+    path.write_text(to_yaml(small_config("two_stage", *overrides)))
+    return path
+
+
+def test_labels_are_as_match_official_says(tmp_path: Path) -> None:
+    """The official file keeps all of its 91 rows; from others, those without a category are new."""
+    raw = COCO.with_raw_labels()
+    state = export_weights(small_model("two_stage", num_classes=91), "official")
+    torch.save({"model": state}, tmp_path / "official.pth")
+    official = write_config(tmp_path / "official.yaml", "match_official=true")
+    own = write_config(tmp_path / "own.yaml")
+
+    convert(tmp_path / "official.pth", tmp_path / "raw.pth", config=official)
+    convert(tmp_path / "raw.pth", tmp_path / "own.pth", config=own)
+    mmdet = write_foreign(tmp_path, "mmdet", "two_stage")
+    result = convert(mmdet, tmp_path / "spread.pth", config=official)
+
+    kept, ours, spread = (read_weights(tmp_path / f"{n}.pth") for n in ("raw", "own", "spread"))
+    assert (kept.config["match_official"], kept.label_space) == (True, raw)
+    assert (ours.config["match_official"], ours.label_space) == (False, COCO)
+    assert (spread.config["match_official"], spread.label_space) == (True, raw)
+    assert "class rows: 80 became 91, one for each category id" in result.describe()
+    rows = list(COCO.category_ids)
+    head = state["class_embed.0.bias"]
+    assert torch.equal(kept.state_dict[A_HEAD], head)
+    assert torch.equal(ours.state_dict[A_HEAD], head[rows])
+    proposals = state["transformer.decoder.class_embed.3.bias"]
+    assert torch.equal(kept.state_dict[PROPOSALS_HEAD], proposals)
+    given = small_model("two_stage").state_dict()
+    assert torch.equal(spread.state_dict[A_HEAD][rows], given[A_HEAD])
+    assert torch.equal(spread.state_dict[PROPOSALS_HEAD][:80], given[PROPOSALS_HEAD])
+
+
+def test_pre_trained_weights_of_a_config_stay_in_its_file(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "a.yaml", "model.backbone.weights=imagenet1k_v1")
+    convert(write_foreign(tmp_path, "detrex", "two_stage"), tmp_path / "out.pth", config=config)
+    backbone = read_weights(tmp_path / "out.pth").config["model"]["backbone"]
+    assert backbone["weights"] == "imagenet1k_v1"
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (7, r"'deformable_detr' of checkpoint .*mmdet\.pth must hold config, .* got int of \[\]"),
+        ({"config": {}}, r"must hold config, categories and tensors, .* got dict of \['config'\]"),
+        ({"config": {}, "categories": [3]}, r"got dict of \['categories', 'config'\]; convert the"),
+        ({"config": {}, "categories": []}, r"mmdet\.pth holds an incomplete config \('model'\)"),
+    ],
+)
+def test_damaged_settings_are_refused(tmp_path: Path, stored: object, message: str) -> None:
+    path = write_foreign(tmp_path, "mmdet")
+    torch.save({**torch.load(path, weights_only=True), KEY: stored}, path)
+    with pytest.raises(ValueError, match=message):
+        read_weights(path)
+
+
+def test_file_of_tensors_beside_the_weights_belongs_to_them(tmp_path: Path) -> None:
+    folder = write_foreign(tmp_path, "transformers", "refine", "model.mimicking={max_regions: 3}")
+    beside, file = folder / TENSORS_FILE, folder / "model.safetensors"
+    tensors = load_file(beside)
+    assert read_weights(folder).state_dict.keys() > tensors.keys()
+
+    save_file({"mimicking.other": torch.zeros(1)}, beside)
+    with pytest.raises(ValueError, match=r"\.safetensors must belong to .*, got 1 other tensors"):
+        read_weights(folder)
+    beside.unlink()
+    with pytest.raises(ValueError, match=r"needs .*deformable_detr\.safetensors beside it"):
+        read_weights(folder)
+
+    with safe_open(file, "pt") as opened:
+        stored = opened.metadata()[KEY]
+    state = load_file(file)
+    save_file(state, file, metadata={KEY: stored[:-1]})
+    with pytest.raises(ValueError, match=r"'deformable_detr' of .* must be JSON, got "):
+        read_weights(folder)
+    save_file(state, file)  # as another program saves it
+    assert not read_weights(folder).has_all_settings
+
+
+def test_config_of_another_program_does_not_describe_an_official_file(tmp_path: Path) -> None:
+    path = write_foreign(tmp_path, "official")
+    beside = {"model_type": "deformable_detr", "encoder_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(beside))
+    assert read_weights(path).config["model"]["attention"]["num_heads"] == 8
