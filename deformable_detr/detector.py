@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from deformable_detr.arguments import require_fraction, require_integer
 from deformable_detr.builders import build_eval_transform
 from deformable_detr.builders.weights import model_with_weights, numbered_classes
 from deformable_detr.config.loading import validate_config
@@ -150,10 +151,8 @@ class Detector:
             The position of an image and its detections, in the order in which batches of images of
             the same processed size are filled.
         """
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must be between 0 and 1, got {threshold:g}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        require_fraction("threshold", threshold)
+        require_integer("batch_size", batch_size, at_least=1)
         wanted = self._labels(classes)
         waiting: dict[Size, list[tuple[int, Tensor, Size]]] = {}
         for position, image in enumerate(images):
@@ -192,6 +191,7 @@ class Detector:
             Boxes, sampling points and attention weights per query; coordinates are relative to the
             upright image. `deformable_detr.visualize.pictures.draw_query` draws one.
         """
+        require_integer("queries", queries, at_least=0)
         images = ImageBatch.from_images([self.preprocess(as_photo(image))]).to(self.device)
         decoder = self.model.get_submodule("decoder")
         with torch.inference_mode(), record_attention(decoder) as calls:

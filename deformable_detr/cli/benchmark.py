@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from deformable_detr.cli.options import whole
+
 # Commands import PyTorch code when they run, so that --help is fast.
 EXIT_LIMIT_MISSED = 1
 
@@ -27,10 +29,15 @@ _OverridesArgument = Annotated[
         show_default=False,
     ),
 ]
-_SizeOption = Annotated[int, typer.Option(min=64, help="Height and width of the images in pixels.")]
-_ImagesOption = Annotated[int, typer.Option(min=1, help="Images per batch and process.")]
+_SizeOption = Annotated[
+    int, typer.Option(parser=whole(64, 8192), help="Height and width of the images in pixels.")
+]
+_ImagesOption = Annotated[
+    int, typer.Option(parser=whole(1, 1024), help="Images per batch and process.")
+]
 _RoundsOption = Annotated[
-    int, typer.Option(min=2, help="Number of rounds; each measures all variants once.")
+    int,
+    typer.Option(parser=whole(2), help="Number of rounds; each measures all variants once."),
 ]
 
 
@@ -76,7 +83,8 @@ def processes(
 @app.command()
 def layers(
     rounds: Annotated[
-        int, typer.Option(min=1, help="Number of rounds; each measures all variants once.")
+        int,
+        typer.Option(parser=whole(1), help="Number of rounds; each measures all variants once."),
     ] = 15,
 ) -> None:
     """Time deformable layers against plain functions, and fused backbones against plain ones.
@@ -107,7 +115,10 @@ def ops(
         typer.Option(help="encoder: one query per cell, 17,821 in all; decoder: 300 queries."),
     ] = "all",
     rounds: Annotated[
-        int, typer.Option(min=1, help="Number of rounds; each measures all implementations once.")
+        int,
+        typer.Option(
+            parser=whole(1), help="Number of rounds; each measures all implementations once."
+        ),
     ] = 9,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of tables.")

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 import deformable_detr
-from deformable_detr.cli.options import Device
+from deformable_detr.arguments import MOST_WORKERS
+from deformable_detr.cli.options import Device, whole
 from deformable_detr.cli.outputs import print_metrics
 
 
@@ -31,9 +32,15 @@ def evaluate(
         ),
     ] = None,
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch and process.")] = 2,
+    batch_size: Annotated[
+        int, typer.Option(parser=whole(1), help="Images per batch and process.")
+    ] = 2,
     num_workers: Annotated[
-        int, typer.Option(min=0, help="Processes that load images, per process of the run.")
+        int,
+        typer.Option(
+            parser=whole(0, MOST_WORKERS),
+            help="Processes that load images, per process of the run.",
+        ),
     ] = 2,
     out: Annotated[
         Path | None,
@@ -47,7 +54,8 @@ def evaluate(
         ),
     ] = None,
     num_pictures: Annotated[
-        int, typer.Option(min=1, help="Number of pictures, spread evenly over the images.")
+        int,
+        typer.Option(parser=whole(1), help="Number of pictures, spread evenly over the images."),
     ] = 8,
 ) -> None:
     """Measure a detector: the twelve COCO metrics, and AP per class.

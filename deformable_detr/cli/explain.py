@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 import deformable_detr
-from deformable_detr.cli.options import Device
+from deformable_detr.arguments import in_brief, require_integer
+from deformable_detr.cli.options import Device, whole
 
 
 def explain(
@@ -21,7 +22,8 @@ def explain(
     queries: Annotated[
         int,
         typer.Option(
-            min=0, help="Number of detections, best first, whose sampling points are drawn."
+            parser=whole(0),
+            help="Number of detections, best first, whose sampling points are drawn.",
         ),
     ] = 3,
     erf: Annotated[
@@ -33,7 +35,7 @@ def explain(
     noise: Annotated[
         int,
         typer.Option(
-            min=0,
+            parser=whole(0),
             help="Average the receptive field over this many noise images; 0 uses the image.",
         ),
     ] = 0,
@@ -80,7 +82,10 @@ def explain(
 
 
 def _parse_cell(text: str) -> tuple[int, int]:
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"--cell must be ROW,COLUMN, two integers, got {text!r}")
-    return int(parts[0]), int(parts[1])
+    try:
+        row, column = (int(part) for part in text.split(","))
+        require_integer("row", row, at_least=0)
+        require_integer("column", column, at_least=0)
+    except ValueError:
+        raise ValueError(f"--cell must be ROW,COLUMN, two integers, got {in_brief(text)}") from None
+    return row, column

@@ -1,9 +1,34 @@
 """Options and arguments shared by several commands."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from deformable_detr.arguments import (
+    LARGEST_COUNT,
+    in_brief,
+    require_integer,
+)
+
+
+def whole(at_least: int, at_most: int = LARGEST_COUNT) -> Callable[[str | int], int]:
+    """Make the parser of an integer option; an error names the option, the range and the value."""
+
+    def parse(value: str | int) -> int:
+        try:
+            number = int(value)
+            require_integer("it", number, at_least=at_least, at_most=at_most)
+        except ValueError:
+            raise typer.BadParameter(
+                f"must be an integer in {at_least}..{at_most}, got {in_brief(value)}"
+            ) from None
+        return number
+
+    parse.__name__ = "integer"  # shown in the help
+    return parse
+
 
 Device = Annotated[
     str,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import deformable_detr
-from deformable_detr.cli.options import Checkpoint, Device
+from deformable_detr.cli.options import Checkpoint, Device, whole
 
 
 def predict(
@@ -20,13 +20,14 @@ def predict(
         typer.Option(metavar="DIR", help="Folder to write the pictures and detections.json to."),
     ],
     threshold: Annotated[
-        float, typer.Option(help="Score threshold in [0, 1]; lower scores are dropped.")
+        float,
+        typer.Option(help="Score threshold in [0, 1]; lower scores are dropped."),
     ] = 0.3,
     classes: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", help="Detect these classes only.")
     ] = None,
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 4,
+    batch_size: Annotated[int, typer.Option(parser=whole(1), help="Images per batch.")] = 4,
 ) -> None:
     """Detect objects in images: write one picture per image, and detections.json.
 

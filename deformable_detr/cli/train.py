@@ -8,7 +8,7 @@ import typer
 
 import deformable_detr
 from deformable_detr.cli.launcher import end_with_launcher, is_launched, warn_only_beside_main
-from deformable_detr.cli.options import Device, Overrides
+from deformable_detr.cli.options import Device, Overrides, whole
 from deformable_detr.cli.outputs import print_metrics
 
 EXIT_PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
@@ -59,7 +59,7 @@ def train(
         int | None,
         typer.Option(
             metavar="N",
-            min=1,
+            parser=whole(1),
             help="Overfit the first N training images as a sanity check (minutes); do this first "
             "with new data.",
             show_default=False,

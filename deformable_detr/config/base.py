@@ -1,14 +1,25 @@
 """Base class, types and error shared by all sections of the config."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from deformable_detr.arguments import LARGEST_COUNT, LARGEST_FLOAT, LARGEST_SEED, in_brief
+
+
+def _require_count(value: int) -> int:
+    if value > LARGEST_COUNT:
+        raise ValueError(f"must be at most {LARGEST_COUNT}, got {in_brief(value)}")
+    return value
+
+
+Count = Annotated[int, AfterValidator(_require_count)]  # size of a tensor, an image or a batch
+Size = Annotated[int, Field(gt=0), AfterValidator(_require_count)]
+Positive = Annotated[int, Field(gt=0)]  # only compared and multiplied in Python
 Probability = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[int, Field(gt=0)]
 Strides = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-PixelRange = tuple[Positive, Positive]
+PixelRange = tuple[Size, Size]
 
 
 class ConfigError(ValueError):
@@ -17,6 +28,8 @@ class ConfigError(ValueError):
 
 class FrozenModel(BaseModel):
     """Base of all sections: strict types, no unknown keys, frozen after construction.
+
+    Integers fit into 64 bits, floats into float32.
 
     The string below a field describes it, also in `docs/settings.md`. A `kind` is described by the
     docstring of its class.
@@ -30,6 +43,17 @@ class FrozenModel(BaseModel):
         validate_default=True,
         use_attribute_docstrings=True,
     )
+
+    @field_validator("*")
+    @classmethod
+    def _require_fitting(cls, value: Any) -> Any:
+        """Refuse numbers that are too large for what holds them later."""
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float):
+                limit = LARGEST_SEED if isinstance(number, int) else LARGEST_FLOAT
+                if abs(number) > limit:
+                    raise ValueError(f"must be at most {limit}, got {in_brief(number)}")
+        return value
 
 
 def require_increasing(name: str, pair: tuple[float, float]) -> None:

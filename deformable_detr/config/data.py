@@ -5,12 +5,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from deformable_detr.arguments import MOST_WORKERS
 from deformable_detr.config.base import (
     FrozenModel,
     PixelRange,
     Positive,
     Probability,
     Range,
+    Size,
     require_increasing,
 )
 
@@ -29,13 +31,13 @@ class CocoAugmentationConfig(FrozenModel):
     """Augmentation of the paper: flip, then a random size, half of the time after a random crop."""
 
     kind: Literal["coco"] = "coco"
-    sizes: tuple[Positive, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    sizes: tuple[Size, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     """Lengths of the shorter side in pixels; one is drawn per image."""
 
     max_size: Positive = 1333
     """Maximum of the longer side in pixels."""
 
-    pre_crop_sizes: tuple[Positive, ...] = (400, 500, 600)
+    pre_crop_sizes: tuple[Size, ...] = (400, 500, 600)
     """Lengths of the shorter side in pixels before a crop; one is drawn per image."""
 
     crop_sizes: PixelRange = (384, 600)
@@ -46,7 +48,7 @@ class ZoomCropAugmentationConfig(FrozenModel):
     """Augmentation for aerial images: square crops at random zoom, in one of eight orientations."""
 
     kind: Literal["zoom_crop"] = "zoom_crop"
-    size: Positive
+    size: Size
     """Side in pixels that crops are resized to."""
 
     scales: Range = (0.5, 1.0)
@@ -75,7 +77,7 @@ class NoAugmentationConfig(FrozenModel):
     """No augmentation; images are resized as for evaluation."""
 
     kind: Literal["none"] = "none"
-    size: Positive = 800
+    size: Size = 800
     """Shorter side in pixels."""
 
     max_size: Positive = 1333
@@ -100,16 +102,16 @@ class DataConfig(FrozenModel):
     augmentation: AugmentationConfig = CocoAugmentationConfig()
     """Augmentation of training images."""
 
-    repeats: Positive = 1
+    repeats: Size = 1
     """Passes over the training set per epoch; more than 1 for data sets of few large images."""
 
-    eval_size: Positive = 800
+    eval_size: Size = 800
     """Shorter side of images in pixels, in evaluation and prediction."""
 
     eval_max_size: Positive = 1333
     """Maximum of the longer side of images in pixels, in evaluation and prediction."""
 
-    num_workers: int = Field(2, ge=0)
+    num_workers: int = Field(2, ge=0, le=MOST_WORKERS)
     """Worker processes that load images, per process of the run; 0 loads them in the process of the
     run itself."""
 

@@ -1,11 +1,11 @@
 """Load a RunConfig from YAML files and dotted overrides; errors name the path of the key."""
 
 import difflib
+import functools
 import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from deformable_detr.arguments import LARGEST_SEED, in_brief
 from deformable_detr.config import ConfigError, RunConfig
 from deformable_detr.config.upgrade import find_renamed, upgrade
 
@@ -32,7 +33,7 @@ class _Yaml12Loader(yaml.SafeLoader):
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"duplicate key {key!r}", node.start_mark
+                    None, None, f"duplicate key {in_brief(key)}", node.start_mark
                 )
         return super().construct_mapping(node, deep)
 
@@ -52,8 +53,16 @@ for _tag, _pattern, _first in (
         _class.add_implicit_resolver(
             f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
         )
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value, 10))
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: _integer(node.value))
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value))
+
+
+def _integer(text: str) -> int:
+    """Parse an integer; one with more digits than Python parses becomes one of that size."""
+    try:
+        return int(text, 10)
+    except ValueError:
+        return int(10 ** (len(text) - 1))  # too large for any setting, whatever its digits
 
 
 def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> RunConfig:
@@ -73,7 +82,9 @@ def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> Ru
     else:
         path = find_config(config)
         source, layers = path.name, [_defaults(), *_read_with_bases(path)]
-    return validate_config(reduce(_merge, [*layers, *_as_nested(overrides)]), source=source)
+    return validate_config(
+        functools.reduce(_merge, [*layers, *_as_nested(overrides)]), source=source
+    )
 
 
 def load_run_config(path: Path, overrides: Overrides = ()) -> RunConfig:
@@ -88,7 +99,7 @@ def load_run_config(path: Path, overrides: Overrides = ()) -> RunConfig:
     """
     content = _merge(_defaults(), upgrade(_read_yaml(path)))
     written = validate_config(content, source=path.name, ignore_unknown=True)
-    merged = reduce(_merge, _as_nested(overrides), written.model_dump(mode="json"))
+    merged = functools.reduce(_merge, _as_nested(overrides), written.model_dump(mode="json"))
     return validate_config(merged, source=path.name)
 
 
@@ -107,6 +118,8 @@ def validate_config(
     Raises:
         ConfigError: a value is wrong; the message has the path of the key after `source`.
     """
+    for key, number in _too_large(content, source):
+        raise ConfigError(f"{key}: must be at most {LARGEST_SEED}, got {in_brief(number)}")
     try:
         return RunConfig.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
@@ -117,7 +130,7 @@ def validate_config(
             paths = [_without_kinds([str(part) for part in place]) for place in unknown]
             names = ", ".join(".".join(path) for path in paths)
             logger.warning("%s: unknown settings are ignored: %s", source, names)
-            return validate_config(reduce(_without, paths, content), source=source)
+            return validate_config(functools.reduce(_without, paths, content), source=source)
         lines = [_describe(detail, source) for detail in error.errors()]
         raise ConfigError("\n".join(lines)) from error
     except TypeError as error:
@@ -174,9 +187,9 @@ def _read_with_bases(path: Path) -> list[dict[str, Any]]:
         layers.insert(0, content)
         if base is None:
             return layers
-        following = file.parent / str(base)
-        if not following.is_file():
-            raise ConfigError(f"{file.name}.base: must be a file beside it, got {base!r}")
+        following = file.parent / base if isinstance(base, str) else None
+        if following is None or not following.is_file():
+            raise ConfigError(f"{file.name}.base: must be a file beside it, got {in_brief(base)}")
         file = following
     return layers
 
@@ -185,12 +198,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name}: must be YAML, got {error}") from error
+        raise ConfigError(f"{path.name}: must be YAML, got {_in_one_line(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path.name}: must hold keys, got {type(content).__name__}")
     return content
+
+
+def _in_one_line(error: Exception) -> str:
+    """Describe an error of the YAML parser with its place, without a copy of the text."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,6 +225,19 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
             value = _merge(inherited, value)
         merged[key] = value
     return merged
+
+
+def _too_large(content: Any, path: str) -> Iterator[tuple[str, int]]:
+    """Yield path and value of all integers, keys included, that no setting can hold."""
+    if isinstance(content, int) and abs(content) > LARGEST_SEED:
+        yield path, content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _too_large(key, path)
+            yield from _too_large(value, f"{path}.{key}")
+    elif isinstance(content, list | tuple):
+        for value in content:
+            yield from _too_large(value, path)
 
 
 def _without(content: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
@@ -232,15 +266,30 @@ def _as_nested(overrides: Overrides) -> Iterator[dict[str, Any]]:
 
 def _parse_value(key: str, text: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Yaml12Loader)
+        value = yaml.load(text, Loader=_Yaml12Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: must be a YAML value, got {text!r}") from error
+        raise ConfigError(f"{key}: must be a YAML value, got {in_brief(text)}") from error
+    return text if isinstance(value, int | float) and _takes_text(key) else value
+
+
+def _takes_text(key: str) -> bool:
+    """Return whether a setting, given by its dotted key, is a text or a path."""
+    whole = _schema()
+    options = [whole]
+    for part in key.split("."):
+        fields = [option.get("properties", {}).get(part, {}) for option in options]
+        options = [
+            whole["$defs"][option["$ref"].rpartition("/")[2]] if "$ref" in option else option
+            for field in fields
+            for option in field.get("anyOf") or field.get("oneOf") or [field]
+        ]
+    return any(option.get("type") == "string" and "enum" not in option for option in options)
 
 
 def _nest(key: str, value: Any) -> dict[str, Any]:
     """Nest a value below a dotted key."""
     *above, last = key.split(".")
-    return reduce(lambda inner, part: {part: inner}, reversed(above), {last: value})
+    return functools.reduce(lambda inner, part: {part: inner}, reversed(above), {last: value})
 
 
 def _describe(detail: ErrorDetails, source: str) -> str:
@@ -261,18 +310,22 @@ def _describe(detail: ErrorDetails, source: str) -> str:
         case "union_tag_invalid":
             expected = detail.get("ctx", {}).get("expected_tags")
             kind = given.get("kind") if isinstance(given, dict) else given
-            return f"{where}.kind: must be one of {expected}, got {kind!r}"
+            return f"{where}.kind: must be one of {expected}, got {in_brief(kind)}"
         case "value_error":
             return f"{where}: {detail['ctx']['error']!s}"
         case _:
             message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            return f"{where}: must be {message[0].lower()}{message[1:]}, got {given!r}"
+            return f"{where}: must be {message[0].lower()}{message[1:]}, got {in_brief(given)}"
+
+
+@functools.cache
+def _schema() -> Mapping[str, Any]:
+    return RunConfig.model_json_schema()
 
 
 def _schema_at(parts: Sequence[str]) -> Mapping[str, Any]:
     """Return the JSON schema of the model at the location of an error."""
-    whole = RunConfig.model_json_schema()
-    current: Mapping[str, Any] = whole
+    whole = current = _schema()
     for part in parts:
         following = current.get("properties", {}).get(part, {})
         if "discriminator" in current:  # this part is a kind

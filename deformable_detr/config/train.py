@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from deformable_detr.config.base import FrozenModel, Positive, Probability
+from deformable_detr.config.base import FrozenModel, Positive, Probability, Size
+
+_LONGEST_TIMEOUT_S = 2_000_000  # the milliseconds of a wait are held in 32 bits
 
 
 class LossConfig(FrozenModel):
@@ -109,10 +111,10 @@ class TrainConfig(FrozenModel):
     """Maximum number of steps; training ends here if this is before the last epoch. Null for no
     limit."""
 
-    total_batch: Positive = 32
+    total_batch: Size = 32
     """Images per step, over all processes; gradients are accumulated to reach it."""
 
-    micro_batch: Positive = 2
+    micro_batch: Size = 2
     """Images per forward pass of one process, also in evaluation; must divide `total_batch`."""
 
     optimizer: OptimizerConfig = AdamWConfig()
@@ -169,7 +171,7 @@ class TrainConfig(FrozenModel):
     validation_loss: bool = False
     """Also compute the loss on the validation set, in a separate pass after each evaluation."""
 
-    timeout_s: float = Field(1800.0, gt=0)
+    timeout_s: float = Field(1800.0, gt=0, le=_LONGEST_TIMEOUT_S)
     """Seconds to wait for a batch of a data-loader worker, or for another process, before the run
     ends with an error."""
 

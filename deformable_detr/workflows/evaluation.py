@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from deformable_detr import distributed
+from deformable_detr.arguments import MOST_WORKERS, require_integer
 from deformable_detr.builders import build_dataset, build_eval_transform
 from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import Overrides, load_config
@@ -92,6 +93,9 @@ def evaluate(
         FileNotFoundError: a file or folder does not exist.
         ValueError: the annotations have other categories, or an output path is not writable.
     """
+    require_integer("batch_size", batch_size, at_least=1)
+    require_integer("num_workers", num_workers, at_least=0, at_most=MOST_WORKERS)
+    require_integer("num_pictures", num_pictures, at_least=1)
     out, pictures = (None if place is None else Path(place) for place in (out, pictures))
     if out is not None:
         require_file_place("out", out)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from deformable_detr.arguments import require_integer
 from deformable_detr.detector import Detector
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
@@ -77,6 +78,10 @@ def explain(
         FileNotFoundError: a file does not exist.
         ValueError: the model has no such layer or neck, or `cell` is outside its map.
     """
+    require_integer("queries", queries, at_least=0)
+    require_integer("noise", noise, at_least=0)
+    for number in cell or ():
+        require_integer("row and column of cell", number, at_least=0)
     if out is not None:
         require_folder_place("out", Path(out))
     image = as_photo(photo)

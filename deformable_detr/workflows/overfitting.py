@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deformable_detr import distributed
+from deformable_detr.arguments import require_integer
 from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import Overrides, load_config, validate_config
 from deformable_detr.engine.metrics import read_records
@@ -80,6 +81,7 @@ def overfit(
     Raises:
         ValueError: there are too few such images, or several processes.
     """
+    require_integer("num_images", num_images, at_least=1)
     folder = run_folder(run_dir, config, suffix="_overfit")
     settings = load_config(config, overrides)
     with session(device, timeout_s=settings.train.timeout_s):

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from deformable_detr.arguments import require_fraction, require_integer
 from deformable_detr.detector import DEFAULT_BATCH_SIZE, DEFAULT_THRESHOLD, Detector
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
@@ -80,6 +81,8 @@ def predict(
         ValueError: a folder holds no image, a picture would overwrite an image, a class is unknown,
             or a number is out of range.
     """
+    require_fraction("threshold", threshold)
+    require_integer("batch_size", batch_size, at_least=1)
     folder = None if out is None else Path(out)
     if folder is not None:
         require_folder_place("out", folder)

@@ -21,6 +21,7 @@ ROWS = (
     {"ops"},
     {"environment", "ground_truth", "quickstart"},
     {"boxes", "config", "distributed", "files", "labels", "photos", "structures", "version"},
+    {"arguments"},
 )
 ONLY_FOR_CONFIG = {"__init__", "benchmark", "builders", "cli", "detector", "workflows"}
 UPGRADE = "deformable_detr.config.upgrade"  # works on plain JSON, so that any module may use it

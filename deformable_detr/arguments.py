@@ -1,0 +1,39 @@
+"""Checks of numbers that users give; errors name the argument, its range and its value."""
+
+from numbers import Integral, Real
+from typing import Any
+
+LARGEST_COUNT = 2**31 - 1  # of sizes in PyTorch and Pillow that do not overflow when multiplied
+LARGEST_SEED = 2**64 - 1  # of PyTorch's generators
+LARGEST_FLOAT = 3.4028234663852886e38  # of float32
+MOST_WORKERS = 1024
+_SHOWN_CHARACTERS = 80
+
+
+def require_integer(name: str, value: Any, *, at_least: int, at_most: int = LARGEST_COUNT) -> None:
+    """Raise a ValueError unless the value is an integer in at_least..at_most."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise ValueError(f"{name} must be an integer, got {in_brief(value)}")
+    number = int(value)
+    if number < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {in_brief(number)}")
+    if number > at_most:
+        raise ValueError(f"{name} must be at most {at_most}, got {in_brief(number)}")
+
+
+def require_fraction(name: str, value: Any) -> None:
+    """Raise a ValueError unless the value is a number in [0, 1]; NaN is not."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {in_brief(value)}")
+
+
+def in_brief(value: Any) -> str:
+    """Return the `repr` of a value for an error: cut, and of a long integer only its length."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of about {round(value.bit_length() * 0.30103)} digits"
+    try:
+        text = repr(value)
+    except ValueError:  # it holds such an integer
+        return f"a {type(value).__name__} with a very long integer"
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
