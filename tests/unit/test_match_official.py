@@ -65,6 +65,15 @@ def test_the_matching_cost_has_the_official_alpha_and_gamma():
     assert not torch.allclose(own, cost, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("num_objects", "own", "official"), [(0, 1 / 4, 1), (3, 3 / 4, 1), (6, 1.5, 1.5)]
+)
+def test_losses_of_few_objects_have_the_official_divisor(monkeypatch, num_objects, own, official):
+    monkeypatch.setattr("deformable_detr.distributed.world_size", lambda: 4)
+    assert build_criterion(config_with()).divisor(num_objects) == own
+    assert build_criterion(config_with(OFFICIAL)).divisor(num_objects) == official
+
+
 @pytest.mark.parametrize("auxiliary", ["true", "false"])
 @pytest.mark.parametrize("match_official", ["false", "true"])
 def test_proposals_have_no_weight_without_auxiliary_losses_if_match_official(
