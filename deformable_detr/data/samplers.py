@@ -6,11 +6,12 @@ processes; some may get one more than others. Each sample is requested by a `Sam
 augmentation depends on that key only.
 """
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import Sampler
@@ -24,9 +25,17 @@ class SampleKey:
     index: int
 
 
-def derive_seed(*parts: int) -> int:
-    """Derive a seed for `torch.Generator` from numbers >= 0; seeds of two tuples are unrelated."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+def derive_seed(use: Literal["order", "augmentation", "dropout"], *parts: int) -> int:
+    """Derive a seed for `torch.Generator`, in 0..2**64 - 1.
+
+    Seeds of two uses, or of two tuples of any lengths, are unrelated: (1, 0) is not (1,).
+
+    Args:
+        use: purpose of the random numbers.
+        parts: what they depend on, such as seed and epoch.
+    """
+    content = ",".join([use, *map(str, parts)])
+    return int.from_bytes(hashlib.sha256(content.encode("ascii")).digest()[:8], "little")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +142,7 @@ class MicroBatchSampler(StepSampler):
         self._seed = seed
 
     def _order_of_rank(self) -> list[int]:
-        order = _shuffled(self._num_samples, derive_seed(self._seed, self._epoch))
+        order = _shuffled(self._num_samples, derive_seed("order", self._seed, self._epoch))
         plan = self._plan
         order = _fill_up(order, self.steps_per_epoch * plan.total_batch)
         steps = self._arrange(order.view(self.steps_per_epoch, plan.total_batch))

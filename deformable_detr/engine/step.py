@@ -20,8 +20,11 @@ def dropout_seed(seed: int, step: int, index: int) -> int:
     """Return the dropout seed of this rank's `index`-th micro-batch.
 
     It depends on the micro-batch's position in the global batch, not on the number of processes.
+    It does depend on `micro_batch`: one mask is drawn for all images of a forward pass, of the
+    shape of their padded features.
     """
-    return derive_seed(seed, step, distributed.rank() + distributed.world_size() * index)
+    position = distributed.rank() + distributed.world_size() * index
+    return derive_seed("dropout", seed, step, position)
 
 
 @dataclass(frozen=True)

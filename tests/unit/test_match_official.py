@@ -17,7 +17,7 @@ from helpers.tiny_checkpoint import write_checkpoint
 from deformable_detr import Detector, build_criterion, build_model, load_config
 from deformable_detr.builders import build_dataset, build_sampler
 from deformable_detr.data.samplers import DistributedOrderSampler, MicroBatchSampler
-from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from deformable_detr.engine.checkpoints.checkpoint import RULES, load_checkpoint, save_checkpoint
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Detections
@@ -38,7 +38,8 @@ def files(tmp_path: Path) -> CocoFiles:
 def write_as_an_earlier_version(path: Path) -> None:
     checkpoint = load_checkpoint(path)
     assert checkpoint.config.pop("match_official")
-    save_checkpoint(path, replace(checkpoint, config={**checkpoint.config, "compat": "official"}))
+    config = {**checkpoint.config, "compat": "official"}
+    save_checkpoint(path, replace(checkpoint, config=config, rules=1))
 
 
 @pytest.mark.parametrize(("overrides", "count"), [([], 80), ([OFFICIAL], 91)])
@@ -153,7 +154,10 @@ def test_an_official_run_is_trained_resumed_evaluated_and_used_for_prediction(
         train(longer, run_dir=folder, device="cpu", resume=True)
     (change,) = (line for line in caplog.messages if "has changed" in line)
     assert change.endswith("train.max_steps: 1 -> 2")
+    (warning,) = (line for line in caplog.messages if "earlier version" in line)
+    assert "last.pth is of an earlier version; from here on, samples have another order" in warning
     checkpoint = load_checkpoint(folder / "last.pth")
+    assert checkpoint.rules == RULES
     assert checkpoint.step == 2
     assert checkpoint.label_space.num_classes == 8
 

@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 
 from deformable_detr.data.samplers import (
@@ -206,9 +208,13 @@ def test_evaluation_rejects_invalid_arguments(change, message):
 
 
 def test_derived_seeds_differ_and_are_reproducible():
-    seeds = {derive_seed(a, b, c) for a in range(3) for b in range(3) for c in range(3)}
-    assert len(seeds) == 27
-    assert derive_seed(1, 2) == derive_seed(1, 2) != derive_seed(2, 1)
+    parts = [(a, b, c)[:length] for length in range(4) for a, b, c in product(range(3), repeat=3)]
+    parts += [(0, 2**32), (2**32,), (12, 3), (1, 23), (2**64 - 1, 0)]
+    uses = ("order", "augmentation", "dropout")
+    seeds = {derive_seed(use, *numbers) for use in uses for numbers in parts}
+    assert len(seeds) == len(uses) * len(set(parts)) == 3 * (1 + 3 + 9 + 27 + 5)
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    assert derive_seed("order", 42, 0) == 862324723502097677
 
 
 RATIOS = [((7 * index) % 50 + 1) / 10 for index in range(50)]  # height / width, all different
