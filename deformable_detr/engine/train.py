@@ -238,6 +238,7 @@ def train_step(
             )
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    distributed.average_statistics(state.model)
     if state.ema is not None:
         state.ema.update(state.model, step=state.step)
     state.step += 1

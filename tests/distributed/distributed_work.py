@@ -32,6 +32,7 @@ from deformable_detr.engine.checkpoints.checkpoint import (
     load_weights,
     weights_for_inference,
 )
+from deformable_detr.engine.ema import ExponentialMovingAverage
 from deformable_detr.engine.evaluate import Validation, validation_loss
 from deformable_detr.engine.metrics import RunningMean
 from deformable_detr.engine.optimizer import adamw
@@ -132,6 +133,19 @@ def steps_beside_an_empty_rank(variant: str) -> dict[str, Any]:
     return {"before": before, "gradients": _gradients(state.model)}
 
 
+def step_with_batch_norm(rank: int) -> dict[str, Tensor]:
+    """Take a step with the images of a rank; return all weights, statistics and averages."""
+    overrides = ("model.backbone.norm=batch_norm", *NO_DROPOUT, *SMALLER)
+    model = small_detector("multi_scale", *overrides, num_classes=NUM_CLASSES).train()
+    ema = ExponentialMovingAverage(model, decay=0.5)
+    optimizer = adamw(paper_groups(model))
+    state = TrainState(model, optimizer, CONSTANT, label_space=LABEL_SPACE, config={}, ema=ema)
+    batch = tiny_batch([2 * rank, 2 * rank + 1], [1, 1], size=IMAGE_SIZE)
+    train_step(state, [batch], tiny_criterion(), seed=0, max_grad_norm=0.1)
+    averages = {f"ema.{name}": value for name, value in ema.model.state_dict().items()}
+    return {**model.state_dict(), **averages}
+
+
 def variant_state(variant: str) -> TrainState:
     """Return the state of a detector as small as possible, without dropout, in float64."""
     model = small_detector(variant, *NO_DROPOUT, *SMALLEST, num_classes=NUM_CLASSES).double()
@@ -156,6 +170,7 @@ def work_in_process(folder: Path) -> dict[str, Any]:
     result["gradients"] = all_step_gradients()
     result["few objects"] = gradients_for_few_objects()
     result["empty"] = {variant: steps_beside_an_empty_rank(variant) for variant in FIVE_VARIANTS}
+    result["batch norm"] = step_with_batch_norm(distributed.rank())
     result["failed"] = failing_run(RunFolder(folder / "failed"))
     return result | _talk()
 

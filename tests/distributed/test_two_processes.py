@@ -15,6 +15,7 @@ from distributed_work import (
     all_step_gradients,
     empty_rank_batch,
     gradients_for_few_objects,
+    step_with_batch_norm,
     train_tiny,
     uneven_step,
     validation_total,
@@ -114,6 +115,18 @@ def test_fifty_steps_with_a_rank_without_objects_end_with_the_gradients_of_one_p
     expected = torch.cat([p.grad.flatten() for p in state.model.parameters() if p.grad is not None])
     for one in (first, second):
         assert (one["gradients"] - expected).norm() < 1e-10 * expected.norm()
+
+
+def test_processes_share_the_statistics_of_batch_norms_of_all_their_images(
+    together: list[dict[str, Any]],
+) -> None:
+    first, second = (one["batch norm"] for one in together)
+    for name, value in first.items():
+        assert value.equal(second[name]), name
+    name = "backbone.body.layer2.0.bn1.running_mean"
+    of_ranks = [step_with_batch_norm(rank)[name] for rank in range(2)]
+    assert not torch.allclose(*of_ranks)
+    torch.testing.assert_close(first[name], torch.stack(of_ranks).mean(0))
 
 
 def test_each_process_knows_its_rank(together: list[dict[str, Any]]) -> None:
