@@ -31,7 +31,9 @@ def evaluate(
         ),
     ] = None,
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch and process.")] = 2,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images of one size per batch and process.")
+    ] = 2,
     num_workers: Annotated[
         int, typer.Option(min=0, help="Processes that load images, per process of the run.")
     ] = 2,

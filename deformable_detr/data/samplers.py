@@ -16,6 +16,8 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import Sampler
 
+from deformable_detr.structures import Size
+
 
 @dataclass(frozen=True)
 class SampleKey:
@@ -215,25 +217,43 @@ class DistributedOrderSampler(StepSampler):
 
 
 class EvaluationSampler(Sampler[list[SampleKey]]):
-    """Sequential sampler that yields each sample once; batch i goes to rank i % world_size.
+    """Sampler of batches without padding that yields each sample once.
 
-    The batches are the same for any world_size; the number of batches may differ between ranks.
+    Only samples of one size form a batch, in the order of the data set, as padding would change
+    the detections. Batches are sorted by their first sample, and batch i goes to rank
+    i % world_size. They are the same for any world_size; the number of batches may differ by one
+    between ranks.
+
+    Args:
+        sizes: (height, width) of each sample as the model sees it.
+        batch_size: maximum number of samples per batch.
+        rank: rank of this process.
+        world_size: number of processes.
     """
 
-    def __init__(self, num_samples: int, *, batch_size: int, rank: int, world_size: int) -> None:
-        _require_positive(num_samples=num_samples, batch_size=batch_size)
+    def __init__(
+        self, sizes: Sequence[Size], *, batch_size: int, rank: int, world_size: int
+    ) -> None:
+        _require_positive(batch_size=batch_size)
         _require_rank(rank, world_size)
-        self._begins = range(0, num_samples, batch_size)[rank::world_size]
-        self._num_samples = num_samples
-        self._batch_size = batch_size
+        if not sizes:
+            raise ValueError("sizes must be those of at least one sample, got none")
+        same_size: dict[Size, list[int]] = {}
+        for index, size in enumerate(sizes):
+            same_size.setdefault(size, []).append(index)
+        batches = [
+            indices[begin : begin + batch_size]
+            for indices in same_size.values()
+            for begin in range(0, len(indices), batch_size)
+        ]
+        self._batches = sorted(batches)[rank::world_size]
 
     def __len__(self) -> int:
-        return len(self._begins)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        for begin in self._begins:
-            end = min(begin + self._batch_size, self._num_samples)
-            yield [SampleKey(0, index) for index in range(begin, end)]
+        for batch in self._batches:
+            yield [SampleKey(0, index) for index in batch]
 
 
 def _shuffled(num_samples: int, seed: int) -> Tensor:

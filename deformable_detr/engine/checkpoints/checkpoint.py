@@ -15,8 +15,9 @@ FORMAT = "deformable_detr"
 FORMAT_VERSION = 1
 RULES = 2
 CHANGED_RULES = (  # from rules 1 to rules 2
-    "samples have another order, augmentation and dropout draw other random numbers, and a step "
-    "with fewer objects than processes has a larger gradient (unless match_official)"
+    "samples have another order, augmentation and dropout draw other random numbers, a step with "
+    "fewer objects than processes has a larger gradient (unless match_official), and processes "
+    "share the running statistics of batch norms"
 )
 
 
