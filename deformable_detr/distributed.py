@@ -194,6 +194,31 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, find_unused_parameters=False)
 
 
+@torch.no_grad()
+def average_statistics(model: nn.Module) -> None:
+    """Set the running statistics of batch norms to their mean over all processes.
+
+    Each process updates its own by its own images; afterwards all hold the same, which have seen
+    the images of all. Statistics of norms in eval mode do not change and are left alone.
+
+    Args:
+        model: the model, in the mode of the step; every process must call.
+    """
+    found = [
+        statistic
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+        for statistic in module.buffers(recurse=False)
+    ]
+    if not is_started() or not found:
+        return
+    total = all_reduce_sum(torch.cat([statistic.flatten().double() for statistic in found]))
+    means = (total / world_size()).split([statistic.numel() for statistic in found])
+    for statistic, mean in zip(found, means, strict=True):
+        is_counter = not statistic.is_floating_point()
+        statistic.copy_((mean.round() if is_counter else mean).view_as(statistic))
+
+
 def gradient_sync(model: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
     """Return a context in which backward averages gradients over processes only if `enabled`."""
     if enabled or not isinstance(model, DistributedDataParallel):

@@ -50,6 +50,7 @@ def build_criterion(config: RunConfig) -> SetCriterion:
         auxiliary=loss.auxiliary,
         weigh_proposals=loss.auxiliary or not is_official,
         mimicking_weight=0.0 if config.model.mimicking is None else MIMICKING_WEIGHT,
+        official_divisor=is_official,
     )
 
 

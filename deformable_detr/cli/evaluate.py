@@ -33,7 +33,7 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     batch_size: Annotated[
-        int, typer.Option(parser=whole(1), help="Images per batch and process.")
+        int, typer.Option(parser=whole(1), help="Images of one size per batch and process.")
     ] = 2,
     num_workers: Annotated[
         int,

@@ -115,7 +115,7 @@ class TrainConfig(FrozenModel):
     """Images per step, over all processes; gradients are accumulated to reach it."""
 
     micro_batch: Size = 2
-    """Images per forward pass of one process, also in evaluation; must divide `total_batch`."""
+    """Images per forward pass of one process in training; must divide `total_batch`."""
 
     optimizer: OptimizerConfig = AdamWConfig()
     """Optimizer and learning rates, which apply to `total_batch`."""
@@ -167,6 +167,10 @@ class TrainConfig(FrozenModel):
 
     eval_every_epochs: Positive = 1
     """Number of epochs between evaluations; there is also one at the end of training."""
+
+    eval_batch: Positive = 2
+    """Maximum number of images per forward pass of one process in evaluation. They have the same
+    processed size, so that nothing is padded; results do not depend on it."""
 
     validation_loss: bool = False
     """Also compute the loss on the validation set, in a separate pass after each evaluation."""

@@ -3,9 +3,12 @@
 import signal
 from functools import partial
 
+from deformable_detr import distributed
+from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.collate import collate
 from deformable_detr.data.samplers import EvaluationSampler, StepSampler
 from deformable_detr.data.transformed import TransformedDataset
+from deformable_detr.data.transforms import Resize
 from deformable_detr.data.watched import WatchedLoader, WatchedSamples
 
 
@@ -43,6 +46,40 @@ def build_loader(
         persistent_workers=num_workers > 0,
         worker_init_fn=_ignore_signals,
         timeout=timeout_s if num_workers > 0 else 0,
+    )
+
+
+def build_evaluation_loader(
+    dataset: CocoDataset,
+    transform: Resize,
+    *,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool,
+    timeout_s: float = 0,
+) -> WatchedLoader:
+    """Build a loader of this process's share of the images to evaluate, in unpadded batches.
+
+    Args:
+        dataset: the images.
+        transform: resizing of images before the model.
+        batch_size: maximum number of images per batch; all have the same size after `transform`.
+        num_workers: see `build_loader`.
+        pin_memory: see `build_loader`.
+        timeout_s: see `build_loader`.
+    """
+    sampler = EvaluationSampler(
+        [transform.size_of(size) for size in dataset.sizes],
+        batch_size=batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    return build_loader(
+        TransformedDataset(dataset, transform, seed=0),  # `transform` draws nothing
+        sampler,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        timeout_s=timeout_s,
     )
 
 

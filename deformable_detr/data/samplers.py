@@ -6,14 +6,17 @@ processes; some may get one more than others. Each sample is requested by a `Sam
 augmentation depends on that key only.
 """
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import Sampler
+
+from deformable_detr.structures import Size
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,17 @@ class SampleKey:
     index: int
 
 
-def derive_seed(*parts: int) -> int:
-    """Derive a seed for `torch.Generator` from numbers >= 0; seeds of two tuples are unrelated."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+def derive_seed(use: Literal["order", "augmentation", "dropout"], *parts: int) -> int:
+    """Derive a seed for `torch.Generator`, in 0..2**64 - 1.
+
+    Seeds of two uses, or of two tuples of any lengths, are unrelated: (1, 0) is not (1,).
+
+    Args:
+        use: purpose of the random numbers.
+        parts: what they depend on, such as seed and epoch.
+    """
+    content = ",".join([use, *map(str, parts)])
+    return int.from_bytes(hashlib.sha256(content.encode("ascii")).digest()[:8], "little")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +144,7 @@ class MicroBatchSampler(StepSampler):
         self._seed = seed
 
     def _order_of_rank(self) -> list[int]:
-        order = _shuffled(self._num_samples, derive_seed(self._seed, self._epoch))
+        order = _shuffled(self._num_samples, derive_seed("order", self._seed, self._epoch))
         plan = self._plan
         order = _fill_up(order, self.steps_per_epoch * plan.total_batch)
         steps = self._arrange(order.view(self.steps_per_epoch, plan.total_batch))
@@ -206,25 +217,43 @@ class DistributedOrderSampler(StepSampler):
 
 
 class EvaluationSampler(Sampler[list[SampleKey]]):
-    """Sequential sampler that yields each sample once; batch i goes to rank i % world_size.
+    """Sampler of batches without padding that yields each sample once.
 
-    The batches are the same for any world_size; the number of batches may differ between ranks.
+    Only samples of one size form a batch, in the order of the data set, as padding would change
+    the detections. Batches are sorted by their first sample, and batch i goes to rank
+    i % world_size. They are the same for any world_size; the number of batches may differ by one
+    between ranks.
+
+    Args:
+        sizes: (height, width) of each sample as the model sees it.
+        batch_size: maximum number of samples per batch.
+        rank: rank of this process.
+        world_size: number of processes.
     """
 
-    def __init__(self, num_samples: int, *, batch_size: int, rank: int, world_size: int) -> None:
-        _require_positive(num_samples=num_samples, batch_size=batch_size)
+    def __init__(
+        self, sizes: Sequence[Size], *, batch_size: int, rank: int, world_size: int
+    ) -> None:
+        _require_positive(batch_size=batch_size)
         _require_rank(rank, world_size)
-        self._begins = range(0, num_samples, batch_size)[rank::world_size]
-        self._num_samples = num_samples
-        self._batch_size = batch_size
+        if not sizes:
+            raise ValueError("sizes must be those of at least one sample, got none")
+        same_size: dict[Size, list[int]] = {}
+        for index, size in enumerate(sizes):
+            same_size.setdefault(size, []).append(index)
+        batches = [
+            indices[begin : begin + batch_size]
+            for indices in same_size.values()
+            for begin in range(0, len(indices), batch_size)
+        ]
+        self._batches = sorted(batches)[rank::world_size]
 
     def __len__(self) -> int:
-        return len(self._begins)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        for begin in self._begins:
-            end = min(begin + self._batch_size, self._num_samples)
-            yield [SampleKey(0, index) for index in range(begin, end)]
+        for batch in self._batches:
+            yield [SampleKey(0, index) for index in batch]
 
 
 def _shuffled(num_samples: int, seed: int) -> Tensor:

@@ -54,7 +54,8 @@ class TransformedDataset(Dataset[tuple[Tensor, Target]]):
         return len(self._source) * self._repeats
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Target]:
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, key.epoch, key.index))
+        seed = derive_seed("augmentation", self._seed, key.epoch, key.index)
+        generator = torch.Generator().manual_seed(seed)
         sample = self._source[key.index % len(self._source)]
         return to_model_input(self._transform(sample, generator))
 

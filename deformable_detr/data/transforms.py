@@ -21,7 +21,7 @@ from deformable_detr.data.geometry import (
     resized_size,
     rotate_quarter,
 )
-from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD, Sample, Target, require
+from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD, Sample, Size, Target, require
 
 
 class Transform(Protocol):
@@ -126,12 +126,15 @@ class Resize:
 
     def __call__(self, sample: Sample, generator: Generator) -> Sample:
         """See `Transform`."""
-        return resize(sample, resized_size(sample.size, self.short_side, self.max_size))
+        return resize(sample, self.size_of(sample.size))
+
+    def size_of(self, size: Size) -> Size:
+        """Return the (height, width) to which an image of `size` is resized."""
+        return resized_size(size, self.short_side, self.max_size)
 
     def resize_image(self, image: Image.Image) -> Image.Image:
         """Resize an image without objects in the same way."""
-        size = resized_size((image.height, image.width), self.short_side, self.max_size)
-        return resize_image(image, size)
+        return resize_image(image, self.size_of((image.height, image.width)))
 
 
 @dataclass(frozen=True)

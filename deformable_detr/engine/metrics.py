@@ -22,7 +22,12 @@ OFFICIAL_NAMES = {"loss_class": "loss_ce", "loss_l1": "loss_bbox", "loss_giou": 
 
 @torch.no_grad()
 def detection_metrics(
-    predictions: Predictions, targets: Sequence[Target], matches: Sequence[Match]
+    predictions: Predictions,
+    targets: Sequence[Target],
+    matches: Sequence[Match],
+    *,
+    num_images: float,
+    num_objects: float,
 ) -> dict[str, Tensor]:
     """Compute class and cardinality error, as the official code logs them; no loss uses them.
 
@@ -30,22 +35,25 @@ def detection_metrics(
         predictions: predictions of the last decoder layer, for N images.
         targets: targets of the N images.
         matches: matches between predictions and targets of the N images.
+        num_images: divisor: N, or for a share of a step its number of images per process.
+        num_objects: divisor: the number of objects, at least 1, or as above.
 
     Returns:
-        `class_error`: percentage of the matched queries whose best class is not the target's,
-        100 if nothing is matched. `cardinality_error`: mean over the images of the absolute
-        difference between the number of targets and the number of queries whose best class is
-        not the last one. It has little meaning here, as there is no "no object" class.
+        `class_error`: percentage of the objects for whose query another class is the best one, or
+        that have no query; 100 if there are none. `cardinality_error`: mean over the images of the
+        absolute difference between the number of targets and the number of queries whose best
+        class is not the last one. It has little meaning here, as there is no "no object" class.
     """
     best = predictions.logits.argmax(-1)  # (N, Q)
     predicted = torch.cat([best[n, match.query_index] for n, match in enumerate(matches)])
     expected = torch.cat(
         [target.labels[match.target_index] for target, match in zip(targets, matches, strict=True)]
     )
-    correct = (predicted == expected).sum() / max(1, len(expected))
+    correct = (predicted == expected).sum() / num_objects
+    share = len(targets) / num_images
     return {
-        "class_error": 100 * (1 - correct),
-        "cardinality_error": _cardinality_error(predictions, targets),
+        "class_error": 100 * (share - correct),
+        "cardinality_error": share * _cardinality_error(predictions, targets),
     }
 
 
@@ -75,7 +83,13 @@ def official_losses(
     """
     layers = {"": output.last, "encoder/": output.encoder}
     layers |= {f"decoder_{index}/": layer for index, layer in enumerate(output.auxiliary)}
-    values = detection_metrics(output.last, targets, result.last_match)
+    values = detection_metrics(
+        output.last,
+        targets,
+        result.last_match,
+        num_images=len(targets),
+        num_objects=max(1, sum(len(match.query_index) for match in result.last_match)),
+    )
     for prefix in result.matches:
         predictions = layers[prefix]
         assert predictions is not None  # it has matches

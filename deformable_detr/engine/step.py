@@ -1,7 +1,8 @@
-"""Loss, dropout seed and box count of a training step, shared with its replay."""
+"""Loss, dropout seed and totals of a training step, shared with its replay."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
 from deformable_detr.data.samplers import derive_seed
-from deformable_detr.losses.criterion import CriterionResult, SetCriterion, mean_num_boxes
+from deformable_detr.losses.criterion import CriterionResult, SetCriterion
 from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.structures import ModelOutput
 
@@ -19,27 +20,44 @@ def dropout_seed(seed: int, step: int, index: int) -> int:
     """Return the dropout seed of this rank's `index`-th micro-batch.
 
     It depends on the micro-batch's position in the global batch, not on the number of processes.
+    It does depend on `micro_batch`: one mask is drawn for all images of a forward pass, of the
+    shape of their padded features.
     """
-    return derive_seed(seed, step, distributed.rank() + distributed.world_size() * index)
+    position = distributed.rank() + distributed.world_size() * index
+    return derive_seed("dropout", seed, step, position)
 
 
-def count_boxes(batches: Sequence[Batch]) -> float:
-    """Return the mean number of objects per rank in a step; every process must call.
+@dataclass(frozen=True)
+class StepTotals:
+    """Numbers of images and objects of a step, over all micro-batches of all processes.
 
-    Args:
-        batches: this rank's micro-batches of the step.
+    What is divided by them, summed over micro-batches and averaged over processes, is a mean over
+    the whole step, however it is cut.
     """
-    return mean_num_boxes(sum(len(target) for batch in batches for target in batch.targets))
 
+    images: int
+    objects: int
 
-def mean_micro_batches(batches: Sequence[Batch]) -> float:
-    """Return the mean number of micro-batches per rank in a step, as some may have one more.
+    @classmethod
+    def count(cls, batches: Sequence[Batch]) -> "StepTotals":
+        """Add up the numbers of all processes, which must all call.
 
-    Args:
-        batches: this rank's micro-batches of the step; every process must call.
-    """
-    total = distributed.all_reduce_sum(torch.tensor(float(len(batches))))
-    return total.item() / distributed.world_size()
+        Args:
+            batches: this rank's micro-batches of the step.
+        """
+        counts = [len(target) for batch in batches for target in batch.targets]
+        totals = distributed.all_reduce_sum(torch.tensor([len(counts), sum(counts)]))
+        return cls(*totals.tolist())
+
+    @property
+    def images_per_process(self) -> float:
+        """Mean number of images per process."""
+        return self.images / distributed.world_size()
+
+    @property
+    def objects_per_process(self) -> float:
+        """Mean number of objects per process; that of a single object if there is none."""
+        return max(1, self.objects) / distributed.world_size()
 
 
 def with_mimicking(

@@ -28,9 +28,8 @@ from deformable_detr.engine.run.stopping import PreemptedError, StopRequest
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step import (
     NonFiniteError,
-    count_boxes,
+    StepTotals,
     dropout_seed,
-    mean_micro_batches,
     require_finite,
     with_mimicking,
 )
@@ -224,11 +223,11 @@ def train_step(
     Raises:
         NonFiniteError: on every rank if on one; no weight has been changed.
     """
-    num_boxes = count_boxes(batches)
+    totals = StepTotals.count(batches)
     scale_learning_rates(state.optimizer, state.schedule(state.step))
     while True:  # repeats only in float16, where gradients overflow until the loss scale settles
         state.optimizer.zero_grad()
-        values = _accumulate_gradients(state, batches, criterion, num_boxes, seed=seed)
+        values = _accumulate_gradients(state, batches, criterion, totals, seed=seed)
         state.scaler.unscale_(state.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or math.inf)
         if grad_norm.isfinite():  # the same on every rank, as gradients are averaged
@@ -239,6 +238,7 @@ def train_step(
             )
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    distributed.average_statistics(state.model)
     if state.ema is not None:
         state.ema.update(state.model, step=state.step)
     state.step += 1
@@ -249,13 +249,13 @@ def _accumulate_gradients(
     state: TrainState,
     batches: Sequence[Batch],
     criterion: SetCriterion,
-    num_boxes: float,
+    totals: StepTotals,
     *,
     seed: int,
 ) -> dict[str, Tensor]:
     """Accumulate the scaled gradients of all micro-batches; return their losses and metrics."""
     values: dict[str, Tensor] = {}
-    weight = 1 / mean_micro_batches(batches)  # of a micro-batch in the mean over processes
+    num_boxes = criterion.divisor(totals.objects)
     failure: ValueError | None = None
     for index, batch in enumerate(batches):
         batch = batch.to(state.device, non_blocking=True)
@@ -276,9 +276,14 @@ def _accumulate_gradients(
                     losses = with_mimicking(
                         state.model, criterion, batch, output, result, num_boxes
                     )
-                metrics = detection_metrics(output.last, batch.targets, result.last_match)
-                shares = {name: value * weight for name, value in metrics.items()}
-                values = _add(values, losses | shares)
+                metrics = detection_metrics(
+                    output.last,
+                    batch.targets,
+                    result.last_match,
+                    num_images=totals.images_per_process,
+                    num_objects=totals.objects_per_process,
+                )
+                values = _add(values, losses | metrics)
             if is_last:
                 require_finite(values, failure, step=state.step, device=state.device)
             if failure is None:

@@ -90,17 +90,26 @@ class DetectionTable:
 
     @classmethod
     def merge(cls, tables: Sequence["DetectionTable"]) -> "DetectionTable":
-        """Concatenate tables, skipping images that an earlier table has seen.
+        """Concatenate tables in the order of image ids, skipping images seen by an earlier table.
 
-        A sampler that pads its last batch gives some images to two ranks; counted twice, their
-        detections would be false positives.
+        The order of the detections of an image is kept, so the result does not depend on the
+        shares of the processes. A sampler that pads its last batch gives some images to two ranks;
+        counted twice, their detections would be false positives.
         """
         kept: list[DetectionTable] = []
         known = np.empty(0, dtype=np.int64)
         for table in tables:
             kept.append(table._without(known))
             known = np.union1d(known, table.seen)
-        return cls.concatenate(kept)
+        whole = cls.concatenate(kept)
+        order = np.argsort(whole.image_ids, kind="stable")
+        return cls(
+            known,
+            whole.image_ids[order],
+            whole.category_ids[order],
+            whole.boxes_xywh[order],
+            whole.scores[order],
+        )
 
     def _without(self, image_ids: npt.NDArray[np.int64]) -> "DetectionTable":
         keep = ~np.isin(self.image_ids, image_ids)

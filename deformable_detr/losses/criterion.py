@@ -61,6 +61,7 @@ class SetCriterion(nn.Module):
         auxiliary: whether decoder layers before the last are supervised.
         weigh_proposals: whether the proposals' losses are in the total; they are always computed.
         mimicking_weight: weight of both losses of feature mimicking; 0 for a model without it.
+        official_divisor: whether `divisor` has the rule of the official code.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class SetCriterion(nn.Module):
         auxiliary: bool,
         weigh_proposals: bool,
         mimicking_weight: float,
+        official_divisor: bool,
     ) -> None:
         super().__init__()
         self.matcher = matcher
@@ -82,6 +84,22 @@ class SetCriterion(nn.Module):
         self.auxiliary = auxiliary
         self.weigh_proposals = weigh_proposals
         self.mimicking_weight = mimicking_weight
+        self.official_divisor = official_divisor
+
+    def divisor(self, num_objects: int) -> float:
+        """Return the divisor of all sums of a step: its objects, at least 1, per process.
+
+        Gradients are averaged over W processes, so the sums of the whole step end up divided by
+        max(1, T), for any W. The official rule is max(1, T / W): for steps with fewer objects than
+        processes, its gradient shrinks with the number of processes.
+
+        Args:
+            num_objects: T, the number of objects of the step, over all processes.
+        """
+        processes = distributed.world_size()
+        if self.official_divisor:
+            return max(1.0, num_objects / processes)
+        return max(1, num_objects) / processes
 
     def forward(
         self,
@@ -94,15 +112,16 @@ class SetCriterion(nn.Module):
         Args:
             output: output of the model.
             targets: one per image, on the device of the output.
-            num_boxes: divisor of all sums: the number of objects in the whole step, averaged over
-                processes, at least 1. The losses of the micro-batches of a step then add up.
-                None counts the objects of `targets` on all processes, which must all call.
+            num_boxes: divisor of all sums, `divisor` of the whole step, so that the losses of its
+                micro-batches add up. None counts the objects of `targets` on all processes, which
+                must all call.
 
         Returns:
             Losses and matches.
         """
         if num_boxes is None:
-            num_boxes = mean_num_boxes(sum(len(target) for target in targets))
+            own = torch.tensor(sum(len(target) for target in targets))
+            num_boxes = self.divisor(int(distributed.all_reduce_sum(own)))
         layers = {"": (output.last, targets)}
         if self.auxiliary:
             layers |= {
@@ -177,18 +196,6 @@ class SetCriterion(nn.Module):
             "loss_l1": (boxes - wanted).abs().sum() / num_boxes,
             "loss_giou": (1 - giou).sum() / num_boxes,
         }
-
-
-def mean_num_boxes(count: int) -> float:
-    """Return the number of objects of a step, averaged over processes, at least 1.
-
-    The rule is that of the official code.
-
-    Args:
-        count: number of objects of this process; every process must call.
-    """
-    total = distributed.all_reduce_sum(torch.tensor(count, dtype=torch.float64))
-    return max(1.0, total.item() / distributed.world_size())
 
 
 def _as_proposals(targets: Sequence[Target]) -> list[Target]:

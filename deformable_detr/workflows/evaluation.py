@@ -13,9 +13,7 @@ from deformable_detr.builders import build_dataset, build_eval_transform
 from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import Overrides, load_config
 from deformable_detr.data.coco import CocoDataset
-from deformable_detr.data.loader import build_loader
-from deformable_detr.data.samplers import EvaluationSampler
-from deformable_detr.data.transformed import TransformedDataset
+from deformable_detr.data.loader import build_evaluation_loader
 from deformable_detr.detector import DEFAULT_THRESHOLD, Detector
 from deformable_detr.engine import evaluate as engine
 from deformable_detr.engine.run.folder import RunFolder
@@ -82,7 +80,8 @@ def evaluate(
         images: the folder of the images.
         annotations: their COCO annotation file, with the detector's categories.
         device: as for `Detector.from_checkpoint`; a detector stays on its device.
-        batch_size: images per batch and process.
+        batch_size: maximum number of images per batch and process. Only images of the same
+            processed size form a batch, so that nothing is padded and AP does not depend on it.
         num_workers: processes that load images, per process of the run.
         out: COCO results file to write the detections to.
         pictures: folder for pictures of annotated and detected objects side by side.
@@ -194,7 +193,7 @@ def measure_validation_set(
     return measure(
         detector,
         dataset,
-        batch_size=config.train.micro_batch,
+        batch_size=config.train.eval_batch,
         num_workers=config.data.num_workers,
         callback=callback,
     )
@@ -213,22 +212,17 @@ def measure(
     Args:
         detector: the detector.
         dataset: the images, with the labels of the detector.
-        batch_size: images per batch and process.
+        batch_size: as for `evaluate`.
         num_workers: processes that load images, per process of the run.
         callback: as for `evaluate`.
 
     Returns:
         The evaluator with all detections, and their metrics.
     """
-    sampler = EvaluationSampler(
-        len(dataset),
+    loader = build_evaluation_loader(
+        dataset,
+        detector.transform,
         batch_size=batch_size,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    loader = build_loader(
-        TransformedDataset(dataset, detector.transform, seed=0),
-        sampler,
         num_workers=num_workers,
         pin_memory=detector.device.type == "cuda",
     )

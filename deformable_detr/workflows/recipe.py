@@ -29,6 +29,7 @@ FREE_SETTINGS = frozenset(
         "train.channels_last",
         "train.checkpoint_every",
         "train.deterministic",
+        "train.eval_batch",
         "train.eval_every_epochs",
         "train.gradient_checkpointing",
         "train.log_every",

@@ -12,7 +12,7 @@ from deformable_detr.config import RunConfig
 from deformable_detr.config.flatten import config_changes
 from deformable_detr.config.loading import Overrides, load_config, load_run_config, to_yaml
 from deformable_detr.detector import Detector
-from deformable_detr.engine.checkpoints.checkpoint import Checkpoint
+from deformable_detr.engine.checkpoints.checkpoint import CHANGED_RULES, RULES, Checkpoint
 from deformable_detr.engine.checkpoints.transfer import TransferReport
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.precision import deterministic_algorithms
@@ -223,6 +223,10 @@ def _check_finetune_from(
 def _restore(state: TrainState, path: Path, checkpoint: Checkpoint) -> None:
     state.restore(checkpoint, f"checkpoint {path}")
     logger.info("resuming after step %d, epoch %d", checkpoint.step, checkpoint.epoch)
+    if checkpoint.rules < RULES and distributed.is_main():
+        logger.warning(
+            "checkpoint %s is of an earlier version; from here on, %s", path, CHANGED_RULES
+        )
     for change in config_changes(checkpoint.config, state.config):
         logger.info("  the config has changed: %s", change)
 

@@ -18,8 +18,8 @@ from deformable_detr.builders import (
 )
 from deformable_detr.config import RunConfig
 from deformable_detr.data.coco import CocoDataset
-from deformable_detr.data.loader import build_loader
-from deformable_detr.data.samplers import EvaluationSampler, StepSampler
+from deformable_detr.data.loader import build_evaluation_loader, build_loader
+from deformable_detr.data.samplers import StepSampler
 from deformable_detr.data.transformed import TransformedDataset
 from deformable_detr.engine.checkpoints.transfer import TransferReport
 from deformable_detr.engine.ema import ExponentialMovingAverage
@@ -147,19 +147,11 @@ def build_loop(
 
 
 def _build_validation(config: RunConfig, data: TrainingData, *, pin_memory: bool) -> Validation:
-    sampler = EvaluationSampler(
-        len(data.val),
-        batch_size=config.train.micro_batch,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    samples = TransformedDataset(
-        data.val, build_eval_transform(config.data), seed=config.train.seed
-    )
     return Validation(
-        build_loader(
-            samples,
-            sampler,
+        build_evaluation_loader(
+            data.val,
+            build_eval_transform(config.data),
+            batch_size=config.train.eval_batch,
             num_workers=config.data.num_workers,
             pin_memory=pin_memory,
             timeout_s=config.train.timeout_s,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from helpers.models import small_detector
-from helpers.recipe import criterion_for, paper_groups
+from helpers.recipe import criterion_for, paper_criterion, paper_groups
 from helpers.tiny_training import (
     CONSTANT,
     LABEL_SPACE,
@@ -32,6 +32,7 @@ from deformable_detr.engine.checkpoints.checkpoint import (
     load_weights,
     weights_for_inference,
 )
+from deformable_detr.engine.ema import ExponentialMovingAverage
 from deformable_detr.engine.evaluate import Validation, validation_loss
 from deformable_detr.engine.metrics import RunningMean
 from deformable_detr.engine.optimizer import adamw
@@ -46,6 +47,11 @@ VARIANTS = ("multi_scale", "two_stage", "mimicking", "checkpointing")
 MIMICKING = "model.mimicking={max_regions: 32, crop_size_px: 32}"
 COUNTS = (3, 0, 1, 2)  # objects in the four images of a step
 COUNTS_OF_EMPTY_RANK = (3, 1, 0, 0)  # the second of two processes gets the last two
+FEW_OBJECTS = {
+    f"{dtype}, objects {counts}": (dtype, counts)
+    for dtype in DTYPES
+    for counts in ((0, 0, 0, 0), (1, 0, 0, 0), (1, 0, 0, 2))
+}
 IMAGE_SIZE = 64
 NO_DROPOUT = ("model.encoder.dropout=0.0", "model.decoder.dropout=0.0")
 # Every level has more than one cell: a GroupNorm of one value would amplify rounding errors.
@@ -66,15 +72,18 @@ TOTAL_BATCH = 4
 MAX_STEPS = 6
 
 
-def step_gradients(variant: str, dtype: str, counts: Sequence[int]) -> Tensor:
+def step_gradients(
+    variant: str, dtype: str, counts: Sequence[int], *, micro_batch: int = 4
+) -> Tensor:
     """Return all gradients, concatenated, of one step on four images, divided among the ranks."""
     overrides = [*NO_DROPOUT, *SMALLER]
     if variant == "mimicking":
         variant, overrides = "multi_scale", [*overrides, MIMICKING]
-    size_of_micro_batch = len(counts)
+    if variant == "two_stage with mimicking":
+        variant, overrides = "two_stage", [*overrides, MIMICKING]
     if variant == "checkpointing":  # with two-stage queries, and with DDP's no_sync
         variant, overrides = "two_stage", [*overrides, "train.gradient_checkpointing=true"]
-        size_of_micro_batch = 1
+        micro_batch = 1
     model = small_detector(variant, *overrides, num_classes=NUM_CLASSES)
     model = model.to(DTYPES[dtype])
     _perturb(model)
@@ -86,8 +95,8 @@ def step_gradients(variant: str, dtype: str, counts: Sequence[int]) -> Tensor:
     own = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
     images = list(enumerate(counts, start=1))[own]
     batches = [
-        tiny_batch(*zip(*images[begin : begin + size_of_micro_batch], strict=True), **how)
-        for begin in range(0, share, size_of_micro_batch)
+        tiny_batch(*zip(*images[begin : begin + micro_batch], strict=True), **how)
+        for begin in range(0, share, micro_batch)
     ]
     state.model.train()
     train_step(state, batches, criterion_for(model), seed=0, max_grad_norm=0)
@@ -104,6 +113,16 @@ def all_step_gradients() -> Mapping[str, Tensor]:
     }
 
 
+def gradients_for_few_objects(
+    folder: Path | None = None, *, micro_batch: int = 4
+) -> dict[str, Tensor]:
+    """Return `step_gradients` of a two-stage model with mimicking, of each of `FEW_OBJECTS`."""
+    return {
+        name: step_gradients("two_stage with mimicking", dtype, counts, micro_batch=micro_batch)
+        for name, (dtype, counts) in FEW_OBJECTS.items()
+    }
+
+
 def steps_beside_an_empty_rank(variant: str) -> dict[str, Any]:
     """Take steps in which rank 1 has no objects; return weights and gradients of the last one."""
     state = variant_state(variant)
@@ -112,6 +131,19 @@ def steps_beside_an_empty_rank(variant: str) -> dict[str, Any]:
         batch = empty_rank_batch(step, distributed.rank())
         train_step(state, [batch], tiny_criterion(), seed=0, max_grad_norm=0)
     return {"before": before, "gradients": _gradients(state.model)}
+
+
+def step_with_batch_norm(rank: int) -> dict[str, Tensor]:
+    """Take a step with the images of a rank; return all weights, statistics and averages."""
+    overrides = ("model.backbone.norm=batch_norm", *NO_DROPOUT, *SMALLER)
+    model = small_detector("multi_scale", *overrides, num_classes=NUM_CLASSES).train()
+    ema = ExponentialMovingAverage(model, decay=0.5)
+    optimizer = adamw(paper_groups(model))
+    state = TrainState(model, optimizer, CONSTANT, label_space=LABEL_SPACE, config={}, ema=ema)
+    batch = tiny_batch([2 * rank, 2 * rank + 1], [1, 1], size=IMAGE_SIZE)
+    train_step(state, [batch], tiny_criterion(), seed=0, max_grad_norm=0.1)
+    averages = {f"ema.{name}": value for name, value in ema.model.state_dict().items()}
+    return {**model.state_dict(), **averages}
 
 
 def variant_state(variant: str) -> TrainState:
@@ -136,7 +168,9 @@ def work_in_process(folder: Path) -> dict[str, Any]:
     train_tiny(parts, max_steps=3)
     result["resumed"] = train_tiny(parts, max_steps=MAX_STEPS, resume=True)
     result["gradients"] = all_step_gradients()
+    result["few objects"] = gradients_for_few_objects()
     result["empty"] = {variant: steps_beside_an_empty_rank(variant) for variant in FIVE_VARIANTS}
+    result["batch norm"] = step_with_batch_norm(distributed.rank())
     result["failed"] = failing_run(RunFolder(folder / "failed"))
     return result | _talk()
 
@@ -223,12 +257,19 @@ def _talk() -> dict[str, Any]:
 
 
 def _shares_of_a_count() -> list[float]:
-    """Return losses divided by the mean number of objects, as a share of their sums."""
-    batch = tiny_batch([1, 2], [3, 2] if distributed.rank() == 0 else [0, 0])
-    output, criterion = tiny_detector()(batch.images), tiny_criterion()
-    counted = criterion(output, batch.targets).losses
-    sums = criterion(output, batch.targets, 1.0).losses
-    return [(counted[name] / sums[name]).item() for name in ("loss_class", "total")]
+    """Return the total loss as a share of its sum, for 5 objects on rank 0, 1 and none.
+
+    The last three are by the official rule.
+    """
+    shares = []
+    for is_official in (False, True):
+        criterion = paper_criterion(official_divisor=is_official)
+        for counts in ([3, 2], [1, 0], [0, 0]):
+            batch = tiny_batch([1, 2], counts if distributed.rank() == 0 else [0, 0])
+            output = tiny_detector()(batch.images)
+            counted = criterion(output, batch.targets).losses["total"]
+            shares.append((counted / criterion(output, batch.targets, 1.0).losses["total"]).item())
+    return shares
 
 
 def _failure(batch: Batch, *, value: float) -> str:

@@ -8,11 +8,14 @@ import torch
 from distributed_work import (
     DTYPES,
     EMPTY_RANK_STEPS,
+    FEW_OBJECTS,
     FIVE_VARIANTS,
     MAX_STEPS,
     VARIANTS,
     all_step_gradients,
     empty_rank_batch,
+    gradients_for_few_objects,
+    step_with_batch_norm,
     train_tiny,
     uneven_step,
     validation_total,
@@ -69,6 +72,22 @@ def test_two_processes_with_two_images_each_have_the_gradients_of_one_with_four(
         assert difference < TOLERANCE[dtype]
 
 
+def test_the_gradient_of_few_objects_is_the_same_for_any_micro_batch_and_any_processes(
+    folder: Path, together: list[dict[str, Any]]
+) -> None:
+    """Compare shares of equal shape: float32 rounds others differently, by up to 2e-6."""
+    single = {size: gradients_for_few_objects(micro_batch=size) for size in (1, 2, 4)}
+    four = run_in_processes(gradients_for_few_objects, folder, world_size=4)
+    two = [one["few objects"] for one in together]
+    for name, (dtype, _) in FEW_OBJECTS.items():
+        pairs = [(one[name], single[1][name]) for one in four]
+        pairs += [(one[name], single[2][name]) for one in two]
+        if dtype == "float64":
+            pairs += [(single[size][name], single[4][name]) for size in (1, 2)]
+        for found, expected in pairs:
+            assert (found - expected).abs().max() < TOLERANCE[dtype] * expected.abs().max(), name
+
+
 def test_two_processes_with_uneven_shares_take_the_step_of_one(
     together: list[dict[str, Any]],
 ) -> None:
@@ -98,6 +117,18 @@ def test_fifty_steps_with_a_rank_without_objects_end_with_the_gradients_of_one_p
         assert (one["gradients"] - expected).norm() < 1e-10 * expected.norm()
 
 
+def test_processes_share_the_statistics_of_batch_norms_of_all_their_images(
+    together: list[dict[str, Any]],
+) -> None:
+    first, second = (one["batch norm"] for one in together)
+    for name, value in first.items():
+        assert value.equal(second[name]), name
+    name = "backbone.body.layer2.0.bn1.running_mean"
+    of_ranks = [step_with_batch_norm(rank)[name] for rank in range(2)]
+    assert not torch.allclose(*of_ranks)
+    torch.testing.assert_close(first[name], torch.stack(of_ranks).mean(0))
+
+
 def test_each_process_knows_its_rank(together: list[dict[str, Any]]) -> None:
     assert [(one["rank"], one["world_size"], one["is_main"]) for one in together] == [
         (0, 2, True),
@@ -115,8 +146,8 @@ def test_sums_means_and_objects_reach_every_process(together: list[dict[str, Any
 def test_a_criterion_without_num_boxes_averages_the_objects_over_processes(
     together: list[dict[str, Any]],
 ) -> None:
-    for one in together:  # 5 objects on one rank, none on the other
-        assert one["shares of counted"] == pytest.approx([1 / 2.5] * 2)
+    for one in together:
+        assert one["shares of counted"] == pytest.approx([1 / 2.5, 2, 2, 1 / 2.5, 1, 1])
 
 
 def test_the_first_process_of_a_machine_is_done_before_the_others_enter(

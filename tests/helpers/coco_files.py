@@ -1,7 +1,7 @@
 """Synthetic COCO sets: colored rectangles on noise, one color per category."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ def write_coco_set(
     *,
     num_images: int = 4,
     size: tuple[int, int] = (96, 128),
+    sizes: Sequence[tuple[int, int]] = (),
     categories: Mapping[int, str] = CATEGORIES,
     seed: int = 0,
     empty: Collection[int] = (),
@@ -46,6 +47,7 @@ def write_coco_set(
         folder: created if it does not exist.
         num_images: number of images; ids are 1..num_images.
         size: (height, width) of every image, at least 16 each.
+        sizes: sizes of the images, repeated if there are more images; empty for `size`.
         categories: name by category id; at most four.
         seed: seed of all random numbers.
         empty: ids of the images without objects.
@@ -56,6 +58,7 @@ def write_coco_set(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id in range(1, num_images + 1):
+        size = sizes[(image_id - 1) % len(sizes)] if sizes else size
         pixels = random.integers(90, 150, (*size, 3), dtype=np.uint8)
         boxes = [] if image_id in empty else _place_boxes(random, size)
         for x, y, width, height in boxes:

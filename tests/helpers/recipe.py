@@ -25,6 +25,7 @@ def paper_criterion(**changes: Any) -> SetCriterion:
         "auxiliary": True,
         "weigh_proposals": True,
         "mimicking_weight": 0.0,
+        "official_divisor": False,
     }
     return SetCriterion(paper_matcher(), **options | FOCAL | changes)
 

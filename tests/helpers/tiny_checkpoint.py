@@ -1,8 +1,10 @@
 """Checkpoint of an untrained detector, small enough to build and run within one second."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from helpers.models import randomize_weights
 
 from deformable_detr.builders import build_model
 from deformable_detr.config import (
@@ -16,7 +18,11 @@ from deformable_detr.config import (
     ResNetConfig,
     RunConfig,
 )
-from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from deformable_detr.engine.checkpoints.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from deformable_detr.environment import current_versions
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.deformable_detr import DeformableDETR
@@ -56,3 +62,13 @@ def write_checkpoint(path: Path, *, drop_parameter: bool = False) -> DeformableD
     )
     save_checkpoint(path, checkpoint)
     return model
+
+
+def write_random_checkpoint(path: Path) -> Path:
+    """Write a checkpoint whose detections depend on the image and on its padding."""
+    write_checkpoint(path)
+    checkpoint = load_checkpoint(path)
+    model = build_model(CONFIG, num_classes=LABEL_SPACE.num_classes)
+    randomize_weights(model)
+    save_checkpoint(path, replace(checkpoint, model=model.state_dict()))
+    return path

@@ -17,7 +17,7 @@ from helpers.tiny_checkpoint import write_checkpoint
 from deformable_detr import Detector, build_criterion, build_model, load_config
 from deformable_detr.builders import build_dataset, build_sampler
 from deformable_detr.data.samplers import DistributedOrderSampler, MicroBatchSampler
-from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from deformable_detr.engine.checkpoints.checkpoint import RULES, load_checkpoint, save_checkpoint
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Detections
@@ -38,7 +38,8 @@ def files(tmp_path: Path) -> CocoFiles:
 def write_as_an_earlier_version(path: Path) -> None:
     checkpoint = load_checkpoint(path)
     assert checkpoint.config.pop("match_official")
-    save_checkpoint(path, replace(checkpoint, config={**checkpoint.config, "compat": "official"}))
+    config = {**checkpoint.config, "compat": "official"}
+    save_checkpoint(path, replace(checkpoint, config=config, rules=1))
 
 
 @pytest.mark.parametrize(("overrides", "count"), [([], 80), ([OFFICIAL], 91)])
@@ -63,6 +64,15 @@ def test_the_matching_cost_has_the_official_alpha_and_gamma():
     torch.testing.assert_close(cost, torch.from_numpy(expected))
     own = build_criterion(config_with(*losses)).matcher.cost(logits, boxes, target)
     assert not torch.allclose(own, cost, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("num_objects", "own", "official"), [(0, 1 / 4, 1), (3, 3 / 4, 1), (6, 1.5, 1.5)]
+)
+def test_losses_of_few_objects_have_the_official_divisor(monkeypatch, num_objects, own, official):
+    monkeypatch.setattr("deformable_detr.distributed.world_size", lambda: 4)
+    assert build_criterion(config_with()).divisor(num_objects) == own
+    assert build_criterion(config_with(OFFICIAL)).divisor(num_objects) == official
 
 
 @pytest.mark.parametrize("auxiliary", ["true", "false"])
@@ -144,7 +154,10 @@ def test_an_official_run_is_trained_resumed_evaluated_and_used_for_prediction(
         train(longer, run_dir=folder, device="cpu", resume=True)
     (change,) = (line for line in caplog.messages if "has changed" in line)
     assert change.endswith("train.max_steps: 1 -> 2")
+    (warning,) = (line for line in caplog.messages if "earlier version" in line)
+    assert "last.pth is of an earlier version; from here on, samples have another order" in warning
     checkpoint = load_checkpoint(folder / "last.pth")
+    assert checkpoint.rules == RULES
     assert checkpoint.step == 2
     assert checkpoint.label_space.num_classes == 8
 

@@ -13,6 +13,12 @@ from deformable_detr.labels import LabelSpace
 
 FORMAT = "deformable_detr"
 FORMAT_VERSION = 1
+RULES = 2
+CHANGED_RULES = (  # from rules 1 to rules 2
+    "samples have another order, augmentation and dropout draw other random numbers, a step with "
+    "fewer objects than processes has a larger gradient (unless match_official), and processes "
+    "share the running statistics of batch norms"
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Checkpoint:
         origin: description of the initial weights; "" for those of the config.
         scaler: the state_dict of the gradient scaler in float16; empty for other precisions.
         evaluated: step of the newest evaluation, or None before the first.
+        rules: number of the rules by which order, augmentation, dropout and losses follow from
+            config and step; a run that is resumed continues by the current ones.
     """
 
     model: dict[str, Tensor]
@@ -49,6 +57,7 @@ class Checkpoint:
     origin: str = ""
     scaler: dict[str, Any] = field(default_factory=dict)
     evaluated: int | None = None
+    rules: int = RULES
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None = None) -> None:
@@ -87,7 +96,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"got {content.get('format_version')!r}; install a matching deformable-detr"
         )
     # Files of earlier releases do not have these fields.
-    content = {"origin": "", "scaler": {}, "evaluated": None, **content}
+    content = {"origin": "", "scaler": {}, "evaluated": None, "rules": 1, **content}
     names = [field.name for field in fields(Checkpoint)]
     absent = [name for name in names if name not in content]
     if absent:
@@ -117,6 +126,7 @@ def _check_types(path: Path, values: Mapping[str, Any]) -> None:
         "origin": str,
         "scaler": dict,
         "evaluated": int | None,
+        "rules": int,
     }
     for name, kind in expected.items():
         value = values[name]

@@ -17,7 +17,7 @@ from deformable_detr.engine.failures.replay import Examination, examine
 from deformable_detr.engine.precision import low_precision
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.state import TrainState
-from deformable_detr.engine.step import count_boxes, dropout_seed
+from deformable_detr.engine.step import StepTotals, dropout_seed
 from deformable_detr.environment import current_versions
 from deformable_detr.losses.criterion import SetCriterion
 
@@ -54,7 +54,8 @@ class FailureRecorder:
             The likely causes, and the paths of the bundles.
         """
         self.note(state)
-        failing = self._find_failing(state, batches, count_boxes(batches))
+        num_boxes = self._criterion.divisor(StepTotals.count(batches).objects)
+        failing = self._find_failing(state, batches, num_boxes)
         has_any = any(distributed.all_gather_objects(failing.is_certain))
         report = ""
         if failing.is_certain or not has_any:

@@ -1,12 +1,16 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.coco_files import CocoFiles, write_coco_set
 from helpers.command_line import CommandLine
 from helpers.shared_data import shared_data
-from helpers.tiny_checkpoint import LABEL_SPACE
+from helpers.tiny_checkpoint import LABEL_SPACE, write_random_checkpoint
 from PIL import Image
+
+from deformable_detr import Detector
 
 CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
 
@@ -63,6 +67,56 @@ def test_a_checkpoint_is_scored_and_its_results_score_the_same(
     assert sorted(file.name for file in pictures.iterdir()) == ["1.png", "2.png"]
     with Image.open(pictures / "1.png") as picture:  # two images of 64 x 48 side by side
         assert picture.width > 2.3 * picture.height
+
+
+def test_evaluation_and_prediction_score_the_same_at_any_batch_size(
+    run: CommandLine, tmp_path: Path
+) -> None:
+    sizes = [(48, 64), (64, 48), (40, 64), (48, 64), (30, 70), (64, 48), (48, 64)]
+    files = write_coco_set(tmp_path / "set", num_images=7, sizes=sizes, categories=CATEGORIES)
+    checkpoint = tmp_path / "last.pth"
+    detector = Detector.from_checkpoint(write_random_checkpoint(checkpoint), device="cpu")
+    _annotate_detections(files, detector)
+    device, score = ("--device", "cpu"), ("evaluate", "--annotations", files.annotations)
+    printed, scores = [], []
+    for size in ("1", "4"):
+        own, out = ("--checkpoint", checkpoint, *device, "--batch-size", size), tmp_path / size
+        results = out / "results.json"
+        images = ("--images", files.images, "--num-workers", "0", "--out", results)
+        printed.append(run(*score, *own, *images).out)
+        run("predict", files.images, *own, "--threshold", "0", "--out", out)
+        printed.append(run(*score, "--results", out / "detections.json").out)
+        scores += [json.loads(path.read_text()) for path in (results, out / "detections.json")]
+    assert re.search(r"AP +. +0\.[1-8]", printed[0])
+    assert printed == printed[:1] * 4
+    for other in scores[1:]:
+        for one, expected in zip(other, scores[0], strict=True):
+            assert one["score"] == pytest.approx(expected["score"], abs=2e-6)
+            assert one["bbox"] == pytest.approx(expected["bbox"], abs=2e-3)
+
+
+def _annotate_detections(files: CocoFiles, detector: Detector) -> None:
+    """Replace the annotations by the best detections of each image, moved by a few pixels."""
+    content = files.read()
+    annotations = []
+    for image in content["images"]:
+        found = detector.predict(files.images / image["file_name"], threshold=0)
+        edges = torch.tensor([image["width"], image["height"]] * 2)
+        boxes = found.boxes_xyxy.maximum(torch.zeros(4)).minimum(edges)
+        for rank in range(4):
+            x0, y0, x1, y1 = boxes[rank].tolist()
+            box = [x0, y0, (x1 - x0) * (1 - 0.08 * rank), (y1 - y0) * (1 - 0.08 * rank)]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image["id"],
+                    "category_id": detector.label_space.category_ids[found.labels[rank]],
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                }
+            )
+    files.write({**content, "annotations": annotations})
 
 
 def test_markup_in_a_class_name_is_printed_literally(run: CommandLine, tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ def test_a_run_is_trained_protected_against_a_restart_and_resumed(
         result = run(folder, "--resume", *settings, "train.max_steps=3")
     assert result.exception is None
     assert "resuming after step 1, epoch 0" in caplog.text
+    assert "earlier version" not in caplog.text
     assert "the config has changed: train.max_steps: 1 -> 3" in caplog.text
     checkpoint = load_checkpoint(folder / "last.pth")
     assert (checkpoint.step, checkpoint.epoch) == (3, 1)

@@ -10,8 +10,8 @@ from helpers.coco_files import write_coco_set
 
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.collate import Batch, collate
-from deformable_detr.data.loader import build_loader
-from deformable_detr.data.samplers import BatchPlan, EvaluationSampler, MicroBatchSampler, SampleKey
+from deformable_detr.data.loader import build_evaluation_loader, build_loader
+from deformable_detr.data.samplers import BatchPlan, MicroBatchSampler, SampleKey
 from deformable_detr.data.transformed import TransformedDataset
 from deformable_detr.data.transforms import (
     ColorJitter,
@@ -19,6 +19,7 @@ from deformable_detr.data.transforms import (
     RandomHorizontalFlip,
     RandomResize,
     RandomZoomCrop,
+    Resize,
 )
 from deformable_detr.data.watched import SampleError
 from deformable_detr.structures import Target
@@ -180,12 +181,17 @@ def test_zero_repeats_are_rejected(files):
         open_set(files, repeats=0)
 
 
-def test_evaluation_batches_hold_every_image_in_order(files):
-    dataset = open_set(files)
-    sampler = EvaluationSampler(len(dataset), batch_size=3, rank=0, world_size=1)
-    batches = build_loader(dataset, sampler, num_workers=0, pin_memory=False)
+def test_evaluation_batches_hold_every_image_and_are_not_padded(tmp_path):
+    sizes = [(48, 64), (64, 48), (96, 128), (40, 64), (47, 64)]  # two are resized to one size
+    files = write_coco_set(tmp_path, num_images=7, sizes=sizes)
+    dataset = CocoDataset(files.images, files.annotations)
+    transform = Resize(32, 40)
+    batches = list(
+        build_evaluation_loader(dataset, transform, batch_size=2, num_workers=0, pin_memory=False)
+    )
     ids = [[target.image_id for target in batch.targets] for batch in batches]
-    assert ids == [[1, 2, 3], [4, 5, 6], [7, 8]]
+    assert ids == [[1, 3], [2, 7], [4], [5], [6]]
+    assert not any(batch.images.padding_mask.any() for batch in batches)
 
 
 def make_batch():

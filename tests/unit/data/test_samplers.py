@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 
 from deformable_detr.data.samplers import (
@@ -174,23 +176,36 @@ def test_official_order_rejects_fewer_samples_than_a_batch():
         official(0, total_batch=30)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_evaluation_sees_each_sample_once(world_size):
-    batches = [
-        batch
+SIZES = [(4, 6), (6, 4), (4, 6), (5, 5), (4, 6), (6, 4), (4, 6)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 9])
+@pytest.mark.parametrize("sizes", [SIZES, SIZES[:1], [(4, 6)] * 7, [(4, 6 + i) for i in range(7)]])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_evaluation_sees_each_sample_once_in_batches_of_one_size(sizes, batch_size, world_size):
+    samplers = [
+        EvaluationSampler(sizes, batch_size=batch_size, rank=rank, world_size=world_size)
         for rank in range(world_size)
-        for batch in EvaluationSampler(7, batch_size=2, rank=rank, world_size=world_size)
     ]
-    assert sorted(indices(batches)) == list(range(7))
-    assert sorted(map(len, batches)) == [1, 2, 2, 2]
+    shares = [list(sampler) for sampler in samplers]
+    assert [len(sampler) for sampler in samplers] == [len(share) for share in shares]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    batches = [batch for share in shares for batch in share]
+    assert sorted(indices(batches)) == list(range(len(sizes)))
+    for batch in batches:
+        assert len({sizes[key.index] for key in batch}) == 1
+        assert len(batch) <= batch_size
+    full = sum(-(-sizes.count(size) // batch_size) for size in set(sizes))
+    assert len(batches) == full
 
 
 def test_evaluation_batches_are_the_same_for_any_world_size():
-    alone = list(EvaluationSampler(7, batch_size=2, rank=0, world_size=1))
-    second = EvaluationSampler(7, batch_size=2, rank=1, world_size=2)
-    assert list(second) == alone[1::2]
-    assert len(second) == 2
-    assert alone[0] == [SampleKey(0, 0), SampleKey(0, 1)]
+    alone = list(EvaluationSampler(SIZES, batch_size=2, rank=0, world_size=1))
+    assert [indices([batch]) for batch in alone] == [[0, 2], [1, 5], [3], [4, 6]]
+    for rank in range(3):
+        own = EvaluationSampler(SIZES, batch_size=2, rank=rank, world_size=3)
+        assert list(own) == alone[rank::3]
+    assert alone[0] == [SampleKey(0, 0), SampleKey(0, 2)]
 
 
 @pytest.mark.parametrize(
@@ -198,17 +213,22 @@ def test_evaluation_batches_are_the_same_for_any_world_size():
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"rank": 1}, "rank must be in 0..world_size - 1, got 1 of 1"),
+        ({"sizes": []}, "sizes must be those of at least one sample, got none"),
     ],
 )
 def test_evaluation_rejects_invalid_arguments(change, message):
     with pytest.raises(ValueError, match=message):
-        EvaluationSampler(7, **{"batch_size": 2, "rank": 0, "world_size": 1} | change)
+        EvaluationSampler(**{"sizes": SIZES, "batch_size": 2, "rank": 0, "world_size": 1} | change)
 
 
 def test_derived_seeds_differ_and_are_reproducible():
-    seeds = {derive_seed(a, b, c) for a in range(3) for b in range(3) for c in range(3)}
-    assert len(seeds) == 27
-    assert derive_seed(1, 2) == derive_seed(1, 2) != derive_seed(2, 1)
+    parts = [(a, b, c)[:length] for length in range(4) for a, b, c in product(range(3), repeat=3)]
+    parts += [(0, 2**32), (2**32,), (12, 3), (1, 23), (2**64 - 1, 0)]
+    uses = ("order", "augmentation", "dropout")
+    seeds = {derive_seed(use, *numbers) for use in uses for numbers in parts}
+    assert len(seeds) == len(uses) * len(set(parts)) == 3 * (1 + 3 + 9 + 27 + 5)
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    assert derive_seed("order", 42, 0) == 862324723502097677
 
 
 RATIOS = [((7 * index) % 50 + 1) / 10 for index in range(50)]  # height / width, all different

@@ -24,7 +24,8 @@ def example(labels: list[int], matched: list[int]) -> dict[str, float]:
     boxes = torch.tensor(TARGET_BOXES)[: len(labels)].view(-1, 4)
     target = Target(boxes, torch.tensor(labels, dtype=torch.int64), 1, (10, 10))
     match = Match(torch.tensor(matched, dtype=torch.int64), torch.arange(len(labels)))
-    metrics = detection_metrics(predictions, [target], [match])
+    counts = {"num_images": 1, "num_objects": max(1, len(labels))}
+    metrics = detection_metrics(predictions, [target], [match], **counts)
     return {name: value.item() for name, value in metrics.items()}
 
 

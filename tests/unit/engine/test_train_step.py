@@ -30,8 +30,8 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(size: in
     difference = (gradients(together) - gradients(apart)).norm() / gradients(together).norm()
     assert difference < 1e-12
     for name, value in values.items():
-        if name != "class_error":  # a mean of percentages of unequal parts
-            torch.testing.assert_close(parts[name], value, rtol=1e-12, atol=0)
+        rtol = 1e-12 if value.dtype == torch.float64 else 1e-6  # metrics are in float32
+        torch.testing.assert_close(parts[name], value, rtol=rtol, atol=0)
 
 
 def test_the_gradient_is_clipped_and_its_norm_before_that_is_reported() -> None:

@@ -176,13 +176,17 @@ def test_missing_fields_are_named(tmp_path: Path, stored: Checkpoint) -> None:
         load_checkpoint(path)
 
 
-def test_a_file_without_an_origin_is_loaded(tmp_path: Path, stored: Checkpoint) -> None:
+def test_a_file_without_fields_of_later_versions_is_loaded(
+    tmp_path: Path, stored: Checkpoint
+) -> None:
     path = tmp_path / "last.pth"
     save_checkpoint(path, stored)
     content = torch.load(path, weights_only=True)
-    del content["origin"]
+    for name in ("origin", "rules"):
+        del content[name]
     torch.save(content, path)
-    assert load_checkpoint(path).origin == ""
+    loaded = load_checkpoint(path)
+    assert (loaded.origin, loaded.rules) == ("", 1)
 
 
 def test_settings_of_an_earlier_version_are_renamed(tmp_path: Path, stored: Checkpoint) -> None:
