@@ -27,7 +27,12 @@ from deformable_detr.evaluation.postprocess import select_detections
 from deformable_detr.labels import LabelSpace
 from deformable_detr.photos import ImageLike, as_photo
 from deformable_detr.structures import Detections, ImageBatch, Predictions, Size
-from deformable_detr.visualize.attention import QueryAttention, attention_of_best, record_attention
+from deformable_detr.visualize.attention import (
+    QueryAttention,
+    attention_of_best,
+    image_share,
+    record_attention,
+)
 
 DEFAULT_THRESHOLD = 0.3  # focal losses give low scores; there are few false positives above this
 DEFAULT_BATCH_SIZE = 4
@@ -196,7 +201,9 @@ class Detector:
         decoder = self.model.get_submodule("decoder")
         with torch.inference_mode(), record_attention(decoder) as calls:
             last = self.model(images).last
-        return attention_of_best(last, calls[-1], queries)
+        height, width = images.images.shape[2:]
+        share = image_share(self.model, (height, width))
+        return attention_of_best(last, calls[-1], queries, share=share)
 
     def preprocess(self, photo: Image.Image) -> Tensor:
         """Resize and normalize an image for the model; returns (3, h, w)."""

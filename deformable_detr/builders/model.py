@@ -217,6 +217,7 @@ def _build_plain_backbone(config: BackboneConfig, *, load_weights: bool) -> Back
                 freeze_up_to_stride=config.freeze_up_to_stride,
                 freeze_norm=freeze_norm,
                 weights=weights,
+                padding=config.padding,
             )
         case _:
             assert_never(config)

@@ -148,11 +148,16 @@ class MobileNetV2Config(BackboneBase):
 
 
 class TimmConfig(BackboneBase):
-    """Model of timm that returns feature maps."""
+    """Model of timm with feature maps that takes images of any size."""
 
     kind: Literal["timm"] = "timm"
     name: str
     """Name of the model, without a pre-trained tag."""
+
+    padding: Literal["full", "required"] = "full"
+    """Padding of the images, at the right and the bottom, to a multiple of the coarsest stride, or
+    of what the model needs. `full` pads where the maps would leave the last pixels without a cell,
+    `required` only where the model cannot run otherwise."""
 
 
 BackboneConfig = Annotated[

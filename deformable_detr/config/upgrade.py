@@ -38,14 +38,16 @@ class Added:
     Attributes:
         key: the dotted key.
         former: the value that gives the behavior of versions without the setting.
+        kind: the kind of section that has the setting, or None if each has.
     """
 
     key: str
     former: Any
+    kind: str | None = None
 
 
 RENAMED = (Renamed("compat", "match_official", {"none": False, "official": True}),)
-ADDED: tuple[Added, ...] = ()
+ADDED: tuple[Added, ...] = (Added("model.backbone.padding", "required", kind="timm"),)
 
 
 def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +67,8 @@ def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
     for added in ADDED:
         *above, last = added.key.split(".")
         section = reduce(_section, above, upgraded)
-        if section:  # a whole config has the section
+        # A whole config has the section.
+        if section and added.kind in (None, section.get("kind")):
             section.setdefault(last, added.former)
     return upgraded
 

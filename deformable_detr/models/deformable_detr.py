@@ -11,7 +11,7 @@ from deformable_detr.layers.deform_kernel import DeformKernelConv2d
 from deformable_detr.models.backbones.base import Backbone
 from deformable_detr.models.decoder import DeformableTransformerDecoder
 from deformable_detr.models.encoder import DeformableTransformerEncoder
-from deformable_detr.models.memory import MemoryBuilder
+from deformable_detr.models.memory import MemoryBuilder, valid_share
 from deformable_detr.models.mimicking import FeatureMimicking, MimicFeatures, Pairs
 from deformable_detr.models.necks.base import Neck
 from deformable_detr.models.proposals import ProposalQueries
@@ -31,9 +31,10 @@ class DeformableDETR(nn.Module):
         decoder: queries and memory -> predictions of every layer.
         mimicking: feature mimicking, an additional loss in training, or None; not part of the
             forward pass.
-        frozen_roles: roles whose parameters are not trained, see `parameter_roles`. A module all
-            of whose parameters are frozen stays in eval mode: its statistics are not updated, and
-            it applies no dropout.
+        frozen_roles: roles whose parameters are not trained, see `parameter_roles`.
+
+    A module that has parameters, none of which is trained, stays in eval mode with all that it
+    contains: its statistics are not updated, and it applies no dropout.
 
     Raises:
         ValueError: no parameter has one of the `frozen_roles`.
@@ -59,7 +60,8 @@ class DeformableDETR(nn.Module):
         self.queries = queries
         self.decoder = decoder
         self.mimicking = mimicking
-        self._frozen = self._freeze(frozen_roles)
+        self._freeze(frozen_roles)
+        self.train(self.training)
 
     def forward(self, images: ImageBatch | Sequence[Tensor]) -> ModelOutput:
         """Detect objects.
@@ -73,9 +75,11 @@ class DeformableDETR(nn.Module):
         """
         if not isinstance(images, ImageBatch):
             images = ImageBatch.from_images(images)
+        images = self.backbone.pad(images)
         features = self.backbone(images.images)
         pyramid = self.neck(features, images.padding_mask)
-        memory = self.encoder(self.memory_builder(pyramid))
+        valid_ratio = valid_share(images.padding_mask) if self.backbone.multiple > 1 else None
+        memory = self.encoder(self.memory_builder(pyramid, valid_ratio))
         queries, proposals = self.queries(memory)
         *auxiliary, last = self.decoder(queries, memory)
         return ModelOutput(last, tuple(auxiliary), proposals)
@@ -100,26 +104,25 @@ class DeformableDETR(nn.Module):
         assert hidden is not None  # every decoder layer returns it
         return self.mimicking(self.backbone, images, hidden, targets, matches)
 
-    def _freeze(self, frozen_roles: Sequence[str]) -> tuple[nn.Module, ...]:
-        """Freeze the parameters of these roles, and return the modules that have no others."""
+    def _freeze(self, frozen_roles: Sequence[str]) -> None:
+        """Freeze the parameters of these roles."""
         roles = self.parameter_roles()
         for role in frozen_roles:
             if role not in roles.values():
                 found = ", ".join(sorted(set(roles.values())))
                 raise ValueError(f"frozen_roles must be roles of this model ({found}), got {role}")
-        frozen = {
-            parameter for name, parameter in self.named_parameters() if roles[name] in frozen_roles
-        }
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        parameters = {module: set(module.parameters()) for module in self.modules()}
-        return tuple(module for module, own in parameters.items() if own and own <= frozen)
+        for name, parameter in self.named_parameters():
+            if roles[name] in frozen_roles:
+                parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of all modules, but keep frozen modules in eval mode."""
+        """Set the mode of all modules, but keep modules without trained parameters in eval mode."""
         super().train(mode)
-        for module in self._frozen:
-            module.eval()
+        for module in self.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                for part in module.modules():  # not eval(), which of `self` calls this method
+                    part.training = False
         return self
 
     def parameter_roles(self) -> dict[str, str]:

@@ -21,8 +21,15 @@ class MemoryBuilder(nn.Module):
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
         nn.init.normal_(self.level_embed)
 
-    def forward(self, pyramid: Pyramid) -> Memory:
-        """Flatten the levels one after another, each row by row."""
+    def forward(self, pyramid: Pyramid, valid_ratio: Tensor | None = None) -> Memory:
+        """Flatten the levels one after another, each row by row.
+
+        Args:
+            pyramid: L levels.
+            valid_ratio: (N, 2) share of the (width, height) in pixels that is not padding, if the
+                levels divide the padded images without a remainder. If None, each level's share is
+                counted in its cells, as in the official code.
+        """
         tokens = [features.flatten(2).transpose(1, 2) for features in pyramid.maps]
         positions = [
             self.position(mask).to(features.dtype).flatten(2).transpose(1, 2) + embed
@@ -31,7 +38,10 @@ class MemoryBuilder(nn.Module):
             )
         ]
         masks = [mask.flatten(1) for mask in pyramid.padding_masks]
-        ratios = [_valid_ratio(mask) for mask in pyramid.padding_masks]
+        ratios = [
+            valid_share(mask) if valid_ratio is None else valid_ratio
+            for mask in pyramid.padding_masks
+        ]
         return Memory(
             tokens=torch.cat(tokens, dim=1),
             positions=torch.cat(positions, dim=1),
@@ -41,7 +51,7 @@ class MemoryBuilder(nn.Module):
         )
 
 
-def _valid_ratio(padding_mask: Tensor) -> Tensor:
+def valid_share(padding_mask: Tensor) -> Tensor:
     """Compute the (N, 2) share of the (width, height) that is not padding, from (N, H, W) bool."""
     valid = ~padding_mask
     return torch.stack((valid[:, 0].float().mean(1), valid[:, :, 0].float().mean(1)), dim=-1)

@@ -64,7 +64,8 @@ class FeatureMimicking(nn.Module):
         embed_dim: C, width of the queries.
         num_classes: K.
         max_regions: maximum number of objects per image; a random subset is taken of more.
-        crop_size_px: height and width to which crops are resized.
+        crop_size_px: height and width to which crops are resized, rounded up to a size that the
+            backbone takes.
     """
 
     def __init__(
@@ -140,7 +141,8 @@ class FeatureMimicking(nn.Module):
         """Return the (R, backbone_channels) features of the boxes, averaged over each crop."""
         if len(boxes) == 0:
             return images.images.new_zeros(0, self.backbone_channels)
-        crops = crop_boxes(images, image_index, boxes, size_px=self.crop_size_px)
+        size_px, _ = backbone.padded_size((self.crop_size_px, self.crop_size_px))
+        crops = crop_boxes(images, image_index, boxes, size_px=size_px)
         return backbone(crops)[-1].mean((2, 3))
 
 

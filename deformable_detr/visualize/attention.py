@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from deformable_detr.layers.attention import MSDeformAttn
 from deformable_detr.layers.precision import at_least_float32
+from deformable_detr.models.backbones.base import Backbone
 from deformable_detr.ops.ms_deformable_attention.reference import sampling_locations
-from deformable_detr.structures import LevelShapes, Predictions
+from deformable_detr.structures import LevelShapes, Predictions, Size
 from deformable_detr.visualize.recording import modules_of, recorded
 
 
@@ -39,8 +40,8 @@ class AttentionCall:
 class QueryAttention:
     """Detection of a query, with its sampling points and attention weights.
 
-    Coordinates are relative to the image, which must have no padding: (0, 0) is its upper left and
-    (1, 1) its lower right corner.
+    Coordinates are relative to the image: (0, 0) is its upper left and (1, 1) its lower right
+    corner.
 
     Attributes:
         label: class label in 0..K-1.
@@ -57,6 +58,17 @@ class QueryAttention:
     reference_point: Tensor
     points: Tensor
     weights: Tensor
+
+
+def image_share(model: nn.Module, size: Size) -> tuple[float, float]:
+    """Return the share of the (width, height) of a detector's padded input that an image takes.
+
+    Args:
+        model: the detector, whose backbone may need padding.
+        size: (height, width) of the image in pixels.
+    """
+    backbone = model.get_submodule("backbone")
+    return backbone.share_of_padded(size) if isinstance(backbone, Backbone) else (1.0, 1.0)
 
 
 def record_outputs(
@@ -109,14 +121,19 @@ def _attention_call(
 
 
 def attention_of_best(
-    predictions: Predictions, call: AttentionCall, count: int
+    predictions: Predictions,
+    call: AttentionCall,
+    count: int,
+    *,
+    share: tuple[float, float] = (1.0, 1.0),
 ) -> list[QueryAttention]:
     """Return sampling points and attention weights of the queries with the highest scores.
 
     Args:
-        predictions: (1, Q, K) predictions of one image without padding, of the layer of `call`.
+        predictions: (1, Q, K) predictions of one image, of the layer of `call`.
         call: call of that layer's cross-attention.
         count: number of queries, at most Q.
+        share: share of the padded (width, height) that the image takes, see `image_share`.
 
     Returns:
         One entry per query, on the CPU, highest score first, each with its best class.
@@ -133,14 +150,15 @@ def attention_of_best(
         )
     scores, labels = predictions.logits[0].detach().float().sigmoid().max(dim=-1)
     best = scores.topk(min(count, Q)).indices
+    extent = torch.tensor(share)
     return [
         QueryAttention(
             label=int(labels[query]),
             score=float(scores[query]),
             box_cxcywh=predictions.boxes[0, query].detach().cpu(),
-            # Without padding, the reference point is the same in every level.
-            reference_point=call.reference_points[0, query, 0, :2].cpu(),
-            points=call.sampling_locations[0, query].cpu(),
+            # The image takes the same share of every level, so that one of them is enough.
+            reference_point=call.reference_points[0, query, 0, :2].cpu() / extent,
+            points=call.sampling_locations[0, query].cpu() / extent,
             weights=call.attention_weights[0, query].cpu(),
         )
         for query in best.tolist()

@@ -1,5 +1,6 @@
 """Draw sampling points, receptive fields and level weights on images."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -119,31 +120,43 @@ def draw_receptive_field(image: Image.Image, field: ReceptiveField) -> Image.Ima
     return _render(figure)
 
 
-def draw_level_weights(image: Image.Image, weights: Sequence[Tensor]) -> Image.Image:
+def draw_level_weights(
+    image: Image.Image, weights: Sequence[Tensor], *, share: tuple[float, float] = (1.0, 1.0)
+) -> Image.Image:
     """Draw the weights between levels: one row per target level, one column per source level.
 
     Args:
         image: RGB image without padding.
         weights: L tensors (L, H_l, W_l), one per target level, finest first; they sum to 1 over
             the source levels.
+        share: share of the maps' (width, height) that the image takes.
     """
     L = len(weights)
     width, height = _inches(image.size, PANEL_INCHES)
     figure = Figure((L * width + MARGIN_INCHES, L * (height + 0.3) + 0.5), layout="constrained")
     panels = figure.subplots(L, L, squeeze=False)
-    for target, row in enumerate(panels):
+    for target, (row, row_weights) in enumerate(zip(panels, weights, strict=True)):
         for source, axes in enumerate(row):
             _show(axes, image, image.size, gray=True)
-            shares = weights[target][source].detach().float().cpu().numpy()
+            H, W = row_weights.shape[1:]
+            columns, rows = W * share[0], H * share[1]  # that the image takes
+            cells = row_weights[source, : math.ceil(rows), : math.ceil(columns)]
+            shares = cells.detach().float().cpu().numpy()
             drawn = axes.imshow(
                 shares,
                 cmap=COLORMAP,
                 vmin=0,
                 vmax=1,
                 alpha=0.65,
-                extent=(0, image.width, image.height, 0),
+                extent=(
+                    0,
+                    image.width * cells.shape[1] / columns,
+                    image.height * cells.shape[0] / rows,
+                    0,
+                ),
                 interpolation="nearest",
             )
+            axes.set(xlim=(0, image.width), ylim=(image.height, 0))
             axes.set_title(f"to level {target} from {source}: mean {shares.mean():.2f}", fontsize=9)
     figure.colorbar(drawn, ax=panels, shrink=0.6, label="weight (sums to 1 per row)")
     return _render(figure)

@@ -14,7 +14,7 @@ from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.models.necks.level_fusion import LevelFusion
 from deformable_detr.photos import ImageLike, as_photo
 from deformable_detr.structures import ImageBatch
-from deformable_detr.visualize.attention import record_outputs
+from deformable_detr.visualize.attention import image_share, record_outputs
 from deformable_detr.visualize.deform_points import chained_points, record_deform_convs
 from deformable_detr.visualize.pictures import (
     draw_deform_points,
@@ -120,6 +120,8 @@ class _View:
     def __init__(self, detector: Detector, image: Image.Image) -> None:
         self._detector, self._image = detector, image
         self._batch = ImageBatch.from_images([detector.preprocess(image)]).to(detector.device)
+        height, width = self._batch.images.shape[2:]
+        self._share = image_share(detector.model, (height, width))
 
     def queries(self, count: int) -> dict[str, Image.Image]:
         """Draw the attention of the best detections in the last decoder layer."""
@@ -155,8 +157,9 @@ class _View:
         row, column = cell or (H // 2, W // 2)
         points = chained_points(chain, (row, column))
         height, width = chain[0].input_size
-        relative = points / points.new_tensor([width, height])
-        center = ((column + 0.5) / W, (row + 0.5) / H)
+        share_x, share_y = self._share
+        relative = points / points.new_tensor([width * share_x, height * share_y])
+        center = ((column + 0.5) / (W * share_x), (row + 0.5) / (H * share_y))
         last = chain[-1].module
         title = f"{last}, cell {row},{column} of {H} x {W}"
         if len(chain) > 1:
@@ -171,4 +174,4 @@ class _View:
         if not calls:
             raise ValueError("fusion needs a model with an ASFF neck, got one without")
         weights = [level.weights[0] for _, level in calls]
-        return {"fusion": draw_level_weights(self._image, weights)}
+        return {"fusion": draw_level_weights(self._image, weights, share=self._share)}

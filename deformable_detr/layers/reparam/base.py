@@ -24,6 +24,7 @@ from deformable_detr.ops.geometry import IntPair
 Statistics = Literal["frozen", "train"]
 BlockInit = Literal["own_branch", "paper"]
 DEFAULT_NORM_EPS = 1e-5  # of nn.BatchNorm2d
+DEFAULT_NORM_MOMENTUM = 0.1  # of nn.BatchNorm2d
 
 
 class ReparameterizedBlock(nn.Module):
@@ -63,6 +64,7 @@ class BranchBlock(ReparameterizedBlock):
         norm: Statistics,
         init: BlockInit = "own_branch",
         norm_eps: float = DEFAULT_NORM_EPS,
+        norm_momentum: float | None = DEFAULT_NORM_MOMENTUM,
     ) -> None:
         super().__init__()
         _require_choice("norm", norm, get_args(Statistics))
@@ -77,8 +79,11 @@ class BranchBlock(ReparameterizedBlock):
         self.window = square_window(
             kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation
         )
-        layer: Any = FixedStatisticsNorm2d if norm == "frozen" else nn.BatchNorm2d
-        self.norm_layer: NormLayer = functools.partial(layer, eps=norm_eps)
+        self.norm_layer: NormLayer = (
+            functools.partial(FixedStatisticsNorm2d, eps=norm_eps)
+            if norm == "frozen"
+            else functools.partial(nn.BatchNorm2d, eps=norm_eps, momentum=norm_momentum)
+        )
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     @classmethod
@@ -94,7 +99,9 @@ class BranchBlock(ReparameterizedBlock):
 
         They become the branch of the whole kernel. With `init="own_branch"` the other branches
         start at zero: in eval mode, and with `norm="frozen"` also in train mode, the block
-        computes the same as the pair in eval mode.
+        computes the same as the pair in eval mode. All norms of the block get the eps of the
+        norm, and with `norm="train"` its momentum; they are synchronized between processes if it
+        is. Their gamma and beta are trained, even if the norm has none.
 
         Args:
             conv: convolution with a square, odd kernel and zero padding.
@@ -130,8 +137,11 @@ class BranchBlock(ReparameterizedBlock):
             norm=norm,
             init=init,
             norm_eps=DEFAULT_NORM_EPS if conv_norm is None else conv_norm.eps,
+            norm_momentum=getattr(conv_norm, "momentum", DEFAULT_NORM_MOMENTUM),
         )
         block._load_own_branch(conv, conv_norm)
+        if isinstance(conv_norm, nn.SyncBatchNorm) and norm == "train":
+            block = nn.SyncBatchNorm.convert_sync_batchnorm(block, conv_norm.process_group)
         return block.to(conv.weight.device, conv.weight.dtype).train(conv.training)
 
     @torch.no_grad()
@@ -147,6 +157,9 @@ class BranchBlock(ReparameterizedBlock):
         mean, variance = statistics(conv_norm)
         own_mean.copy_(mean if conv.bias is None else mean - conv.bias)
         own_variance.copy_(variance)
+        counters = [getattr(one, "num_batches_tracked", None) for one in (own_norm, conv_norm)]
+        if counters[0] is not None and counters[1] is not None:
+            counters[0].copy_(counters[1])  # without a momentum, the weight of the next batch
         if conv_norm.weight is not None:
             own_norm.weight.copy_(conv_norm.weight)
         if conv_norm.bias is not None:

@@ -10,7 +10,13 @@ from deformable_detr.layers.reparam.algebra import (
     kernel_of,
     pad_kernel,
 )
-from deformable_detr.layers.reparam.base import DEFAULT_NORM_EPS, BlockInit, BranchBlock, Statistics
+from deformable_detr.layers.reparam.base import (
+    DEFAULT_NORM_EPS,
+    DEFAULT_NORM_MOMENTUM,
+    BlockInit,
+    BranchBlock,
+    Statistics,
+)
 from deformable_detr.layers.reparam.branches import AverageBranch, ChainBranch, ConvNormBranch
 from deformable_detr.layers.reparam.windows import conv_through
 from deformable_detr.ops.geometry import ConvGeometry, IntPair
@@ -35,6 +41,8 @@ class ACBlock(BranchBlock):
         init: "own_branch" starts the gammas of Kx1 and 1xK at 0, so that the block starts as a
             convolution and its norm; "paper" starts all gammas at 1.
         norm_eps: constant added to the variances.
+        norm_momentum: weight of a batch in the norms' statistics with norm "train"; None for the
+            average of all batches.
 
     Raises:
         ValueError: the kernel is not square and odd, or a value is out of range.
@@ -54,6 +62,7 @@ class ACBlock(BranchBlock):
         norm: Statistics = "frozen",
         init: BlockInit = "own_branch",
         norm_eps: float = DEFAULT_NORM_EPS,
+        norm_momentum: float | None = DEFAULT_NORM_MOMENTUM,
     ) -> None:
         super().__init__(
             in_channels,
@@ -67,6 +76,7 @@ class ACBlock(BranchBlock):
             norm=norm,
             init=init,
             norm_eps=norm_eps,
+            norm_momentum=norm_momentum,
         )
         window, channels = self.window, (in_channels, out_channels)
         rows, columns = window.padding
@@ -138,6 +148,8 @@ class DiverseBranchBlock(BranchBlock):
         init: "own_branch" starts the last gamma of all branches but KxK at 0, so that the block
             starts as a convolution and its norm; "paper" starts all gammas at 1.
         norm_eps: constant added to the variances.
+        norm_momentum: weight of a batch in the norms' statistics with norm "train"; None for the
+            average of all batches.
         internal_channels: channels between the 1x1 and the KxK of their branch; by default C_in,
             or twice that in a depthwise block, as published.
 
@@ -160,6 +172,7 @@ class DiverseBranchBlock(BranchBlock):
         norm: Statistics = "frozen",
         init: BlockInit = "own_branch",
         norm_eps: float = DEFAULT_NORM_EPS,
+        norm_momentum: float | None = DEFAULT_NORM_MOMENTUM,
         internal_channels: int | None = None,
     ) -> None:
         super().__init__(
@@ -174,6 +187,7 @@ class DiverseBranchBlock(BranchBlock):
             norm=norm,
             init=init,
             norm_eps=norm_eps,
+            norm_momentum=norm_momentum,
         )
         window = self.window
         if window.padding != _middle(window):

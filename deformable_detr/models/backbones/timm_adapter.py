@@ -1,7 +1,10 @@
-"""Backbones from timm: all models with feature maps."""
+"""Backbones from timm: all models with feature maps that take images of any size."""
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import timm
 import torch
@@ -9,14 +12,35 @@ from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.mobilenetv3 import MobileNetV3Features
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from deformable_detr.models.backbones.base import Backbone, freeze, require_strides
+from deformable_detr.models.backbones.probing import UnfitNetworkError, probe_network
 from deformable_detr.models.backbones.weights import load_backbone_weights
 from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD
+
+# Options by which networks of fixed size take any, and the value that does so. Windows are then
+# the same at all sizes, as in the networks' own detectors: `always_partition` shifts them also
+# where one of them held the whole map in pre-training.
+_FREE_SIZE = {"strict_img_size": False, "always_partition": True, "dynamic_img_size": True}
+_WORKING = (
+    "resnet50d",
+    "convnext_tiny",
+    "efficientnet_b0",
+    "regnety_040",
+    "swin_tiny_patch4_window7_224",
+    "pvt_v2_b1",
+)
+Padding = Literal["full", "required"]
 
 
 class TimmBackbone(Backbone):
     """A timm `features_only` model whose input gets the normalization it was trained with.
+
+    The model is built with timm's options for inputs of any size, and probed, see
+    `probe_network`: `multiple` is the smallest of 1, the coarsest of the strides and the size
+    that the model is made for at which all is right. Parameters that the maps do not depend on are
+    not trained: without a gradient, they would stop distributed training.
 
     Args:
         name: timm's model name, without a pre-trained tag.
@@ -24,9 +48,12 @@ class TimmBackbone(Backbone):
         freeze_up_to_stride: modules up to the last map of at most this stride are not trained.
         freeze_norm: whether batch norms use their stored statistics and are not trained.
         weights: a file, one of timm's pre-trained tags for this model, or None.
+        padding: "full" has the input padded so that the maps cover all pixels, "required" only
+            where the model cannot run otherwise.
 
     Raises:
-        ValueError: an unknown model, tag or stride, or a file that does not fit.
+        ValueError: an unknown model, tag or stride, a file that does not fit, or a model that does
+            not take images of any size.
     """
 
     _scale: Tensor
@@ -40,26 +67,20 @@ class TimmBackbone(Backbone):
         freeze_up_to_stride: int,
         freeze_norm: bool = True,
         weights: str | Path | None = None,
+        padding: Padding = "full",
     ) -> None:
         super().__init__()
-        if not timm.is_model(name):
-            raise ValueError(
-                f"timm model must be one of timm.list_models(), got {name!r}; a pre-trained tag "
-                "goes into model.backbone.weights"
-            )
-        tag = f".{weights}" if isinstance(weights, str) else ""
-        if tag and f"{name}{tag}" not in timm.list_pretrained(f"{name}.*"):
-            tags = [entry.partition(".")[2] for entry in timm.list_pretrained(f"{name}.*")]
-            raise ValueError(f"weights of {name} must be a file or one of {tags}, got {weights!r}")
-        whole = timm.create_model(name, features_only=True)
-        reductions = whole.feature_info.reduction()
-        require_strides(out_strides, reductions, name)
+        tag = _tag(name, weights)
+        maps = _offered_maps(name)
+        reductions = [stride for _, stride in maps]
+        require_strides(out_strides, reductions, f"timm model {name}")
         last_of_stride = {stride: index for index, stride in enumerate(reductions)}
         self.body = timm.create_model(
             f"{name}{tag}",
             features_only=True,
             pretrained=bool(tag),
             out_indices=tuple(last_of_stride[stride] for stride in out_strides),
+            **_free_size_options(name),
         )
         if isinstance(self.body, EfficientNetFeatures | MobileNetV3Features):
             # timm removes unused blocks from all networks but these, which run every block.
@@ -69,19 +90,46 @@ class TimmBackbone(Backbone):
             load_backbone_weights(self.body, weights)
         if freeze_norm:
             freeze_batch_norm_2d(self.body)
+            # Without a trained parameter, those that timm does not replace stay in eval mode.
+            freeze(norm for norm in self.body.modules() if isinstance(norm, _BatchNorm))
         self.strides = tuple(out_strides)
         self.channels = tuple(self.body.feature_info.channels())
-        mean, std = (torch.tensor(self.body.default_cfg[key]) for key in ("mean", "std"))
-        scale, shift = torch.tensor(IMAGENET_STD) / std, (torch.tensor(IMAGENET_MEAN) - mean) / std
-        self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("_shift", shift.view(1, 3, 1, 1), persistent=False)
+        self._normalize_as(self.body.default_cfg)
         self._channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
-        last_map = last_of_stride[out_strides[-1]]
-        self._maps = tuple((info["module"], info["reduction"]) for info in whole.feature_info.info)
-        self._maps = self._maps[: last_map + 1]
+        self._maps = maps[: last_of_stride[out_strides[-1]] + 1]
+        self._probe(name, reductions, padding)
         frozen_maps = [module for module, stride in self._maps if stride <= freeze_up_to_stride]
         if frozen_maps:
             freeze(_modules_up_to(self.body, frozen_maps[-1]))
+            # Position embeddings and class tokens, which are added before the first block.
+            for parameter in _own_parameters(self.body):
+                parameter.requires_grad_(False)
+
+    def _normalize_as(self, settings: Mapping[str, Any]) -> None:
+        """Register the map from the normalization by ImageNet's statistics to the network's."""
+        mean, std = (torch.tensor(settings[key]) for key in ("mean", "std"))
+        scale, shift = torch.tensor(IMAGENET_STD) / std, (torch.tensor(IMAGENET_MEAN) - mean) / std
+        self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_shift", shift.view(1, 3, 1, 1), persistent=False)
+
+    def _probe(self, name: str, reductions: Sequence[int], padding: Padding) -> None:
+        """Find the multiple, and exclude unused parameters from training."""
+        coarsest = self.strides[-1]
+        made_for = max(self.body.default_cfg["input_size"][1:])
+        multiples = [coarsest, max(coarsest, *reductions), made_for]
+        try:
+            probe = probe_network(
+                self.body,
+                self.strides,
+                multiples=[multiple for multiple in multiples if multiple % coarsest == 0],
+                covering=padding == "full",
+                channels_last=self._channels_last,
+            )
+        except UnfitNetworkError as error:
+            raise ValueError(_refusal(name, str(error))) from error
+        self.multiple = probe.multiple
+        for parameter in probe.unused:
+            self.body.get_parameter(parameter).requires_grad_(False)
 
     def blocks(self) -> list[tuple[int, nn.Module]]:
         """See `Backbone`."""
@@ -93,11 +141,64 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone`."""
-        # From the normalization by ImageNet's statistics to that of the network's training.
         features: list[Tensor] = self.body(images * self._scale + self._shift)
         if self._channels_last:
             features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
         return features
+
+
+def _tag(name: str, weights: str | Path | None) -> str:
+    """Return the suffix of the model's name that asks for pre-trained weights, or nothing."""
+    if not timm.is_model(name):
+        raise ValueError(
+            f"timm model must be one of timm.list_models(), got {name!r}; a pre-trained tag "
+            "goes into model.backbone.weights"
+        )
+    if not isinstance(weights, str):
+        return ""
+    tags = [entry.partition(".")[2] for entry in timm.list_pretrained(f"{name}.*")]
+    if weights not in tags:
+        raise ValueError(f"weights of {name} must be a file or one of {tags}, got {weights!r}")
+    return f".{weights}"
+
+
+def _own_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that are in no part of a network that timm has wrapped."""
+    children = list(network.children())
+    own = list(network.parameters(recurse=False))
+    return own + _own_parameters(children[0]) if len(children) == 1 else own
+
+
+@functools.cache
+def _free_size_options(name: str) -> dict[str, Any]:
+    """Return the options of the model by which it takes images of any size."""
+    known: set[str] = set()
+    for kind in type(_build_without_numbers(name)).__mro__:
+        known |= set(inspect.signature(kind).parameters)
+    return {option: value for option, value in _FREE_SIZE.items() if option in known}
+
+
+@functools.cache
+def _offered_maps(name: str) -> tuple[tuple[str, int], ...]:
+    """Return the module and the stride of all maps, in the order of timm's indices."""
+    whole = _build_without_numbers(name, features_only=True, **_free_size_options(name))
+    return tuple((info["module"], info["reduction"]) for info in whole.feature_info.info)
+
+
+def _build_without_numbers(name: str, **options: Any) -> Any:
+    """Build a model on "meta", in little time and without drawing random numbers."""
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, **options)
+    except Exception as error:  # a model's own constructor raises any kind
+        raise ValueError(_refusal(name, f"timm cannot build it as a backbone ({error})")) from error
+
+
+def _refusal(name: str, reason: str) -> str:
+    return (
+        f"model.backbone.name must be a model of timm with feature maps of images of any size, "
+        f"got {name}: {reason}; models that work are {', '.join(_WORKING)}"
+    )
 
 
 def _modules_up_to(network: nn.Module, last: str) -> list[nn.Module]:
@@ -112,8 +213,13 @@ def _modules_up_to(network: nn.Module, last: str) -> list[nn.Module]:
         names = list(modules)
         return [modules[name] for name in names[: names.index(flat) + 1]]
     container, _, rest = last.partition(".")
+    if container not in modules and len(modules) == 1:  # timm's wrapper around a whole network
+        return _modules_up_to(next(iter(modules.values())), last)
     if container not in modules:
-        raise ValueError(f"freeze_up_to_stride must be 0 for this network, which has no {last!r}")
+        raise ValueError(
+            "model.backbone.freeze_up_to_stride must be 0 for this network, which has no part "
+            f"{last!r}"
+        )
     names = list(modules)
     before = [modules[name] for name in names[: names.index(container)]]
     return (
