@@ -25,7 +25,7 @@ def read_json(file: Path, what: str) -> Any:
         ValueError: the content is not JSON.
     """
     try:
-        return _parse(file.read_bytes())
+        return _parse(_read_text(file))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{what} {file} must exist, found nothing there") from error
     except RecursionError as error:
@@ -56,7 +56,12 @@ def kind_of(value: Any) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
-def _parse(content: bytes) -> Any:
+def _read_text(file: Path) -> str:
+    content = file.read_bytes()  # dropped at the end, before parsing takes more memory
+    return content.decode(json.detect_encoding(content), "surrogatepass")
+
+
+def _parse(content: str) -> Any:
     try:
         return json.loads(content)
     except (json.JSONDecodeError, UnicodeDecodeError):
