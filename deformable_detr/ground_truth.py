@@ -1,19 +1,24 @@
-"""GroundTruth: annotated objects that detections are scored against, and checks of COCO JSON."""
+"""GroundTruth: annotated objects that detections are scored against."""
 
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+import posixpath
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from deformable_detr.coco_json.reading import read_json, shown
+from deformable_detr.coco_json.rules import Use, check_annotations, listed
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Size
 
-SHOWN = 5  # offending values an error lists
+EmptyBoxes = Literal["missed", "ignored"]
+logger = logging.getLogger(__name__)
+_RECALLS = np.linspace(0.0, 1.0, 101)  # where COCO samples the precision
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class GroundTruth:
         file: the annotation file.
         label_space: its categories, in the order of their ids.
         image_ids: ids of the I images.
+        file_names: `file_name` of the I images, "" if not in the file.
         image_sizes: (height, width) of the I images in pixels, (0, 0) if not in the file.
         images: (T,) int64 index into `image_ids` per object.
         categories: (T,) int64 index into `label_space.category_ids` per object.
@@ -37,6 +43,7 @@ class GroundTruth:
     file: Path
     label_space: LabelSpace
     image_ids: tuple[int, ...]
+    file_names: tuple[str, ...]
     image_sizes: tuple[Size, ...]
     images: npt.NDArray[np.int64]
     categories: npt.NDArray[np.int64]
@@ -56,13 +63,53 @@ class GroundTruth:
             file,
             label_space,
             image_ids,
-            tuple(_size(one) for one in record["images"]),
+            tuple(one.get("file_name", "") for one in record["images"]),
+            tuple((one.get("height", 0), one.get("width", 0)) for one in record["images"]),
             np.array([images[one["image_id"]] for one in objects], dtype=np.int64),
             np.array([labels[one["category_id"]] for one in objects], dtype=np.int64),
             np.array([one["bbox"] for one in objects], dtype=np.float64).reshape(-1, 4),
             np.array([one.get("area", _box_area(one)) for one in objects], dtype=np.float64),
-            np.array([bool(one.get("iscrowd")) for one in objects], dtype=np.bool_),
+            np.array([one.get("iscrowd", 0) for one in objects], dtype=np.bool_),
         )
+
+    def clipped_xyxy(self) -> npt.NDArray[np.float32]:
+        """Return (T, 4) corners in pixels, clipped to the image as far as its size is known."""
+        x, y, width, height = self.boxes_xywh.T
+        corners = np.stack((x, y, x + width, y + height), axis=1).reshape(-1, 2, 2)
+        clipped = np.clip(corners, 0.0, self._limits()[:, None])
+        return clipped.reshape(-1, 4).astype(np.float32)
+
+    def empty(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Return which boxes, crowds excepted, have no area inside their image, by reason.
+
+        Returns:
+            (T,) bool per reason: "degenerate" (no width or no height, in float32) and "outside"
+            (entirely outside the image).
+        """
+        start, extent = self.boxes_xywh[:, :2], self.boxes_xywh[:, 2:]
+        corners = self.clipped_xyxy()
+        hidden = (corners[:, 2:] <= corners[:, :2]).any(axis=1) & ~self.is_crowd
+        outside = ((start + extent <= 0) | (start >= self._limits())).any(axis=1)
+        outside &= hidden & (extent > 0).all(axis=1)
+        return {"degenerate": hidden & ~outside, "outside": outside}
+
+    def _limits(self) -> npt.NDArray[np.float64]:
+        """Return (T, 2) width and height of the image of each object, infinite if unknown."""
+        limits = np.array(self.image_sizes, dtype=np.float64).reshape(-1, 2)[:, ::-1]
+        return np.where(limits > 0, limits, np.inf)[self.images]
+
+    def scored(self, empty_boxes: EmptyBoxes) -> "GroundTruth":
+        """Return the objects to score detections against.
+
+        Args:
+            empty_boxes: boxes that have no area inside their image are "missed", objects that no
+                detection finds, as in COCO's evaluation; or "ignored", left out.
+        """
+        return self if empty_boxes == "missed" else self._select(~_any(self.empty()))
+
+    def _select(self, keep: npt.NDArray[np.bool_]) -> "GroundTruth":
+        columns = ("images", "categories", "boxes_xywh", "area", "is_crowd")
+        return replace(self, **{name: getattr(self, name)[keep] for name in columns})
 
     def to_coco(self) -> dict[str, Any]:
         """Return `images`, `categories` and `annotations` for pycocotools.
@@ -99,100 +146,167 @@ class GroundTruth:
         }
 
 
-def read_ground_truth(file: Path) -> GroundTruth:
+def read_ground_truth(file: Path, *, empty_boxes: EmptyBoxes = "missed") -> GroundTruth:
     """Read a COCO annotation file for scoring; its images need not exist.
 
-    Keys that scoring does not need, such as `info`, may be missing. Defaults are: `annotations`
-    none, `iscrowd` 0, `area` that of the box. For training, `data.annotations` has more checks.
+    Args:
+        file: path of the JSON file; for keys that may be missing see `coco_json.rules`.
+        empty_boxes: see `GroundTruth.scored`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not COCO JSON, or an annotation cannot be scored.
+        ValueError: the content breaks a rule; the message names file, entry, key and value.
+    """
+    return read_all(file, "scoring", empty_boxes).scored(empty_boxes)
+
+
+def read_all(file: Path, use: Use, empty_boxes: EmptyBoxes) -> GroundTruth:
+    """Read and check a COCO annotation file; warn of what is legal but probably wrong.
+
+    Args:
+        file: path of the JSON file.
+        use: decides which keys may be missing.
+        empty_boxes: only the warning depends on it; the result has these boxes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the content breaks a rule; the message names file, entry, key and value.
     """
     record = read_json(file, "annotation file")
-    if not isinstance(record, dict):
-        raise ValueError(f"annotation file {file} must hold an object, got {kind_of(record)}")
-    for key in ("images", "categories"):
-        check_objects(record.get(key), ("id",), f"{key} of {file}")
-    LabelSpace.from_categories(record["categories"])  # raises for duplicate ids
-    annotations = record.get("annotations", [])
-    where = f"annotations of {file}"
-    check_objects(annotations, ("image_id", "category_id"), where)
-    check_known(annotations, "image_id", record["images"], where)
-    check_known(annotations, "category_id", record["categories"], where)
-    for position, annotation in enumerate(annotations):
-        check_box(annotation, position, where)
-        check_number(annotation.get("area", _box_area(annotation)), "area", position, where)
-    return GroundTruth.of(file, record)
+    check_annotations(record, file, use)
+    truth = GroundTruth.of(file, record)
+    for line in remarks(truth, empty_boxes):
+        logger.warning("%s: %s", file, line)
+    return truth
 
 
-def read_json(file: Path, what: str) -> Any:
-    """Read a JSON file; `what` names it in errors."""
-    try:
-        return json.loads(file.read_bytes())  # UTF-8 with or without a byte order mark
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{what} {file} must exist, found nothing there") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{what} {file} must be JSON, got {error}") from error
-
-
-def check_objects(items: Any, ids: Sequence[str], where: str) -> None:
-    """Require a list of objects, each with integers at the keys `ids`."""
-    if not isinstance(items, list):
-        raise ValueError(f"{where} must be a list, got {kind_of(items)}")
-    for position, item in enumerate(items):
-        if not isinstance(item, dict):
-            raise ValueError(f"{where}: entry {position} must be an object, got {kind_of(item)}")
-        for key in ids:
-            if type(item.get(key)) is not int:
-                raise ValueError(
-                    f"{where}: entry {position} must have an integer {key}, got {item.get(key)!r}"
-                )
-
-
-def check_known(
-    items: Iterable[Mapping[str, Any]], key: str, known: Iterable[Mapping[str, Any]], where: str
-) -> None:
-    """Require the ids at `key` to be ids of `known`."""
-    unknown = sorted({item[key] for item in items} - {item["id"] for item in known})
-    if unknown:
-        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-        raise ValueError(
-            f"{where} must use the {key} of the annotation file, "
-            f"got unknown {', '.join(map(str, unknown[:SHOWN]))}{more}"
+def remarks(truth: GroundTruth, empty_boxes: EmptyBoxes) -> list[str]:
+    """Return a line about each kind of content that is legal, but probably wrong."""
+    lines = [*_about_twins(truth), *_about_names(truth.label_space)]
+    empty = truth.empty()
+    hidden = _any(empty)
+    if hidden.any():
+        lines.append(_about_empty(truth, empty, empty_boxes))
+    copies, originals = _copies(truth, ~truth.is_crowd & ~hidden)
+    if copies.any():
+        last = int(np.flatnonzero(copies)[0])
+        lines.append(
+            f"{_count(copies)} repeat another one (image, category and box), such as "
+            f"annotations[{originals[last]}] and annotations[{last}]: delete the copies; where a "
+            f"detector finds each object once, AP is {ap_ceiling(truth, copies):.3f} at most"
         )
-
-
-def check_box(item: Mapping[str, Any], position: int, where: str) -> None:
-    """Require a `bbox` of four finite numbers."""
-    box = item.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))):
-        raise ValueError(
-            f"{where}: entry {position} must have a bbox of four finite numbers "
-            f"(left, top, width, height), got {box!r}"
+    flat = (truth.area == 0) & ~truth.is_crowd & ~hidden
+    if flat.any():
+        lines.append(
+            f"{_count(flat)} have area 0 but a box with extent, such as "
+            f"annotations[{np.flatnonzero(flat)[0]}]: they count as small objects; without `area` "
+            "the area of the box counts"
         )
+    scored = truth.scored(empty_boxes)
+    if scored.is_crowd.all():
+        lines.append(
+            f"no object to find in {len(truth.images)} annotations "
+            f"({int(truth.is_crowd.sum())} crowd regions): AP is not defined, which is -1"
+        )
+    return lines
 
 
-def check_number(value: Any, key: str, position: int, where: str) -> None:
-    """Require a finite number."""
-    if not _is_finite(value):
-        raise ValueError(f"{where}: entry {position} must have a finite {key}, got {value!r}")
+def ap_ceiling(truth: GroundTruth, missed: npt.NDArray[np.bool_]) -> float:
+    """Compute the AP of a detector that finds all objects but some, and nothing else.
+
+    Args:
+        truth: the objects.
+        missed: (T,) bool, True for the objects not found.
+
+    Returns:
+        The mean over classes with objects of the share of COCO's 101 recall values that the class
+        reaches; -1 without objects.
+    """
+    num_classes = len(truth.label_space.category_ids)
+    categories, is_missed = truth.categories[~truth.is_crowd], missed[~truth.is_crowd]
+    total = np.bincount(categories, minlength=num_classes)
+    found = np.bincount(categories[~is_missed], minlength=num_classes)[total > 0]
+    reached = np.searchsorted(_RECALLS, found / total[total > 0], side="right")
+    reached[found == 0] = 0
+    return float(reached.mean() / len(_RECALLS)) if reached.size else -1.0
 
 
-def kind_of(value: Any) -> str:
-    """Describe the type of a JSON value, for errors."""
-    return "nothing" if value is None else f"a {type(value).__name__}"
+def _about_empty(
+    truth: GroundTruth, empty: Mapping[str, npt.NDArray[np.bool_]], empty_boxes: EmptyBoxes
+) -> str:
+    hidden = _any(empty)
+    reasons = {"degenerate": "without width or height", "outside": "outside"}
+    parts = [f"{int(empty[key].sum())} {text}" for key, text in reasons.items() if empty[key].any()]
+    where = "and of evaluation"
+    if empty_boxes == "missed":
+        where = (
+            "but missed by every detector in evaluation, where AP is "
+            f"{ap_ceiling(truth, hidden):.3f} at most; "
+            "data.empty_boxes=ignored or evaluate --empty-boxes ignored leaves them out"
+        )
+    return (
+        f"{_count(hidden)} have no area inside their image ({', '.join(parts)}), such as "
+        f"annotations[{np.flatnonzero(hidden)[0]}]: left out of training {where}"
+    )
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _about_twins(truth: GroundTruth) -> list[str]:
+    ids: dict[str, list[int]] = {}
+    for image_id, name in zip(truth.image_ids, truth.file_names, strict=True):
+        ids.setdefault(posixpath.normpath(name), []).append(image_id)
+    twins = {name: found for name, found in ids.items() if len(found) > 1 and name != "."}
+    if not twins:
+        return []
+    name, found = next(iter(twins.items()))
+    return [
+        f"{len(twins)} image files have several ids, such as {shown(name)} with {listed(found)}: "
+        "each id is trained and scored without the objects of the others; give the annotations "
+        "of a file one image_id"
+    ]
 
 
-def _box_area(annotation: Mapping[str, Any]) -> Any:
-    return annotation["bbox"][2] * annotation["bbox"][3]
+def _about_names(space: LabelSpace) -> list[str]:
+    counts = Counter(space.names)
+    shared = [name for name, count in counts.items() if count > 1]
+    if not shared:
+        return []
+    ids = [space.category_ids[place] for place, name in enumerate(space.names) if name == shared[0]]
+    return [
+        f"{len(shared)} names belong to several categories, such as {shown(shared[0])} to "
+        f"{listed(ids)}: they are different classes"
+    ]
 
 
-def _size(image: Mapping[str, Any]) -> Size:
-    """Return (height, width); scoring does not need them, so invalid values become (0, 0)."""
-    height, width = image.get("height"), image.get("width")
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else (0, 0)
+def _copies(
+    truth: GroundTruth, among: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.bool_], dict[int, int]]:
+    """Find objects with the image, category and box of an earlier one.
+
+    Returns:
+        (T,) bool, True for the copies; and the index of the earlier object by that of the copy.
+    """
+    places = np.flatnonzero(among)
+    keys = (*truth.boxes_xywh[places].T, truth.categories[places], truth.images[places])
+    order = np.lexsort(keys)  # stable: an object stands before its copies
+    repeats = np.ones(max(len(places) - 1, 0), dtype=np.bool_)
+    for key in keys:
+        repeats &= key[order][1:] == key[order][:-1]
+    later = np.flatnonzero(repeats) + 1
+    is_copy = np.zeros(len(among), dtype=np.bool_)
+    is_copy[places[order[later]]] = True
+    return is_copy, dict(
+        zip(places[order[later]].tolist(), places[order[later - 1]].tolist(), strict=True)
+    )
+
+
+def _any(masks: Mapping[str, npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:
+    return np.logical_or.reduce(list(masks.values()))
+
+
+def _count(mask: npt.NDArray[np.bool_]) -> str:
+    return f"{int(mask.sum())} of {len(mask)} annotations"
+
+
+def _box_area(annotation: Mapping[str, Any]) -> float:
+    width, height = annotation["bbox"][2:]
+    return max(width, 0.0) * max(height, 0.0)

@@ -53,6 +53,7 @@ def build_dataset(
         paths.annotations,
         label_space=label_space,
         raw_labels=config.match_official,
+        empty_boxes=config.data.empty_boxes,
         cache_images=config.data.cache_images,
     )
 

@@ -1,7 +1,7 @@
 """`deformable-detr evaluate`: score a detector, or a results file, as COCO does."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -57,6 +57,12 @@ def evaluate(
         int,
         typer.Option(parser=whole(1), help="Number of pictures, spread evenly over the images."),
     ] = 8,
+    empty_boxes: Annotated[
+        Literal["missed", "ignored"],
+        typer.Option(
+            help="Count annotated boxes without area inside their image as missed, or ignore them."
+        ),
+    ] = "missed",
 ) -> None:
     """Measure a detector: the twelve COCO metrics, and AP per class.
 
@@ -71,7 +77,7 @@ def evaluate(
             )
         from deformable_detr.workflows.evaluation import score_results
 
-        print_metrics(score_results(results, annotations))
+        print_metrics(score_results(results, annotations, empty_boxes=empty_boxes))
         return
     if checkpoint is None or images is None:
         raise ValueError("--checkpoint and --images must both be given, or else --results")
@@ -86,5 +92,6 @@ def evaluate(
             out=out,
             pictures=pictures,
             num_pictures=num_pictures,
+            empty_boxes=empty_boxes,
         )
     )

@@ -102,6 +102,10 @@ class DataConfig(FrozenModel):
     augmentation: AugmentationConfig = CocoAugmentationConfig()
     """Augmentation of training images."""
 
+    empty_boxes: Literal["missed", "ignored"] = "missed"
+    """What annotated boxes without area inside their image are in evaluation: `missed` objects, as
+    COCO counts them, or `ignored`, left out. They are never learned."""
+
     repeats: Size = 1
     """Passes over the training set per epoch; more than 1 for data sets of few large images."""
 

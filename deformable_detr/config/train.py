@@ -168,7 +168,7 @@ class TrainConfig(FrozenModel):
     eval_every_epochs: Positive = 1
     """Number of epochs between evaluations; there is also one at the end of training."""
 
-    eval_batch: Positive = 2
+    eval_batch: Size = 2
     """Maximum number of images per forward pass of one process in evaluation. They have the same
     processed size, so that nothing is padded; results do not depend on it."""
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image
 from torch.utils.data import Dataset
 
 from deformable_detr.data.annotations import ImageRecord, read_annotations
+from deformable_detr.ground_truth import EmptyBoxes
 from deformable_detr.labels import LabelSpace
 from deformable_detr.photos import UNREADABLE, decode
 from deformable_detr.structures import Sample, Size
@@ -32,6 +34,8 @@ class CocoDataset(Dataset[Sample]):
         annotations: path of the COCO JSON file.
         label_space: label space to use; the file must have the same categories.
         raw_labels: if no label space is given, use category ids as labels, as the official code.
+        empty_boxes: whether boxes without area inside their image are "missed" or "ignored" in
+            evaluation; they are never learned.
         cache_images: keep decoded images in memory; meant for few, large images.
 
     Attributes:
@@ -40,7 +44,8 @@ class CocoDataset(Dataset[Sample]):
         files: paths of the images by index.
         sizes: (height, width) by index.
         num_dropped: number of dropped annotations per reason; see `Annotations`.
-        annotations: all annotations of the file, to score detections against.
+        annotations: annotations of the file to score detections against.
+        num_objects: number of objects to learn by index.
     """
 
     def __init__(
@@ -50,9 +55,12 @@ class CocoDataset(Dataset[Sample]):
         *,
         label_space: LabelSpace | None = None,
         raw_labels: bool = False,
+        empty_boxes: EmptyBoxes = "missed",
         cache_images: bool = False,
     ) -> None:
-        parsed = read_annotations(annotations, label_space=label_space, raw_labels=raw_labels)
+        parsed = read_annotations(
+            annotations, label_space=label_space, raw_labels=raw_labels, empty_boxes=empty_boxes
+        )
         if not images.is_dir():
             raise FileNotFoundError(f"images must be a folder, got {images}: no such folder")
         with ThreadPoolExecutor() as pool:  # the work is bound by disk latency
@@ -70,6 +78,7 @@ class CocoDataset(Dataset[Sample]):
         self._labels = parsed.objects.labels
         self._area = parsed.objects.area
         self._offsets = parsed.offsets
+        self.num_objects = tuple(end - start for start, end in pairwise(parsed.offsets))
         self._cache: dict[int, Image.Image] | None = {} if cache_images else None
 
     def __len__(self) -> int:

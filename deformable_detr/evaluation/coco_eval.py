@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from deformable_detr.distributed import all_gather_objects
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.results_files import read_results
-from deformable_detr.ground_truth import GroundTruth, read_ground_truth
+from deformable_detr.ground_truth import EmptyBoxes, GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Detections
 
@@ -119,18 +119,23 @@ class CocoEvaluator:
         return self.table.to_results()
 
 
-def evaluate_results(results: Path, annotations: Path) -> CocoMetrics:
+def evaluate_results(
+    results: Path, annotations: Path, *, empty_boxes: EmptyBoxes = "missed"
+) -> CocoMetrics:
     """Evaluate a file of COCO box results on all images of an annotation file.
+
+    Args:
+        results: path of the results; file names in them decide which images they are of.
+        annotations: path of the annotations.
+        empty_boxes: see `GroundTruth.scored`.
 
     Raises:
         FileNotFoundError: one of the files does not exist.
         ValueError: a file is invalid, or the two do not belong together.
     """
-    ground_truth = read_ground_truth(annotations).to_coco()
-    table = DetectionTable.from_results(
-        read_results(results, ground_truth),
-        seen=[image["id"] for image in ground_truth["images"]],
-    )
+    truth = read_ground_truth(annotations, empty_boxes=empty_boxes)
+    table = DetectionTable.from_results(read_results(results, truth), seen=truth.image_ids)
+    ground_truth = truth.to_coco()
     return summarize(run_coco(ground_truth, table), ground_truth)
 
 

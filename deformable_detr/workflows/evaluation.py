@@ -26,6 +26,7 @@ from deformable_detr.evaluation.coco_eval import (
     evaluate_results,
 )
 from deformable_detr.files import write_whole
+from deformable_detr.ground_truth import EmptyBoxes
 from deformable_detr.visualize.objects import draw_annotations, draw_detections, side_by_side
 from deformable_detr.workflows.places import require_file_place, require_folder_place, run_folder
 from deformable_detr.workflows.session import session
@@ -71,6 +72,7 @@ def evaluate(
     out: str | Path | None = None,
     pictures: str | Path | None = None,
     num_pictures: int = 8,
+    empty_boxes: EmptyBoxes = "missed",
     callback: Callback | None = None,
 ) -> EvaluationResult:
     """Measure a detector on annotated images; under torchrun every process must call it.
@@ -86,6 +88,8 @@ def evaluate(
         out: COCO results file to write the detections to.
         pictures: folder for pictures of annotated and detected objects side by side.
         num_pictures: number of pictures, spread evenly over the images.
+        empty_boxes: whether annotated boxes without area inside their image count as "missed"
+            objects, as in COCO's evaluation, or are "ignored", left out.
         callback: called with "progress", the number of finished batches and their total.
 
     Raises:
@@ -102,7 +106,12 @@ def evaluate(
         require_folder_place("pictures", pictures)
     with session(device) as chosen:
         detector = _detector(checkpoint, str(chosen))
-        dataset = CocoDataset(Path(images), Path(annotations), label_space=detector.label_space)
+        dataset = CocoDataset(
+            Path(images),
+            Path(annotations),
+            label_space=detector.label_space,
+            empty_boxes=empty_boxes,
+        )
         evaluator, metrics = measure(
             detector,
             dataset,
@@ -159,14 +168,23 @@ def evaluate_run(
     return EvaluationResult.of(metrics)
 
 
-def score_results(results: str | Path, annotations: str | Path) -> EvaluationResult:
+def score_results(
+    results: str | Path, annotations: str | Path, *, empty_boxes: EmptyBoxes = "missed"
+) -> EvaluationResult:
     """Score a COCO results file against a COCO annotation file.
+
+    Args:
+        results: path of the results; where they have a `file_name`, it decides the image.
+        annotations: path of the annotations.
+        empty_boxes: as for `evaluate`.
 
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: a file does not have the COCO format, or the two do not match.
     """
-    return EvaluationResult.of(evaluate_results(Path(results), Path(annotations)))
+    return EvaluationResult.of(
+        evaluate_results(Path(results), Path(annotations), empty_boxes=empty_boxes)
+    )
 
 
 def open_detector(config: RunConfig, checkpoint: Path, device: torch.device) -> Detector:

@@ -14,13 +14,14 @@ from typing import Any
 
 from deformable_detr import distributed
 from deformable_detr.arguments import require_integer
+from deformable_detr.coco_json.reading import read_json
 from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import Overrides, load_config, validate_config
+from deformable_detr.data.annotations import read_annotations
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.files import write_whole
-from deformable_detr.ground_truth import read_json
 from deformable_detr.workflows.places import run_folder
 from deformable_detr.workflows.session import session
 from deformable_detr.workflows.training import TrainingResult, train
@@ -122,6 +123,7 @@ def overfit_config(
             "data.train.images and data.train.annotations must be given for --overfit, got "
             f"{images} and {annotations}"
         )
+    read_annotations(annotations, empty_boxes=config.data.empty_boxes)  # raises if it is invalid
     chosen = _first_images(
         read_json(annotations, "annotation file"),
         count,

@@ -1,5 +1,6 @@
 """Parts of a training run, built from its config: data, model, state and loop."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,8 @@ from deformable_detr.labels import LabelSpace
 from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.workflows.finetuning import FinetuneSource
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -52,9 +55,14 @@ class TrainingData:
 
     @classmethod
     def open(cls, config: RunConfig) -> "TrainingData":
-        """Read the annotations of both sets."""
+        """Read the annotations of both sets.
+
+        Raises:
+            ValueError: an annotation file breaks a rule, or there is nothing to learn.
+        """
         train = build_dataset(config, "train")
         val = build_dataset(config, "val", label_space=train.label_space)
+        _check_objects(train, num_queries=config.model.queries.num_queries)
         samples = TransformedDataset(
             train,
             build_train_transform(config.data.augmentation),
@@ -69,6 +77,27 @@ class TrainingData:
             world_size=distributed.world_size(),
         )
         return cls(train, val, samples, sampler)
+
+
+def _check_objects(train: CocoDataset, *, num_queries: int) -> None:
+    """Require an object to learn; warn of images with more objects than queries can find."""
+    most = max(train.num_objects)
+    if most == 0:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in train.num_dropped.items())
+        raise ValueError(
+            f"data.train.annotations must have at least one object to learn, got none in "
+            f"{train.annotations.file}; annotations left out: {left_out}"
+        )
+    crowded = sum(count > num_queries for count in train.num_objects)
+    if crowded and distributed.is_main():
+        logger.warning(
+            "%d of %d training images have more objects, up to %d, than the model has queries, %d: "
+            "in each step the rest is not learned; raise model.queries.num_queries",
+            crowded,
+            len(train),
+            most,
+            num_queries,
+        )
 
 
 def build_run_model(

@@ -20,7 +20,17 @@ ROWS = (
     {"layers"},
     {"ops"},
     {"environment", "ground_truth", "quickstart"},
-    {"boxes", "config", "distributed", "files", "labels", "photos", "structures", "version"},
+    {
+        "boxes",
+        "coco_json",
+        "config",
+        "distributed",
+        "files",
+        "labels",
+        "photos",
+        "structures",
+        "version",
+    },
     {"arguments"},
 )
 ONLY_FOR_CONFIG = {"__init__", "benchmark", "builders", "cli", "detector", "workflows"}

@@ -209,6 +209,35 @@ def test_results_of_unknown_images_are_refused(
     assert message.endswith("must use the image_id of the annotation file, got unknown 77")
 
 
+@pytest.mark.parametrize("empty_boxes", ["missed", "ignored"])
+def test_boxes_without_area_count_as_the_option_says(
+    run: CommandLine,
+    photos: CocoFiles,
+    checkpoint: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    empty_boxes: str,
+) -> None:
+    content = photos.read()
+    one = content["annotations"][0]
+    content["annotations"] = [one, {**one, "id": 99, "bbox": [5, 5, 0, 9]}]
+    photos.write(content)
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([{**one, "score": 1}]))
+    options = ["--annotations", photos.annotations, "--empty-boxes", empty_boxes]
+
+    found = run("evaluate", "--results", results, *options)
+    assert ("0.505" if empty_boxes == "missed" else "1.000") in found.out
+
+    by_model = run(
+        *("evaluate", "--checkpoint", checkpoint, "--images", photos.images, *options),
+        *("--device", "cpu", "--num-workers", "0"),
+    )
+    line = {"missed": "AP is 0.505 at most", "ignored": "left out of training and of evaluation"}
+    assert (found.code, by_model.code) == (0, 0)
+    assert [line[empty_boxes] in message for message in caplog.messages] == [True, True]
+
+
 def test_results_and_a_checkpoint_exclude_each_other(run: CommandLine) -> None:
     message = run.fails("evaluate", "--annotations", "a", "--results", "r", "--checkpoint", "c")
 

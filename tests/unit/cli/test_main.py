@@ -90,7 +90,7 @@ def test_expected_errors_are_printed_without_traceback(
         raise error
 
     monkeypatch.setattr(evaluate, "print_metrics", fail)
-    monkeypatch.setattr(evaluation, "score_results", lambda results, truth: None)
+    monkeypatch.setattr(evaluation, "score_results", lambda *_, **__: None)
 
     assert run.fails(*WRONG) == line
 
@@ -107,7 +107,7 @@ def test_unexpected_errors_keep_their_traceback(
 def test_an_interrupt_exits_with_code_130_and_no_traceback(
     run: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluation, "score_results", interrupt)

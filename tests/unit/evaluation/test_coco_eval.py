@@ -31,7 +31,7 @@ NOTHING = Detections(torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.ze
 def _annotation(image_id: int, category_id: int, **more: Any) -> dict[str, Any]:
     x0, y0, x1, y1 = BOX
     box = [x0, y0, x1 - x0, y1 - y0]
-    return {"image_id": image_id, "category_id": category_id, "bbox": box, "id": 0, **more}
+    return {"image_id": image_id, "category_id": category_id, "bbox": box, **more}
 
 
 def _file(folder: Path, annotations: Sequence[dict[str, Any]], *, images: int = 3) -> Path:
@@ -83,8 +83,12 @@ def test_perfect_detections_have_ap_one_and_class_ap_is_by_name(tmp_path: Path) 
     assert (metrics.num_images, metrics.num_detections) == (2, 2)
 
 
-def test_annotations_that_share_an_id_all_count(tmp_path: Path) -> None:
-    evaluator = _evaluator(_file(tmp_path, [_annotation(1, 0), _annotation(1, 17)]), LABELS)
+@pytest.mark.parametrize("ids", [({}, {}), ({"id": 0}, {"id": 1})])
+def test_annotations_without_id_or_with_id_zero_count(
+    tmp_path: Path, ids: tuple[dict[str, int], dict[str, int]]
+) -> None:
+    annotations = [_annotation(1, 0, **ids[0]), _annotation(1, 17, **ids[1])]
+    evaluator = _evaluator(_file(tmp_path, annotations), LABELS)
     evaluator.update({1: _found(0)})
 
     assert evaluator.compute().class_ap == {"cat": pytest.approx(1), "dog": 0}

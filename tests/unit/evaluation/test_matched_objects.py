@@ -155,10 +155,10 @@ def test_no_detections_and_no_annotations_are_valid() -> None:
 
 def test_counts_and_curves_agree_with_pycocotools_on_real_annotations() -> None:
     folder = shared_data("coco_val2014_100")
-    ground_truth = read_ground_truth(folder / "instances_val2014_100.json").to_coco()
-    seen = [image["id"] for image in ground_truth["images"]]
+    truth = read_ground_truth(folder / "instances_val2014_100.json")
+    ground_truth = truth.to_coco()
     path = folder / "instances_val2014_fakebbox100_results.json"
-    table = DetectionTable.from_results(read_results(path, ground_truth), seen=seen)
+    table = DetectionTable.from_results(read_results(path, truth), seen=truth.image_ids)
     scorer = run_coco(ground_truth, table)
     matched = MatchedObjects.from_coco(scorer, ground_truth)
     metrics, curves = summarize(scorer, ground_truth), PrecisionRecall.from_coco(scorer)

@@ -1,0 +1,77 @@
+"""Reading of JSON, and of the numbers in it."""
+
+import json
+import reprlib
+import sys
+from pathlib import Path
+from typing import Any
+
+_LARGEST_INTEGER = 2**63 - 1  # of int64, which holds ids
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+_short.maxlong = 40
+
+
+def read_json(file: Path, what: str) -> Any:
+    """Read a JSON file; integers of thousands of digits become infinite.
+
+    Args:
+        file: path of the file, in UTF-8 with or without a byte order mark.
+        what: its name in errors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the content is not JSON.
+    """
+    try:
+        return _parse(_read_text(file))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{what} {file} must exist, found nothing there") from error
+    except RecursionError as error:
+        raise ValueError(f"{what} {file} must be JSON, got lists nested too deeply") from error
+    except ValueError as error:  # of JSON or of UTF-8
+        raise ValueError(
+            f"{what} {file} must be JSON in UTF-8, got {error}; is the file whole?"
+        ) from error
+
+
+def is_integer(value: Any) -> bool:
+    """Return whether a JSON value is an integer that int64 holds; a bool is none."""
+    return type(value) is int and -_LARGEST_INTEGER <= value <= _LARGEST_INTEGER
+
+
+def is_number(value: Any, limit: float = sys.float_info.max) -> bool:
+    """Return whether a JSON value is a finite number of at most `limit`, which float64 holds."""
+    return (type(value) is float or type(value) is int) and -limit <= value <= limit
+
+
+def shown(value: Any) -> str:
+    """Return the text of a JSON value for an error, cut if it is long."""
+    return _short.repr(value)
+
+
+def kind_of(value: Any) -> str:
+    """Describe the type of a JSON value, for errors."""
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _read_text(file: Path) -> str:
+    content = file.read_bytes()  # dropped at the end, before parsing takes more memory
+    return content.decode(json.detect_encoding(content), "surrogatepass")
+
+
+def _parse(content: str) -> Any:
+    try:
+        return json.loads(content)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:  # an integer has more digits than Python converts
+        return json.loads(content, parse_int=_integer)
+
+
+def _integer(digits: str) -> int | float:
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)  # infinite, which the rules refuse where a number is needed
