@@ -20,7 +20,10 @@ ROWS = (
     {"layers"},
     {"ops"},
     {"environment", "ground_truth", "quickstart"},
-    {"boxes", "config", "distributed", "files", "labels", "photos", "structures", "version"},
+    {
+        *("boxes", "config", "distributed", "files", "finite", "labels", "photos", "structures"),
+        "version",
+    },
 )
 ONLY_FOR_CONFIG = {"__init__", "benchmark", "builders", "cli", "detector", "workflows"}
 UPGRADE = "deformable_detr.config.upgrade"  # works on plain JSON, so that any module may use it
