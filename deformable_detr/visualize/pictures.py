@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
+from deformable_detr.finite import require_finite_values
 from deformable_detr.visualize.attention import QueryAttention
 from deformable_detr.visualize.receptive_field import ReceptiveField
 
@@ -127,6 +128,8 @@ def draw_level_weights(image: Image.Image, weights: Sequence[Tensor]) -> Image.I
         weights: L tensors (L, H_l, W_l), one per target level, finest first; they sum to 1 over
             the source levels.
     """
+    for level, values in enumerate(weights):
+        require_finite_values(values, f"weights to level {level}")
     L = len(weights)
     width, height = _inches(image.size, PANEL_INCHES)
     figure = Figure((L * width + MARGIN_INCHES, L * (height + 0.3) + 0.5), layout="constrained")
