@@ -33,8 +33,9 @@ class NonFinitePredictionsError(ValueError):
     def __str__(self) -> str:
         return f"predictions must be finite, got {self.problem} for {self.image}; {self.cause}"
 
-    def renamed(self, image: str, position: int = 0) -> "NonFinitePredictionsError":
-        """Return the error with another description and position of the image."""
+    def renamed(self, image: str, position: int | None = None) -> "NonFinitePredictionsError":
+        """Return the error with another description of the image, and another position if given."""
+        position = self.position if position is None else position
         return NonFinitePredictionsError(image, self.problem, self.cause, position)
 
     def because(self, cause: str) -> "NonFinitePredictionsError":

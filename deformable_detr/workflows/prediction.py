@@ -147,7 +147,7 @@ class _Reader:
         try:
             yield from items
         except NonFinitePredictionsError as error:
-            raise error.renamed(f"image {self._read[error.position]}", error.position) from None
+            raise error.renamed(f"image {self._read[error.position]}") from None
 
 
 def find_photos(paths: Sequence[str | Path]) -> list[Path]:
