@@ -24,6 +24,11 @@ from deformable_detr.conversion.files import read_weights
 from deformable_detr.data.transforms import Resize, normalize
 from deformable_detr.distributed import choose_device
 from deformable_detr.evaluation.postprocess import select_detections
+from deformable_detr.finite import (
+    NonFinitePredictionsError,
+    cause_in_weights,
+    require_finite_predictions,
+)
 from deformable_detr.labels import LabelSpace
 from deformable_detr.photos import ImageLike, as_photo
 from deformable_detr.structures import Detections, ImageBatch, Predictions, Size
@@ -133,12 +138,19 @@ class Detector:
         Returns:
             Detections on the CPU, best first, with boxes in pixels of the upright image (EXIF
             orientation applied). For a list of images, a list in the same order.
+
+        Raises:
+            NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
         """
         single = not isinstance(images, list | tuple)
         photos = cast(Sequence[ImageLike], [images] if single else images)
-        found = dict(
-            self.predict_each(photos, threshold=threshold, classes=classes, batch_size=batch_size)
+        each = self.predict_each(
+            photos, threshold=threshold, classes=classes, batch_size=batch_size
         )
+        try:
+            found = dict(each)
+        except NonFinitePredictionsError as error:
+            raise error.renamed(_name(photos[error.position], error.image)) from None
         ordered = [found[position] for position in range(len(photos))]
         return ordered[0] if single else ordered
 
@@ -155,6 +167,9 @@ class Detector:
         Yields:
             The position of an image and its detections, in the order in which batches of images of
             the same processed size are filled.
+
+        Raises:
+            NonFinitePredictionsError: as for `predict`; its `position` is that of the image.
         """
         require_fraction("threshold", threshold)
         require_integer("batch_size", batch_size, at_least=1)
@@ -195,12 +210,19 @@ class Detector:
         Returns:
             Boxes, sampling points and attention weights per query; coordinates are relative to the
             upright image. `deformable_detr.visualize.pictures.draw_query` draws one.
+
+        Raises:
+            NonFinitePredictionsError: as for `predict`.
         """
         require_integer("queries", queries, at_least=0)
         images = ImageBatch.from_images([self.preprocess(as_photo(image))]).to(self.device)
         decoder = self.model.get_submodule("decoder")
         with torch.inference_mode(), record_attention(decoder) as calls:
             last = self.model(images).last
+        try:
+            self._require_finite(last, [0])
+        except NonFinitePredictionsError as error:
+            raise error.renamed(_name(image, "the image")) from None
         height, width = images.images.shape[2:]
         share = image_share(self.model, (height, width))
         return attention_of_best(last, calls[-1], queries, share=share)
@@ -215,6 +237,7 @@ class Detector:
     ) -> list[tuple[int, Detections]]:
         images = ImageBatch.from_images([tensor for _, tensor, _ in batch]).to(self.device)
         last = self.model(images).last
+        self._require_finite(last, [position for position, _, _ in batch])
         # Select classes before the best scores: other classes must not crowd them out.
         chosen = Predictions(last.logits[..., wanted.to(self.device)], last.boxes)
         found = select_detections(chosen, [size for _, _, size in batch])
@@ -223,3 +246,18 @@ class Detector:
             kept = detections.to("cpu").above(threshold)
             results.append((position, replace(kept, labels=wanted[kept.labels])))
         return results
+
+    def _require_finite(self, predictions: Predictions, positions: Sequence[int]) -> None:
+        """Raise if a prediction is not finite, of a class that is not wanted too."""
+        try:
+            require_finite_predictions(predictions.logits, predictions.boxes)
+        except NonFinitePredictionsError as error:
+            position = positions[error.position]
+            cause = cause_in_weights(self.model.state_dict())
+            raise error.because(cause).renamed(
+                f"image {position} of those given, from 0", position
+            ) from None
+
+
+def _name(image: ImageLike, default: str) -> str:
+    return f"image {image}" if isinstance(image, str | Path) else default

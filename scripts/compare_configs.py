@@ -227,7 +227,7 @@ def differences(records: Sequence[Record]) -> Iterator[str]:
         baseline = first.setdefault(config, ap50)
         difference = statistics.mean(ap50) - statistics.mean(baseline)
         tolerance = max(MIN_TOLERANCE, statistics.stdev(baseline))
-        if abs(difference) > tolerance:
+        if not abs(difference) <= tolerance:  # true for NaN too
             yield (
                 f"error: AP50 of {config} must be within {tolerance:.3f} of the first's with "
                 f"{settings[-1]}, got a difference of {difference:+.3f}"

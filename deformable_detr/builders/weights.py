@@ -8,6 +8,7 @@ from deformable_detr.conversion.class_rows import number_of_rows, select_rows, s
 from deformable_detr.conversion.stored import COUNTER
 from deformable_detr.conversion.weights import Weights
 from deformable_detr.engine.checkpoints.checkpoint import load_weights
+from deformable_detr.finite import require_finite_weights
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.deformable_detr import DeformableDETR
 
@@ -21,8 +22,9 @@ def model_with_weights(weights: Weights, config: RunConfig, what: str) -> Deform
         what: name of the weights in errors.
 
     Raises:
-        ValueError: weights and config do not match.
+        ValueError: weights and config do not match, or a weight is not finite.
     """
+    require_finite_weights(weights.state_dict, what)
     space = weights.label_space
     num_classes = number_of_rows(weights.state_dict) if space is None else space.num_classes
     model = build_model(config, num_classes=num_classes, load_backbone_weights=False)

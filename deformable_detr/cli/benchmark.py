@@ -1,6 +1,5 @@
 """`deformable-detr benchmark`: measure the speed of this machine."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal
@@ -131,6 +130,7 @@ def ops(
     """
     from deformable_detr.benchmark.machine import describe_machine
     from deformable_detr.benchmark.ops import record, suite, tables
+    from deformable_detr.finite import to_json
 
     suite.check_device(device)
     machine = describe_machine(device)
@@ -146,7 +146,7 @@ def ops(
     with _progress() as report_progress:
         report = suite.run(plan, machine, report_progress)
     if as_json:
-        typer.echo(json.dumps(record.as_record(report), indent=2))
+        typer.echo(to_json(record.as_record(report), "report", indent=2))
         return
     console = Console(highlight=False)
     if not console.is_terminal:  # rich would cut the columns at its default width

@@ -1,6 +1,5 @@
 """Write a detector's weights in the format of another implementation's loader."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from deformable_detr.conversion.sources.transformers import file_name
 from deformable_detr.conversion.stored import KEY, Stored
 from deformable_detr.conversion.weights import export_weights
 from deformable_detr.files import write_whole
+from deformable_detr.finite import to_json
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.deformable_detr import DeformableDETR
 
@@ -100,7 +100,7 @@ def _write_folder(
         PREPROCESSOR_FILE: preprocessor_config(data["eval_size"], data["eval_max_size"]),
     }
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        (folder / name).write_text(to_json(content, name, indent=2), encoding="utf-8")
 
 
 def _transformers_config(config: Mapping[str, Any], label_space: LabelSpace) -> dict[str, Any]:

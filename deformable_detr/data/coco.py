@@ -99,6 +99,10 @@ class CocoDataset(Dataset[Sample]):
         """Return the id and the path of an image, for messages."""
         return f"image {self.image_ids[index]} ({self.files[index]})"
 
+    def describe_id(self, image_id: int) -> str:
+        """Return the id and the path of an image, for messages."""
+        return self.describe(self.image_ids.index(image_id))
+
     def _image(self, index: int) -> Image.Image:
         if self._cache is None:
             return _decode(self.files[index])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deformable_detr import distributed
 from deformable_detr.files import write_whole
+from deformable_detr.finite import to_json
 from deformable_detr.losses.criterion import CriterionResult
 from deformable_detr.losses.matcher import Match
 from deformable_detr.structures import ModelOutput, Predictions, Target
@@ -139,11 +140,13 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
     Raises:
         OSError: the file could not be written, as on a full disk; no part of the line remains.
+        ValueError: a number is infinite or NaN.
     """
+    line = to_json(record, f"a record of {path}") + "\n"
     size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a", encoding="ascii") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(line)
     except OSError:
         with contextlib.suppress(OSError):
             os.truncate(path, size)
@@ -175,14 +178,13 @@ def forget_records_after(path: Path, step: int, *, is_evaluated: bool = True) ->
         is_evaluated: whether the run was evaluated at that step before it was saved.
     """
     text = path.read_text(encoding="ascii")
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    records = [_read_record(path, number, line) for number, line in enumerate(whole, start=1)]
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    records = [_read_record(path, number, line) for number, line in enumerate(lines, start=1)]
     kept = [
-        record
-        for record in records
+        f"{line}\n"
+        for line, record in zip(lines, records, strict=True)
         if record["step"] < step
         or (record["step"] == step and (is_evaluated or record["kind"] != "evaluation"))
     ]
-    lines = "".join(json.dumps(record) + "\n" for record in kept)
     with write_whole(path) as temporary:
-        temporary.write_text(lines, encoding="ascii")
+        temporary.write_text("".join(kept), encoding="ascii")

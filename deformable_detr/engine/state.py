@@ -19,7 +19,10 @@ from deformable_detr.engine.optimizer import restore_optimizer
 from deformable_detr.engine.precision import Precision, build_scaler
 from deformable_detr.engine.schedule import Schedule
 from deformable_detr.environment import current_versions
+from deformable_detr.finite import require_finite_weights
 from deformable_detr.labels import LabelSpace
+
+_EARLIER = "copy previous.pth over last.pth"
 
 
 @dataclass
@@ -91,7 +94,7 @@ class TrainState:
 
         Raises:
             ValueError: the checkpoint has other classes, another model or another optimizer, or
-                holds weights only.
+                holds weights only, or a weight to be restored is not finite.
         """
         if not {"state", "param_groups"} <= checkpoint.optimizer.keys():  # such as a converted file
             raise ValueError(
@@ -99,9 +102,13 @@ class TrainState:
                 "start a new run from them with --finetune-from"
             )
         checkpoint.label_space.require_same(self.label_space, this=what, that="the training set")
+        require_finite_weights(checkpoint.model, what, "resume from an earlier one: " + _EARLIER)
         load_weights(self.model, checkpoint.model, what)
         if self.ema is not None:
-            load_weights(self.ema.model, weights_for_inference(checkpoint), what)
+            average = weights_for_inference(checkpoint)
+            remedy = f"go on without it, train.ema_decay=0, or from an earlier one: {_EARLIER}"
+            require_finite_weights(average, f"the moving average of {what}", remedy)
+            load_weights(self.ema.model, average, what)
         restore_optimizer(self.optimizer, checkpoint.optimizer)
         if checkpoint.scaler:  # else the run was not in float16
             self.scaler.load_state_dict(checkpoint.scaler)

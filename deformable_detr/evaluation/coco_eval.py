@@ -7,6 +7,7 @@ detections, no annotations, no `info`.
 
 import contextlib
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,11 @@ class CocoMetrics:
     class_ap: dict[str, float]
     num_images: int
     num_detections: int
+
+    def __post_init__(self) -> None:
+        values = {**self.statistics, **self.class_ap}
+        if bad := [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]:
+            raise ValueError(f"metrics must be finite, got {', '.join(bad)}; check the detections")
 
     def as_dict(self) -> dict[str, float]:
         """Return the twelve metrics by name."""

@@ -29,6 +29,9 @@ class DetectionTable:
         category_ids: (R,) int64 category id of each detection.
         boxes_xywh: (R, 4) float64 left, top, width, height in pixels of the original image.
         scores: (R,) float64.
+
+    Raises:
+        ValueError: a box or a score is infinite or NaN, which COCO would count as a match.
     """
 
     seen: npt.NDArray[np.int64]
@@ -36,6 +39,17 @@ class DetectionTable:
     category_ids: npt.NDArray[np.int64]
     boxes_xywh: npt.NDArray[np.float64]
     scores: npt.NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        is_bad = ~(np.isfinite(self.scores) & np.isfinite(self.boxes_xywh).all(1))
+        if is_bad.any():
+            image_id = self.image_ids[is_bad][0]
+            own = self.image_ids == image_id
+            raise ValueError(
+                f"detections must be finite, got {(is_bad & own).sum()} of {own.sum()} detections "
+                f"of image {image_id} with scores or boxes that are not; check the weights of the "
+                "detector"
+            )
 
     @classmethod
     def empty(cls) -> "DetectionTable":

@@ -1,8 +1,9 @@
 """Postprocessing: model predictions to detections in pixels of the original image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from deformable_detr.boxes import cxcywh_to_xyxy
+from deformable_detr.finite import require_finite_predictions
 from deformable_detr.structures import Detections, Predictions, Size
 
 MAX_DETECTIONS = 100  # as in the official PostProcess and COCO's AP
@@ -13,6 +14,7 @@ def select_detections(
     original_sizes: Sequence[Size],
     *,
     max_detections: int = MAX_DETECTIONS,
+    describe: Callable[[int], str] = "image {} of the batch".format,
 ) -> list[Detections]:
     """Select the top-scoring (query, class) pairs of each image.
 
@@ -23,9 +25,13 @@ def select_detections(
         predictions: predictions of the last decoder layer for N images.
         original_sizes: (height, width) of the N images on disk.
         max_detections: number of pairs to select, at most Q * K.
+        describe: returns the description of an image for errors, by its position in the batch.
 
     Returns:
         N detections, on the device of `predictions`, each sorted by descending score.
+
+    Raises:
+        NonFinitePredictionsError: a logit or a box of any query is infinite or NaN.
     """
     N, Q, K = predictions.logits.shape
     if len(original_sizes) != N:
@@ -34,6 +40,7 @@ def select_detections(
         )
     if max_detections < 1:
         raise ValueError(f"max_detections must be at least 1, got {max_detections}")
+    require_finite_predictions(predictions.logits, predictions.boxes, describe)
     # In float32: lower precision would tie many of the scores near 1.
     all_scores = predictions.logits.float().sigmoid().flatten(1)  # (N, Q * K)
     scores, pairs = all_scores.topk(min(max_detections, Q * K), dim=1)

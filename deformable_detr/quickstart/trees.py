@@ -64,7 +64,8 @@ def write_trees(folder: Path, *, wheel_file: Path | None = None) -> tuple[TreeSe
             files += _write_set(folder, name, windows)
         record = {"recipe": RECIPE, "sha256": {_key(folder, file): _hash(file) for file in files}}
         with write_whole(manifest) as temporary:
-            temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+            text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
+            temporary.write_text(f"{text}\n")
     return tuple(_describe(folder, name) for name in SETS)
 
 
@@ -135,7 +136,7 @@ def _write_set(folder: Path, name: str, windows: Sequence[tuple[TreePhoto, Windo
         "categories": [{"id": 1, "name": "tree"}],
     }
     with write_whole(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(record) + "\n")
+        temporary.write_text(json.dumps(record, allow_nan=False) + "\n")
     return [*files, folder / f"{name}.json"]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deformable_detr.finite import require_finite_predictions, require_finite_values
 from deformable_detr.layers.attention import MSDeformAttn
 from deformable_detr.layers.precision import at_least_float32
 from deformable_detr.models.backbones.base import Backbone
@@ -139,7 +140,9 @@ def attention_of_best(
         One entry per query, on the CPU, highest score first, each with its best class.
 
     Raises:
-        ValueError: there are several images, or the number of queries differs.
+        NonFinitePredictionsError: a logit or a box of any query is infinite or NaN.
+        ValueError: a sampling point or a weight is, there are several images, or the number of
+            queries differs.
     """
     N, Q, _ = predictions.logits.shape
     called = tuple(call.sampling_locations.shape[:2])
@@ -148,6 +151,9 @@ def attention_of_best(
             "predictions and call must be of one image and the same queries, "
             f"got (N, Q) = {(N, Q)} and {called}"
         )
+    require_finite_predictions(predictions.logits, predictions.boxes, lambda _: "the image")
+    require_finite_values(call.sampling_locations, f"sampling points of {call.module}")
+    require_finite_values(call.attention_weights, f"attention weights of {call.module}")
     scores, labels = predictions.logits[0].detach().float().sigmoid().max(dim=-1)
     best = scores.topk(min(count, Q)).indices
     extent = torch.tensor(share)

@@ -106,8 +106,15 @@ def line_chart(
 ) -> Chart:
     """Build a chart of all lines that have points; see `Chart`.
 
-    A logarithmic chart skips points that are not positive. Long lines are averaged.
+    Points that are not finite are skipped and counted in the note; a logarithmic chart skips
+    points that are not positive. Long lines are averaged.
     """
+    gaps = sum(not math.isfinite(y) for line in lines for _, y in line.points)
+    if gaps:
+        note = f"{note} {gaps} values that are not finite are left out.".strip()
+        lines = [
+            replace(line, points=[p for p in line.points if math.isfinite(p[1])]) for line in lines
+        ]
     lines = [Line(line.label, [p for p in line.points if p[1] > 0 or not log_y]) for line in lines]
     lines = [line for line in lines if line.points]
     largest = max((len(line.points) for line in lines), default=0)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deformable_detr.finite import require_finite_values
 from deformable_detr.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
 from deformable_detr.ops.geometry import ConvGeometry
 from deformable_detr.structures import Size
@@ -76,10 +77,13 @@ def chained_points(calls: Sequence[DeformConvCall], cell: tuple[int, int]) -> Te
         up to K^3 for three.
 
     Raises:
-        ValueError: `calls` is empty, their sizes do not match, or `cell` is outside the output.
+        ValueError: `calls` is empty, their sizes do not match, or `cell` is outside the output, or
+            an offset is not finite.
     """
     if not calls:
         raise ValueError("calls must hold at least one deformable convolution, got none")
+    for call in calls:
+        require_finite_values(call.offsets, f"offsets of {call.module}")
     cells = [cell]
     points = torch.zeros(0, 2)
     for index, call in reversed(list(enumerate(calls))):

@@ -10,6 +10,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from deformable_detr.finite import require_finite_values
 from deformable_detr.structures import Detections
 from deformable_detr.visualize.label_layout import Rectangle, place_labels
 
@@ -51,7 +52,11 @@ def draw_detections(
     Returns:
         RGB picture: the image, enlarged by an integer factor if it is small. A label that would
         hide another label, or much of another object, is omitted.
+
+    Raises:
+        ValueError: a box or a score is not finite.
     """
+    require_finite_values(detections.scores, "scores")
     labels = detections.labels.tolist()
     scores = [f"{score:.2f}" for score in detections.scores.tolist()]
     if len(names) > 1:
@@ -99,6 +104,7 @@ def _draw(
     *,
     omit_if_crowded: bool,
 ) -> Image.Image:
+    require_finite_values(boxes_xyxy, "boxes")
     picture, factor = _enlarge(image)
     canvas = ImageDraw.Draw(picture)
     line = max(2, round(_mean_side(picture) * LINE_SHARE))

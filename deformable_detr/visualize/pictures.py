@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
+from deformable_detr.finite import require_finite_values
 from deformable_detr.visualize.attention import QueryAttention
 from deformable_detr.visualize.receptive_field import ReceptiveField
 
@@ -131,6 +132,8 @@ def draw_level_weights(
             the source levels.
         share: share of the maps' (width, height) that the image takes.
     """
+    for level, values in enumerate(weights):
+        require_finite_values(values, f"weights to level {level}")
     L = len(weights)
     width, height = _inches(image.size, PANEL_INCHES)
     figure = Figure((L * width + MARGIN_INCHES, L * (height + 0.3) + 0.5), layout="constrained")

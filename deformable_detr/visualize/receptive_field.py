@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deformable_detr.finite import require_finite_values
 from deformable_detr.structures import Size
 from deformable_detr.visualize.recording import recorded
 
@@ -94,7 +95,7 @@ def effective_receptive_field(
 
     Raises:
         ValueError: the model is in training mode, the layer or cell does not exist, or the layer
-            returns something else or does not run.
+            returns something else or does not run, or the gradient is not finite.
     """
     if model.training:
         raise ValueError("model must be in eval mode, got training mode; call model.eval()")
@@ -114,6 +115,7 @@ def effective_receptive_field(
             )
         (gradient,) = torch.autograd.grad(output[:, :, row, column].sum(), images)
     strength = gradient.double().abs().sum(dim=1).mean(dim=0).cpu()
+    require_finite_values(strength, f"the receptive field of layer {layer}")
     return ReceptiveField(layer, (row, column), (H, W), strength)
 
 

@@ -1,6 +1,5 @@
 """Evaluation of a detector on annotated images with the COCO metrics."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from deformable_detr.evaluation.coco_eval import (
     evaluate_results,
 )
 from deformable_detr.files import write_whole
+from deformable_detr.finite import to_json
 from deformable_detr.ground_truth import EmptyBoxes
 from deformable_detr.visualize.objects import draw_annotations, draw_detections, side_by_side
 from deformable_detr.workflows.places import require_file_place, require_folder_place, run_folder
@@ -250,6 +250,7 @@ def measure(
         Tracked(loader, "evaluating", callback=callback),
         evaluator,
         device=detector.device,
+        describe=dataset.describe_id,
     )
     return evaluator, metrics
 
@@ -264,7 +265,7 @@ def write_results(path: Path, evaluator: CocoEvaluator) -> None:
     """Write all detections to a COCO results file; call on rank 0 only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_whole(path) as temporary:
-        temporary.write_text(json.dumps(evaluator.results()), encoding="utf-8")
+        temporary.write_text(to_json(evaluator.results(), f"results file {path}"), "utf-8")
 
 
 def _write_pictures(

@@ -4,7 +4,6 @@ Training and validation see the same images, without augmentation and dropout. I
 it will stay low on all data: check labels, boxes, sizes and learning rate before training for days.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.files import write_whole
+from deformable_detr.finite import to_json
 from deformable_detr.workflows.places import run_folder
 from deformable_detr.workflows.session import session
 from deformable_detr.workflows.training import TrainingResult, train
@@ -132,7 +132,7 @@ def overfit_config(
     )
     subset.parent.mkdir(parents=True, exist_ok=True)
     with write_whole(subset) as temporary:
-        temporary.write_text(json.dumps(chosen), encoding="utf-8")
+        temporary.write_text(to_json(chosen, f"annotation file {annotations}"), encoding="utf-8")
     content = config.model_dump(mode="json")
     data, train, model = content["data"], content["train"], content["model"]
     data["train"] = data["val"] = {"images": str(images), "annotations": str(subset)}

@@ -1,10 +1,9 @@
 """Prediction: detections in image files as tensors, pictures and a JSON file."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -14,6 +13,7 @@ from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.files import write_whole
+from deformable_detr.finite import NonFinitePredictionsError, to_json
 from deformable_detr.labels import LabelSpace
 from deformable_detr.photos import read_photo
 from deformable_detr.structures import Detections
@@ -25,6 +25,7 @@ JPEG_SUFFIXES = (".jpg", ".jpeg")
 PHOTO_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 JPEG_QUALITY = 92
 DETECTIONS_FILE = "detections.json"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def predict(
         FileNotFoundError: a path does not exist.
         ValueError: a folder holds no image, a picture would overwrite an image, a class is unknown,
             or a number is out of range.
+        NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
     """
     require_fraction("threshold", threshold)
     require_integer("batch_size", batch_size, at_least=1)
@@ -99,7 +101,8 @@ def predict(
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         detections: dict[Path, Detections] = {}
-        for position, one in Tracked(found, "predicting", total=len(files), callback=callback):
+        tracked = Tracked(found, "predicting", total=len(files), callback=callback)
+        for position, one in reader.naming_files(tracked):
             file, photo = reader.take(position)
             detections[file] = one
             if folder is not None:
@@ -109,7 +112,7 @@ def predict(
     if folder is not None:
         results = _results(ordered, checkpoint.label_space)
         with write_whole(folder / DETECTIONS_FILE) as temporary:
-            temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
+            temporary.write_text(to_json(results, DETECTIONS_FILE, indent=1), encoding="utf-8")
     drawn = {file: picture for file, picture in pictures.items() if file in detections}
     return PredictionResult(ordered, drawn, len(files), tuple(reader.failures))
 
@@ -141,6 +144,13 @@ class _Reader:
     def take(self, position: int) -> tuple[Path, Image.Image]:
         """Return the file and the image read at `position`, and release the image."""
         return self._read[position], self._waiting.pop(position)
+
+    def naming_files(self, items: Iterable[_T]) -> Iterator[_T]:
+        """Yield the items; an error of predictions that are not finite names the file."""
+        try:
+            yield from items
+        except NonFinitePredictionsError as error:
+            raise error.renamed(f"image {self._read[error.position]}") from None
 
 
 def find_photos(paths: Sequence[str | Path]) -> list[Path]:

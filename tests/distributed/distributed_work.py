@@ -37,9 +37,11 @@ from deformable_detr.engine.evaluate import Validation, validation_loss
 from deformable_detr.engine.metrics import RunningMean
 from deformable_detr.engine.optimizer import adamw
 from deformable_detr.engine.run.folder import RunFolder
+from deformable_detr.engine.run.stopping import StopRequest
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step import NonFiniteError
 from deformable_detr.engine.train import fit, train_step
+from deformable_detr.finite import NonFinitePredictionsError
 from deformable_detr.ground_truth import read_ground_truth
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -172,6 +174,7 @@ def work_in_process(folder: Path) -> dict[str, Any]:
     result["empty"] = {variant: steps_beside_an_empty_rank(variant) for variant in FIVE_VARIANTS}
     result["batch norm"] = step_with_batch_norm(distributed.rank())
     result["failed"] = failing_run(RunFolder(folder / "failed"))
+    result["not finite in evaluation"] = failing_evaluation(folder / "val" / "annotations.json")
     return result | _talk()
 
 
@@ -208,6 +211,31 @@ def failing_run(folder: RunFolder) -> str:
     except NonFiniteError as error:
         return str(error)
     return "no error"
+
+
+def failing_evaluation(annotations: Path) -> list[str]:
+    """Return the errors of an evaluation and a validation loss in which rank 1 has a NaN.
+
+    It is in the first of that rank's two batches; the other rank has three.
+    """
+    model, state = tiny_detector(), tiny_state()
+    ids = [1, 1, 1]
+    if distributed.rank() == 1:
+        ids = [2, 2]
+        model.box_head.weight.data[0] = math.nan
+    state.model = model
+    batches = [tiny_batch([image_id], [0]) for image_id in ids]
+    criterion, errors = tiny_criterion(), []
+    validation = Validation(batches, read_ground_truth(annotations), describe="photo {}".format)
+    try:
+        validation.measure(state, criterion, StopRequest())
+    except NonFinitePredictionsError as error:
+        errors.append(str(error))
+    try:
+        validation_loss(model, batches, criterion, device=torch.device("cpu"))
+    except NonFinitePredictionsError as error:
+        errors.append(str(error))
+    return errors
 
 
 def uneven_step() -> tuple[Tensor, dict[str, float]]:

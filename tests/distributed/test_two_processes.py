@@ -197,6 +197,17 @@ def test_a_non_finite_gradient_on_one_rank_stops_all_and_that_rank_saves_a_bundl
     assert FailureBundle.load(folder / "failed" / "failure_step_0_rank_1.pth").image_ids == [3, 4]
 
 
+def test_predictions_that_are_not_finite_on_one_rank_end_the_evaluation_of_all(
+    together: list[dict[str, Any]],
+) -> None:
+    first, second = (one["not finite in evaluation"] for one in together)
+    assert first == second
+    measured, loss = first
+    assert "1 of 6 queries with boxes that are not finite for photo 2; likely cause: " in measured
+    assert "box_head.weight (16 of 384 values)" in measured
+    assert "for image 2 in decoder layer 0; likely cause: " in loss
+
+
 def test_two_processes_train_to_the_weights_of_one(
     folder: Path, together: list[dict[str, Any]]
 ) -> None:

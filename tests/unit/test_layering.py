@@ -21,15 +21,8 @@ ROWS = (
     {"ops"},
     {"environment", "ground_truth", "quickstart"},
     {
-        "boxes",
-        "coco_json",
-        "config",
-        "distributed",
-        "files",
-        "labels",
-        "photos",
-        "structures",
-        "version",
+        *("boxes", "coco_json", "config", "distributed", "files", "finite", "labels", "photos"),
+        *("structures", "version"),
     },
     {"arguments"},
 )

@@ -35,7 +35,7 @@ def main() -> None:
     output = sys.stdout
 
     def write(**line: Any) -> None:
-        print(json.dumps(line), file=output, flush=True)
+        print(json.dumps(line, allow_nan=False), file=output, flush=True)
 
     job: Job = TypeAdapter(Job).validate_json(sys.argv[1])
     with contextlib.redirect_stdout(sys.stderr):  # some libraries print on import

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from deformable_detr.engine.checkpoints.row_matching import MatchedRows, match_rows
+from deformable_detr.finite import require_finite_weights
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.models.heads import ClassHead
@@ -82,8 +83,8 @@ def transfer_weights(
             replaced convolutions; the backbone matches even if the weights do not have them.
 
     Raises:
-        ValueError: the file matches less than half of the model, or its classes cannot be
-            matched; the model is unchanged.
+        ValueError: the file matches less than half of the model, its classes cannot be matched,
+            or a weight to be copied is not finite; the model is unchanged.
     """
     own = model.state_dict()
     by_rows = _rows_to_keep(model, own, state_dict, old_classes, new_classes, what)
@@ -93,6 +94,7 @@ def transfer_weights(
         if rows.pairs:
             merged[name] = _with_rows(own[name], state_dict[name], rows.pairs)
     _require_enough(own, merged, what)
+    require_finite_weights(merged, what)
     model.load_state_dict({**own, **merged})
     return TransferReport(
         kept=tuple(name for name in own if name in merged),

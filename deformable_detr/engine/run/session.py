@@ -129,4 +129,4 @@ def _write(path: Path, name: str, step: int) -> None:
         "pid": os.getpid(),
     }
     with write_whole(path) as temporary:
-        temporary.write_text(json.dumps(content) + "\n", encoding="ascii")
+        temporary.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="ascii")

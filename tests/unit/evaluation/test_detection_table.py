@@ -1,7 +1,9 @@
+import math
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from deformable_detr.evaluation.detection_table import DetectionTable
@@ -100,3 +102,21 @@ def test_the_detections_of_one_image_are_read_back() -> None:
     assert read.labels.tolist() == [1, 0]
     assert read.scores.equal(found.scores)
     assert len(table.of_image(9, space)) == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", ["score", "box"])
+def test_numbers_that_are_not_finite_are_refused_with_image_and_share(
+    tmp_path: Path, place: str, value: float
+) -> None:
+    """COCO would count a box of NaN as a match of any object."""
+    found = _detections([0.9, 0.8, 0.7], [0, 1, 2])
+    (found.scores if place == "score" else found.boxes_xyxy[:, 3])[1] = value
+    words = "got 1 of 3 detections of image 5 with scores or boxes that are not; check the weights"
+    with pytest.raises(ValueError, match=words):
+        DetectionTable.from_detections(5, found, SPARSE)
+    table = DetectionTable.from_detections(5, _detections([0.9], [0]), SPARSE)
+    (table.scores if place == "score" else table.boxes_xywh[:, 3])[0] = value
+    table.write(tmp_path / "table.npz", step=1)  # as earlier versions wrote it
+    with pytest.raises(ValueError, match=r"table\.npz must .* 1 of 1 detections .*; delete it"):
+        DetectionTable.read(tmp_path / "table.npz")

@@ -1,7 +1,11 @@
+import math
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deformable_detr.evaluation.postprocess import select_detections
+from deformable_detr.finite import NonFinitePredictionsError, require_finite_predictions
 from deformable_detr.structures import Predictions
 
 
@@ -74,3 +78,45 @@ def test_number_of_detections_must_be_positive() -> None:
 
     with pytest.raises(ValueError, match="max_detections must be at least 1, got 0"):
         select_detections(predictions, [(4, 4)], max_detections=0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", ["boxes", "logits"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_predictions_that_are_not_finite_are_refused(
+    dtype: torch.dtype, kind: str, value: float
+) -> None:
+    """Check a query that is not selected: minus infinity is a score of 0."""
+    values = {"logits": torch.zeros(3, 300, 91), "boxes": torch.full((3, 300, 4), 0.5)}
+    values[kind][1, 100:157, 2] = value
+    predictions = Predictions(**{name: part.to(dtype) for name, part in values.items()})
+    words = f"got 57 of 300 queries with {kind} that are not finite for photo B; .* in float32"
+    with pytest.raises(NonFinitePredictionsError, match=words) as caught:
+        select_detections(
+            predictions,
+            [(4, 4)] * 3,
+            max_detections=10,
+            describe=lambda place: f"photo {'ABC'[place]}",
+        )
+    assert caught.value.position == 1
+    with pytest.raises(NonFinitePredictionsError, match="for image 1 of the batch; "):
+        select_detections(predictions, [(4, 4)] * 3)
+
+
+class _Waits(TorchDispatchMode):
+    """Count the reads of a value on the host, for which a GPU must be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 300)])
+def test_the_check_waits_for_the_device_once_per_batch(shape: tuple[int, int]) -> None:
+    with _Waits() as waits:
+        require_finite_predictions(torch.zeros(*shape, 3), torch.zeros(*shape, 4))
+    assert waits.count == 1

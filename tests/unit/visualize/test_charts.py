@@ -140,3 +140,12 @@ def test_charts_are_side_by_side_in_a_picture(tmp_path: Path) -> None:
     assert pixels.shape[1] > 1000
     left, right = ((half < 200).mean() for half in np.array_split(pixels, 2, axis=1))
     assert 0.005 < right < left < 0.3
+
+
+@pytest.mark.parametrize("log_y", [False, True])
+def test_values_that_are_not_finite_are_left_out_and_counted(log_y: bool) -> None:
+    points = [(1, 1.0), (2, float("nan")), (3, float("inf")), (4, 2.0)]
+    chart = line_chart("title", [Line("a", points)], x_label="", y_label="", log_y=log_y)
+    assert chart.note == "2 values that are not finite are left out."
+    assert chart.summary == "a from 1 to 2"
+    assert len(drawn(chart).all("use")) == 2

@@ -156,3 +156,10 @@ def test_empty_chain_is_rejected() -> None:
 def test_cell_outside_the_map_is_rejected(cell: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="cell must be within the map of 9 x 11 cells"):
         _call(torch.zeros(1, 18, 9, 11)).points(cell)
+
+
+def test_offsets_that_are_not_finite_are_not_followed() -> None:
+    offsets = torch.zeros(1, 18, 9, 11)
+    offsets[0, 3, 4, 5] = torch.nan
+    with pytest.raises(ValueError, match="offsets of conv must be finite to be drawn, got 1 of 17"):
+        chained_points([_call(offsets)], (4, 5))

@@ -136,3 +136,13 @@ def test_pictures_are_side_by_side_below_their_captions() -> None:
     assert row.getpixel((row.width - 150, bar + 100)) == (0, 0, 255)
     assert row.getpixel((row.width - 1, 0)) == CAPTION_BACKGROUND
     assert (np.asarray(row)[:bar] == 255).all(axis=2).any(), "captions are white"
+
+
+def test_boxes_and_scores_that_are_not_finite_are_not_drawn() -> None:
+    found = _detections((10, 10, 50, 50), (20, 20, 60, torch.nan))
+    with pytest.raises(ValueError, match=r"boxes must be finite to be drawn, got 1 of 8 numbers"):
+        draw_detections(_photo(100, 80), found, NAMES)
+    found = _detections((10, 10, 50, 50))
+    found.scores[0] = torch.inf
+    with pytest.raises(ValueError, match=r"scores must be finite to be drawn, got 1 of 1 numbers"):
+        draw_detections(_photo(100, 80), found, NAMES)

@@ -124,6 +124,12 @@ def test_level_weights_have_one_row_per_target_and_one_column_per_source() -> No
             assert is_yellow == ((target, source) in {(0, 1), (1, 2), (2, 0)}), (target, source)
 
 
+def test_level_weights_that_are_not_finite_are_not_drawn() -> None:
+    weights = [torch.full((2, 3, 4), torch.nan), torch.ones(2, 2, 2)]
+    with pytest.raises(ValueError, match=r"weights to level 0 must be finite .* got 24 of 24"):
+        draw_level_weights(_photo(), weights)
+
+
 def test_deformable_points_are_drawn_at_their_places() -> None:
     points = torch.tensor([[0.25, 0.3], [0.4, 0.6]])
 

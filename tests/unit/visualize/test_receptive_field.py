@@ -190,3 +190,10 @@ def test_error_of_an_unknown_layer_suggests_the_nearest(name: str, nearest: str)
         find_layer(small_detector("multi_scale"), name)
 
     assert nearest in str(error.value).split("the nearest are ")[1].split(", ")
+
+
+def test_gradients_that_are_not_finite_are_refused() -> None:
+    model = _box_filters(2)
+    model[1].weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match=r"receptive field of layer 1 must .*, got \d+ of 63 num"):
+        effective_receptive_field(model, _images(1, 7, 9), "1")
