@@ -26,6 +26,7 @@ class GroundTruth:
         file: the annotation file.
         label_space: its categories, in the order of their ids.
         image_ids: ids of the I images.
+        file_names: `file_name` of the I images, "" if not in the file.
         image_sizes: (height, width) of the I images in pixels, (0, 0) if not in the file.
         images: (T,) int64 index into `image_ids` per object.
         categories: (T,) int64 index into `label_space.category_ids` per object.
@@ -37,6 +38,7 @@ class GroundTruth:
     file: Path
     label_space: LabelSpace
     image_ids: tuple[int, ...]
+    file_names: tuple[str, ...]
     image_sizes: tuple[Size, ...]
     images: npt.NDArray[np.int64]
     categories: npt.NDArray[np.int64]
@@ -56,6 +58,7 @@ class GroundTruth:
             file,
             label_space,
             image_ids,
+            tuple(str(one.get("file_name") or "") for one in record["images"]),
             tuple(_size(one) for one in record["images"]),
             np.array([images[one["image_id"]] for one in objects], dtype=np.int64),
             np.array([labels[one["category_id"]] for one in objects], dtype=np.int64),
