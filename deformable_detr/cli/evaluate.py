@@ -35,6 +35,15 @@ def evaluate(
     num_workers: Annotated[
         int, typer.Option(min=0, help="Processes that load images, per process of the run.")
     ] = 2,
+    max_detections: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Maximum number of detections per image. COCO's is 100; with another one, the "
+            "names of the metrics carry it, such as AP@300 and AR300.",
+        ),
+    ] = 100,
     out: Annotated[
         Path | None,
         typer.Option(metavar="JSON", help="Write the detections to this COCO results file."),
@@ -63,7 +72,7 @@ def evaluate(
             )
         from deformable_detr.workflows.evaluation import score_results
 
-        print_metrics(score_results(results, annotations))
+        print_metrics(score_results(results, annotations, max_detections=max_detections))
         return
     if checkpoint is None or images is None:
         raise ValueError("--checkpoint and --images must both be given, or else --results")
@@ -75,6 +84,7 @@ def evaluate(
             device=device,
             batch_size=batch_size,
             num_workers=num_workers,
+            max_detections=max_detections,
             out=out,
             pictures=pictures,
             num_pictures=num_pictures,

@@ -15,7 +15,7 @@ from deformable_detr.engine.run.stopping import StopRequest
 from deformable_detr.engine.state import TrainState
 from deformable_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 from deformable_detr.evaluation.detection_table import DetectionTable
-from deformable_detr.evaluation.postprocess import MAX_DETECTIONS, select_detections
+from deformable_detr.evaluation.postprocess import to_detections
 from deformable_detr.ground_truth import GroundTruth
 from deformable_detr.losses.criterion import SetCriterion
 
@@ -27,7 +27,7 @@ def evaluate(
     evaluator: CocoEvaluator,
     *,
     device: torch.device,
-    max_detections: int = MAX_DETECTIONS,
+    clip: bool = True,
 ) -> CocoMetrics:
     """Compute the COCO metrics of a detector.
 
@@ -37,9 +37,9 @@ def evaluate(
         model: the detector itself, without a wrapper. It is evaluated in eval mode; its mode is
             restored afterwards.
         loader: this rank's share of the images; may be empty.
-        evaluator: a new one for the annotations of these images.
+        evaluator: a new one for the annotations of these images; it has the limit of detections.
         device: device of the model.
-        max_detections: maximum number of detections per image.
+        clip: whether to clip boxes to the image; the official code does not.
 
     Returns:
         The metrics over all images.
@@ -47,10 +47,12 @@ def evaluate(
     with _eval_mode(model):
         for batch in loader:
             output = model(batch.images.to(device, non_blocking=True))
-            detections = select_detections(
+            detections = to_detections(
                 output.last,
                 [target.original_size for target in batch.targets],
-                max_detections=max_detections,
+                label_space=evaluator.label_space,
+                max_detections=evaluator.max_detections,
+                clip=clip,
             )
             image_ids = [target.image_id for target in batch.targets]
             evaluator.update(dict(zip(image_ids, detections, strict=True)))
@@ -112,12 +114,14 @@ class Validation:
         annotations: ground truth of these images.
         every_epochs: epochs between two evaluations; the last step is always evaluated.
         with_loss: whether to compute the loss too, in a second pass.
+        clip: whether to clip detected boxes to the image; the official code does not.
     """
 
     loader: Iterable[Batch]
     annotations: GroundTruth
     every_epochs: int = 1
     with_loss: bool = False
+    clip: bool = True
 
     def watched_by(self, watchdog: Watchdog) -> "Validation":
         """Return a copy that reports each batch to `watchdog` as progress."""
@@ -147,6 +151,7 @@ class Validation:
             stop.check_between(self.loader),
             evaluator,
             device=state.device,
+            clip=self.clip,
         )
         record: dict[str, Any] = {"step": state.step, "epoch": state.epoch, **metrics.as_dict()}
         if self.with_loss:

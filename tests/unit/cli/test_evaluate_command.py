@@ -65,6 +65,60 @@ def test_a_checkpoint_is_scored_and_its_results_score_the_same(
         assert picture.width > 2.3 * picture.height
 
 
+def test_a_limit_of_detections_is_part_of_the_names_of_metrics(
+    run: CommandLine, checkpoint: Path, photos: CocoFiles, tmp_path: Path
+) -> None:
+    everything = tmp_path / "everything.json"
+    options = ["--annotations", photos.annotations, "--max-detections", "12"]
+    by_checkpoint = run(
+        "evaluate",
+        *("--checkpoint", checkpoint, "--images", photos.images, *options, "--device", "cpu"),
+        *("--num-workers", "0", "--out", everything),
+    )
+
+    assert by_checkpoint.code == 0, by_checkpoint.err
+    assert "36 detections in 3 images" in by_checkpoint.out  # 15 pairs of query and class
+    precision = ["AP@12", "AP50@12", "AP75@12", "APs@12", "APm@12", "APl@12"]
+    recall = ["AR1", "AR10", "AR12", "ARs@12", "ARm@12", "ARl@12"]
+    lines = by_checkpoint.out.splitlines()
+    found = [line.split("\u2502")[1].strip() for line in lines if line.count("\u2502") == 4]
+    assert found == precision + recall
+    assert "AP@12 per class" in by_checkpoint.out
+    assert run("evaluate", "--results", everything, *options).out == by_checkpoint.out
+
+
+def test_results_and_objects_beyond_the_limit_are_counted_in_a_warning(
+    run: CommandLine,
+    checkpoint: Path,
+    photos: CocoFiles,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    content = photos.read()
+    kinds = [{"image_id": 2, "iscrowd": 0}] * 3 + [{"image_id": 1, "iscrowd": 1}] * 9
+    annotations = [
+        {**content["annotations"][0], **kind, "id": number} for number, kind in enumerate(kinds, 1)
+    ]
+    photos.write({**content, "annotations": annotations})
+    results = tmp_path / "results.json"
+    result = {"image_id": 1, "category_id": 7, "bbox": [0, 0, 1, 1], "score": 1}
+    results.write_text(json.dumps([result] * 3))
+    options = ["--annotations", photos.annotations, "--max-detections", "2"]
+
+    run("evaluate", "--results", results, *options)
+    outcome = run(
+        *("evaluate", "--checkpoint", checkpoint, "--images", photos.images, *options),
+        *("--device", "cpu", "--num-workers", "0"),
+    )
+    assert outcome.code == 0, outcome.err
+
+    assert f"1 of 3 images have more than 2 detections of a class in {results}" in caplog.text
+    assert "1 of 3 images have more than 2 annotated objects, of which at most 2" in caplog.text
+    caplog.clear()
+    run("evaluate", "--results", results, *options[:2])
+    assert caplog.text == ""
+
+
 def test_markup_in_a_class_name_is_printed_literally(run: CommandLine, tmp_path: Path) -> None:
     files = write_coco_set(tmp_path, num_images=1, categories={1: "[red]cup[/]"})
     results = tmp_path / "results.json"
