@@ -177,7 +177,8 @@ class Detector:
             raise ValueError(f"threshold must be between 0 and 1, got {threshold:g}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        require_max_detections(max_detections)
+        if max_detections is not None:
+            require_max_detections(max_detections)
         labels = self._labels(classes)
         num_limited = 0
         for batch in self._batches(images, batch_size):

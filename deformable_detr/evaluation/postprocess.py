@@ -117,7 +117,8 @@ def select_detections(
         raise ValueError(
             f"original_sizes must be one per image, got {len(original_sizes)} for {N} images"
         )
-    require_max_detections(max_detections)
+    if max_detections is not None:
+        require_max_detections(max_detections)
     # In float32: lower precision would tie many of the scores near 1.
     all_scores = predictions.logits.float().sigmoid().flatten(1)  # (N, Q * K)
     number = Q * K if max_detections is None else min(max_detections, Q * K)
@@ -130,7 +131,7 @@ def select_detections(
     ]
 
 
-def require_max_detections(max_detections: int | None) -> None:
-    """Raise a ValueError unless the limit is None or at least 1."""
-    if max_detections is not None and max_detections < 1:
-        raise ValueError(f"max_detections must be at least 1, got {max_detections}")
+def require_max_detections(max_detections: int) -> None:
+    """Raise a ValueError unless the limit is an integer of at least 1."""
+    if type(max_detections) is not int or max_detections < 1:
+        raise ValueError(f"max_detections must be an integer of at least 1, got {max_detections}")

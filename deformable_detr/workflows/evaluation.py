@@ -285,7 +285,7 @@ def measure(
         pin_memory=detector.device.type == "cuda",
     )
     if distributed.is_main():
-        _warn_of_crowded_images(dataset.annotations, max_detections)
+        _log_counts(dataset.annotations, max_detections)
     evaluator = CocoEvaluator(
         dataset.annotations, detector.label_space, max_detections=max_detections
     )
@@ -299,9 +299,15 @@ def measure(
     return evaluator, metrics
 
 
-def _warn_of_crowded_images(annotations: GroundTruth, max_detections: int) -> None:
-    """Warn of images with more objects than detections are kept."""
+def _log_counts(annotations: GroundTruth, max_detections: int) -> None:
+    """Log the size of a data set; warn of images with more objects than detections are kept."""
     counts = np.bincount(annotations.images[~annotations.is_crowd])
+    logger.info(
+        "%d images with %d annotated objects, at most %d detections per image",
+        len(annotations.image_ids),
+        counts.sum(),
+        max_detections,
+    )
     crowded = int((counts > max_detections).sum())
     if crowded:
         logger.warning(

@@ -101,7 +101,8 @@ def predict(
         ValueError: a folder holds no image, no image can be read, an image is not in `annotations`,
             a picture would overwrite an image, a class is unknown, or a number is out of range.
     """
-    require_max_detections(max_detections)
+    if max_detections is not None:
+        require_max_detections(max_detections)
     folder = None if out is None else Path(out)
     if folder is not None:
         require_folder_place("out", folder)

@@ -167,7 +167,7 @@ def test_a_batch_size_below_one_is_refused() -> None:
 
 
 def test_a_limit_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_detections must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_detections must be an integer of at least 1, got 0"):
         _detector().predict(_photo(64, 32), max_detections=0)
 
 

@@ -121,7 +121,7 @@ def test_images_with_more_detections_of_a_class_than_the_limit_are_counted(tmp_p
 
 def test_a_limit_below_one_is_refused(tmp_path: Path) -> None:
     annotations = read_ground_truth(_file(tmp_path, []))
-    with pytest.raises(ValueError, match="max_detections must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_detections must be an integer of at least 1, got 0"):
         CocoEvaluator(annotations, LABELS, max_detections=0)
 
 

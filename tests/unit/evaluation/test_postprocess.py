@@ -107,5 +107,5 @@ def test_sizes_must_be_one_per_image() -> None:
 def test_number_of_detections_must_be_positive() -> None:
     predictions = Predictions(torch.zeros(1, 3, 1), torch.zeros(1, 3, 4))
 
-    with pytest.raises(ValueError, match="max_detections must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_detections must be an integer of at least 1, got 0"):
         select_detections(predictions, [(4, 4)], max_detections=0)
