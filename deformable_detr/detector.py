@@ -8,7 +8,6 @@ Example:
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import cast, overload
 
@@ -23,7 +22,10 @@ from deformable_detr.config.loading import validate_config
 from deformable_detr.conversion.files import read_weights
 from deformable_detr.data.transforms import Resize, normalize
 from deformable_detr.distributed import choose_device
-from deformable_detr.evaluation.postprocess import select_detections
+from deformable_detr.evaluation.postprocess import (
+    count_above,
+    to_detections,
+)
 from deformable_detr.finite import (
     NonFinitePredictionsError,
     cause_in_weights,
@@ -43,6 +45,7 @@ DEFAULT_THRESHOLD = 0.3  # focal losses give low scores; there are few false pos
 DEFAULT_BATCH_SIZE = 4
 
 logger = logging.getLogger(__name__)
+_Batch = list[tuple[int, Tensor, Size]]  # position, processed image, original size
 
 
 class Detector:
@@ -53,6 +56,8 @@ class Detector:
         label_space: category ids and names of its labels.
         transform: resizing of images before the model.
         device: device to compute on.
+        match_official: whether an evaluation of the detector leaves boxes beyond the border of the
+            image as they are, like the official code. `predict` always clips them.
     """
 
     def __init__(
@@ -62,11 +67,13 @@ class Detector:
         *,
         transform: Resize,
         device: torch.device,
+        match_official: bool = False,
     ) -> None:
         self.model = model.to(device).eval()
         self.label_space = label_space
         self.transform = transform
         self.device = device
+        self.match_official = match_official
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: str = "auto") -> "Detector":
@@ -95,6 +102,7 @@ class Detector:
             weights.label_space or numbered_classes(weights),
             transform=build_eval_transform(config.data),
             device=chosen,
+            match_official=config.match_official,
         )
 
     @overload
@@ -104,6 +112,7 @@ class Detector:
         *,
         threshold: float = ...,
         classes: Sequence[str] | None = ...,
+        max_detections: int | None = ...,
         batch_size: int = ...,
     ) -> Detections: ...
 
@@ -114,6 +123,7 @@ class Detector:
         *,
         threshold: float = ...,
         classes: Sequence[str] | None = ...,
+        max_detections: int | None = ...,
         batch_size: int = ...,
     ) -> list[Detections]: ...
 
@@ -123,21 +133,26 @@ class Detector:
         *,
         threshold: float = DEFAULT_THRESHOLD,
         classes: Sequence[str] | None = None,
+        max_detections: int | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> Detections | list[Detections]:
         """Detect objects in one image or in a list of images.
+
+        One line of the log counts the images in which `max_detections` has left out detections.
 
         Args:
             images: paths, Pillow images, uint8 arrays (height, width, 3), or tensors
                 (3, height, width), uint8 or floating in [0, 1]; one, or a list or tuple.
             threshold: score threshold, in [0, 1].
             classes: names of the classes to detect; None for all.
+            max_detections: maximum number of detections per image, of all classes together; None
+                for all above the threshold.
             batch_size: maximum number of images per batch. Only images of the same processed size
                 form a batch, since padding would change the detections.
 
         Returns:
             Detections on the CPU, best first, with boxes in pixels of the upright image (EXIF
-            orientation applied). For a list of images, a list in the same order.
+            orientation applied), clipped to it. For a list of images, a list in the same order.
 
         Raises:
             NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
@@ -145,7 +160,11 @@ class Detector:
         single = not isinstance(images, list | tuple)
         photos = cast(Sequence[ImageLike], [images] if single else images)
         each = self.predict_each(
-            photos, threshold=threshold, classes=classes, batch_size=batch_size
+            photos,
+            threshold=threshold,
+            classes=classes,
+            max_detections=max_detections,
+            batch_size=batch_size,
         )
         try:
             found = dict(each)
@@ -160,6 +179,7 @@ class Detector:
         *,
         threshold: float = DEFAULT_THRESHOLD,
         classes: Sequence[str] | None = None,
+        max_detections: int | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> Iterator[tuple[int, Detections]]:
         """Yield the detections of `predict` per image, so that any number of images fits in memory.
@@ -173,21 +193,52 @@ class Detector:
         """
         require_fraction("threshold", threshold)
         require_integer("batch_size", batch_size, at_least=1)
-        wanted = self._labels(classes)
-        waiting: dict[Size, list[tuple[int, Tensor, Size]]] = {}
+        if max_detections is not None:
+            require_integer("max_detections", max_detections, at_least=1)
+        labels = self._labels(classes)
+        num_limited = 0
+        for batch in self._batches(images, batch_size):
+            last = self._run(batch)
+            found = to_detections(
+                last,
+                [size for _, _, size in batch],
+                label_space=self.label_space,
+                # Other classes must not crowd out the given ones.
+                labels=None if classes is None else labels,
+                threshold=threshold,
+                max_detections=max_detections,
+            )
+            if max_detections is not None:
+                counts = count_above(last, labels=labels, threshold=threshold)
+                num_limited += sum(
+                    count > len(one) for count, one in zip(counts, found, strict=True)
+                )
+            for (position, _, _), detections in zip(batch, found, strict=True):
+                yield position, detections.to("cpu")
+        if num_limited:
+            logger.warning(
+                "max_detections %d has left out detections with a score of at least %g in %d "
+                "images; raise it to keep them",
+                max_detections,
+                threshold,
+                num_limited,
+            )
+
+    def _batches(self, images: Iterable[ImageLike], batch_size: int) -> Iterator[_Batch]:
+        """Yield position, processed image and original size of images of one processed size."""
+        waiting: dict[Size, _Batch] = {}
         for position, image in enumerate(images):
             photo = as_photo(image)
             tensor = self.preprocess(photo)
             batch = waiting.setdefault((tensor.shape[1], tensor.shape[2]), [])
             batch.append((position, tensor, (photo.height, photo.width)))
             if len(batch) == batch_size:
-                yield from self._run(batch, threshold, wanted)
-                batch.clear()
-        for batch in filter(None, waiting.values()):
-            yield from self._run(batch, threshold, wanted)
+                yield batch
+                del waiting[tensor.shape[1], tensor.shape[2]]
+        yield from waiting.values()
 
-    def _labels(self, classes: Sequence[str] | None) -> Tensor:
-        """Return the labels of the given classes, as a tensor (number of classes,)."""
+    def _labels(self, classes: Sequence[str] | None) -> list[int]:
+        """Return the labels of the given classes."""
         names, labels = self.label_space.names, self.label_space.category_labels
         known = {names[label] for label in labels}
         unknown = [name for name in classes or () if name not in known]
@@ -196,9 +247,7 @@ class Detector:
                 "classes must be names of the detector's classes, "
                 f"got {', '.join(unknown) or 'none'}; it knows {self.label_space.describe()}"
             )
-        return torch.tensor(
-            [label for label in labels if classes is None or names[label] in classes]
-        )
+        return [label for label in labels if classes is None or names[label] in classes]
 
     def explain(self, image: ImageLike, *, queries: int = 3) -> list[QueryAttention]:
         """Return what the queries of the best detections attend to in the last decoder layer.
@@ -232,20 +281,12 @@ class Detector:
         return normalize(self.transform.resize_image(photo))
 
     @torch.inference_mode()
-    def _run(
-        self, batch: Sequence[tuple[int, Tensor, Size]], threshold: float, wanted: Tensor
-    ) -> list[tuple[int, Detections]]:
+    def _run(self, batch: _Batch) -> Predictions:
+        """Return the predictions for images of one processed size."""
         images = ImageBatch.from_images([tensor for _, tensor, _ in batch]).to(self.device)
-        last = self.model(images).last
+        last: Predictions = self.model(images).last
         self._require_finite(last, [position for position, _, _ in batch])
-        # Select classes before the best scores: other classes must not crowd them out.
-        chosen = Predictions(last.logits[..., wanted.to(self.device)], last.boxes)
-        found = select_detections(chosen, [size for _, _, size in batch])
-        results = []
-        for (position, _, _), detections in zip(batch, found, strict=True):
-            kept = detections.to("cpu").above(threshold)
-            results.append((position, replace(kept, labels=wanted[kept.labels])))
-        return results
+        return last
 
     def _require_finite(self, predictions: Predictions, positions: Sequence[int]) -> None:
         """Raise if a prediction is not finite, of a class that is not wanted too."""

@@ -42,6 +42,15 @@ def evaluate(
             help="Processes that load images, per process of the run.",
         ),
     ] = 2,
+    max_detections: Annotated[
+        int,
+        typer.Option(
+            parser=whole(1),
+            metavar="N",
+            help="Maximum number of detections per image. COCO's is 100; with another one, the "
+            "names of the metrics carry it, such as AP@300 and AR300.",
+        ),
+    ] = 100,
     out: Annotated[
         Path | None,
         typer.Option(metavar="JSON", help="Write the detections to this COCO results file."),
@@ -77,7 +86,11 @@ def evaluate(
             )
         from deformable_detr.workflows.evaluation import score_results
 
-        print_metrics(score_results(results, annotations, empty_boxes=empty_boxes))
+        print_metrics(
+            score_results(
+                results, annotations, max_detections=max_detections, empty_boxes=empty_boxes
+            )
+        )
         return
     if checkpoint is None or images is None:
         raise ValueError("--checkpoint and --images must both be given, or else --results")
@@ -89,6 +102,7 @@ def evaluate(
             device=device,
             batch_size=batch_size,
             num_workers=num_workers,
+            max_detections=max_detections,
             out=out,
             pictures=pictures,
             num_pictures=num_pictures,

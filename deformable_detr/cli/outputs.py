@@ -25,9 +25,10 @@ def print_metrics(result: "EvaluationResult") -> None:
         table.add_row(name, _number(value), meaning)
     console.print(table)
 
-    classes = Table(title="AP per class")
+    name = next(iter(result.metrics))  # AP, or AP@300
+    classes = Table(title=f"{name} per class")
     classes.add_column("class")
-    classes.add_column("AP", justify="right", no_wrap=True)
+    classes.add_column(name, justify="right", no_wrap=True)
     for name, value in result.per_class.items():
         classes.add_row(escape(name), _number(value))
     console.print(classes)

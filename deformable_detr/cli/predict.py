@@ -19,6 +19,14 @@ def predict(
         Path,
         typer.Option(metavar="DIR", help="Folder to write the pictures and detections.json to."),
     ],
+    annotations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON",
+            help="COCO annotation file that lists the images; detections.json gets its image ids "
+            "and file names. Without it images are numbered in the order given.",
+        ),
+    ] = None,
     threshold: Annotated[
         float,
         typer.Option(help="Score threshold in [0, 1]; lower scores are dropped."),
@@ -26,29 +34,41 @@ def predict(
     classes: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", help="Detect these classes only.")
     ] = None,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(1),
+            metavar="N",
+            help="Maximum number of detections per image.",
+            show_default="all above the threshold",
+        ),
+    ] = None,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(parser=whole(1), help="Images per batch.")] = 4,
 ) -> None:
     """Detect objects in images: write one picture per image, and detections.json.
 
     Images may have any color mode. Their EXIF orientation is applied, and boxes are in pixels of
-    the upright image. Images that cannot be read are listed at the end; the others are processed.
+    the upright image. Images that cannot be read are listed at the end, with exit code 2; the
+    others are processed. If none can be read, no detections.json is written.
     """
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     result = deformable_detr.predict(
         photos,
         checkpoint=checkpoint,
         out=out,
+        annotations=annotations,
         threshold=threshold,
         classes=names,
+        max_detections=max_detections,
         device=device,
         batch_size=batch_size,
     )
-    num_read = len(result.detections)
-    typer.echo(f"{result.num_objects} objects in {num_read} images, see {out}")
+    num_read, num_failed = len(result.detections), len(result.failures)
+    failed = f"; {num_failed} of {result.num_photos} could not be read" if num_failed else ""
+    typer.echo(f"{result.num_objects} objects in {num_read} images, see {out}{failed}")
     if result.failures:
-        others = "; the others were processed" if num_read else ""
         raise ValueError(
-            f"{len(result.failures)} of {result.num_photos} images could not be read{others}\n"
-            + "\n".join(result.failures)
+            f"{num_failed} of {result.num_photos} images could not be read; the others were "
+            "processed\n" + "\n".join(result.failures)
         )

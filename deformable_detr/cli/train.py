@@ -55,6 +55,15 @@ def train(
             "--finetune-from, on the validation set.",
         ),
     ] = False,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(1),
+            metavar="N",
+            help="With --evaluate-only: maximum number of detections per image, as for `evaluate`.",
+            show_default=False,
+        ),
+    ] = None,
     overfit: Annotated[
         int | None,
         typer.Option(
@@ -81,12 +90,17 @@ def train(
         raise ValueError(
             "--evaluate-only must be given without --resume and --overwrite, as it changes no run"
         )
+    if max_detections is not None and not evaluate_only:
+        raise ValueError(
+            "--max-detections must be given with --evaluate-only; training evaluates as COCO does"
+        )
     settings = list(overrides or [])
     resume_auto = resume and AUTO in settings
     if resume_auto:
         settings.remove(AUTO)
     try:
         if evaluate_only:
+            from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
             from deformable_detr.workflows.evaluation import evaluate_run
 
             result = evaluate_run(
@@ -94,6 +108,7 @@ def train(
                 overrides=settings,
                 run_dir=run_dir,
                 checkpoint=finetune_from,
+                max_detections=max_detections or MAX_DETECTIONS,
                 device=device,
             )
             print_metrics(result)

@@ -16,7 +16,7 @@ from deformable_detr.engine.run.stopping import StopRequest
 from deformable_detr.engine.state import TrainState
 from deformable_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 from deformable_detr.evaluation.detection_table import DetectionTable
-from deformable_detr.evaluation.postprocess import MAX_DETECTIONS, select_detections
+from deformable_detr.evaluation.postprocess import to_detections
 from deformable_detr.finite import (
     NonFinitePredictionsError,
     cause_in_weights,
@@ -37,7 +37,7 @@ def evaluate(
     evaluator: CocoEvaluator,
     *,
     device: torch.device,
-    max_detections: int = MAX_DETECTIONS,
+    clip: bool = True,
     describe: Describe = "image {}".format,
     owner: str = "the model",
 ) -> CocoMetrics:
@@ -49,9 +49,9 @@ def evaluate(
         model: the detector itself, without a wrapper. It is evaluated in eval mode; its mode is
             restored afterwards.
         loader: this rank's share of the images; may be empty.
-        evaluator: a new one for the annotations of these images.
+        evaluator: a new one for the annotations of these images; it has the limit of detections.
         device: device of the model.
-        max_detections: maximum number of detections per image.
+        clip: whether to clip boxes to the image; the official code does not.
         describe: returns the description of an image in errors, by its id.
         owner: description of the weights in errors.
 
@@ -67,10 +67,12 @@ def evaluate(
             output = model(batch.images.to(device, non_blocking=True))
             image_ids = [target.image_id for target in batch.targets]
             with share.watched():
-                detections = select_detections(
+                detections = to_detections(
                     output.last,
                     [target.original_size for target in batch.targets],
-                    max_detections=max_detections,
+                    label_space=evaluator.label_space,
+                    max_detections=evaluator.max_detections,
+                    clip=clip,
                     describe=lambda place, ids=image_ids: describe(ids[place]),  # type: ignore[misc]
                 )
                 evaluator.update(dict(zip(image_ids, detections, strict=True)))
@@ -215,6 +217,7 @@ class Validation:
         annotations: ground truth of these images.
         every_epochs: epochs between two evaluations; the last step is always evaluated.
         with_loss: whether to compute the loss too, in a second pass.
+        clip: whether to clip detected boxes to the image; the official code does not.
         describe: returns the description of an image in errors, by its id.
     """
 
@@ -222,6 +225,7 @@ class Validation:
     annotations: GroundTruth
     every_epochs: int = 1
     with_loss: bool = False
+    clip: bool = True
     describe: Describe = "image {}".format
 
     def watched_by(self, watchdog: Watchdog) -> "Validation":
@@ -256,6 +260,7 @@ class Validation:
                 stop.check_between(self.loader),
                 evaluator,
                 device=state.device,
+                clip=self.clip,
                 describe=self.describe,
                 owner=owner,
             )

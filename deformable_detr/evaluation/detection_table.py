@@ -15,9 +15,6 @@ from deformable_detr.files import write_whole
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Detections
 
-BOX_DECIMALS = 3  # 1/1000 pixel
-SCORE_DECIMALS = 6
-
 
 @dataclass(frozen=True)
 class DetectionTable:
@@ -60,13 +57,7 @@ class DetectionTable:
     def from_detections(
         cls, image_id: int, detections: Detections, label_space: LabelSpace
     ) -> "DetectionTable":
-        """Build the table of one image; labels become category ids.
-
-        Detections whose label is not a category are dropped: COCO does not evaluate them.
-        """
-        if label_space.unused:
-            real = detections.labels.new_tensor(label_space.category_labels)
-            detections = detections.select(torch.isin(detections.labels, real))
+        """Build the table of one image; labels, all of categories, become category ids."""
         labels = detections.labels.cpu().numpy()
         return cls(
             np.array([image_id], dtype=np.int64),
@@ -149,14 +140,17 @@ class DetectionTable:
         )
 
     def to_results(self) -> list[dict[str, Any]]:
-        """Return COCO's list of results, rounded to a meaningful precision."""
+        """Return COCO's list of results, not rounded: read back, they have the same metrics.
+
+        Rounded scores would have ties, and rounded boxes other overlaps.
+        """
         return [
             {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
             for image_id, category_id, box, score in zip(
                 self.image_ids.tolist(),
                 self.category_ids.tolist(),
-                self.boxes_xywh.round(BOX_DECIMALS).tolist(),
-                self.scores.round(SCORE_DECIMALS).tolist(),
+                self.boxes_xywh.tolist(),
+                self.scores.tolist(),
                 strict=True,
             )
         ]

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from deformable_detr import distributed
@@ -19,14 +20,15 @@ from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.evaluation.coco_eval import (
-    STATISTICS,
     CocoEvaluator,
     CocoMetrics,
     evaluate_results,
+    statistics_at,
 )
+from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.files import write_whole
 from deformable_detr.finite import to_json
-from deformable_detr.ground_truth import EmptyBoxes
+from deformable_detr.ground_truth import EmptyBoxes, GroundTruth
 from deformable_detr.visualize.objects import draw_annotations, draw_detections, side_by_side
 from deformable_detr.workflows.places import require_file_place, require_folder_place, run_folder
 from deformable_detr.workflows.session import session
@@ -40,25 +42,35 @@ class EvaluationResult:
 
     Attributes:
         metrics: the twelve COCO metrics by name, such as "AP50", in [0, 1]; -1 if there are no
-            annotated objects of that kind.
+            annotated objects of that kind. If the limit is not COCO's 100, the names carry it, such
+            as "AP50@300" and "AR300".
         per_class: AP by class name; -1 as above.
         num_images: number of images scored.
-        num_detections: number of detections scored.
+        num_detections: number of detections given.
+        max_detections: limit of detections per image.
     """
 
     metrics: dict[str, float]
     per_class: dict[str, float]
     num_images: int
     num_detections: int
+    max_detections: int = MAX_DETECTIONS
 
     @classmethod
     def of(cls, metrics: CocoMetrics) -> "EvaluationResult":
         """Build the result from the metrics of a data set."""
-        return cls(metrics.as_dict(), metrics.class_ap, metrics.num_images, metrics.num_detections)
+        return cls(
+            metrics.as_dict(),
+            metrics.class_ap,
+            metrics.num_images,
+            metrics.num_detections,
+            metrics.max_detections,
+        )
 
     def rows(self) -> list[tuple[str, float, str]]:
         """Return name, value and meaning of each metric."""
-        return [(name, self.metrics[name], meaning) for name, meaning in STATISTICS.items()]
+        meanings = statistics_at(self.max_detections)
+        return [(name, self.metrics[name], meaning) for name, meaning in meanings.items()]
 
 
 def evaluate(
@@ -69,6 +81,7 @@ def evaluate(
     device: str = "auto",
     batch_size: int = 2,
     num_workers: int = 2,
+    max_detections: int = MAX_DETECTIONS,
     out: str | Path | None = None,
     pictures: str | Path | None = None,
     num_pictures: int = 8,
@@ -85,6 +98,8 @@ def evaluate(
         batch_size: maximum number of images per batch and process. Only images of the same
             processed size form a batch, so that nothing is padded and AP does not depend on it.
         num_workers: processes that load images, per process of the run.
+        max_detections: maximum number of detections per image, the best of all classes. COCO's
+            is 100; with another one, the names of the metrics carry it.
         out: COCO results file to write the detections to.
         pictures: folder for pictures of annotated and detected objects side by side.
         num_pictures: number of pictures, spread evenly over the images.
@@ -94,11 +109,13 @@ def evaluate(
 
     Raises:
         FileNotFoundError: a file or folder does not exist.
-        ValueError: the annotations have other categories, or an output path is not writable.
+        ValueError: the annotations have other categories, an output path is not writable, or a
+            number is out of range.
     """
     require_integer("batch_size", batch_size, at_least=1)
     require_integer("num_workers", num_workers, at_least=0, at_most=MOST_WORKERS)
     require_integer("num_pictures", num_pictures, at_least=1)
+    require_integer("max_detections", max_detections, at_least=1)
     out, pictures = (None if place is None else Path(place) for place in (out, pictures))
     if out is not None:
         require_file_place("out", out)
@@ -117,6 +134,7 @@ def evaluate(
             dataset,
             batch_size=batch_size,
             num_workers=num_workers,
+            max_detections=max_detections,
             callback=callback,
         )
         if distributed.is_main():
@@ -133,6 +151,7 @@ def evaluate_run(
     overrides: Overrides = (),
     run_dir: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    max_detections: int = MAX_DETECTIONS,
     device: str = "auto",
     callback: Callback | None = None,
 ) -> EvaluationResult:
@@ -147,13 +166,16 @@ def evaluate_run(
         overrides: as for `train`.
         run_dir: as for `train`.
         checkpoint: the file to measure; None for the run's `best.pth`, else its `last.pth`.
+        max_detections: as for `evaluate`.
         device: as for `train`.
         callback: as for `evaluate`.
 
     Raises:
-        ValueError: the validation set has other classes than the checkpoint.
+        ValueError: the validation set has other classes than the checkpoint, or the limit is below
+            1.
         FileNotFoundError: there is no checkpoint.
     """
+    require_integer("max_detections", max_detections, at_least=1)
     files = RunFolder(run_folder(run_dir, config))
     settings = load_config(config, overrides)
     with session(device, timeout_s=settings.train.timeout_s) as chosen:
@@ -161,7 +183,9 @@ def evaluate_run(
         detector = open_detector(settings, path, chosen)
         dataset = build_dataset(settings, "val", label_space=detector.label_space)
         logger.info("evaluating %s", path)
-        evaluator, metrics = measure_validation_set(settings, detector, dataset, callback=callback)
+        evaluator, metrics = measure_validation_set(
+            settings, detector, dataset, max_detections=max_detections, callback=callback
+        )
         if distributed.is_main():
             write_results(files.results, evaluator)
         logger.info("the detections are in %s", files.results)
@@ -169,22 +193,41 @@ def evaluate_run(
 
 
 def score_results(
-    results: str | Path, annotations: str | Path, *, empty_boxes: EmptyBoxes = "missed"
+    results: str | Path,
+    annotations: str | Path,
+    *,
+    max_detections: int = MAX_DETECTIONS,
+    empty_boxes: EmptyBoxes = "missed",
 ) -> EvaluationResult:
     """Score a COCO results file against a COCO annotation file.
 
     Args:
         results: path of the results; where they have a `file_name`, it decides the image.
         annotations: path of the annotations.
+        max_detections: maximum number of detections per image and class that are scored, the best
+            ones, as pycocotools limits a results file. COCO's is 100; with another one, the names
+            of the metrics carry it. A warning counts the images where detections are left out.
         empty_boxes: as for `evaluate`.
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: a file does not have the COCO format, or the two do not match.
+        ValueError: a file does not have the COCO format, the two do not match, or the limit is
+            below 1.
     """
-    return EvaluationResult.of(
-        evaluate_results(Path(results), Path(annotations), empty_boxes=empty_boxes)
+    metrics = evaluate_results(
+        Path(results), Path(annotations), max_detections=max_detections, empty_boxes=empty_boxes
     )
+    if metrics.num_limited:
+        logger.warning(
+            "%d of %d images have more than %d detections of a class in %s; only the best %d are "
+            "scored; max_detections is the limit",
+            metrics.num_limited,
+            metrics.num_images,
+            max_detections,
+            results,
+            max_detections,
+        )
+    return EvaluationResult.of(metrics)
 
 
 def open_detector(config: RunConfig, checkpoint: Path, device: torch.device) -> Detector:
@@ -197,7 +240,13 @@ def open_detector(config: RunConfig, checkpoint: Path, device: torch.device) -> 
             config.data.eval_size,
             config.data.eval_max_size,
         )
-    return Detector(detector.model, detector.label_space, transform=transform, device=device)
+    return Detector(
+        detector.model,
+        detector.label_space,
+        transform=transform,
+        device=device,
+        match_official=config.match_official,
+    )
 
 
 def measure_validation_set(
@@ -205,6 +254,7 @@ def measure_validation_set(
     detector: Detector,
     dataset: CocoDataset,
     *,
+    max_detections: int = MAX_DETECTIONS,
     callback: Callback | None = None,
 ) -> tuple[CocoEvaluator, CocoMetrics]:
     """Run a detector over the validation set of a config; see `measure`."""
@@ -213,6 +263,7 @@ def measure_validation_set(
         dataset,
         batch_size=config.train.eval_batch,
         num_workers=config.data.num_workers,
+        max_detections=max_detections,
         callback=callback,
     )
 
@@ -223,6 +274,7 @@ def measure(
     *,
     batch_size: int,
     num_workers: int,
+    max_detections: int = MAX_DETECTIONS,
     callback: Callback | None = None,
 ) -> tuple[CocoEvaluator, CocoMetrics]:
     """Run a detector over a data set; every process must call it.
@@ -232,6 +284,7 @@ def measure(
         dataset: the images, with the labels of the detector.
         batch_size: as for `evaluate`.
         num_workers: processes that load images, per process of the run.
+        max_detections: as for `evaluate`.
         callback: as for `evaluate`.
 
     Returns:
@@ -244,15 +297,41 @@ def measure(
         num_workers=num_workers,
         pin_memory=detector.device.type == "cuda",
     )
-    evaluator = CocoEvaluator(dataset.annotations, detector.label_space)
+    if distributed.is_main():
+        _log_counts(dataset.annotations, max_detections)
+    evaluator = CocoEvaluator(
+        dataset.annotations, detector.label_space, max_detections=max_detections
+    )
     metrics = engine.evaluate(
         detector.model,
         Tracked(loader, "evaluating", callback=callback),
         evaluator,
         device=detector.device,
+        clip=not detector.match_official,
         describe=dataset.describe_id,
     )
     return evaluator, metrics
+
+
+def _log_counts(annotations: GroundTruth, max_detections: int) -> None:
+    """Log the size of a data set; warn of images with more objects than detections are kept."""
+    counts = np.bincount(annotations.images[~annotations.is_crowd])
+    logger.info(
+        "%d images with %d annotated objects, at most %d detections per image",
+        len(annotations.image_ids),
+        counts.sum(),
+        max_detections,
+    )
+    crowded = int((counts > max_detections).sum())
+    if crowded:
+        logger.warning(
+            "%d of %d images have more than %d annotated objects, of which at most %d can be "
+            "found; max_detections is the limit",
+            crowded,
+            len(annotations.image_ids),
+            max_detections,
+            max_detections,
+        )
 
 
 def _detector(checkpoint: str | Path | Detector, device: str) -> Detector:

@@ -1,9 +1,10 @@
 """Prediction: detections in image files as tensors, pictures and a JSON file."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
@@ -12,8 +13,10 @@ from deformable_detr.detector import DEFAULT_BATCH_SIZE, DEFAULT_THRESHOLD, Dete
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.evaluation.image_names import match_images
 from deformable_detr.files import write_whole
 from deformable_detr.finite import NonFinitePredictionsError, to_json
+from deformable_detr.ground_truth import GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
 from deformable_detr.photos import read_photo
 from deformable_detr.structures import Detections
@@ -25,7 +28,10 @@ JPEG_SUFFIXES = (".jpg", ".jpeg")
 PHOTO_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 JPEG_QUALITY = 92
 DETECTIONS_FILE = "detections.json"
+_SHOWN = 5  # images that an error lists
 _T = TypeVar("_T")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,15 @@ class PredictionResult:
     Attributes:
         detections: detections by image file, in the order given; boxes are in pixels of the upright
             image.
+        image_ids: the image id of each of these files: that of the annotation file if one was
+            given, else 1, 2, ... in the order given, counting images that could not be read.
         pictures: the picture written for each image file; empty if `out` was not given.
         num_photos: number of images given.
         failures: one error message per image that could not be read.
     """
 
     detections: dict[Path, Detections]
+    image_ids: dict[Path, int]
     pictures: dict[Path, Path]
     num_photos: int
     failures: tuple[str, ...]
@@ -56,8 +65,10 @@ def predict(
     *,
     checkpoint: str | Path | Detector,
     out: str | Path | None = None,
+    annotations: str | Path | None = None,
     threshold: float = DEFAULT_THRESHOLD,
     classes: Sequence[str] | None = None,
+    max_detections: int | None = None,
     device: str = "auto",
     batch_size: int = DEFAULT_BATCH_SIZE,
     callback: Callback | None = None,
@@ -67,35 +78,64 @@ def predict(
     `Detector.predict` does the same for images in memory. An image that cannot be read is reported
     in the result; the others are processed.
 
+    `detections.json` is a COCO results file with the numbers as computed, not rounded. With
+    `annotations` it can be scored: with a threshold of 0 and at most 100 detections per image it
+    has the metrics that `evaluate` has for the same images. Without them images are numbered in the
+    order given, and `file_name` is the path as given.
+
     Args:
         photos: an image file or a folder of images, or several of them.
         checkpoint: a file as for `Detector.from_checkpoint`, or a detector.
         out: folder for one picture per image, and for `detections.json` with all objects.
+        annotations: COCO annotation file that lists the images; its image ids and file names are
+            used. An image is found by the longest `file_name` that its path ends with, else by its
+            base name. It must have the detector's categories; its objects are not used.
         threshold: score threshold, in [0, 1].
         classes: names of the classes to detect; None for all.
+        max_detections: maximum number of detections per image; None for all above the threshold. A
+            warning counts the images where it leaves out some.
         device: as for `Detector.from_checkpoint`; a detector stays on its device.
         batch_size: images per batch.
         callback: called with "progress", the number of finished images and their total.
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a folder holds no image, a picture would overwrite an image, a class is unknown,
-            or a number is out of range.
+        ValueError: a folder holds no image, no image can be read, an image is not in `annotations`,
+            a picture would overwrite an image, a class is unknown, or a number is out of range.
         NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
     """
     require_fraction("threshold", threshold)
     require_integer("batch_size", batch_size, at_least=1)
+    if max_detections is not None:
+        require_integer("max_detections", max_detections, at_least=1)
     folder = None if out is None else Path(out)
     if folder is not None:
         require_folder_place("out", folder)
     files = find_photos([photos] if isinstance(photos, str | Path) else photos)
     pictures = {} if folder is None else picture_files(files, folder)
+    listed = None if annotations is None else read_ground_truth(Path(annotations))
+    identities = _identities(files, listed)
     with kept_torch_state(device) as chosen:
         if not isinstance(checkpoint, Detector):
             checkpoint = Detector.from_checkpoint(checkpoint, str(chosen))
+        if listed is not None:
+            checkpoint.label_space.contiguous().require_same(
+                listed.label_space, this="the detector", that=f"annotation file {listed.file}"
+            )
         reader = _Reader(files)
         found = checkpoint.predict_each(
-            reader, threshold=threshold, classes=classes, batch_size=batch_size
+            reader,
+            threshold=threshold,
+            classes=classes,
+            max_detections=max_detections,
+            batch_size=batch_size,
+        )
+        logger.info(
+            "%d images, score threshold %g, %s, %s",
+            len(files),
+            threshold,
+            "all classes" if classes is None else f"classes {', '.join(classes)}",
+            "no limit of detections" if max_detections is None else f"limit {max_detections}",
         )
         names = checkpoint.label_space.names
         if folder is not None:
@@ -108,13 +148,41 @@ def predict(
             if folder is not None:
                 picture = draw_detections(photo, one, names)
                 picture.save(pictures[file], quality=JPEG_QUALITY)
+    if not detections:
+        raise ValueError(_nothing_read(reader.failures))
     ordered = {file: detections[file] for file in files if file in detections}
     if folder is not None:
-        results = _results(ordered, checkpoint.label_space)
+        results = _results(ordered, identities, checkpoint.label_space)
         with write_whole(folder / DETECTIONS_FILE) as temporary:
             temporary.write_text(to_json(results, DETECTIONS_FILE, indent=1), encoding="utf-8")
     drawn = {file: picture for file, picture in pictures.items() if file in detections}
-    return PredictionResult(ordered, drawn, len(files), tuple(reader.failures))
+    image_ids = {file: identities[file].image_id for file in ordered}
+    return PredictionResult(ordered, image_ids, drawn, len(files), tuple(reader.failures))
+
+
+class _Identity(NamedTuple):
+    """Image id and `file_name` of an image in `detections.json`."""
+
+    image_id: int
+    file_name: str
+
+
+def _identities(files: Sequence[Path], listed: GroundTruth | None) -> dict[Path, _Identity]:
+    """Take the identity of each image from an annotation file, or number the images from 1."""
+    if listed is None:
+        return {file: _Identity(number, file.as_posix()) for number, file in enumerate(files, 1)}
+    places = match_images(files, listed)
+    return {
+        file: _Identity(listed.image_ids[place], listed.file_names[place])
+        for file, place in zip(files, places, strict=True)
+    }
+
+
+def _nothing_read(failures: Sequence[str]) -> str:
+    """Describe images of which none could be read."""
+    more = [f"and {len(failures) - _SHOWN} more"] if len(failures) > _SHOWN else []
+    heading = f"{len(failures)} of {len(failures)} images could not be read"
+    return "\n".join([heading, *failures[:_SHOWN], *more])
 
 
 class _Reader:
@@ -205,11 +273,14 @@ def picture_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     return pictures
 
 
-def _results(found: dict[Path, Detections], space: LabelSpace) -> list[dict[str, Any]]:
-    """Return COCO results with file and class names; images are numbered from 1."""
+def _results(
+    found: Mapping[Path, Detections], identities: Mapping[Path, _Identity], space: LabelSpace
+) -> list[dict[str, Any]]:
+    """Return COCO results with file and class names."""
     results = []
-    for image_id, (file, detections) in enumerate(found.items(), start=1):
+    for file, detections in found.items():
+        image_id, file_name = identities[file]
         for result in DetectionTable.from_detections(image_id, detections, space).to_results():
             name = space.names[space.label(result["category_id"])]
-            results.append({"file_name": file.as_posix(), **result, "category_name": name})
+            results.append({"file_name": file_name, **result, "category_name": name})
     return results

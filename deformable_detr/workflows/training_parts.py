@@ -188,5 +188,6 @@ def _build_validation(config: RunConfig, data: TrainingData, *, pin_memory: bool
         data.val.annotations,
         every_epochs=config.train.eval_every_epochs,
         with_loss=config.train.validation_loss,
+        clip=not config.match_official,
         describe=data.val.describe_id,
     )

@@ -103,7 +103,51 @@ def test_objects_of_other_classes_do_not_crowd_out_the_given_ones() -> None:
     assert len(_detector(Crowded()).predict(_photo(64, 32), classes=["tree"])) == 1
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.5])
+class ManyObjects(nn.Module):
+    """Model of 150 queries that finds a cat with all of them, and a tree with some."""
+
+    def forward(self, images: ImageBatch) -> ModelOutput:
+        N = len(images)
+        logits = torch.full((N, 150, 3), -9.0)
+        logits[..., 0] = 5.0
+        logits[:, :30, 2] = 2.0
+        boxes = torch.tensor([0.5, 0.5, 1.5, 0.5]).expand(N, 150, 4)
+        return ModelOutput(Predictions(logits, boxes), (), None)
+
+
+@pytest.mark.parametrize(
+    ("classes", "limit", "found", "warns"),
+    [
+        (None, None, 180, False),
+        (None, 180, 180, False),
+        (None, 100, 100, True),
+        (["tree"], 100, 30, False),
+        (["tree"], 29, 29, True),
+    ],
+)
+def test_all_objects_above_the_threshold_are_found_and_a_limit_that_cuts_warns(
+    caplog: pytest.LogCaptureFixture,
+    classes: list[str] | None,
+    limit: int | None,
+    found: int,
+    warns: bool,
+) -> None:
+    images = [_photo(64, 32), _photo(32, 64), _photo(64, 32)]
+
+    all_found = _detector(ManyObjects()).predict(images, classes=classes, max_detections=limit)
+
+    assert [len(one) for one in all_found] == [found] * 3
+    warning = f"max_detections {limit} has left out detections with a score of at least 0.3 in 3"
+    assert [line.startswith(warning) for line in caplog.messages] == [True] * warns
+
+
+def test_boxes_are_clipped_to_the_image() -> None:
+    found = _detector(ManyObjects()).predict(_photo(200, 100), max_detections=1)
+
+    assert found.boxes_xyxy.tolist() == [[0, 25, 200, 75]]
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
 def test_a_threshold_out_of_range_is_refused(threshold: float) -> None:
     with pytest.raises(ValueError, match=f"threshold must be between 0 and 1, got {threshold:g}"):
         _detector().predict(_photo(64, 32), threshold=threshold)
@@ -120,6 +164,11 @@ def test_unknown_classes_are_refused_and_the_known_ones_listed(
 def test_a_batch_size_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         _detector().predict(_photo(64, 32), batch_size=0)
+
+
+def test_a_limit_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_detections must be at least 1, got 0"):
+        _detector().predict(_photo(64, 32), max_detections=0)
 
 
 def test_a_checkpoint_determines_model_classes_and_preprocessing(tmp_path: Path) -> None:

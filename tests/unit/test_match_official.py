@@ -13,14 +13,19 @@ from helpers.models import make_target
 from helpers.official_losses import cost_matrix
 from helpers.small_run import SMALL_RUN, data_settings
 from helpers.tiny_checkpoint import write_checkpoint
+from torch import nn
 
 from deformable_detr import Detector, build_criterion, build_model, load_config
 from deformable_detr.builders import build_dataset, build_sampler
+from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.samplers import DistributedOrderSampler, MicroBatchSampler
+from deformable_detr.data.transforms import Resize
+from deformable_detr.engine import evaluate as engine_evaluate
 from deformable_detr.engine.checkpoints.checkpoint import RULES, load_checkpoint, save_checkpoint
-from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.evaluation.postprocess import to_detections
 from deformable_detr.labels import LabelSpace
-from deformable_detr.structures import Detections
+from deformable_detr.structures import ImageBatch, ModelOutput, Predictions
+from deformable_detr.workflows.evaluation import measure
 from deformable_detr.workflows.training import train
 
 OFFICIAL = "match_official=true"
@@ -123,15 +128,36 @@ def test_a_data_set_uses_the_layout_of_the_given_label_space(files):
         build_dataset(config, "val", label_space=LabelSpace((3, 8), ("a", "b")).with_raw_labels())
 
 
-def test_labels_without_a_category_are_not_in_results():
-    space = LabelSpace((1, 3), ("cat", "bus")).with_raw_labels()
-    boxes = torch.arange(16.0).view(4, 4)
-    found = Detections(torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([0, 3, 2, 1]), boxes)
-    table = DetectionTable.from_detections(5, found, space)
-    assert table.category_ids.tolist() == [3, 1]
-    assert table.scores.tolist() == pytest.approx([0.8, 0.6])
-    assert table.boxes_xywh[:, 0].tolist() == [4, 12]
-    assert table.seen.tolist() == [5]
+class Official(nn.Module):
+    """Model with four queries whose best class rows, in order, are 0, 3, 2 and 1."""
+
+    def forward(self, images: ImageBatch) -> ModelOutput:
+        logits = torch.full((4, 4), -9.0)
+        logits[range(4), [0, 3, 2, 1]] = torch.tensor([4.0, 3.0, 2.0, 1.0])
+        boxes = torch.tensor([0.1, 0.5, 0.4, 0.4]).expand(4, 4)  # beyond the left border
+        N = len(images)
+        return ModelOutput(Predictions(logits.expand(N, 4, 4), boxes.expand(N, 4, 4)), (), None)
+
+
+@pytest.mark.parametrize(("limit", "found"), [(1, []), (2, [3]), (3, [3]), (4, [3, 1])])
+def test_class_rows_of_no_category_compete_and_are_dropped_in_evaluation_and_prediction(
+    tmp_path, limit, found
+):
+    files = write_coco_set(tmp_path, num_images=1, categories={1: "cat", 3: "bus"})
+    detector = Detector(
+        Official(),
+        LabelSpace((1, 3), ("cat", "bus")).with_raw_labels(),
+        transform=Resize(32, 64),
+        device=torch.device("cpu"),
+        match_official=True,
+    )
+    dataset = CocoDataset(files.images, files.annotations, label_space=detector.label_space)
+    evaluator, _ = measure(detector, dataset, batch_size=1, num_workers=0, max_detections=limit)
+    predicted = detector.predict(dataset[0].image, threshold=0, max_detections=limit)
+    assert evaluator.table.category_ids.tolist() == predicted.labels.tolist() == found
+    # The official code does not clip in evaluation.
+    assert evaluator.table.boxes_xywh[:, 0].tolist() == pytest.approx([-0.1 * 128] * len(found))
+    assert predicted.boxes_xyxy[:, 0].tolist() == [0] * len(found)
 
 
 def test_an_official_run_is_trained_resumed_evaluated_and_used_for_prediction(
@@ -141,6 +167,13 @@ def test_an_official_run_is_trained_resumed_evaluated_and_used_for_prediction(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
+    clipped = []
+
+    def watched(*arguments, clip, **options):
+        clipped.append(clip)
+        return to_detections(*arguments, clip=clip, **options)
+
+    monkeypatch.setattr(engine_evaluate, "to_detections", watched)
     config = config_with(OFFICIAL, *data_settings(files, files), "train.max_steps=1")
     folder = tmp_path / "run"
     with caplog.at_level(logging.INFO):
@@ -169,6 +202,8 @@ def test_an_official_run_is_trained_resumed_evaluated_and_used_for_prediction(
     )
     assert outcome.code == 0, outcome.err
     assert {result["category_id"] for result in json.loads(results.read_text())} == {3, 7}
+
+    assert set(clipped) == {False}  # in training, and in the evaluation after it
 
     detector = Detector.from_checkpoint(folder / "last.pth", device="cpu")
     image = sorted(files.images.iterdir())[0]

@@ -69,54 +69,58 @@ def test_a_checkpoint_is_scored_and_its_results_score_the_same(
         assert picture.width > 2.3 * picture.height
 
 
-def test_evaluation_and_prediction_score_the_same_at_any_batch_size(
-    run: CommandLine, tmp_path: Path
+def test_a_limit_of_detections_is_part_of_the_names_of_metrics(
+    run: CommandLine, checkpoint: Path, photos: CocoFiles, tmp_path: Path
 ) -> None:
-    sizes = [(48, 64), (64, 48), (40, 64), (48, 64), (30, 70), (64, 48), (48, 64)]
-    files = write_coco_set(tmp_path / "set", num_images=7, sizes=sizes, categories=CATEGORIES)
-    checkpoint = tmp_path / "last.pth"
-    detector = Detector.from_checkpoint(write_random_checkpoint(checkpoint), device="cpu")
-    _annotate_detections(files, detector)
-    device, score = ("--device", "cpu"), ("evaluate", "--annotations", files.annotations)
-    printed, scores = [], []
-    for size in ("1", "4"):
-        own, out = ("--checkpoint", checkpoint, *device, "--batch-size", size), tmp_path / size
-        results = out / "results.json"
-        images = ("--images", files.images, "--num-workers", "0", "--out", results)
-        printed.append(run(*score, *own, *images).out)
-        run("predict", files.images, *own, "--threshold", "0", "--out", out)
-        printed.append(run(*score, "--results", out / "detections.json").out)
-        scores += [json.loads(path.read_text()) for path in (results, out / "detections.json")]
-    assert re.search(r"AP +. +0\.[1-8]", printed[0])
-    assert printed == printed[:1] * 4
-    for other in scores[1:]:
-        for one, expected in zip(other, scores[0], strict=True):
-            assert one["score"] == pytest.approx(expected["score"], abs=2e-6)
-            assert one["bbox"] == pytest.approx(expected["bbox"], abs=2e-3)
+    everything = tmp_path / "everything.json"
+    options = ["--annotations", photos.annotations, "--max-detections", "12"]
+    by_checkpoint = run(
+        "evaluate",
+        *("--checkpoint", checkpoint, "--images", photos.images, *options, "--device", "cpu"),
+        *("--num-workers", "0", "--out", everything),
+    )
+
+    assert by_checkpoint.code == 0, by_checkpoint.err
+    assert "36 detections in 3 images" in by_checkpoint.out  # 15 pairs of query and class
+    precision = ["AP@12", "AP50@12", "AP75@12", "APs@12", "APm@12", "APl@12"]
+    recall = ["AR1", "AR10", "AR12", "ARs@12", "ARm@12", "ARl@12"]
+    lines = by_checkpoint.out.splitlines()
+    found = [line.split("\u2502")[1].strip() for line in lines if line.count("\u2502") == 4]
+    assert found == precision + recall
+    assert "AP@12 per class" in by_checkpoint.out
+    assert run("evaluate", "--results", everything, *options).out == by_checkpoint.out
 
 
-def _annotate_detections(files: CocoFiles, detector: Detector) -> None:
-    """Replace the annotations by the best detections of each image, moved by a few pixels."""
-    content = files.read()
-    annotations = []
-    for image in content["images"]:
-        found = detector.predict(files.images / image["file_name"], threshold=0)
-        edges = torch.tensor([image["width"], image["height"]] * 2)
-        boxes = found.boxes_xyxy.maximum(torch.zeros(4)).minimum(edges)
-        for rank in range(4):
-            x0, y0, x1, y1 = boxes[rank].tolist()
-            box = [x0, y0, (x1 - x0) * (1 - 0.08 * rank), (y1 - y0) * (1 - 0.08 * rank)]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image["id"],
-                    "category_id": detector.label_space.category_ids[found.labels[rank]],
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                }
-            )
-    files.write({**content, "annotations": annotations})
+def test_results_and_objects_beyond_the_limit_are_counted_in_a_warning(
+    run: CommandLine,
+    checkpoint: Path,
+    photos: CocoFiles,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    content = photos.read()
+    kinds = [{"image_id": 2, "iscrowd": 0}] * 3 + [{"image_id": 1, "iscrowd": 1}] * 9
+    annotations = [
+        {**content["annotations"][0], **kind, "id": number} for number, kind in enumerate(kinds, 1)
+    ]
+    photos.write({**content, "annotations": annotations})
+    results = tmp_path / "results.json"
+    result = {"image_id": 1, "category_id": 7, "bbox": [0, 0, 1, 1], "score": 1}
+    results.write_text(json.dumps([result] * 3))
+    options = ["--annotations", photos.annotations, "--max-detections", "2"]
+
+    run("evaluate", "--results", results, *options)
+    outcome = run(
+        *("evaluate", "--checkpoint", checkpoint, "--images", photos.images, *options),
+        *("--device", "cpu", "--num-workers", "0"),
+    )
+    assert outcome.code == 0, outcome.err
+
+    assert f"1 of 3 images have more than 2 detections of a class in {results}" in caplog.text
+    assert "1 of 3 images have more than 2 annotated objects, of which at most 2" in caplog.text
+    caplog.clear()
+    run("evaluate", "--results", results, *options[:2])
+    assert caplog.text == ""
 
 
 def test_markup_in_a_class_name_is_printed_literally(run: CommandLine, tmp_path: Path) -> None:

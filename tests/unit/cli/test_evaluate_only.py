@@ -60,6 +60,19 @@ def test_a_file_gets_the_metrics_and_detections_of_the_evaluate_command(
     assert json.loads((folder / "results.json").read_text()) == expected
 
 
+def test_the_limit_of_detections_can_be_given_here_only(
+    run: CommandLine, checkpoint: Path, options: list[str], tmp_path: Path
+) -> None:
+    arguments = [*options, "--run-dir", tmp_path / "run", "--max-detections", "12"]
+
+    outcome = run(*arguments, "--finetune-from", checkpoint)
+
+    assert "36 detections in 3 images" in outcome.out
+    assert "AP75@12" in outcome.out
+    arguments.remove("--evaluate-only")
+    assert run.fails(*arguments).startswith("--max-detections must be given with --evaluate-only")
+
+
 @pytest.mark.parametrize("names", [("last",), ("best", "last")])
 def test_a_run_is_evaluated_at_its_best_or_else_its_last_checkpoint(
     run: CommandLine,

@@ -1,5 +1,6 @@
 import inspect
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ from helpers.command_line import CommandLine
 from helpers.tiny_checkpoint import LABEL_SPACE
 from PIL import Image
 
+import deformable_detr
+from deformable_detr.cli.evaluate import evaluate
 from deformable_detr.cli.predict import predict
 from deformable_detr.detector import DEFAULT_THRESHOLD
+from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.workflows.prediction import find_photos, picture_files
 
 PER_PHOTO = 15  # 5 queries, 3 classes
@@ -85,19 +89,60 @@ def test_an_unreadable_image_is_named_and_the_others_are_processed(
     outcome = run("predict", photos, "--checkpoint", checkpoint, "--out", out)
 
     assert outcome.code == 2
+    assert outcome.out == f"0 objects in 2 images, see {out}; 1 of 3 could not be read\n"
     assert "1 of 3 images could not be read; the others were processed" in outcome.err
     assert f"image {photos / 'a.png'} must be a readable image" in outcome.err
     assert sorted(file.name for file in out.iterdir()) == ["b.jpg", "c.png", "detections.json"]
 
 
-def test_if_no_image_can_be_read_the_error_mentions_no_others(
-    run: CommandLine, checkpoint: Path, tmp_path: Path
+@pytest.mark.parametrize("count", [1, 7])
+def test_if_no_image_can_be_read_there_are_no_results(
+    run: CommandLine, checkpoint: Path, tmp_path: Path, count: int
 ) -> None:
-    (tmp_path / "a.png").write_bytes(b"broken")
-    outcome = run(
-        "predict", tmp_path / "a.png", "--checkpoint", checkpoint, "--out", tmp_path / "out"
-    )
-    assert "error: 1 of 1 images could not be read\n" in outcome.err
+    files = [tmp_path / f"{number}.png" for number in range(count)]
+    for file in files:
+        file.write_bytes(b"broken")
+
+    message = run.fails("predict", *files, "--checkpoint", checkpoint, "--out", tmp_path / "out")
+
+    first, *named = message.splitlines()
+    assert first == f"{count} of {count} images could not be read"
+    assert named[0].startswith(f"image {files[0]} must be a readable image")
+    assert (len(named), named[-1] == "and 2 more") == ((1, False) if count == 1 else (6, True))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_image_keeps_its_number_if_another_one_cannot_be_read(
+    checkpoint: Path, photos: Path
+) -> None:
+    (photos / "a.png").write_bytes(b"broken")
+
+    result = deformable_detr.predict(photos, checkpoint=checkpoint, device="cpu")
+
+    assert result.image_ids == {photos / "b.jpg": 2, photos / "c.tif": 3}
+
+
+def test_the_limit_of_detections_is_in_the_header_and_a_warning_counts_the_images(
+    run: CommandLine,
+    checkpoint: Path,
+    photos: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = ("--checkpoint", checkpoint, "--out", tmp_path / "out", "--threshold", "0")
+
+    with caplog.at_level(logging.INFO):
+        outcome = run("predict", photos, *options, "--max-detections", "4", "--classes", "dog,cat")
+
+    assert outcome.out.startswith("12 objects in 3 images")
+    assert "3 images, score threshold 0, classes dog, cat, limit 4" in caplog.text
+    assert "max_detections 4 has left out detections" in caplog.text
+    assert "in 3 images" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        run("predict", photos, *options)
+    assert "3 images, score threshold 0, all classes, no limit of detections" in caplog.text
+    assert "left out" not in caplog.text
 
 
 def test_images_of_the_same_name_get_distinct_pictures(tmp_path: Path) -> None:
@@ -182,6 +227,7 @@ def test_a_file_that_is_no_checkpoint_is_named(
     )
 
 
-def test_the_command_and_the_python_api_have_the_same_default_threshold() -> None:
+def test_the_commands_and_the_python_api_have_the_same_defaults() -> None:
     default = inspect.signature(predict).parameters["threshold"].default
     assert default == DEFAULT_THRESHOLD
+    assert inspect.signature(evaluate).parameters["max_detections"].default == MAX_DETECTIONS

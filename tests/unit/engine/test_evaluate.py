@@ -55,11 +55,22 @@ def test_perfect_predictions_score_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 4])
 def test_the_number_of_detections_per_image_is_limited(tmp_path: Path, count: int) -> None:
     files = write_coco_set(tmp_path, num_images=2, categories=CATEGORIES)
-    evaluator = CocoEvaluator(read_ground_truth(files.annotations), LABEL_SPACE)
-    evaluate(
-        tiny_detector(), [tiny_batch([1, 2], [1, 1])], evaluator, device=CPU, max_detections=count
-    )
+    annotations = read_ground_truth(files.annotations)
+    evaluator = CocoEvaluator(annotations, LABEL_SPACE, max_detections=count)
+    evaluate(tiny_detector(), [tiny_batch([1, 2], [1, 1])], evaluator, device=CPU)
     assert len(evaluator.results()) == 2 * count
+
+
+@pytest.mark.parametrize(("clip", "left"), [(True, 0), (False, -2)])
+def test_boxes_are_clipped_to_the_image_unless_told_otherwise(
+    tmp_path: Path, clip: bool, left: float
+) -> None:
+    files = write_coco_set(tmp_path, num_images=1, categories=CATEGORIES)
+    batch = tiny_batch([1], [1])  # of 8 x 8 pixels
+    beyond = Predictions(torch.zeros(1, 1, 3), torch.tensor([[[0.0, 0.5, 0.5, 1.0]]]))
+    evaluator = CocoEvaluator(read_ground_truth(files.annotations), LABEL_SPACE)
+    evaluate(Oracle([beyond]), [batch], evaluator, device=CPU, clip=clip)
+    assert evaluator.table.boxes_xywh.tolist() == [[left, 0, 2 - left, 8]] * 3
 
 
 def test_the_validation_loss_does_not_depend_on_the_batches() -> None:

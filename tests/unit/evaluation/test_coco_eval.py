@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from helpers.shared_data import shared_data
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from deformable_detr.evaluation import coco_eval
 from deformable_detr.evaluation.coco_eval import (
@@ -13,6 +17,7 @@ from deformable_detr.evaluation.coco_eval import (
     STATISTICS,
     CocoEvaluator,
     evaluate_results,
+    statistics_at,
 )
 from deformable_detr.ground_truth import read_ground_truth
 from deformable_detr.labels import LabelSpace
@@ -68,6 +73,56 @@ def test_metrics_of_a_published_results_file_are_the_published_ones() -> None:
     assert len(metrics.class_ap) == 80
     defined = [ap for ap in metrics.class_ap.values() if ap != NOT_DEFINED]
     assert sum(defined) / len(defined) == pytest.approx(metrics.statistics["AP"])
+
+
+@pytest.mark.parametrize("limit", [100, 30, 5, 1])
+def test_metrics_at_any_limit_are_those_of_pycocotools(limit: int) -> None:
+    folder = shared_data("coco_val2014_100")
+    annotations = folder / "instances_val2014_100.json"
+    results = folder / "instances_val2014_fakebbox100_results.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(annotations)
+        scorer = COCOeval(truth, truth.loadRes(str(results)), "bbox")
+        scorer.params.maxDets = [1, 10, limit] if limit > 10 else [1, 1, limit]
+        scorer.evaluate()
+        scorer.accumulate()
+        scorer.summarize()
+
+    metrics = evaluate_results(results, annotations, max_detections=limit)
+
+    expected = dict(zip(STATISTICS, scorer.stats.tolist(), strict=True))
+    if limit != 100:  # pycocotools looks for AP at 100 detections only
+        precision = scorer.eval["precision"][:, :, :, 0, -1]
+        expected["AP"] = precision[precision > NOT_DEFINED].mean()
+        expected[f"AR{limit}"] = expected.pop("AR100")
+        if limit <= 10:
+            del expected["AR10"]
+        at_limit = {"AR1", "AR10", f"AR{limit}"}
+        expected = {
+            name if name in at_limit else f"{name}@{limit}": one for name, one in expected.items()
+        }
+    if limit > 10:
+        assert metrics.statistics == expected
+    else:  # pycocotools averages over copies of equal limits, which rounds otherwise
+        assert metrics.statistics == pytest.approx(expected, rel=1e-12)
+    assert metrics.statistics.keys() == statistics_at(limit).keys()
+    assert metrics.max_detections == limit
+
+
+def test_images_with_more_detections_of_a_class_than_the_limit_are_counted(tmp_path: Path) -> None:
+    annotations = read_ground_truth(_file(tmp_path, [_annotation(1, 0)]))
+    counts = []
+    for limit in (100, 2, 1):
+        evaluator = CocoEvaluator(annotations, LABELS, max_detections=limit)
+        evaluator.update({0: _found(0, count=2), 1: _found(0, count=3), 2: _found(1)})
+        counts.append(evaluator.compute().num_limited)
+    assert counts == [0, 1, 2]
+
+
+def test_a_limit_below_one_is_refused(tmp_path: Path) -> None:
+    annotations = read_ground_truth(_file(tmp_path, []))
+    with pytest.raises(ValueError, match="max_detections must be at least 1, got 0"):
+        CocoEvaluator(annotations, LABELS, max_detections=0)
 
 
 def test_perfect_detections_have_ap_one_and_class_ap_is_by_name(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deformable_detr.evaluation.postprocess import select_detections
+from deformable_detr.evaluation.postprocess import count_above, select_detections, to_detections
 from deformable_detr.finite import NonFinitePredictionsError, require_finite_predictions
+from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Predictions
 
 
@@ -48,13 +49,47 @@ def test_query_may_have_several_classes_and_boxes_are_not_clipped() -> None:
     assert found.boxes_xyxy.tolist() == [[-5, -5, 5, 5]] * 2
 
 
-@pytest.mark.parametrize(("queries", "classes", "expected"), [(3, 2, 6), (50, 2, 100), (7, 1, 7)])
-def test_number_of_detections_is_at_most_the_number_of_pairs(
-    queries: int, classes: int, expected: int
+@pytest.mark.parametrize(
+    ("queries", "classes", "limit", "expected"),
+    [(3, 2, 100, 6), (50, 3, 100, 100), (50, 3, 120, 120), (7, 1, 100, 7), (50, 3, None, 150)],
+)
+def test_number_of_detections_is_limited_by_the_limit_and_by_the_number_of_pairs(
+    queries: int, classes: int, limit: int | None, expected: int
 ) -> None:
     predictions = Predictions(torch.zeros(1, queries, classes), torch.zeros(1, queries, 4))
 
-    assert len(select_detections(predictions, [(4, 4)])[0]) == expected
+    (found,) = select_detections(predictions, [(4, 4)], max_detections=limit)
+
+    assert len(found) == expected
+
+
+@pytest.mark.parametrize(("labels", "found"), [(None, [0, 1, 2, 2, 1, 0]), ([2, 1], [1, 2, 2, 1])])
+def test_given_labels_alone_are_selected_and_keep_their_numbers(
+    labels: list[int] | None, found: list[int]
+) -> None:
+    logits = torch.tensor([[[5.0, 4.0, 3.0], [0.0, 1.0, 2.0]]])
+    predictions = Predictions(logits, torch.full((1, 2, 4), 0.5))
+    space = LabelSpace((1, 5, 9), ("a", "b", "c"))
+
+    (all_found,) = to_detections(predictions, [(8, 8)], label_space=space, labels=labels)
+    (high,) = to_detections(
+        predictions, [(8, 8)], label_space=space, labels=labels, threshold=0.5, max_detections=2
+    )
+
+    assert all_found.labels.tolist() == found
+    assert high.labels.tolist() == found[:2]
+    assert count_above(predictions, labels=labels or [0, 1, 2], threshold=0.8) == [
+        4 if labels is None else 3
+    ]
+
+
+def test_boxes_are_clipped_to_the_image_of_each() -> None:
+    boxes = torch.tensor([0.0, 0.0, 1.0, 4.0]).expand(2, 1, 4)
+    sizes, space = [(10, 20), (30, 40)], LabelSpace((0,), ("a",))
+
+    found = to_detections(Predictions(torch.zeros(2, 1, 1), boxes), sizes, label_space=space)
+
+    assert [one.boxes_xyxy.tolist() for one in found] == [[[0, 0, 10, 10]], [[0, 0, 20, 30]]]
 
 
 def test_half_precision_logits_are_scored_in_float32() -> None:

@@ -1,0 +1,67 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from deformable_detr.evaluation.image_names import match_images
+from deformable_detr.ground_truth import GroundTruth, read_ground_truth
+
+NAMES = ["a.jpg", "val/b.jpg", "train/b.jpg", "val/deep/c.jpg", "./d.jpg", "e.jpg", "e.jpg", ""]
+
+
+@pytest.fixture
+def annotations(tmp_path: Path) -> GroundTruth:
+    file = tmp_path / "annotations.json"
+    images = [{"id": 10 * place, "file_name": name} for place, name in enumerate(NAMES)]
+    categories = [{"id": 1, "name": "cat"}]
+    file.write_text(json.dumps({"images": images, "categories": categories, "annotations": []}))
+    return read_ground_truth(file)
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("a.jpg", 0),
+        ("photos/a.jpg", 0),
+        ("/data/photos/val/b.jpg", 1),  # of two images of this base name, the one in this folder
+        ("photos/train/b.jpg", 2),
+        ("val/deep/c.jpg", 3),
+        ("elsewhere/c.jpg", 3),  # the only image of this base name
+        ("photos/d.jpg", 4),
+    ],
+)
+def test_a_file_is_the_image_whose_name_ends_its_path_or_has_its_base_name(
+    annotations: GroundTruth, path: str, place: int
+) -> None:
+    assert match_images([Path(path)], annotations) == [place]
+
+
+def test_images_have_the_order_of_the_files(annotations: GroundTruth) -> None:
+    files = [Path("x/c.jpg"), Path("x/a.jpg"), Path("x/val/b.jpg")]
+    assert match_images(files, annotations) == [3, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("x/z.jpg", "no such file_name"),
+        ("x/A.jpg", "no such file_name"),
+        ("test/b.jpg", "several: val/b.jpg, train/b.jpg"),
+        ("x/e.jpg", "several: e.jpg, e.jpg"),
+    ],
+)
+def test_a_file_of_no_image_or_of_several_is_refused(
+    annotations: GroundTruth, path: str, found: str
+) -> None:
+    with pytest.raises(ValueError, match="predict without annotations") as error:
+        match_images([Path("x/a.jpg"), Path(path)], annotations)
+    assert str(error.value).startswith(
+        f"image {Path(path)} must be one image of annotation file {annotations.file}, "
+        f"found {found}; leave it out"
+    )
+
+
+def test_two_files_of_one_image_are_refused(annotations: GroundTruth) -> None:
+    files = [Path("x/a.jpg"), Path("y/a.jpg")]
+    with pytest.raises(ValueError, match=r"x/a.jpg and y/a.jpg, both a.jpg; leave one out"):
+        match_images(files, annotations)
