@@ -1,16 +1,12 @@
 import json
-import re
 from pathlib import Path
 
 import pytest
-import torch
 from helpers.coco_files import CocoFiles, write_coco_set
 from helpers.command_line import CommandLine
 from helpers.shared_data import shared_data
-from helpers.tiny_checkpoint import LABEL_SPACE, write_random_checkpoint
+from helpers.tiny_checkpoint import LABEL_SPACE
 from PIL import Image
-
-from deformable_detr import Detector
 
 CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
 
