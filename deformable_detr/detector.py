@@ -24,7 +24,7 @@ from deformable_detr.data.transforms import Resize, normalize
 from deformable_detr.distributed import choose_device
 from deformable_detr.evaluation.postprocess import select_detections
 from deformable_detr.labels import LabelSpace
-from deformable_detr.photos import ImageLike, as_photo
+from deformable_detr.photos import Exif, ImageLike, as_photo
 from deformable_detr.structures import Detections, ImageBatch, Predictions, Size
 from deformable_detr.visualize.attention import QueryAttention, attention_of_best, record_attention
 
@@ -42,6 +42,8 @@ class Detector:
         label_space: category ids and names of its labels.
         transform: resizing of images before the model.
         device: device to compute on.
+        exif: pixels to read of an image with an EXIF orientation, as in the training set: of the
+            "upright" image, or as "stored".
     """
 
     def __init__(
@@ -51,11 +53,13 @@ class Detector:
         *,
         transform: Resize,
         device: torch.device,
+        exif: Exif = "upright",
     ) -> None:
         self.model = model.to(device).eval()
         self.label_space = label_space
         self.transform = transform
         self.device = device
+        self.exif: Exif = exif
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: str = "auto") -> "Detector":
@@ -84,6 +88,7 @@ class Detector:
             weights.label_space or numbered_classes(weights),
             transform=build_eval_transform(config.data),
             device=chosen,
+            exif="stored" if config.data.exif == "stored" else "upright",
         )
 
     @overload
@@ -125,8 +130,9 @@ class Detector:
                 form a batch, since padding would change the detections.
 
         Returns:
-            Detections on the CPU, best first, with boxes in pixels of the upright image (EXIF
-            orientation applied). For a list of images, a list in the same order.
+            Detections on the CPU, best first, with boxes in pixels of the upright image; of the
+            stored pixels, before any EXIF orientation, if `exif` is "stored". For a list of
+            images, a list in the same order.
         """
         single = not isinstance(images, list | tuple)
         photos = cast(Sequence[ImageLike], [images] if single else images)
@@ -157,7 +163,7 @@ class Detector:
         wanted = self._labels(classes)
         waiting: dict[Size, list[tuple[int, Tensor, Size]]] = {}
         for position, image in enumerate(images):
-            photo = as_photo(image)
+            photo = as_photo(image, exif=self.exif)
             tensor = self.preprocess(photo)
             batch = waiting.setdefault((tensor.shape[1], tensor.shape[2]), [])
             batch.append((position, tensor, (photo.height, photo.width)))
@@ -190,9 +196,11 @@ class Detector:
 
         Returns:
             Boxes, sampling points and attention weights per query; coordinates are relative to the
-            upright image. `deformable_detr.visualize.pictures.draw_query` draws one.
+            image as `predict` reads it. `deformable_detr.visualize.pictures.draw_query` draws one.
         """
-        images = ImageBatch.from_images([self.preprocess(as_photo(image))]).to(self.device)
+        images = ImageBatch.from_images([self.preprocess(as_photo(image, exif=self.exif))]).to(
+            self.device
+        )
         decoder = self.model.get_submodule("decoder")
         with torch.inference_mode(), record_attention(decoder) as calls:
             last = self.model(images).last

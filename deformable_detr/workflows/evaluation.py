@@ -12,6 +12,7 @@ from deformable_detr.builders import build_dataset, build_eval_transform
 from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import Overrides, load_config
 from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.image_files import ExifRule
 from deformable_detr.data.loader import build_loader
 from deformable_detr.data.samplers import EvaluationSampler
 from deformable_detr.data.transformed import TransformedDataset
@@ -72,6 +73,7 @@ def evaluate(
     out: str | Path | None = None,
     pictures: str | Path | None = None,
     num_pictures: int = 8,
+    exif: ExifRule = "auto",
     callback: Callback | None = None,
 ) -> EvaluationResult:
     """Measure a detector on annotated images; under torchrun every process must call it.
@@ -86,6 +88,7 @@ def evaluate(
         out: COCO results file to write the detections to.
         pictures: folder for pictures of annotated and detected objects side by side.
         num_pictures: number of pictures, spread evenly over the images.
+        exif: as the setting `data.exif`; "auto" follows the detector if no image shows it.
         callback: called with "progress", the number of finished batches and their total.
 
     Raises:
@@ -99,7 +102,13 @@ def evaluate(
         require_folder_place("pictures", pictures)
     with session(device) as chosen:
         detector = _detector(checkpoint, str(chosen))
-        dataset = CocoDataset(Path(images), Path(annotations), label_space=detector.label_space)
+        dataset = CocoDataset(
+            Path(images),
+            Path(annotations),
+            label_space=detector.label_space,
+            exif=exif,
+            exif_otherwise=detector.exif,
+        )
         evaluator, metrics = measure(
             detector,
             dataset,
@@ -147,7 +156,9 @@ def evaluate_run(
     with session(device, timeout_s=settings.train.timeout_s) as chosen:
         path = files.best_or_last if checkpoint is None else Path(checkpoint)
         detector = open_detector(settings, path, chosen)
-        dataset = build_dataset(settings, "val", label_space=detector.label_space)
+        dataset = build_dataset(
+            settings, "val", label_space=detector.label_space, exif_otherwise=detector.exif
+        )
         logger.info("evaluating %s", path)
         evaluator, metrics = measure_validation_set(settings, detector, dataset, callback=callback)
         if distributed.is_main():
@@ -176,7 +187,13 @@ def open_detector(config: RunConfig, checkpoint: Path, device: torch.device) -> 
             config.data.eval_size,
             config.data.eval_max_size,
         )
-    return Detector(detector.model, detector.label_space, transform=transform, device=device)
+    return Detector(
+        detector.model,
+        detector.label_space,
+        transform=transform,
+        device=device,
+        exif=detector.exif,
+    )
 
 
 def measure_validation_set(

@@ -1,6 +1,7 @@
 """Prediction: detections in image files as tensors, pictures and a JSON file."""
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,18 @@ from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.files import write_whole
 from deformable_detr.labels import LabelSpace
-from deformable_detr.photos import read_photo
+from deformable_detr.photos import JPEG_SUFFIXES, Exif, photo_suffixes, read_photo
 from deformable_detr.structures import Detections
 from deformable_detr.visualize.objects import draw_detections
 from deformable_detr.workflows.places import require_folder_place
 from deformable_detr.workflows.session import kept_torch_state
 
-JPEG_SUFFIXES = (".jpg", ".jpeg")
-PHOTO_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
+NUM_NAMED = 3  # names of passed-over files in a message
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 JPEG_QUALITY = 92
 DETECTIONS_FILE = "detections.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class PredictionResult:
     """Detections in image files.
 
     Attributes:
-        detections: detections by image file, in the order given; boxes are in pixels of the upright
-            image.
+        detections: detections by image file, in the order given; boxes are as `Detector.predict`
+            gives them.
         pictures: the picture written for each image file; empty if `out` was not given.
         num_photos: number of images given.
         failures: one error message per image that could not be read.
@@ -88,7 +91,7 @@ def predict(
     with kept_torch_state(device) as chosen:
         if not isinstance(checkpoint, Detector):
             checkpoint = Detector.from_checkpoint(checkpoint, str(chosen))
-        reader = _Reader(files)
+        reader = _Reader(files, checkpoint.exif)
         found = checkpoint.predict_each(
             reader, threshold=threshold, classes=classes, batch_size=batch_size
         )
@@ -118,8 +121,9 @@ class _Reader:
         failures: error messages of the images that could not be read.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], exif: Exif) -> None:
         self._files = files
+        self._exif: Exif = exif
         self._read: list[Path] = []
         self._waiting: dict[int, Image.Image] = {}
         self.failures: list[str] = []
@@ -127,7 +131,7 @@ class _Reader:
     def __iter__(self) -> Iterator[Image.Image]:
         for file in self._files:
             try:
-                photo = read_photo(file)
+                photo = read_photo(file, exif=self._exif)
             except (OSError, ValueError) as error:
                 self.failures.append(str(error))
                 continue
@@ -143,28 +147,53 @@ class _Reader:
 def find_photos(paths: Sequence[str | Path]) -> list[Path]:
     """List the image files: files as given, and from a folder those with an image suffix.
 
+    A file that is named by several paths is listed once. What a folder holds besides is logged.
+
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError: a folder holds no image.
     """
-    files: list[Path] = []
+    named: list[Path] = []
     for path in map(Path, paths):
-        if path.is_file():
-            files.append(path)
-            continue
-        if not path.is_dir():
+        if not path.is_file() and not path.is_dir():
             raise FileNotFoundError(f"image or folder {path} must exist, found nothing there")
-        inside = sorted(
-            file
-            for file in path.iterdir()
-            if file.is_file() and file.suffix.lower() in PHOTO_SUFFIXES
+        named += [path] if path.is_file() else _images_in(path)
+    files: dict[Path, Path] = {}
+    repeated = [str(one) for one in named if files.setdefault(one.resolve(), one) is not one]
+    if repeated:
+        logger.warning("images named again are read once: %s", _counted(repeated))
+    return list(files.values())
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """List the images of a folder, and log what is passed over."""
+    images: list[Path] = []
+    passed: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()):
+        suffix = path.suffix.lower()
+        if path.is_dir():
+            passed.setdefault("subfolders, to be named themselves", []).append(path.name)
+        elif path.is_file() and suffix in photo_suffixes():
+            images.append(path)
+        elif suffix in HEIF_SUFFIXES:
+            passed.setdefault("HEIF files, to be converted to JPEG", []).append(path.name)
+        else:
+            passed.setdefault("other files", []).append(path.name)
+    found = "; ".join(f"{kind}: {_counted(names)}" for kind, names in passed.items())
+    if not images:
+        raise ValueError(
+            f"folder {folder} must hold images ({', '.join(photo_suffixes())}), found "
+            f"{found or 'none'}"
         )
-        if not inside:
-            raise ValueError(
-                f"folder {path} must hold images ({', '.join(PHOTO_SUFFIXES)}), found none"
-            )
-        files.extend(inside)
-    return list(dict.fromkeys(files))
+    if passed:
+        logger.warning("folder %s: passed over %s", folder, found)
+    return images
+
+
+def _counted(names: Sequence[str]) -> str:
+    """Return the number of names, and the first of them."""
+    more = ", ..." if len(names) > NUM_NAMED else ""
+    return f"{len(names)} ({', '.join(names[:NUM_NAMED])}{more})"
 
 
 def picture_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:

@@ -1,6 +1,7 @@
 """Parts of a training run, built from its config: data, model, state and loop."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ class TrainingData:
     def open(cls, config: RunConfig) -> "TrainingData":
         """Read the annotations of both sets."""
         train = build_dataset(config, "train")
-        val = build_dataset(config, "val", label_space=train.label_space)
+        val = build_dataset(config, "val", label_space=train.label_space, exif_otherwise=train.exif)
         samples = TransformedDataset(
             train,
             build_train_transform(config.data.augmentation),
@@ -106,10 +107,17 @@ def build_state(config: RunConfig, data: TrainingData, model: DeformableDETR) ->
         build_optimizer(config.train.optimizer, model),
         schedule,
         label_space=data.train.label_space,
-        config=config.model_dump(mode="json"),
+        config=_decided(config, data),
         ema=ExponentialMovingAverage(model, decay=decay) if decay else None,
         precision=config.train.precision,
     )
+
+
+def _decided(config: RunConfig, data: TrainingData) -> dict[str, Any]:
+    """Return the config as plain JSON, with the decision of the training set as `data.exif`."""
+    content = config.model_dump(mode="json")
+    content["data"]["exif"] = data.train.exif
+    return content
 
 
 def build_loop(
