@@ -215,6 +215,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _has_transparent_color(image: Image.Image) -> bool:
+    if image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA":
+        return True
     color = image.info.get("transparency")
     if color is None or image.mode not in ("1", "L", "P", "RGB"):
         return False
