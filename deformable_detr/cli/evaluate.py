@@ -1,7 +1,7 @@
 """`deformable-detr evaluate`: score a detector, or a results file, as COCO does."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -49,6 +49,13 @@ def evaluate(
     num_pictures: Annotated[
         int, typer.Option(min=1, help="Number of pictures, spread evenly over the images.")
     ] = 8,
+    exif: Annotated[
+        Literal["auto", "upright", "stored"],
+        typer.Option(
+            help="Pixels that the boxes refer to: of images turned as EXIF says, or as stored. "
+            "auto decides by the annotated sizes, else as in the checkpoint."
+        ),
+    ] = "auto",
 ) -> None:
     """Measure a detector: the twelve COCO metrics, and AP per class.
 
@@ -78,5 +85,6 @@ def evaluate(
             out=out,
             pictures=pictures,
             num_pictures=num_pictures,
+            exif=exif,
         )
     )

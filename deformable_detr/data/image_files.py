@@ -35,7 +35,7 @@ ExifRule = Literal["auto", "upright", "stored"]
 
 @dataclass(frozen=True)
 class ImageFile:
-    """What the header of an image file says.
+    """Header of an image file.
 
     Attributes:
         stored: (height, width) of the stored pixels.

@@ -11,6 +11,7 @@ from deformable_detr import distributed
 from deformable_detr.config import RunConfig
 from deformable_detr.config.flatten import config_changes
 from deformable_detr.config.loading import Overrides, load_config, load_run_config, to_yaml
+from deformable_detr.data.coco import CocoDataset
 from deformable_detr.detector import Detector
 from deformable_detr.engine.checkpoints.checkpoint import Checkpoint
 from deformable_detr.engine.checkpoints.transfer import TransferReport
@@ -230,13 +231,19 @@ def _restore(state: TrainState, path: Path, checkpoint: Checkpoint, data: Traini
     logger.info("resuming after step %d, epoch %d", checkpoint.step, checkpoint.epoch)
     for change in config_changes(checkpoint.config, state.config):
         logger.info("  the config has changed: %s", change)
-    if data.train.num_turned and recorded_exif(checkpoint) != data.train.exif:
+    warn_of_other_pixels(checkpoint, data.train)
+
+
+def warn_of_other_pixels(checkpoint: Checkpoint, dataset: CocoDataset) -> None:
+    """Warn if the images of a resumed run are read otherwise than before."""
+    before = recorded_exif(checkpoint)
+    if dataset.num_turned and before != dataset.exif:
         logger.warning(
             "%d training images have an EXIF orientation, and are now read %s; data.exif=%s reads "
             "them as before",
-            data.train.num_turned,
-            data.train.exif,
-            recorded_exif(checkpoint),
+            dataset.num_turned,
+            dataset.exif,
+            before,
         )
 
 

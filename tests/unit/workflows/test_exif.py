@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,8 +31,9 @@ from deformable_detr.labels import LabelSpace
 from deformable_detr.photos import as_photo, read_photo
 from deformable_detr.structures import ImageBatch, ModelOutput, Predictions
 from deformable_detr.workflows import evaluation, explanation, run_report
+from deformable_detr.workflows.overfitting import overfit_config
 from deformable_detr.workflows.prediction import predict
-from deformable_detr.workflows.training import train
+from deformable_detr.workflows.training import train, warn_of_other_pixels
 
 FRAMES = ("upright", "stored")
 WITNESS = 6  # an orientation that the annotated size reveals
@@ -235,6 +237,16 @@ def test_a_setting_that_contradicts_the_sizes_is_an_error(tmp_path: Path) -> Non
         build_dataset(config, "train")
 
 
+def test_an_overfit_run_follows_the_whole_training_set(tmp_path: Path) -> None:
+    names = {"a.png": (3, "stored"), "b.png": (6, "stored")}
+    files = write_turned_set(tmp_path, names)
+    config = load_config(RunConfig(), data_settings(files, files))
+
+    part, _ = overfit_config(config, 1, subset=tmp_path / "subset.json")
+
+    assert part.data.exif == "stored"
+
+
 def test_a_run_keeps_the_decision_of_its_training_set(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -257,3 +269,19 @@ def test_a_run_keeps_the_decision_of_its_training_set(
         detector, images=undecided.images, annotations=undecided.annotations, num_workers=0
     )
     assert any("taken as stored" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("recorded", [None, "stored", "upright"])
+def test_resuming_warns_if_images_are_read_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recorded: str | None
+) -> None:
+    files = write_turned_set(tmp_path, {"a.png": (3, "upright")})
+    dataset = CocoDataset(files.images, files.annotations)
+    data = {} if recorded is None else {"exif": recorded}
+    caplog.clear()
+
+    warn_of_other_pixels(SimpleNamespace(config={"data": data}), dataset)
+
+    warning = "1 training images have an EXIF orientation, and are now read upright; "
+    expected = [] if recorded == "upright" else [f"{warning}data.exif=stored reads them as before"]
+    assert caplog.messages == expected
