@@ -32,7 +32,7 @@ from deformable_detr.finite import (
     require_finite_predictions,
 )
 from deformable_detr.labels import LabelSpace
-from deformable_detr.photos import ImageLike, as_photo
+from deformable_detr.photos import Exif, ImageLike, as_photo
 from deformable_detr.structures import Detections, ImageBatch, Predictions, Size
 from deformable_detr.visualize.attention import (
     QueryAttention,
@@ -58,6 +58,8 @@ class Detector:
         device: device to compute on.
         match_official: whether an evaluation of the detector leaves boxes beyond the border of the
             image as they are, like the official code. `predict` always clips them.
+        exif: pixels to read of an image with an EXIF orientation, as in the training set: of the
+            "upright" image, or as "stored".
     """
 
     def __init__(
@@ -68,12 +70,14 @@ class Detector:
         transform: Resize,
         device: torch.device,
         match_official: bool = False,
+        exif: Exif = "upright",
     ) -> None:
         self.model = model.to(device).eval()
         self.label_space = label_space
         self.transform = transform
         self.device = device
         self.match_official = match_official
+        self.exif: Exif = exif
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: str = "auto") -> "Detector":
@@ -103,6 +107,7 @@ class Detector:
             transform=build_eval_transform(config.data),
             device=chosen,
             match_official=config.match_official,
+            exif="stored" if config.data.exif == "stored" else "upright",
         )
 
     @overload
@@ -151,8 +156,9 @@ class Detector:
                 form a batch, since padding would change the detections.
 
         Returns:
-            Detections on the CPU, best first, with boxes in pixels of the upright image (EXIF
-            orientation applied), clipped to it. For a list of images, a list in the same order.
+            Detections on the CPU, best first, with boxes clipped to the image. They are in pixels
+            of the upright image; of the stored pixels, before any EXIF orientation, if `exif` is
+            "stored". For a list of images, a list in the same order.
 
         Raises:
             NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
@@ -228,7 +234,7 @@ class Detector:
         """Yield position, processed image and original size of images of one processed size."""
         waiting: dict[Size, _Batch] = {}
         for position, image in enumerate(images):
-            photo = as_photo(image)
+            photo = as_photo(image, exif=self.exif)
             tensor = self.preprocess(photo)
             batch = waiting.setdefault((tensor.shape[1], tensor.shape[2]), [])
             batch.append((position, tensor, (photo.height, photo.width)))
@@ -258,13 +264,14 @@ class Detector:
 
         Returns:
             Boxes, sampling points and attention weights per query; coordinates are relative to the
-            upright image. `deformable_detr.visualize.pictures.draw_query` draws one.
+            image as `predict` reads it. `deformable_detr.visualize.pictures.draw_query` draws one.
 
         Raises:
             NonFinitePredictionsError: as for `predict`.
         """
         require_integer("queries", queries, at_least=0)
-        images = ImageBatch.from_images([self.preprocess(as_photo(image))]).to(self.device)
+        photo = as_photo(image, exif=self.exif)
+        images = ImageBatch.from_images([self.preprocess(photo)]).to(self.device)
         decoder = self.model.get_submodule("decoder")
         with torch.inference_mode(), record_attention(decoder) as calls:
             last = self.model(images).last

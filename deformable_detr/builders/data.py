@@ -27,11 +27,16 @@ from deformable_detr.data.transforms import (
     coco_train_transform,
 )
 from deformable_detr.labels import LabelSpace
+from deformable_detr.photos import Exif
 from deformable_detr.structures import Size
 
 
 def build_dataset(
-    config: RunConfig, split: Literal["train", "val"], *, label_space: LabelSpace | None = None
+    config: RunConfig,
+    split: Literal["train", "val"],
+    *,
+    label_space: LabelSpace | None = None,
+    exif_otherwise: Exif = "upright",
 ) -> CocoDataset:
     """Build the training or the validation set of a run.
 
@@ -40,6 +45,7 @@ def build_dataset(
         split: the set to build.
         label_space: labels to use, of which the set must have the categories; None takes those of
             the annotation file.
+        exif_otherwise: as for `CocoDataset`, for `data.exif: auto`.
 
     Raises:
         ConfigError: a path is not given.
@@ -48,12 +54,17 @@ def build_dataset(
     for key, path in (("images", paths.images), ("annotations", paths.annotations)):
         if path is None:
             raise ConfigError(f"data.{split}.{key}: must be given, as data.{split}.{key}=PATH")
+    exif = config.data.exif
+    if exif == "auto" and config.match_official:
+        exif = "stored"
     return CocoDataset(
         paths.images,
         paths.annotations,
         label_space=label_space,
         raw_labels=config.match_official,
         empty_boxes=config.data.empty_boxes,
+        exif=exif,
+        exif_otherwise=exif_otherwise,
         cache_images=config.data.cache_images,
     )
 

@@ -72,6 +72,13 @@ def evaluate(
             help="Count annotated boxes without area inside their image as missed, or ignore them."
         ),
     ] = "missed",
+    exif: Annotated[
+        Literal["auto", "upright", "stored"],
+        typer.Option(
+            help="Pixels that the boxes refer to: of images turned as EXIF says, or as stored. "
+            "auto decides by the annotated sizes, else as in the checkpoint."
+        ),
+    ] = "auto",
 ) -> None:
     """Measure a detector: the twelve COCO metrics, and AP per class.
 
@@ -107,5 +114,6 @@ def evaluate(
             pictures=pictures,
             num_pictures=num_pictures,
             empty_boxes=empty_boxes,
+            exif=exif,
         )
     )

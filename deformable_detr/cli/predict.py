@@ -49,8 +49,9 @@ def predict(
     """Detect objects in images: write one picture per image, and detections.json.
 
     Images may have any color mode. Their EXIF orientation is applied, and boxes are in pixels of
-    the upright image. Images that cannot be read are listed at the end, with exit code 2; the
-    others are processed. If none can be read, no detections.json is written.
+    the upright image, unless the checkpoint was trained on stored pixels. Images that cannot be
+    read are listed at the end, with exit code 2; the others are processed. If none can be read, no
+    detections.json is written.
     """
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     result = deformable_detr.predict(

@@ -99,6 +99,14 @@ class DataConfig(FrozenModel):
     val: SplitConfig = SplitConfig()
     """The validation set."""
 
+    exif: Literal["auto", "upright", "stored"] = "auto"
+    """Pixels that sizes and boxes of the annotations refer to: those of the upright images, turned
+    as the EXIF orientation says, or the stored ones. "auto" decides for each data set by the
+    annotated width and height of the images whose size the orientation changes. If there are none,
+    a validation set follows the training set, and a training set is read upright; with
+    `match_official` stored. In a checkpoint it is the decision for the training set, by which the
+    detector reads images too."""
+
     augmentation: AugmentationConfig = CocoAugmentationConfig()
     """Augmentation of training images."""
 

@@ -1,22 +1,18 @@
 """CocoDataset: images and boxes from a COCO annotation file."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image
 from torch.utils.data import Dataset
 
-from deformable_detr.data.annotations import ImageRecord, read_annotations
+from deformable_detr.data.annotations import read_annotations
+from deformable_detr.data.image_files import ExifRule, check_images
 from deformable_detr.ground_truth import EmptyBoxes
 from deformable_detr.labels import LabelSpace
-from deformable_detr.photos import UNREADABLE, decode
-from deformable_detr.structures import Sample, Size
-
-# Marker in the last bytes of a complete file, by Pillow's format name.
-_END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-_TAIL_BYTES = 4096  # some cameras and tools append bytes after the end marker
+from deformable_detr.photos import Exif, decode
+from deformable_detr.structures import Sample
 
 
 class CocoDataset(Dataset[Sample]):
@@ -26,8 +22,9 @@ class CocoDataset(Dataset[Sample]):
     each image exists, is complete and has the annotated size. Images without objects are kept;
     crowds, boxes without area and boxes outside their image are dropped and counted.
 
-    Sizes and boxes refer to the stored pixels, as in COCO: an EXIF orientation is not applied.
-    Images of every mode are converted to RGB.
+    Sizes and boxes refer either to the upright images or to the stored pixels, before any EXIF
+    orientation. The annotated sizes decide, for the whole set: see `check_images`. Images are
+    converted to RGB as in `deformable_detr.photos`.
 
     Args:
         images: folder that the file names are relative to.
@@ -36,12 +33,17 @@ class CocoDataset(Dataset[Sample]):
         raw_labels: if no label space is given, use category ids as labels, as the official code.
         empty_boxes: whether boxes without area inside their image are "missed" or "ignored" in
             evaluation; they are never learned.
+        exif: pixels that sizes and boxes refer to, "upright" or "stored"; "auto" lets the annotated
+            sizes decide.
+        exif_otherwise: decision of "auto" if no image shows it.
         cache_images: keep decoded images in memory; meant for few, large images.
 
     Attributes:
         label_space: categories of the file and their labels.
         image_ids: image ids by index.
         files: paths of the images by index.
+        exif: pixels that sizes and boxes refer to, "upright" or "stored".
+        num_turned: number of images with an EXIF orientation other than upright.
         sizes: (height, width) by index.
         num_dropped: number of dropped annotations per reason; see `Annotations`.
         annotations: annotations of the file to score detections against.
@@ -56,6 +58,8 @@ class CocoDataset(Dataset[Sample]):
         label_space: LabelSpace | None = None,
         raw_labels: bool = False,
         empty_boxes: EmptyBoxes = "missed",
+        exif: ExifRule = "auto",
+        exif_otherwise: Exif = "upright",
         cache_images: bool = False,
     ) -> None:
         parsed = read_annotations(
@@ -63,10 +67,12 @@ class CocoDataset(Dataset[Sample]):
         )
         if not images.is_dir():
             raise FileNotFoundError(f"images must be a folder, got {images}: no such folder")
-        with ThreadPoolExecutor() as pool:  # the work is bound by disk latency
-            for _ in pool.map(lambda image: _check_image(images, image), parsed.images):
-                pass
+        checked = check_images(
+            images, parsed.images, exif=exif, otherwise=exif_otherwise, what=str(annotations)
+        )
 
+        self.exif = checked.exif
+        self.num_turned = checked.num_turned
         self.label_space = parsed.label_space
         self.image_ids = tuple(image.image_id for image in parsed.images)
         self.sizes = [image.size for image in parsed.images]
@@ -104,38 +110,10 @@ class CocoDataset(Dataset[Sample]):
         return self.describe(self.image_ids.index(image_id))
 
     def _image(self, index: int) -> Image.Image:
-        if self._cache is None:
-            return _decode(self.files[index])
-        if index not in self._cache:
-            self._cache[index] = _decode(self.files[index])
-        return self._cache[index]
-
-
-def _decode(file: Path) -> Image.Image:
-    return decode(file, str(file), upright=False)
-
-
-def _check_image(folder: Path, record: ImageRecord) -> None:
-    """Raise if an image is missing, unreadable, truncated or not of the recorded size."""
-    path = folder / record.file_name
-    what = f"image {record.image_id} ({path})"
-    try:
-        with path.open("rb") as file, Image.open(file) as image:
-            size: Size = (image.height, image.width)
-            file_format = image.format or ""
-            file.seek(0, 2)
-            file.seek(max(file.tell() - _TAIL_BYTES, 0))
-            is_whole = _END_MARKS.get(file_format, b"no such mark") in file.read()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{what} must exist, got no such file; file names are relative to {folder}"
-        ) from error
-    except UNREADABLE as error:
-        raise ValueError(f"{what} must be a readable image, got: {error}") from error
-    if size != record.size:
-        raise ValueError(
-            f"{what} must be {record.size} (height, width) as its annotations say, got {size}; "
-            "sizes are those of the stored pixels, before any EXIF orientation"
-        )
-    if not is_whole:  # or of a format without a known end marker
-        _decode(path)
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        file = self.files[index]
+        image = decode(file, str(file), exif=self.exif)
+        if self._cache is not None:
+            self._cache[index] = image
+        return image

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from deformable_detr.quickstart.wheels import PinnedWheel
 
@@ -91,8 +90,10 @@ class TreePhoto:
 
 def read_photo(name: str, contents: Mapping[str, bytes]) -> TreePhoto:
     """Read the image of that name from the wheel's members by path."""
-    with Image.open(io.BytesIO(contents[f"deepforest/data/{name}.png"])) as image:
-        pixels = np.asarray(image.convert("RGB"))
+    from deformable_detr.photos import decode  # here, since it imports PyTorch
+
+    file = io.BytesIO(contents[f"deepforest/data/{name}.png"])
+    pixels = np.asarray(decode(file, f"image {name}", exif="stored"))
     root = ElementTree.fromstring(contents[f"deepforest/data/{name}.xml"])
     boxes = []
     for box in root.iterfind("object/bndbox"):

@@ -13,6 +13,7 @@ from deformable_detr.builders import build_dataset, build_eval_transform
 from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import Overrides, load_config
 from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.image_files import ExifRule
 from deformable_detr.data.loader import build_evaluation_loader
 from deformable_detr.detector import DEFAULT_THRESHOLD, Detector
 from deformable_detr.engine import evaluate as engine
@@ -86,6 +87,7 @@ def evaluate(
     pictures: str | Path | None = None,
     num_pictures: int = 8,
     empty_boxes: EmptyBoxes = "missed",
+    exif: ExifRule = "auto",
     callback: Callback | None = None,
 ) -> EvaluationResult:
     """Measure a detector on annotated images; under torchrun every process must call it.
@@ -105,6 +107,7 @@ def evaluate(
         num_pictures: number of pictures, spread evenly over the images.
         empty_boxes: whether annotated boxes without area inside their image count as "missed"
             objects, as in COCO's evaluation, or are "ignored", left out.
+        exif: as the setting `data.exif`; "auto" follows the detector if no image shows it.
         callback: called with "progress", the number of finished batches and their total.
 
     Raises:
@@ -128,6 +131,8 @@ def evaluate(
             Path(annotations),
             label_space=detector.label_space,
             empty_boxes=empty_boxes,
+            exif=exif,
+            exif_otherwise=detector.exif,
         )
         evaluator, metrics = measure(
             detector,
@@ -181,7 +186,9 @@ def evaluate_run(
     with session(device, timeout_s=settings.train.timeout_s) as chosen:
         path = files.best_or_last if checkpoint is None else Path(checkpoint)
         detector = open_detector(settings, path, chosen)
-        dataset = build_dataset(settings, "val", label_space=detector.label_space)
+        dataset = build_dataset(
+            settings, "val", label_space=detector.label_space, exif_otherwise=detector.exif
+        )
         logger.info("evaluating %s", path)
         evaluator, metrics = measure_validation_set(
             settings, detector, dataset, max_detections=max_detections, callback=callback
@@ -246,6 +253,7 @@ def open_detector(config: RunConfig, checkpoint: Path, device: torch.device) -> 
         transform=transform,
         device=device,
         match_official=config.match_official,
+        exif=detector.exif,
     )
 
 

@@ -84,11 +84,10 @@ def explain(
         require_integer("row and column of cell", number, at_least=0)
     if out is not None:
         require_folder_place("out", Path(out))
-    image = as_photo(photo)
     with kept_torch_state(device) as chosen:
         if not isinstance(checkpoint, Detector):
             checkpoint = Detector.from_checkpoint(checkpoint, str(chosen))
-        view = _View(checkpoint, image)
+        view = _View(checkpoint, as_photo(photo, exif=checkpoint.exif))
         work: list[Callable[[], dict[str, Image.Image]]] = []
         if queries:
             work.append(lambda: view.queries(queries))

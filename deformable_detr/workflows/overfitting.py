@@ -13,6 +13,7 @@ from typing import Any
 
 from deformable_detr import distributed
 from deformable_detr.arguments import require_integer
+from deformable_detr.builders import build_dataset
 from deformable_detr.coco_json.reading import read_json
 from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import Overrides, load_config, validate_config
@@ -22,6 +23,7 @@ from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.files import write_whole
 from deformable_detr.finite import to_json
+from deformable_detr.photos import UNREADABLE, open_image, orientation_of
 from deformable_detr.workflows.places import run_folder
 from deformable_detr.workflows.session import session
 from deformable_detr.workflows.training import TrainingResult, train
@@ -142,6 +144,9 @@ def overfit_config(
         "max_size": config.data.eval_max_size,
     }
     data |= {"repeats": STEPS // EPOCHS, "cache_images": True}
+    is_turned = any(_is_turned(images / str(image["file_name"])) for image in chosen["images"])
+    if is_turned and config.data.exif == "auto":
+        data["exif"] = build_dataset(config, "train").exif  # other images may show what is meant
     model["encoder"]["dropout"] = model["decoder"]["dropout"] = 0.0
     train["optimizer"] |= _RATES
     train |= {
@@ -156,6 +161,15 @@ def overfit_config(
         "eval_every_epochs": 1,
     }
     return validate_config(content, source="--overfit"), chosen
+
+
+def _is_turned(file: Path) -> bool:
+    """Return whether an image has an EXIF orientation; unreadable files are left to training."""
+    try:
+        with open_image(file) as image:
+            return orientation_of(image) != 1
+    except UNREADABLE:
+        return False
 
 
 def judge_overfit(

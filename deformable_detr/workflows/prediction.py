@@ -18,18 +18,19 @@ from deformable_detr.files import write_whole
 from deformable_detr.finite import NonFinitePredictionsError, to_json
 from deformable_detr.ground_truth import GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
-from deformable_detr.photos import read_photo
+from deformable_detr.photos import JPEG_SUFFIXES, Exif, photo_suffixes, read_photo
 from deformable_detr.structures import Detections
 from deformable_detr.visualize.objects import draw_detections
 from deformable_detr.workflows.places import require_folder_place
 from deformable_detr.workflows.session import kept_torch_state
 
-JPEG_SUFFIXES = (".jpg", ".jpeg")
-PHOTO_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
+NUM_NAMED = 3  # names of passed-over files in a message
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 JPEG_QUALITY = 92
 DETECTIONS_FILE = "detections.json"
 _SHOWN = 5  # images that an error lists
 _T = TypeVar("_T")
+
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ class PredictionResult:
     """Detections in image files.
 
     Attributes:
-        detections: detections by image file, in the order given; boxes are in pixels of the upright
-            image.
+        detections: detections by image file, in the order given; boxes are as `Detector.predict`
+            gives them.
         image_ids: the image id of each of these files: that of the annotation file if one was
             given, else 1, 2, ... in the order given, counting images that could not be read.
         pictures: the picture written for each image file; empty if `out` was not given.
@@ -122,7 +123,7 @@ def predict(
             checkpoint.label_space.contiguous().require_same(
                 listed.label_space, this="the detector", that=f"annotation file {listed.file}"
             )
-        reader = _Reader(files)
+        reader = _Reader(files, checkpoint.exif)
         found = checkpoint.predict_each(
             reader,
             threshold=threshold,
@@ -192,8 +193,9 @@ class _Reader:
         failures: error messages of the images that could not be read.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], exif: Exif) -> None:
         self._files = files
+        self._exif: Exif = exif
         self._read: list[Path] = []
         self._waiting: dict[int, Image.Image] = {}
         self.failures: list[str] = []
@@ -201,7 +203,7 @@ class _Reader:
     def __iter__(self) -> Iterator[Image.Image]:
         for file in self._files:
             try:
-                photo = read_photo(file)
+                photo = read_photo(file, exif=self._exif)
             except (OSError, ValueError) as error:
                 self.failures.append(str(error))
                 continue
@@ -224,28 +226,53 @@ class _Reader:
 def find_photos(paths: Sequence[str | Path]) -> list[Path]:
     """List the image files: files as given, and from a folder those with an image suffix.
 
+    A file that is named by several paths is listed once. What a folder holds besides is logged.
+
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError: a folder holds no image.
     """
-    files: list[Path] = []
+    named: list[Path] = []
     for path in map(Path, paths):
-        if path.is_file():
-            files.append(path)
-            continue
-        if not path.is_dir():
+        if not path.is_file() and not path.is_dir():
             raise FileNotFoundError(f"image or folder {path} must exist, found nothing there")
-        inside = sorted(
-            file
-            for file in path.iterdir()
-            if file.is_file() and file.suffix.lower() in PHOTO_SUFFIXES
+        named += [path] if path.is_file() else _images_in(path)
+    files: dict[Path, Path] = {}
+    repeated = [str(one) for one in named if files.setdefault(one.resolve(), one) is not one]
+    if repeated:
+        logger.warning("images named again are read once: %s", _counted(repeated))
+    return list(files.values())
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """List the images of a folder, and log what is passed over."""
+    images: list[Path] = []
+    passed: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()):
+        suffix = path.suffix.lower()
+        if path.is_dir():
+            passed.setdefault("subfolders, to be named themselves", []).append(path.name)
+        elif path.is_file() and suffix in photo_suffixes():
+            images.append(path)
+        elif suffix in HEIF_SUFFIXES:
+            passed.setdefault("HEIF files, to be converted to JPEG", []).append(path.name)
+        else:
+            passed.setdefault("other files", []).append(path.name)
+    found = "; ".join(f"{kind}: {_counted(names)}" for kind, names in passed.items())
+    if not images:
+        raise ValueError(
+            f"folder {folder} must hold images ({', '.join(photo_suffixes())}), found "
+            f"{found or 'none'}"
         )
-        if not inside:
-            raise ValueError(
-                f"folder {path} must hold images ({', '.join(PHOTO_SUFFIXES)}), found none"
-            )
-        files.extend(inside)
-    return list(dict.fromkeys(files))
+    if passed:
+        logger.warning("folder %s: passed over %s", folder, found)
+    return images
+
+
+def _counted(names: Sequence[str]) -> str:
+    """Return the number of names, and the first of them."""
+    more = ", ..." if len(names) > NUM_NAMED else ""
+    return f"{len(names)} ({', '.join(names[:NUM_NAMED])}{more})"
 
 
 def picture_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:

@@ -20,6 +20,7 @@ from deformable_detr.engine.run.header import describe_device
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.environment import cpu_name, current_versions, num_cores
 from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.photos import Exif
 from deformable_detr.reporting.findings import Findings
 from deformable_detr.reporting.gallery import Photo
 from deformable_detr.reporting.report import RunFacts, write_report
@@ -77,7 +78,12 @@ def report(
         )
     config = load_run_config(files.config, overrides)
     checkpoint = load_checkpoint(files.best_or_last)
-    dataset = build_dataset(config, "val", label_space=checkpoint.label_space)
+    dataset = build_dataset(
+        config,
+        "val",
+        label_space=checkpoint.label_space,
+        exif_otherwise=recorded_exif(checkpoint),
+    )
     table = stored_detections(files, checkpoint.step)
     if table is None:
         with kept_torch_state(device) as chosen:
@@ -87,6 +93,13 @@ def report(
         table.write(files.detections, step=checkpoint.step)
     write_run_report(config, files, dataset, checkpoint, table)
     return files.report
+
+
+def recorded_exif(checkpoint: Checkpoint) -> Exif:
+    """Return how the run of a checkpoint reads its training images."""
+    # Versions without the setting trained and evaluated on stored pixels.
+    recorded = checkpoint.config["data"].get("exif", "stored")
+    return "upright" if recorded == "upright" else "stored"
 
 
 def report_after_training(config: RunConfig, files: RunFolder, dataset: CocoDataset) -> None:

@@ -11,6 +11,7 @@ from deformable_detr import distributed
 from deformable_detr.config import RunConfig
 from deformable_detr.config.flatten import config_changes
 from deformable_detr.config.loading import Overrides, load_config, load_run_config, to_yaml
+from deformable_detr.data.coco import CocoDataset
 from deformable_detr.detector import Detector
 from deformable_detr.engine.checkpoints.checkpoint import CHANGED_RULES, RULES, Checkpoint
 from deformable_detr.engine.checkpoints.transfer import TransferReport
@@ -35,7 +36,11 @@ from deformable_detr.files import write_whole
 from deformable_detr.workflows.finetuning import FinetuneSource
 from deformable_detr.workflows.places import BASELINE, data_settings, run_folder
 from deformable_detr.workflows.recipe import nearest_recipe
-from deformable_detr.workflows.run_report import describe_environment, report_after_training
+from deformable_detr.workflows.run_report import (
+    describe_environment,
+    recorded_exif,
+    report_after_training,
+)
 from deformable_detr.workflows.session import session
 from deformable_detr.workflows.training_parts import (
     TrainingData,
@@ -159,11 +164,12 @@ def _train(
         if source is not None:
             state.origin = source.describe()
         if found is not None:
-            _restore(state, *found)
+            _restore(state, *found, data)
         _open_folder(config, files, state, resume=resume, overwrite=overwrite)
         _log_header(config, data, state, report, folder=files.path)
         environment = describe_environment(config, device)
-        files.record("start", {"step": state.step, "environment": environment})
+        exif = {"train": data.train.exif, "val": data.val.exif}
+        files.record("start", {"step": state.step, "environment": environment, "exif": exif})
         with (
             closing(files.tracking),
             recorded_state(files, state),
@@ -220,7 +226,7 @@ def _check_finetune_from(
         )
 
 
-def _restore(state: TrainState, path: Path, checkpoint: Checkpoint) -> None:
+def _restore(state: TrainState, path: Path, checkpoint: Checkpoint, data: TrainingData) -> None:
     state.restore(checkpoint, f"checkpoint {path}")
     logger.info("resuming after step %d, epoch %d", checkpoint.step, checkpoint.epoch)
     if checkpoint.rules < RULES and distributed.is_main():
@@ -229,6 +235,20 @@ def _restore(state: TrainState, path: Path, checkpoint: Checkpoint) -> None:
         )
     for change in config_changes(checkpoint.config, state.config):
         logger.info("  the config has changed: %s", change)
+    warn_of_other_pixels(checkpoint, data.train)
+
+
+def warn_of_other_pixels(checkpoint: Checkpoint, dataset: CocoDataset) -> None:
+    """Warn if the images of a resumed run are read otherwise than before."""
+    before = recorded_exif(checkpoint)
+    if dataset.num_turned and before != dataset.exif:
+        logger.warning(
+            "%d training images have an EXIF orientation, and are now read %s; data.exif=%s reads "
+            "them as before",
+            dataset.num_turned,
+            dataset.exif,
+            before,
+        )
 
 
 def _log_header(
@@ -252,6 +272,7 @@ def _log_header(
         "parameters": describe_parameters(state.model),
         "training": describe_dataset(len(data.train), data.train.num_dropped),
         "validation": describe_dataset(len(data.val), data.val.num_dropped),
+        "EXIF": f"training images {data.train.exif}, validation images {data.val.exif}",
         "classes": data.train.label_space.describe(),
         "total batch": describe_batch(
             total_batch=config.train.total_batch,

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -61,7 +62,7 @@ class TrainingData:
             ValueError: an annotation file breaks a rule, or there is nothing to learn.
         """
         train = build_dataset(config, "train")
-        val = build_dataset(config, "val", label_space=train.label_space)
+        val = build_dataset(config, "val", label_space=train.label_space, exif_otherwise=train.exif)
         _check_objects(train, num_queries=config.model.queries.num_queries)
         samples = TransformedDataset(
             train,
@@ -135,10 +136,17 @@ def build_state(config: RunConfig, data: TrainingData, model: DeformableDETR) ->
         build_optimizer(config.train.optimizer, model),
         schedule,
         label_space=data.train.label_space,
-        config=config.model_dump(mode="json"),
+        config=_decided(config, data),
         ema=ExponentialMovingAverage(model, decay=decay) if decay else None,
         precision=config.train.precision,
     )
+
+
+def _decided(config: RunConfig, data: TrainingData) -> dict[str, Any]:
+    """Return the config as plain JSON, with the decision of the training set as `data.exif`."""
+    content = config.model_dump(mode="json")
+    content["data"]["exif"] = data.train.exif
+    return content
 
 
 def build_loop(

@@ -4,8 +4,10 @@ import pickle
 import numpy as np
 import pytest
 from helpers.coco_files import write_coco_set
+from helpers.image_formats import png, png_chunk
 from helpers.shared_data import shared_data
-from PIL import Image
+from helpers.turned_images import ORIENTATION
+from PIL import Image, ImageFile
 
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.ground_truth import read_ground_truth
@@ -73,23 +75,6 @@ def test_cached_images_are_not_read_again(files):
     assert np.array_equal(np.asarray(dataset[0].image), before)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
-def test_every_image_mode_becomes_rgb(files, mode):
-    name = "0001.tiff" if mode == "CMYK" else "0001.png"
-    record = files.read()
-    record["images"][0]["file_name"] = name
-    files.write(record)
-    Image.open(files.images / "0001.png").convert(mode).save(files.images / name)
-    assert open_set(files)[0].image.mode == "RGB"
-
-
-def test_exif_orientation_is_not_applied(files):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees to display
-    (files.images / "0001.png").write_bytes(jpeg(exif=exif))
-    assert open_set(files)[0].size == (96, 128)
-
-
 def test_label_space_with_other_categories_is_rejected(files):
     open_set(files, label_space=LabelSpace((3, 7), ("red thing", "blue thing")))
     with pytest.raises(ValueError, match=r"annotations.json: the file must have the categories of"):
@@ -121,6 +106,66 @@ def test_truncated_image_is_found_before_the_first_step(files, kind, share):
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(ValueError, match=r"0003.png\)? must be a readable image"):
         open_set(files)
+
+
+@pytest.mark.parametrize("where", [0, 1, 2, 30, 400])
+def test_a_jpeg_cut_off_behind_its_thumbnail_is_found(files, where):
+    thumbnail = jpeg(np.zeros((8, 8, 3)))
+    content = jpeg(exif=b"Exif\0\0" + thumbnail)
+    end = content.index(thumbnail) + len(thumbnail)
+    (files.images / "0003.png").write_bytes(content)
+    assert len(open_set(files)) == 4  # whole
+    (files.images / "0003.png").write_bytes(content[: end + where])
+    with pytest.raises(ValueError, match=r"0003.png\)? must be a readable image"):
+        open_set(files)
+
+
+def test_a_png_cut_off_behind_an_embedded_one_is_found(files):
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+    inner = png(pixels[:8, :8])
+    content = png(pixels, before=png_chunk(b"prVt", inner))
+    (files.images / "0003.png").write_bytes(content)
+    assert len(open_set(files)) == 4  # whole
+    end = content.index(inner) + len(inner)
+    (files.images / "0003.png").write_bytes(content[: end + 100])
+    with pytest.raises(ValueError, match=r"0003.png\)? must be a readable image"):
+        open_set(files)
+
+
+def test_jpeg_and_png_images_are_not_decoded_at_the_start(files, monkeypatch):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    turned = io.BytesIO()
+    Image.new("RGB", (96, 128)).save(turned, "PNG", exif=exif)
+    (files.images / "0002.png").write_bytes(turned.getvalue())
+    (files.images / "0003.png").write_bytes(jpeg(progressive=True))
+    record = files.read()
+    record["images"][1] |= {"height": 128, "width": 96}
+    files.write(record)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    assert open_set(files).exif == "stored"
+
+
+@pytest.mark.parametrize("kind", [b"eXIf", b"iTXt"])
+def test_an_orientation_behind_the_pixels_of_a_png_is_found(files, kind):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    text = b"XML:com.adobe.xmp" + bytes(5) + b'<a tiff:Orientation="6"/>'
+    data = {b"eXIf": exif.tobytes().removeprefix(b"Exif\0\0"), b"iTXt": text}[kind]
+    content = png(np.zeros((128, 96, 3), np.uint8), after=png_chunk(kind, data))
+    (files.images / "0003.png").write_bytes(content)
+    dataset = open_set(files)
+    assert (dataset.exif, dataset[2].size) == ("upright", (96, 128))
+
+
+def test_further_pages_are_counted(files, caplog):
+    page = Image.open(files.images / "0003.png").convert("RGB")
+    page.save(files.images / "0003.png", "TIFF", save_all=True, append_images=[page])
+    open_set(files)
+    assert caplog.messages == [
+        f"{files.annotations}: 1 TIFF images have several pages, such as 0003.png; only the first "
+        "is read"
+    ]
 
 
 def test_bytes_after_the_end_of_a_jpeg_are_accepted(files):
