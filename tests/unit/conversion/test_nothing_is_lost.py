@@ -12,7 +12,7 @@ from helpers.transformers_oracle import randomize
 from deformable_detr import Detector
 from deformable_detr.builders import build_model
 from deformable_detr.config import RunConfig
-from deformable_detr.config.loading import validate_config
+from deformable_detr.config.loading import load_config, load_run_config, to_yaml, validate_config
 from deformable_detr.conversion.files import read_weights
 from deformable_detr.data.transforms import Resize
 from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, save_checkpoint
@@ -170,3 +170,10 @@ def test_converted_file_holds_all_of_the_checkpoint(
     assert detector.transform == Resize(321, 777)
     loaded = detector.model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_config_of_a_run_folder_holds_every_setting(tmp_path: Path, variant: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config_of(variant)), encoding="utf-8")
+    assert load_run_config(path) == load_config(path) == config_of(variant)
