@@ -84,9 +84,9 @@ class Detector:
         """Load a detector from a file of this package or of another implementation.
 
         Args:
-            path: checkpoint of `deformable-detr train`, which determines the image size; or weights
-                of the official code, transformers (or its folder), detrex or mmdetection 3.x, for
-                which images are resized as in the paper.
+            path: checkpoint of `deformable-detr train`, or a file of `convert` in any format; or
+                weights of the official code, transformers (or its folder), detrex or mmdetection
+                3.x. Images are resized as the file says, else as in the paper.
             device: "auto" (CUDA, else MPS, else CPU), or a PyTorch device name.
 
         Raises:

@@ -43,7 +43,8 @@ def convert(
 
     The format of IN is recognized from its parameter names. `predict`, `evaluate`, `convert` and
     `train --finetune-from` read a native file. It holds weights only, no optimizer state, so
-    `train --resume` cannot continue from it.
+    `train --resume` cannot continue from it. Files of other formats keep settings and classes
+    too, where other programs ignore them.
     """
     # PyTorch code is imported when the command runs, so that --help is fast.
     from deformable_detr.workflows import conversion

@@ -36,6 +36,19 @@ _OPTIONS_BY_TRANSFORMERS = {
     "num_queries": "num_queries",
     "dropout": "dropout",
 }
+# transformers' values of options that its config.json leaves out.
+_DEFAULTS = {
+    "encoder_attention_heads": 8,
+    "decoder_attention_heads": 8,
+    "encoder_n_points": 4,
+    "decoder_n_points": 4,
+    "activation_function": "relu",
+    "dilation": False,
+    "num_queries": 300,
+    "two_stage_num_proposals": 300,
+    "dropout": 0.1,
+}
+_DILATED_STRIDE = 16  # of the last stage of a ResNet
 
 
 @dataclass(frozen=True)
@@ -161,25 +174,40 @@ def _about(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _about_from_config(path: Path) -> dict[str, Any]:
-    """Return the metadata of transformers' config.json."""
-    config = read_json_object(path)
-    if config.get("model_type") != "deformable_detr":
+    """Return the metadata of transformers' config.json.
+
+    Raises:
+        ValueError: the model computes something else than the detector here.
+    """
+    content = read_json_object(path)
+    if content.get("model_type") != "deformable_detr":
         return {}
-    about: dict[str, Any] = {
-        "args": {
-            ours: config[theirs]
-            for theirs, ours in _OPTIONS_BY_TRANSFORMERS.items()
-            if config.get(theirs) is not None
-        }
-    }
+    given = {name: value for name, value in content.items() if value is not None}
+    config = {**_DEFAULTS, **given}
+    heads = config["encoder_attention_heads"]
+    for name, wanted in (("activation_function", "relu"), ("decoder_attention_heads", heads)):
+        if config[name] != wanted:
+            raise ValueError(
+                f"{name} of {path} must be {wanted}, got {config[name]!r}; this package has no "
+                "detector that computes the same"
+            )
+    args = {ours: config[theirs] for theirs, ours in _OPTIONS_BY_TRANSFORMERS.items()}
     if config.get("two_stage"):
-        about["args"]["num_queries"] = config.get("two_stage_num_proposals", 300)
+        args["num_queries"] = config["two_stage_num_proposals"]
+    backbone = config.get("backbone_config")
+    if isinstance(backbone, dict) and backbone.get("output_stride") == _DILATED_STRIDE:
+        args["dilation"] = True
+    about: dict[str, Any] = {"args": args}
     labels = config.get("id2label")
     if isinstance(labels, dict):
-        rows = [str(row) for row in range(len(labels))]
-        if sorted(labels) != sorted(rows):
-            raise ValueError(
-                f"id2label of {path} must name rows 0 to {len(labels) - 1}, got {', '.join(labels)}"
-            )
-        about["id2label"] = [str(labels[row]) for row in rows]
+        about["id2label"] = _names_of_rows(labels, path)
     return about
+
+
+def _names_of_rows(labels: Mapping[str, Any], path: Path) -> list[str]:
+    rows = [str(row) for row in range(len(labels))]
+    if sorted(labels) != sorted(rows):
+        raise ValueError(
+            f"id2label of {path} must name rows 0 to {len(labels) - 1}, got {', '.join(labels)}"
+        )
+    return [str(labels[row]) for row in rows]

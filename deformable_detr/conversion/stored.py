@@ -27,7 +27,7 @@ COUNTER = "num_batches_tracked"  # of batch norms
 
 @dataclass(frozen=True)
 class Stored:
-    """What is stored beside the weights.
+    """Content of a checkpoint that is stored beside the weights.
 
     Attributes:
         config: the whole config of the run, plain JSON; in a read one, keys have current names.
@@ -106,7 +106,7 @@ def read_stored(file: Path, what: str) -> Stored | None:
         return None
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{KEY!r} of {what} must be JSON, got {error}") from error
     if isinstance(content, dict) and (names := content.pop("tensors", None)):
         content["tensors"] = _read_tensors(file.with_name(TENSORS_FILE), names, what)

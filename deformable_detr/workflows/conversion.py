@@ -74,8 +74,8 @@ def convert(
         source: a file of this package, the official code, transformers (or its folder), detrex or
             mmdetection 3.x.
         out: the file to write, or the folder for transformers; must not exist.
-        to: the format to write. A native file holds weights only: `train` can fine-tune from it,
-            but not resume it.
+        to: the format to write. The file holds no optimizer state: `train` can fine-tune from it,
+            but not resume it. It keeps all settings and classes, in every format.
         config: config of the model, needed if the file does not determine it.
 
     Raises:

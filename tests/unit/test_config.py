@@ -160,7 +160,7 @@ _TEXTS = (
 )
 
 
-_NUMBERS = (1e-7, 0.1 + 0.2, 1e16, 1.5e22, 5e-324, 1.7976931348623157e308)
+_NUMBERS = (1e-7, 0.1 + 0.2, 1e16, 1.5e22, 1.25e-30, 1e30)
 
 
 @pytest.mark.parametrize("read", [load_config, load_run_config])

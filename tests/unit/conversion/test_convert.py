@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.foreign_files import small_config, small_model, write_foreign
+from helpers.foreign_files import small_config, small_model, without_stored, write_foreign
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -105,3 +105,35 @@ def test_config_of_another_program_does_not_describe_an_official_file(tmp_path: 
     beside = {"model_type": "deformable_detr", "encoder_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps(beside))
     assert read_weights(path).config["model"]["attention"]["num_heads"] == 8
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"activation_function": "gelu"}, r"activation_function of .* must be relu, got 'gelu'"),
+        ({"decoder_attention_heads": 4}, r"decoder_attention_heads of .* must be 8, got 4"),
+    ],
+)
+def test_transformers_model_that_computes_something_else_is_refused(
+    tmp_path: Path, changed: dict[str, object], message: str
+) -> None:
+    file = write_foreign(tmp_path, "transformers") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    with pytest.raises(ValueError, match=message):
+        read_weights(file.parent)
+
+
+def test_options_that_transformers_leaves_out_have_its_values(tmp_path: Path) -> None:
+    """`save_pretrained` writes what differs from them; the backbone's config says DC5."""
+    overrides = ("model.encoder.num_points=2", "model.decoder.num_points=2")
+    folder = write_foreign(tmp_path, "transformers", "single_scale_dc5", *overrides)
+    config = json.loads((without_stored(folder) / "config.json").read_text())
+    short = {name: config[name] for name in ("model_type", "backbone_config", "id2label")}
+    (folder / "config.json").write_text(json.dumps(short))
+
+    weights = read_weights(folder)
+
+    model = weights.config["model"]
+    assert (model["attention"]["num_heads"], model["decoder"]["num_points"]) == (8, 2)
+    assert model["backbone"]["dilation"]
+    assert weights.assumed == ()

@@ -12,7 +12,7 @@ from helpers.transformers_oracle import randomize
 from deformable_detr import Detector
 from deformable_detr.builders import build_model
 from deformable_detr.config import RunConfig
-from deformable_detr.config.loading import validate_config
+from deformable_detr.config.loading import load_config, load_run_config, to_yaml, validate_config
 from deformable_detr.conversion.files import read_weights
 from deformable_detr.data.transforms import Resize
 from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, save_checkpoint
@@ -57,6 +57,11 @@ _RESNET18 = {
     "model.backbone.dilation": False,
     "model.backbone.out_strides": [8, 16],
 }
+_TIMM = {
+    "model.backbone.kind": "timm",
+    "model.backbone.name": "resnet18",
+    "model.backbone.out_strides": [8, 16],
+}
 _DILATED = {
     "model.backbone.depth": 50,
     "model.backbone.dilation": True,
@@ -71,30 +76,36 @@ _OTHER_KINDS = {
     "train.schedule.kind": "step",
     "train.optimizer.kind": "adamw",
 }
+_OWN_PARTS = _TIMM | {
+    "model.backbone.conv.kind": "modulated_deform",
+    "model.backbone.conv.strides": [16],
+    "model.backbone.conv.mask_scale": 1.0,
+    "model.neck.kind": "asff",
+    "model.position.kind": "learned",
+    "model.queries.kind": "two_stage",
+    "model.mimicking": None,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "one_stage": _RESNET18 | _SINE | _ONE_STAGE | _NO_MIMICKING | _SHARED_HEADS,
     "refine": _DILATED | _SINE | _ONE_STAGE | _FROZEN_NORM,
-    "two_stage": _RESNET18 | _SINE | _TWO_STAGE | _NO_MIMICKING | _OTHER_KINDS,
+    "two_stage": _TIMM | _SINE | _TWO_STAGE | _NO_MIMICKING | _OTHER_KINDS,
     "learned_position": _RESNET18
     | _LEARNED_POSITION
     | _ONE_STAGE
     | _FROZEN_NORM
     | {"data.augmentation.kind": "none"},
+    "own_parts": _OWN_PARTS,
 }
-# Settings of which the other formats have one value only.
-_ONE_VALUE = {
-    "model.backbone.kind",
-    "model.backbone.conv.kind",
-    "model.neck.kind",
-    "model.queries.content",
-    "model.queries.base_size",
-    "model.position.max_cells",
+# Targets that have no such model.
+LACKING: dict[str, tuple[Target, ...]] = {
+    "learned_position": ("detrex", "mmdet"),
+    "own_parts": ("official", "transformers", "detrex", "mmdet"),
 }
 CASES = [
     (variant, target)
     for variant in VARIANTS
     for target in TARGETS
-    if variant != "learned_position" or target not in ("detrex", "mmdet")  # which lack it
+    if target == "native" or target not in LACKING.get(variant, ())
 ]
 
 
@@ -146,7 +157,7 @@ def test_every_setting_differs_from_its_default_in_one_of_the_variants() -> None
         for item in compared_with_defaults(config_of(variant).model_dump(mode="json"))
     ]
     changed = {key for key, is_default in compared if not is_default}
-    assert {key for key, _ in compared} - changed == _ONE_VALUE
+    assert {key for key, _ in compared} - changed == set()
 
 
 @pytest.mark.parametrize(("variant", "target"), CASES)
@@ -170,3 +181,22 @@ def test_converted_file_holds_all_of_the_checkpoint(
     assert detector.transform == Resize(321, 777)
     loaded = detector.model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize(
+    ("variant", "target"), [(variant, target) for variant in LACKING for target in LACKING[variant]]
+)
+def test_target_that_lacks_the_model_is_refused(
+    tmp_path: Path, variant: str, target: Target
+) -> None:
+    source = write_checkpoint(tmp_path / "in.pth", variant)
+    with pytest.raises(ValueError, match=r"^(model|two-stage queries) must have "):
+        convert(source, tmp_path / "out", to=target)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_config_of_a_run_folder_holds_every_setting(tmp_path: Path, variant: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config_of(variant)), encoding="utf-8")
+    assert load_run_config(path) == load_config(path) == config_of(variant)
