@@ -65,15 +65,19 @@ def test_golden_losses_without_objects():
 
 
 def test_golden_focal_loss():
-    logits, wanted = torch.tensor([[0.3, -0.7]]), torch.tensor([[1.0, 0.0]])
-    loss = sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=2.0).mean(1).sum()
-    assert loss.item() == pytest.approx(0.0291956, abs=1e-6)
+    box = torch.full((1, 1, 4), 0.5)
+    predictions = Predictions(torch.tensor([[[0.3, -0.7]]]), box)
+    target = Target(box[0], torch.tensor([0]), 0, (100, 100))
+    result = paper_criterion()(one_layer(predictions), [target], 2.0)
+    assert result.losses["loss_class"].item() == pytest.approx(0.0291956, abs=1e-6)
 
 
-def test_losses_equal_a_plain_computation():
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 2.0), (0.25, 0.5), (0.6, 0.0)])
+def test_losses_equal_a_plain_computation(alpha, gamma):
     predictions = random_predictions()
     targets = [make_target(3, 1, seed=1), make_target(0, seed=2)]
-    result = paper_criterion()(one_layer(predictions), targets, 3.0)
+    criterion = paper_criterion(focal_alpha=alpha, focal_gamma=gamma)
+    result = criterion(one_layer(predictions), targets, 3.0)
 
     one_hot = torch.zeros_like(predictions.logits)
     l1 = giou = 0.0
@@ -86,20 +90,22 @@ def test_losses_equal_a_plain_computation():
             giou += 1 - pair.squeeze()
     probability = predictions.logits.sigmoid()
     right = torch.where(one_hot == 1, probability, 1 - probability)
-    alpha = torch.where(one_hot == 1, 0.25, 0.75)
-    focal = (alpha * (1 - right) ** 2 * -right.log()).sum()
+    share = torch.where(one_hot == 1, alpha, 1 - alpha)
+    focal = (share * (1 - right) ** gamma * -right.log()).sum()
     for name, expected in (("loss_class", focal), ("loss_l1", l1), ("loss_giou", giou)):
         torch.testing.assert_close(result.losses[name], expected / 3)
 
 
-def test_focal_cost_and_loss_share_alpha():
-    matcher = paper_matcher(focal_alpha=0.6, l1_cost=0.0, giou_cost=0.0, class_cost=1.0)
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.6, 2.0), (0.25, 0.5)])
+def test_the_focal_cost_is_the_difference_of_two_losses(alpha, gamma):
+    focal = {"focal_alpha": alpha, "focal_gamma": gamma}
+    matcher = paper_matcher(**focal, l1_cost=0.0, giou_cost=0.0, class_cost=1.0)
     predictions = golden_predictions()
     cost = matcher.cost(predictions.logits[0], predictions.boxes[0], golden_target())
     logits = predictions.logits[0, :, 1]
 
     def loss(wanted):
-        return sigmoid_focal_loss(logits, torch.full_like(logits, wanted), alpha=0.6)
+        return sigmoid_focal_loss(logits, torch.full_like(logits, wanted), alpha=alpha, gamma=gamma)
 
     torch.testing.assert_close(cost[:, 0], loss(1.0) - loss(0.0), rtol=0, atol=1e-5)
 

@@ -116,29 +116,6 @@ def test_without_refinement_references_are_fixed_and_layers_share_heads():
     assert all(reference is queries.reference_points for reference in seen)
 
 
-def test_class_scores_start_at_one_percent():
-    for head in decoder(randomize=False).class_heads:
-        expected = torch.full((3,), -4.59511985)
-        torch.testing.assert_close(head.bias.detach(), expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"box_refinement": False}, [-2.0]),
-        ({"box_refinement": True}, [-2.0, 0.0, 0.0]),
-        ({"box_refinement": True, "two_stage": True}, [0.0, 0.0, 0.0]),
-    ],
-)
-def test_only_a_head_on_points_starts_with_a_size(settings, expected):
-    for head, size_logit in zip(
-        decoder(**settings, randomize=False).box_heads, expected, strict=True
-    ):
-        wanted = torch.tensor([0, 0, size_logit, size_logit])
-        torch.testing.assert_close(head.output.bias.detach(), wanted)
-        assert (head.output.weight == 0).all()
-
-
 def test_boxes_start_with_the_golden_size():
     queries, memory = memory_and_queries()
     boxes = decoder(randomize=False)(queries, memory)[0].boxes

@@ -57,13 +57,3 @@ def test_neck_takes_further_levels_from_the_last_map_and_then_from_each_other():
     # Nearest neighbor: row i of a map of h rows reads row floor(i * 104 / h).
     assert rows[2] == [False, False, False, True]
     assert rows[3] == [False, False]
-
-
-def test_neck_has_the_initialization_of_the_paper():
-    neck = ChannelMapper((64,), embed_dim=256, num_levels=2)
-    for projection in neck.projections:
-        assert (projection.bias == 0).all()
-        fan_in = projection.weight[0].numel()
-        fan_out = projection.weight[:, 0].numel()
-        bound = (6 / (fan_in + fan_out)) ** 0.5  # xavier uniform
-        assert 0.95 * bound < projection.weight.abs().max() <= bound
