@@ -25,7 +25,9 @@ from helpers.tiny_training import (
 from torch import Tensor, nn
 
 from deformable_detr import distributed
+from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.collate import Batch
+from deformable_detr.detector import Detector
 from deformable_detr.engine.checkpoints.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -41,8 +43,10 @@ from deformable_detr.engine.run.stopping import StopRequest
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step import NonFiniteError
 from deformable_detr.engine.train import fit, train_step
+from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.finite import NonFinitePredictionsError
 from deformable_detr.ground_truth import read_ground_truth
+from deformable_detr.workflows.evaluation import measure
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 VARIANTS = ("multi_scale", "two_stage", "mimicking", "checkpointing")
@@ -173,6 +177,7 @@ def work_in_process(folder: Path) -> dict[str, Any]:
     result["few objects"] = gradients_for_few_objects()
     result["empty"] = {variant: steps_beside_an_empty_rank(variant) for variant in FIVE_VARIANTS}
     result["batch norm"] = step_with_batch_norm(distributed.rank())
+    result["detections"] = detections_of_any_sizes(folder)
     result["failed"] = failing_run(RunFolder(folder / "failed"))
     result["not finite in evaluation"] = failing_evaluation(folder / "val" / "annotations.json")
     return result | _talk()
@@ -248,6 +253,18 @@ def uneven_step() -> tuple[Tensor, dict[str, float]]:
     own = batches[distributed.rank() :: distributed.world_size()]
     means.update(train_step(state, own, tiny_criterion(), seed=0, max_grad_norm=0))
     return _gradients(state.model), means.read()
+
+
+def detections_of_any_sizes(folder: Path) -> tuple[dict[str, float], DetectionTable]:
+    """Evaluate a detector on images of several sizes; return the metrics and all detections."""
+    detector = Detector.from_checkpoint(folder / "random.pth", device="cpu")
+    dataset = CocoDataset(
+        folder / "sizes" / "images",
+        folder / "sizes" / "annotations.json",
+        label_space=detector.label_space,
+    )
+    evaluator, metrics = measure(detector, dataset, batch_size=2, num_workers=0)
+    return metrics.as_dict(), evaluator.table
 
 
 def validation_total(checkpoint: Checkpoint) -> float:

@@ -3,6 +3,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from distributed_work import (
@@ -13,6 +14,7 @@ from distributed_work import (
     MAX_STEPS,
     VARIANTS,
     all_step_gradients,
+    detections_of_any_sizes,
     empty_rank_batch,
     gradients_for_few_objects,
     step_with_batch_norm,
@@ -24,6 +26,8 @@ from distributed_work import (
 )
 from helpers.coco_files import write_coco_set
 from helpers.processes import run_in_processes
+from helpers.tiny_checkpoint import LABEL_SPACE as TINY_CLASSES
+from helpers.tiny_checkpoint import write_random_checkpoint
 from helpers.tiny_training import LABEL_SPACE, tiny_criterion
 from torch import Tensor
 
@@ -42,6 +46,10 @@ CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     write_coco_set(folder / "val", num_images=2, categories=CATEGORIES)
+    sizes, names = [(48, 64), (64, 48), (48, 64), (40, 64), (48, 64)], TINY_CLASSES.names
+    categories = dict(zip(TINY_CLASSES.category_ids, names, strict=True))
+    write_coco_set(folder / "sizes", num_images=9, sizes=sizes, categories=categories)
+    write_random_checkpoint(folder / "random.pth")
     return folder
 
 
@@ -127,6 +135,18 @@ def test_processes_share_the_statistics_of_batch_norms_of_all_their_images(
     of_ranks = [step_with_batch_norm(rank)[name] for rank in range(2)]
     assert not torch.allclose(*of_ranks)
     torch.testing.assert_close(first[name], torch.stack(of_ranks).mean(0))
+
+
+def test_the_detections_of_two_processes_are_those_of_one(
+    folder: Path, together: list[dict[str, Any]]
+) -> None:
+    metrics, table = detections_of_any_sizes(folder)
+    assert len(table.seen) == 9
+    for one in together:
+        found_metrics, found = one["detections"]
+        assert found_metrics == metrics
+        for name, column in vars(table).items():
+            np.testing.assert_array_equal(getattr(found, name), column)
 
 
 def test_each_process_knows_its_rank(together: list[dict[str, Any]]) -> None:
