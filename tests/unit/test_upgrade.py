@@ -1,6 +1,7 @@
 import pytest
 
 from deformable_detr.config import upgrade as module
+from deformable_detr.config.loading import validate_config
 from deformable_detr.config.upgrade import Added, Renamed, upgrade
 
 
@@ -22,6 +23,22 @@ def test_keys_and_values_are_renamed_and_all_others_are_kept() -> None:
 @pytest.mark.usefixtures("rows")
 def test_missing_keys_are_not_added() -> None:
     assert upgrade({"a": 1}) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        ({"kind": "timm", "name": "vgg11"}, {"padding": "required"}),
+        ({"kind": "timm", "name": "vgg11", "padding": "full"}, {}),
+        ({"kind": "resnet", "depth": 50}, {}),
+    ],
+)
+def test_backbones_of_earlier_versions_are_not_padded(
+    backbone: dict[str, object], expected: dict[str, object]
+) -> None:
+    upgraded = upgrade({"model": {"backbone": backbone}})
+    assert upgraded == {"model": {"backbone": backbone | expected}}
+    validate_config(upgraded, source="a checkpoint")
 
 
 @pytest.mark.parametrize(("old", "new"), [("none", False), ("official", True), ("on", "on")])

@@ -205,23 +205,18 @@ def _modules_up_to(network: nn.Module, last: str) -> list[nn.Module]:
     """Return the children of `network` and of its containers that run no later than `last`.
 
     timm writes the name of a module inside a container with a dot, or with an underscore where
-    it flattened the container.
+    it flattened the container, and leaves out the name of its own wrapper around a whole network.
     """
     modules = dict(network.named_children())
-    flat = last.replace(".", "_")
-    if flat in modules:
-        names = list(modules)
-        return [modules[name] for name in names[: names.index(flat) + 1]]
-    container, _, rest = last.partition(".")
-    if container not in modules and len(modules) == 1:  # timm's wrapper around a whole network
-        return _modules_up_to(next(iter(modules.values())), last)
-    if container not in modules:
-        raise ValueError(
-            "model.backbone.freeze_up_to_stride must be 0 for this network, which has no part "
-            f"{last!r}"
-        )
-    names = list(modules)
-    before = [modules[name] for name in names[: names.index(container)]]
-    return (
-        before + _modules_up_to(modules[container], rest) if rest else [*before, modules[container]]
+    names, parts = list(modules), last.split(".")
+    for length in range(len(parts), 0, -1):
+        name, inside = "_".join(parts[:length]), ".".join(parts[length:])
+        if name in modules:
+            before = [modules[earlier] for earlier in names[: names.index(name)]]
+            own = _modules_up_to(modules[name], inside) if inside else [modules[name]]
+            return before + own
+    if len(modules) == 1:
+        return _modules_up_to(modules[names[0]], last)
+    raise ValueError(
+        f"model.backbone.freeze_up_to_stride must be 0 for this network, which has no part {last!r}"
     )

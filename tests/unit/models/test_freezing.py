@@ -63,6 +63,58 @@ def test_statistics_are_updated_unless_the_backbone_is_frozen() -> None:
         assert all(same) if stay else not any(same)
 
 
+TIMM = "model.backbone={kind: timm, weights: none, norm: batch_norm, name: %s%s}"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("model.backbone.norm=batch_norm",),
+        ("model.backbone.norm=batch_norm", "model.backbone.conv={kind: diverse_branch}"),
+        (TIMM % ("test_resnet", ""),),
+        # Its first stage has a rate of stochastic depth above 0.
+        (TIMM % ("swin_s3_tiny_224", ", freeze_up_to_stride: 8"),),
+        ("model.backbone.norm=batch_norm", "train.freeze=[sampling]"),
+        ("train.freeze=[backbone, sampling, default]",),
+    ],
+)
+def test_modules_without_trained_parameters_are_in_eval_mode(more: tuple[str, ...]) -> None:
+    model = detector(more=more)
+    for again in (model, copy.deepcopy(model).eval()):
+        for _ in range(2):
+            again.train()
+            modes = {
+                trained: {m.training for m in again.modules() if is_trained(m) is trained}
+                for trained in (False, True)
+            }
+            assert modes[False] == {False}
+            assert modes[True] in ({True}, set())
+            assert not any(
+                part.training
+                for module in again.modules()
+                if is_trained(module) is False
+                for part in module.modules()
+            )
+            again.eval()
+            assert not any(module.training for module in again.modules())
+
+
+def is_trained(module: nn.Module) -> bool | None:
+    """Return whether a parameter is trained, or None without parameters."""
+    parameters = list(module.parameters())
+    return any(parameter.requires_grad for parameter in parameters) if parameters else None
+
+
+def test_statistics_move_where_something_is_trained_only() -> None:
+    model = detector(more=("model.backbone.norm=batch_norm",))  # the stem and stage 1 are frozen
+    before = {name: value.clone() for name, value in model.backbone.named_buffers()}
+    step(model)
+    frozen = ("body.bn1.", "body.layer1.")
+    assert any(name.startswith(frozen) for name in before)
+    for name, value in model.backbone.named_buffers():
+        assert value.equal(before[name]) == name.startswith(frozen), name
+
+
 def test_entirely_frozen_modules_have_no_dropout() -> None:
     model = detector("default", "sampling").train()
     assert not any(module.training for module in model.encoder.modules())

@@ -45,6 +45,15 @@ def build(**settings):
     return FeatureMimicking(**(sizes | settings))
 
 
+@pytest.mark.parametrize(("multiple", "side"), [(1, 33), (16, 48)])
+def test_crops_have_a_size_that_the_backbone_takes(multiple, side):
+    backbone, hidden = SmallBackbone(), torch.randn(2, 4, 12)
+    backbone.multiple = multiple
+    targets = [make_target(3), make_target(0, seed=1)]
+    build(crop_size_px=33)(backbone, two_images(), hidden, targets, [match((2, 0)), match((0, 0))])
+    assert [tuple(crops.shape) for crops in backbone.seen] == [(2, 3, side, side)]
+
+
 def test_features_are_those_of_the_matched_queries_and_of_their_objects():
     backbone, images, hidden = SmallBackbone(), two_images(), torch.randn(2, 4, 12)
     mimicking = build()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from helpers.fusion import halved_sizes, random_maps, randomize
-from helpers.models import small_detector
+from helpers.models import resnet, small_detector
 from torch import Tensor, nn
 
 from deformable_detr.layers.attention import MSDeformAttn
@@ -13,6 +13,7 @@ from deformable_detr.structures import ModelOutput, Predictions
 from deformable_detr.visualize.attention import (
     AttentionCall,
     attention_of_best,
+    image_share,
     record_attention,
     record_outputs,
 )
@@ -135,6 +136,23 @@ def test_best_queries_come_first_and_only_once() -> None:
         assert torch.equal(attention.reference_point, call.reference_points[0, query, 0, :2])
         assert torch.equal(attention.points, call.sampling_locations[0, query])
         assert torch.equal(attention.weights, call.attention_weights[0, query])
+
+
+def test_points_are_relative_to_the_image_without_its_padding() -> None:
+    predictions, call = _predictions([[0.2], [0.8]]), _call(2)
+    (attention,) = attention_of_best(predictions, call, 1, share=(0.5, 0.8))
+    share = torch.tensor((0.5, 0.8))
+    assert torch.equal(attention.reference_point * share, call.reference_points[0, 1, 0, :2])
+    torch.testing.assert_close(attention.points * share, call.sampling_locations[0, 1])
+    assert torch.equal(attention.box_cxcywh, predictions.boxes[0, 1])
+
+
+def test_share_of_an_image_is_that_of_the_padded_input() -> None:
+    backbone = resnet(18)
+    model = nn.ModuleDict({"backbone": backbone})
+    assert image_share(model, (30, 33)) == (1.0, 1.0)
+    backbone.multiple = 32
+    assert image_share(model, (30, 33)) == (33 / 64, 30 / 32)
 
 
 def test_number_of_attentions_is_at_most_the_number_of_queries() -> None:

@@ -108,6 +108,14 @@ def test_receptive_field_is_drawn_at_its_place() -> None:
     assert squares == pytest.approx((60 / 80, 44.5 / 60, 64 / 80, 48.5 / 60), abs=0.01)
 
 
+def test_weights_of_padding_are_not_drawn() -> None:
+    wide = [torch.zeros(1, 6, 8)]
+    wide[0][:, :, 5:] = 1.0  # 5 of 8 columns are the image's
+    narrow = [torch.zeros(1, 6, 5)]
+    picture = draw_level_weights(_photo(), wide, share=(5 / 8, 1.0))
+    assert np.array_equal(np.asarray(picture), np.asarray(draw_level_weights(_photo(), narrow)))
+
+
 def test_level_weights_have_one_row_per_target_and_one_column_per_source() -> None:
     weights = [torch.zeros(3, 8 >> level, 8 >> level) for level in range(3)]
     for target, source in ((0, 1), (1, 2), (2, 0)):

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -239,6 +240,19 @@ def test_the_trained_pair_has_the_published_names(kind):
     assert state[f"{bn}.num_batches_tracked"] == 0
     others = [n for n in kind.from_conv_norm(*trained, init="paper").modules() if hasattr(n, "eps")]
     assert sum(bool((norm.weight == 1).all()) for norm in others) == len(others) - 1
+
+
+@BOTH
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.SyncBatchNorm])
+@pytest.mark.parametrize("momentum", [0.03, None])
+def test_norms_in_training_have_the_settings_of_the_replaced_one(kind, norm, momentum):
+    trained = pair(partial(norm, eps=2e-3, momentum=momentum), 8, 8, 3, padding=1, bias=False)
+    trained[1].num_batches_tracked.fill_(5)
+    block = kind.from_conv_norm(*trained, norm="train")
+    norms = norms_of(block)
+    assert {(type(one), one.eps, one.momentum) for one in norms} == {(norm, 2e-3, momentum)}
+    assert all(one.affine and one.track_running_stats for one in norms)
+    assert sorted(int(one.num_batches_tracked) for one in norms) == [0] * (len(norms) - 1) + [5]
 
 
 @BOTH
