@@ -240,7 +240,7 @@ def _about_empty(
     where = "and of evaluation"
     if empty_boxes == "missed":
         where = (
-            "but missed by every detector in evaluation, where AP is "
+            "and missed by every detector in evaluation, where AP is "
             f"{ap_ceiling(truth, hidden):.3f} at most; "
             "data.empty_boxes=ignored or evaluate --empty-boxes ignored leaves them out"
         )

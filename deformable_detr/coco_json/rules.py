@@ -78,7 +78,7 @@ RULES = (
         "file_name",
         "a path below the image folder",
         lambda value: isinstance(value, str) and bool(value),
-        scoring="images have no name",
+        scoring="unknown",
     ),
     *(
         Rule(
@@ -86,7 +86,7 @@ RULES = (
             key,
             "an integer of at least 1 and at most 1e9",
             _is_side,
-            scoring="no box is outside",
+            scoring="unknown",
         )
         for key in ("height", "width")
     ),
