@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from deformable_detr import distributed
 from deformable_detr.coco_json.reading import read_json, shown
 from deformable_detr.coco_json.rules import Use, check_annotations, listed
 from deformable_detr.labels import LabelSpace
@@ -175,8 +176,9 @@ def read_all(file: Path, use: Use, empty_boxes: EmptyBoxes) -> GroundTruth:
     record = read_json(file, "annotation file")
     check_annotations(record, file, use)
     truth = GroundTruth.of(file, record)
-    for line in remarks(truth, empty_boxes):
-        logger.warning("%s: %s", file, line)
+    if distributed.is_main():
+        for line in remarks(truth, empty_boxes):
+            logger.warning("%s: %s", file, line)
     return truth
 
 
@@ -240,7 +242,7 @@ def _about_empty(
     where = "and of evaluation"
     if empty_boxes == "missed":
         where = (
-            "but missed by every detector in evaluation, where AP is "
+            "and missed by every detector in evaluation, where AP is "
             f"{ap_ceiling(truth, hidden):.3f} at most; "
             "data.empty_boxes=ignored or evaluate --empty-boxes ignored leaves them out"
         )

@@ -78,7 +78,7 @@ RULES = (
         "file_name",
         "a path below the image folder",
         lambda value: isinstance(value, str) and bool(value),
-        scoring="images have no name",
+        scoring="unknown",
     ),
     *(
         Rule(
@@ -86,7 +86,7 @@ RULES = (
             key,
             "an integer of at least 1 and at most 1e9",
             _is_side,
-            scoring="no box is outside",
+            scoring="unknown",
         )
         for key in ("height", "width")
     ),
@@ -125,7 +125,7 @@ RULES = (
         training="0",
         scoring="0",
     ),
-    Rule("results", "image_id", "the id of an image", is_integer),
+    Rule("results", "image_id", "the id of an image", is_integer, scoring="file_name decides"),
     Rule("results", "category_id", "the id of a category", is_integer),
     Rule("results", "bbox", f"{_BOX}, width and height at least 0", _is_found_box),
     Rule("results", "score", "a finite number", is_number),
@@ -176,6 +176,9 @@ def check_results(results: Any, file: Path) -> None:
     try:
         _require_objects(results, "results")
         _check_entries(results, "results", "scoring", _show_image)
+        for position, entry in enumerate(results):
+            if "image_id" not in entry and "file_name" not in entry:
+                raise ValueError(f"results[{position}] must have an image_id, got nothing")
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 

@@ -2,7 +2,7 @@
 
 import logging
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ def read_results(path: Path, ground_truth: GroundTruth) -> list[_Result]:
     """Read a COCO results file for the images and categories of `ground_truth`.
 
     If the entries have a `file_name`, it decides which image they are of, and the result has the
-    `image_id` of that image in `ground_truth`. The ids of the file must then agree, or number the
-    images 1, 2, ... in the order of the file, as `predict` does without annotations.
+    `image_id` of that image in `ground_truth`. The ids of the file must then agree, be missing, or
+    number the images 1, 2, ... in the order of the file, as `predict` does without annotations.
 
     Args:
         path: path of the results file.
@@ -55,42 +55,42 @@ def read_results(path: Path, ground_truth: GroundTruth) -> list[_Result]:
 
 def _by_name(results: Sequence[_Result], truth: GroundTruth, path: Path) -> list[_Result]:
     """Return the results with the ids of the images that they name."""
-    given: dict[str, int] = {}  # name -> id in the results
+    given: dict[str, int | None] = {}  # name -> id in the results
     for position, one in enumerate(results):
-        name, image_id = one["file_name"], one["image_id"]
+        name, image_id = one["file_name"], one.get("image_id")
         if given.setdefault(name, image_id) != image_id:
             raise ValueError(
                 f"an image must have one image_id, got {given[name]} and {image_id} for "
                 f"{shown(name)} (results[{position}])"
             )
     found = _find_images(given, truth)
-    different = [name for name in given if given[name] != found[name]]
-    if not different:
-        return list(results)
-    if not _is_numbering(list(given.values()), len(truth.image_ids)):
+    different = [name for name in given if given[name] not in (None, found[name])]
+    if different and not _is_numbering(given.values(), len(truth.image_ids)):
         name = different[0]
         raise ValueError(
             f"file_name and image_id must name the same image of {truth.file}, got {shown(name)}, "
             f"whose id is {found[name]}, with {given[name]}, and {len(different) - 1} more images "
             "like that; leave out one of the two keys"
         )
-    logger.info(
-        "%s numbers its images; file_name decides: %d of %d images have another id in %s",
-        path,
-        len(different),
-        len(given),
-        truth.file,
-    )
+    if different:
+        logger.info(
+            "%s numbers its images; file_name decides: %d of %d images have another id in %s",
+            path,
+            len(different),
+            len(given),
+            truth.file,
+        )
     return [{**one, "image_id": found[one["file_name"]]} for one in results]
 
 
-def _is_numbering(image_ids: Sequence[int], num_images: int) -> bool:
+def _is_numbering(given: Iterable[int | None], num_images: int) -> bool:
     """Return whether ids count the images of a file; images without results leave gaps."""
+    image_ids = [image_id for image_id in given if image_id is not None]
     increases = all(one < following for one, following in pairwise(image_ids))
     return increases and image_ids[0] >= 1 and image_ids[-1] <= num_images
 
 
-def _find_images(given: Mapping[str, int], truth: GroundTruth) -> dict[str, int]:
+def _find_images(given: Mapping[str, int | None], truth: GroundTruth) -> dict[str, int]:
     """Return the id of the annotated image that each name means.
 
     Raises:
@@ -119,7 +119,7 @@ def _find_images(given: Mapping[str, int], truth: GroundTruth) -> dict[str, int]
                 f"file_name must name one image of {truth.file}, got {shown(name)}, which can be "
                 f"the images {listed(ids)}; give the path below the image folder"
             )
-        found[name] = given_id if given_id in ids else ids[0]
+        found[name] = ids[0] if given_id is None or given_id not in ids else given_id
         other = owner.setdefault(found[name], name)
         if posixpath.normpath(other) != posixpath.normpath(name):
             raise ValueError(

@@ -170,3 +170,13 @@ def test_the_largest_legal_values_are_read(read: Read) -> None:
     content["annotations"][1] |= {"image_id": image_id, "bbox": box, "area": 10**10}
     results[1] |= {"image_id": image_id, "bbox": box, "score": -1.7e308}
     read(content, results)
+
+
+def test_the_page_has_the_table_of_rules() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "annotations.md").read_text(encoding="utf-8")
+    table = "\n".join(
+        f"| `{rule.section}` | `{rule.key}` | {rule.must} "
+        f"| {'' if rule.section == 'results' else rule.training} | {rule.scoring} |"
+        for rule in RULES
+    )
+    assert f"|---|---|---|---|---|\n{table}\n\n" in page, f"the table must be\n{table}"

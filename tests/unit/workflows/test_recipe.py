@@ -68,6 +68,7 @@ OFFICIAL = {
     "data.augmentation.max_size": 1333,
     "data.augmentation.pre_crop_sizes": (400, 500, 600),
     "data.augmentation.crop_sizes": (384, 600),
+    "data.empty_boxes": "missed",  # pycocotools counts them as objects
     "data.repeats": 1,
     "data.eval_size": 800,
     "data.eval_max_size": 1333,
@@ -198,6 +199,7 @@ CHANGED = {
     "data.augmentation.max_size": 800,
     "data.augmentation.pre_crop_sizes": [400],
     "data.augmentation.crop_sizes": [384, 500],
+    "data.empty_boxes": "ignored",
     "data.repeats": 2,
     "data.eval_size": 600,
     "data.eval_max_size": 900,
