@@ -114,8 +114,8 @@ class RunConfig(FrozenModel):
     match_official: bool = False
     """Reproduce the official code where this package deviates from it on purpose: labels are raw
     category ids (91 classes for COCO), the matching cost has alpha 0.25 and gamma 2 regardless of
-    `loss`, proposals have no loss weight without auxiliary losses, and samples have the order of
-    `train.sample_order: official`."""
+    `loss`, proposals have no loss weight without auxiliary losses, samples have the order of
+    `train.sample_order: official`, and evaluation does not clip boxes to the image."""
 
     model: ModelConfig = ModelConfig()
     """The detector. The number of classes is not a setting; it follows from the categories of the
