@@ -115,8 +115,8 @@ class RunConfig(FrozenModel):
     """Reproduce the official code where this package deviates from it on purpose: labels are raw
     category ids (91 classes for COCO), the matching cost has alpha 0.25 and gamma 2 regardless of
     `loss`, proposals have no loss weight without auxiliary losses, steps with fewer objects than
-    processes have smaller gradients, samples have the order of `train.sample_order: official`, and
-    `data.exif: auto` means stored."""
+    processes have smaller gradients, samples have the order of `train.sample_order: official`,
+    `data.exif: auto` means stored, and evaluation does not clip boxes to the image."""
 
     model: ModelConfig = ModelConfig()
     """The detector. The number of classes is not a setting; it follows from the categories of the

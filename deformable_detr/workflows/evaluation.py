@@ -21,6 +21,7 @@ from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.evaluation.coco_eval import (
+    NOT_DEFINED,
     CocoEvaluator,
     CocoMetrics,
     evaluate_results,
@@ -147,7 +148,7 @@ def evaluate(
                 write_results(out, evaluator)
             if pictures is not None:
                 _write_pictures(evaluator, dataset, pictures, count=num_pictures)
-    return EvaluationResult.of(metrics)
+    return _result(metrics)
 
 
 def evaluate_run(
@@ -196,7 +197,7 @@ def evaluate_run(
         if distributed.is_main():
             write_results(files.results, evaluator)
         logger.info("the detections are in %s", files.results)
-    return EvaluationResult.of(metrics)
+    return _result(metrics)
 
 
 def score_results(
@@ -234,7 +235,7 @@ def score_results(
             results,
             max_detections,
         )
-    return EvaluationResult.of(metrics)
+    return _result(metrics)
 
 
 def open_detector(config: RunConfig, checkpoint: Path, device: torch.device) -> Detector:
@@ -340,6 +341,13 @@ def _log_counts(annotations: GroundTruth, max_detections: int) -> None:
             max_detections,
             max_detections,
         )
+
+
+def _result(metrics: CocoMetrics) -> EvaluationResult:
+    """Return the result; warn if there was nothing to find."""
+    if set(metrics.statistics.values()) == {NOT_DEFINED} and distributed.is_main():
+        logger.warning("the annotations have no objects to find, so that no metric is defined")
+    return EvaluationResult.of(metrics)
 
 
 def _detector(checkpoint: str | Path | Detector, device: str) -> Detector:

@@ -25,7 +25,7 @@ from deformable_detr.engine.checkpoints.checkpoint import RULES, load_checkpoint
 from deformable_detr.evaluation.postprocess import to_detections
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import ImageBatch, ModelOutput, Predictions
-from deformable_detr.workflows.evaluation import measure
+from deformable_detr.workflows.evaluation import measure, open_detector
 from deformable_detr.workflows.training import train
 
 OFFICIAL = "match_official=true"
@@ -203,6 +203,7 @@ def test_an_official_run_is_trained_resumed_evaluated_and_used_for_prediction(
     assert outcome.code == 0, outcome.err
     assert {result["category_id"] for result in json.loads(results.read_text())} == {3, 7}
 
+    assert open_detector(config, folder / "last.pth", torch.device("cpu")).match_official
     assert set(clipped) == {False}  # in training, and in the evaluation after it
 
     detector = Detector.from_checkpoint(folder / "last.pth", device="cpu")

@@ -119,6 +119,19 @@ def test_results_and_objects_beyond_the_limit_are_counted_in_a_warning(
     assert caplog.text == ""
 
 
+def test_annotations_without_objects_give_a_warning(
+    run: CommandLine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = write_coco_set(tmp_path, num_images=1, empty=[1])
+    results = tmp_path / "results.json"
+    results.write_text("[]")
+
+    outcome = run("evaluate", "--results", results, "--annotations", files.annotations)
+
+    assert outcome.code == 0
+    assert "no objects to find" in caplog.text
+
+
 def test_markup_in_a_class_name_is_printed_literally(run: CommandLine, tmp_path: Path) -> None:
     files = write_coco_set(tmp_path, num_images=1, categories={1: "[red]cup[/]"})
     results = tmp_path / "results.json"
