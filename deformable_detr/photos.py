@@ -30,6 +30,8 @@ UNREADABLE = (
     EOFError,
     LookupError,
     OverflowError,
+    RuntimeError,
+    TypeError,
     struct.error,
     Image.DecompressionBombError,
 )
@@ -138,7 +140,7 @@ def orientation_of(image: Image.Image, *, may_decode: bool = True) -> int:
     try:
         exif = image.getexif() if may_decode else Image.Image.getexif(image)
         value = exif.get(_ORIENTATION)
-    except (*UNREADABLE, TypeError):  # the pixels may be sound
+    except UNREADABLE:  # the pixels may be sound
         return 1
     return int(value) if value in _TURNS else 1
 
