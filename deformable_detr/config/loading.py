@@ -38,10 +38,6 @@ class _Yaml12Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-class _QuotingDumper(yaml.SafeDumper):
-    """YAML dumper that quotes each string that version 1.1 or 1.2 would read as another type."""
-
-
 _Yaml12Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -49,10 +45,9 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 ):
-    for _class in (_Yaml12Loader, _QuotingDumper):
-        _class.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
-        )
+    _Yaml12Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
+    )
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: _integer(node.value))
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value))
 
@@ -163,6 +158,16 @@ def config_names() -> list[str]:
     return sorted(
         file.relative_to(_CONFIGS).with_suffix("").as_posix() for file in _CONFIGS.rglob("*.yaml")
     )
+
+
+class _QuotingDumper(yaml.SafeDumper):
+    """YAML dumper that quotes each string that version 1.1 or 1.2 would read as another type."""
+
+
+for _source in (yaml.SafeDumper, _Yaml12Loader):
+    for _first, _rules in _source.yaml_implicit_resolvers.items():
+        for _tag, _rule in _rules:
+            _QuotingDumper.add_implicit_resolver(_tag, _rule, [_first])
 
 
 def to_yaml(config: RunConfig) -> str:
