@@ -46,6 +46,12 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         assert value.equal(second[name]), name
 
 
+def _without_keys(bias: Tensor) -> Tensor:
+    """Return the biases of queries and values of self-attention."""
+    query, _, value = bias.chunk(3)
+    return torch.cat((query, value))
+
+
 # PyTorch warns on machines with fewer cores than workers.
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -97,7 +103,11 @@ def test_channels_last_trains_to_the_same_weights_up_to_rounding(
     moved = 0.0
     start = train(tmp_path / "start", data, "train.optimizer.lr=1e-30")
     for name, value in plain.items():
-        difference = (weights[name] - value).norm() / value.norm().clamp(min=1e-30)
+        found, expected = weights[name], value
+        if name.endswith("self_attn.in_proj_bias"):
+            # Softmax does not depend on the bias of keys: AdamW scales up its rounding errors.
+            found, expected = (_without_keys(bias) for bias in (found, expected))
+        difference = (found - expected).norm() / expected.norm().clamp(min=1e-30)
         moved = max(moved, float((start[name] - value).norm()))
         assert difference < 1e-5, name
     assert moved > 1e-3
