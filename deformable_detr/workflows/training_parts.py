@@ -93,7 +93,7 @@ def _check_objects(train: CocoDataset, *, num_queries: int) -> None:
     if crowded and distributed.is_main():
         logger.warning(
             "%d of %d training images have more objects, up to %d, than the model has queries, %d: "
-            "in each step the rest is not learned; raise model.queries.num_queries",
+            "a step that shows them all does not learn the rest; raise model.queries.num_queries",
             crowded,
             len(train),
             most,

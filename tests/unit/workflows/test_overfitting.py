@@ -58,6 +58,14 @@ def test_images_with_more_objects_than_queries_are_left_out(
         overfit_config(config, 6, subset=tmp_path / "subset.json")
 
 
+def test_annotations_that_break_a_rule_are_refused(tmp_path: Path, files: CocoFiles) -> None:
+    content = files.read()
+    del content["annotations"][1]["bbox"]
+    files.write(content)
+    with pytest.raises(ValueError, match=r"annotations\[1\] .*: bbox must be .* got nothing"):
+        overfit_config(config_of(files), 3, subset=tmp_path / "subset.json")
+
+
 def test_the_command_trains_on_the_images_and_logs_its_verdict(
     tmp_path: Path,
     files: CocoFiles,

@@ -69,8 +69,8 @@ def test_images_with_more_objects_than_queries_are_one_warning(
         assert caplog.messages == []
         open_data(tmp_path, crowded, f"model.queries.num_queries={num_queries}")
     assert caplog.messages == [
-        "1 of 2 training images have more objects, up to 7, than the model has queries, 6: in each "
-        "step the rest is not learned; raise model.queries.num_queries"
+        "1 of 2 training images have more objects, up to 7, than the model has queries, 6: "
+        "a step that shows them all does not learn the rest; raise model.queries.num_queries"
     ]
 
 
