@@ -91,6 +91,7 @@ def evaluate(
     Raises:
         FileNotFoundError: a file or folder does not exist.
         ValueError: the annotations have other categories, or an output path is not writable.
+        NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
     """
     out, pictures = (None if place is None else Path(place) for place in (out, pictures))
     if out is not None:
@@ -140,6 +141,7 @@ def evaluate_run(
 
     Raises:
         ValueError: the validation set has other classes than the checkpoint.
+        NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
         FileNotFoundError: there is no checkpoint.
     """
     files = RunFolder(run_folder(run_dir, config))

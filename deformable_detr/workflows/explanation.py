@@ -75,7 +75,9 @@ def explain(
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: the model has no such layer or neck, or `cell` is outside its map.
+        ValueError: the model has no such layer or neck, `cell` is outside its map, or a value to
+            be drawn is infinite or NaN.
+        NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
     """
     if out is not None:
         require_folder_place("out", Path(out))

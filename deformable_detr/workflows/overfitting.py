@@ -79,6 +79,7 @@ def overfit(
 
     Raises:
         ValueError: there are too few such images, or several processes.
+        NonFinitePredictionsError: logits or boxes in an evaluation are infinite or NaN.
     """
     folder = run_folder(run_dir, config, suffix="_overfit")
     settings = load_config(config, overrides)
