@@ -85,14 +85,16 @@ def cause_in_weights(state_dict: Mapping[str, Tensor], owner: str = "the model")
             f"likely cause: {owner} has {found}{hidden}; take an earlier checkpoint, such as "
             "previous.pth"
         )
-    dtypes = {value.dtype for value in state_dict.values()}
+    floating = [value for value in state_dict.values() if value.is_floating_point()]
+    dtypes = {value.dtype for value in floating}
     if low := dtypes & {torch.float16, torch.bfloat16}:
         name = str(low.pop()).removeprefix("torch.")
         return f"likely cause: all weights are finite, {name} overflows; compute in float32"
+    largest = max((float(value.abs().max()) for value in floating if value.numel()), default=0.0)
     return (
-        f"likely cause: all weights of {owner} are finite, but values grow beyond the range of "
-        "their precision, as after training has diverged; take an earlier checkpoint, or lower "
-        "train.optimizer.lr"
+        f"likely cause: all weights of {owner} are finite, the largest is {largest:.3g}, but "
+        "values grow beyond the range of their precision, as after training has diverged; take an "
+        "earlier checkpoint, or lower train.optimizer.lr"
     )
 
 

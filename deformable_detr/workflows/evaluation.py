@@ -115,6 +115,7 @@ def evaluate(
         FileNotFoundError: a file or folder does not exist.
         ValueError: the annotations have other categories, an output path is not writable, or a
             number is out of range.
+        NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
     """
     require_integer("batch_size", batch_size, at_least=1)
     require_integer("num_workers", num_workers, at_least=0, at_most=MOST_WORKERS)
@@ -179,6 +180,7 @@ def evaluate_run(
     Raises:
         ValueError: the validation set has other classes than the checkpoint, or the limit is below
             1.
+        NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
         FileNotFoundError: there is no checkpoint.
     """
     require_integer("max_detections", max_detections, at_least=1)

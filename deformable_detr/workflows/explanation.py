@@ -76,7 +76,9 @@ def explain(
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: the model has no such layer or neck, or `cell` is outside its map.
+        ValueError: the model has no such layer or neck, `cell` is outside its map, or a value to
+            be drawn is infinite or NaN.
+        NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
     """
     require_integer("queries", queries, at_least=0)
     require_integer("noise", noise, at_least=0)

@@ -83,6 +83,7 @@ def overfit(
 
     Raises:
         ValueError: there are too few such images, or several processes.
+        NonFinitePredictionsError: logits or boxes in an evaluation are infinite or NaN.
     """
     require_integer("num_images", num_images, at_least=1)
     folder = run_folder(run_dir, config, suffix="_overfit")

@@ -116,6 +116,8 @@ def train(
         ConfigError: a setting or a data path is wrong.
         ValueError: arguments exclude each other, or a file is invalid.
         PreemptedError: SIGTERM or SIGUSR1 stopped the run; it is saved.
+        NonFiniteError: a loss or a gradient is infinite or NaN.
+        NonFinitePredictionsError: logits or boxes in an evaluation are; `best.pth` is unchanged.
     """
     files = RunFolder(run_folder(run_dir, config))
     if config is None:
