@@ -108,7 +108,7 @@ def test_truncated_image_is_found_before_the_first_step(files, kind, share):
         open_set(files)
 
 
-@pytest.mark.parametrize("where", [0, 1, 2, 30, 400])
+@pytest.mark.parametrize("where", [0, 400, 800, 2000])  # the pixels begin after 591
 def test_a_jpeg_cut_off_behind_its_thumbnail_is_found(files, where):
     thumbnail = jpeg(np.zeros((8, 8, 3)))
     content = jpeg(exif=b"Exif\0\0" + thumbnail)
