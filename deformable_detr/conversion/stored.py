@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deformable_detr.config.upgrade import upgrade
+from deformable_detr.finite import to_json
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.deformable_detr import DeformableDETR
 
@@ -90,7 +91,7 @@ class Stored:
             tensors = {name: tensor.contiguous().clone() for name, tensor in self.tensors.items()}
             save_file(tensors, file.with_name(TENSORS_FILE))
         plain = {"config": self.config, "categories": self.categories}
-        return {KEY: json.dumps({**plain, "tensors": sorted(self.tensors)})}
+        return {KEY: to_json({**plain, "tensors": sorted(self.tensors)}, f"metadata of {file}")}
 
 
 def read_stored(file: Path, what: str) -> Stored | None:

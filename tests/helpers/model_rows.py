@@ -120,6 +120,12 @@ def backbone_rows() -> dict[str, Row]:
         "model.backbone[timm].name": Row(
             "resnet14t", lambda c: backbone(c).channels, (512, 1024, 2048)
         ),
+        "model.backbone[timm].padding": Row(
+            "required",
+            lambda c: backbone(c).multiple,
+            1,
+            ("model.backbone={kind: timm, name: convnext_atto, weights: none}",),
+        ),
     }
 
 

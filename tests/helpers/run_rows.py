@@ -17,6 +17,11 @@ def transform(config: RunConfig) -> Any:
     return started(config).samples._transform
 
 
+def both_samples(config: RunConfig) -> tuple[Any, Any]:
+    """Return the samples of training and of validation."""
+    return started(config).samples, started(config).validation_samples
+
+
 def steps(config: RunConfig) -> list[str]:
     """Return the names of the transforms, in order, those of alternatives too."""
     names, waiting = [], [transform(config)]
@@ -81,6 +86,12 @@ def data_rows() -> dict[str, Row]:
         ),
         f"{section}[none].size": Row(40, lambda c: transform(c).short_side),
         f"{section}[none].max_size": Row(77, lambda c: transform(c).max_size),
+        "data.exif": Row("stored", lambda c: same(*(one._source.exif for one in both_samples(c)))),
+        "data.empty_boxes": Row(
+            "ignored",
+            lambda c: int((started(c).loop.validation.annotations.boxes_xywh[:, 2] == 0).sum()),
+            0,
+        ),
         "data.repeats": Row(2, lambda c: len(started(c).samples), 2 * 4),
         "data.eval_size": Row(40, lambda c: started(c).validation_samples._transform.short_side),
         "data.eval_max_size": Row(77, lambda c: started(c).validation_samples._transform.max_size),
@@ -204,6 +215,9 @@ def train_rows() -> dict[str, Row]:
     return {
         "train.total_batch": Row(2, plan("total_batch")),
         "train.micro_batch": Row(1, plan("micro_batch")),
+        "train.eval_batch": Row(
+            3, lambda c: max(map(len, started(c).loop.validation.loader.batch_sampler))
+        ),
         "train.clip_norm": Row(0.5, loop("max_grad_norm")),
         "train.ema_decay": Row(0.5, lambda c: (ema := started(c).state.ema) and ema._decay),
         "train.precision": Row("bfloat16", state("precision")),

@@ -32,6 +32,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sets")
     for name in ("train", "val", "other"):
         files = write_coco_set(folder / name, num_images=4, size=(32, 32))
+        if name == "val":  # one box without area
+            content = files.read()
+            content["annotations"][0]["bbox"][2] = 0
+            files.write(content)
     fewer = files.read()
     del fewer["images"][3]
     fewer["annotations"] = [one for one in fewer["annotations"] if one["image_id"] < 4]

@@ -97,7 +97,8 @@ def test_results_and_objects_beyond_the_limit_are_counted_in_a_warning(
     content = photos.read()
     kinds = [{"image_id": 2, "iscrowd": 0}] * 3 + [{"image_id": 1, "iscrowd": 1}] * 9
     annotations = [
-        {**content["annotations"][0], **kind, "id": number} for number, kind in enumerate(kinds, 1)
+        {**content["annotations"][0], **kind, "id": number, "bbox": [number, 1, 9, 9], "area": 81}
+        for number, kind in enumerate(kinds, 1)
     ]
     photos.write({**content, "annotations": annotations})
     results = tmp_path / "results.json"

@@ -13,6 +13,7 @@ NAMES = ["a.jpg", "val/b.jpg", "train/b.jpg", "val/deep/c.jpg", "./d.jpg", "e.jp
 def annotations(tmp_path: Path) -> GroundTruth:
     file = tmp_path / "annotations.json"
     images = [{"id": 10 * place, "file_name": name} for place, name in enumerate(NAMES)]
+    images = [{key: value for key, value in one.items() if value != ""} for one in images]
     categories = [{"id": 1, "name": "cat"}]
     file.write_text(json.dumps({"images": images, "categories": categories, "annotations": []}))
     return read_ground_truth(file)
