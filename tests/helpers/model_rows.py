@@ -87,6 +87,13 @@ def kernel_rows(
     }
 
 
+def multiple_of(name: str, settings: Any) -> int:
+    """Return the multiple that a timm model of the settings pads images to."""
+    with torch.device("meta"):
+        other = settings.model_copy(update={"name": name})
+        return build_backbone(other, load_weights=False).multiple
+
+
 def backbone_rows() -> dict[str, Row]:
     rows = {}
     channels = {"resnet": (256, 512, 1024, 2048), "mobilenet_v2": (24, 32, 96, 1280)}
@@ -121,10 +128,7 @@ def backbone_rows() -> dict[str, Row]:
             "resnet14t", lambda c: backbone(c).channels, (512, 1024, 2048)
         ),
         "model.backbone[timm].padding": Row(
-            "required",
-            lambda c: backbone(c).multiple,
-            1,
-            ("model.backbone={kind: timm, name: convnext_atto, weights: none}",),
+            "required", lambda c: multiple_of("convnext_atto", c.model.backbone), 1
         ),
     }
 
