@@ -1,20 +1,47 @@
 """Match image files with the images of an annotation file, by name."""
 
+import posixpath
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from deformable_detr.ground_truth import GroundTruth
 
 _SHOWN = 5  # names that an error lists
 
 
-def match_images(files: Sequence[Path], annotations: GroundTruth) -> list[int]:
-    """Find the image of each file in an annotation file.
+class ImageNames:
+    """Index of the file names of an annotation file.
 
-    A file is the image with the longest `file_name` that its path ends with, folder by folder: of
-    `photos/val/1.jpg` that is `val/1.jpg` or else `1.jpg`. If there is none, it is the image whose
-    base name is that of the file, provided that only one image has it.
+    A path names the image with the same `file_name`; else the one with the longest `file_name` that
+    the path ends with, folder by folder: of `photos/val/1.jpg` that is `val/1.jpg` or else `1.jpg`;
+    else the images whose `file_name` ends with the path, as annotations may start at a higher
+    folder. A base name alone is not enough: `val/1.jpg` never names `train/1.jpg`.
+
+    Args:
+        annotations: the annotation file.
+    """
+
+    def __init__(self, annotations: GroundTruth) -> None:
+        self._by_base: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for place, name in enumerate(annotations.file_names):
+            if name:
+                path = posixpath.normpath(name)
+                self._by_base[posixpath.basename(path)].append((path, place))
+
+    def find(self, name: str) -> list[int]:
+        """Return the indices into `image_ids` of the images that a path can name."""
+        path = posixpath.normpath(name)
+        same_base = self._by_base.get(posixpath.basename(path), [])
+        ends = [(len(one), place) for one, place in same_base if f"/{path}".endswith(f"/{one}")]
+        if ends:
+            longest = max(length for length, _ in ends)
+            return [place for length, place in ends if length == longest]
+        return [place for one, place in same_base if one.endswith(f"/{path}")]
+
+
+def match_images(files: Sequence[Path], annotations: GroundTruth) -> list[int]:
+    """Find the image of each file in an annotation file, as `ImageNames` does.
 
     Args:
         files: paths of image files.
@@ -26,17 +53,10 @@ def match_images(files: Sequence[Path], annotations: GroundTruth) -> list[int]:
     Raises:
         ValueError: a file matches no image or several, or two files match the same image.
     """
-    whole: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    base: dict[str, list[int]] = defaultdict(list)
-    for place, name in enumerate(annotations.file_names):
-        if parts := PurePosixPath(name).parts:
-            whole[parts].append(place)
-            base[parts[-1]].append(place)
+    names = ImageNames(annotations)
     matched: dict[int, Path] = {}
     for file in files:
-        parts = PurePosixPath(file.as_posix()).parts
-        ends = (parts[start:] for start in range(len(parts)))
-        found = next((whole[end] for end in ends if end in whole), base.get(file.name, []))
+        found = names.find(file.as_posix())
         if len(found) != 1:
             raise ValueError(
                 _problem(file, [annotations.file_names[one] for one in found], annotations)

@@ -9,6 +9,7 @@ from typing import Any
 
 from deformable_detr.coco_json.reading import read_json, shown
 from deformable_detr.coco_json.rules import check_results, listed, require_known
+from deformable_detr.evaluation.image_names import ImageNames
 from deformable_detr.ground_truth import GroundTruth
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def _by_name(results: Sequence[_Result], truth: GroundTruth, path: Path) -> list
         raise ValueError(
             f"file_name and image_id must name the same image of {truth.file}, got {shown(name)}, "
             f"whose id is {found[name]}, with {given[name]}, and {len(different) - 1} more images "
-            "like that; leave out one of the two keys"
+            "like that; leave out one of the two keys, or predict with --annotations"
         )
     if different:
         logger.info(
@@ -101,16 +102,12 @@ def _find_images(given: Mapping[str, int | None], truth: GroundTruth) -> dict[st
             f"the images of {truth.file} must have a file_name to find those of the results, got "
             "none; leave out file_name in the results if their image_id is that of the annotations"
         )
-    candidates: dict[str, list[tuple[str, int]]] = {}  # by the last part of the path
-    for name, image_id in zip(truth.file_names, truth.image_ids, strict=True):
-        if name:
-            path = posixpath.normpath(name)
-            candidates.setdefault(posixpath.basename(path), []).append((path, image_id))
+    names = ImageNames(truth)
     found: dict[str, int] = {}
     unknown: list[str] = []
     owner: dict[int, str] = {}
     for name, given_id in given.items():
-        ids = _meant(name, candidates)
+        ids = [truth.image_ids[place] for place in names.find(name)]
         if not ids:
             unknown.append(name)
             continue
@@ -132,19 +129,3 @@ def _find_images(given: Mapping[str, int | None], truth: GroundTruth) -> dict[st
             f"{len(unknown) - 1} more that it does not have"
         )
     return found
-
-
-def _meant(name: str, candidates: Mapping[str, Sequence[tuple[str, int]]]) -> list[int]:
-    """Return the ids of the images that a name can mean.
-
-    The same path, else paths of which one ends with the other: names in results usually start
-    at another folder than those in annotations.
-    """
-    path = posixpath.normpath(name)
-    same_file = candidates.get(posixpath.basename(path), ())
-    exact = [image_id for other, image_id in same_file if other == path]
-    return exact or [
-        image_id
-        for other, image_id in same_file
-        if path.endswith(f"/{other}") or other.endswith(f"/{path}")
-    ]

@@ -89,8 +89,9 @@ def predict(
         checkpoint: a file as for `Detector.from_checkpoint`, or a detector.
         out: folder for one picture per image, and for `detections.json` with all objects.
         annotations: COCO annotation file that lists the images; its image ids and file names are
-            used. An image is found by the longest `file_name` that its path ends with, else by its
-            base name. It must have the detector's categories; its objects are not used.
+            used. An image is found by the longest `file_name` that its path ends with, else by one
+            that ends with the path. The file must have the detector's categories; its objects are
+            not used.
         threshold: score threshold, in [0, 1].
         classes: names of the classes to detect; None for all.
         max_detections: maximum number of detections per image; None for all above the threshold. A

@@ -5,6 +5,7 @@ from functools import cache, partial
 from typing import Any
 
 import pytest
+import torch
 from helpers.built import backbone, detector, replaced, same
 from helpers.config_fields import choose_kinds, dotted
 from helpers.setting_rows import Row

@@ -48,7 +48,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> CocoFi
     return files
 
 
-@pytest.mark.parametrize("batch_size", ["1"])
+@pytest.mark.parametrize("batch_size", ["1", "4"])
 @pytest.mark.parametrize("limit", ["100", "4"])
 def test_predictions_score_the_digits_of_an_evaluation(
     run: CommandLine,
@@ -81,7 +81,7 @@ def test_results_have_ids_and_names_of_the_annotation_file(
 ) -> None:
     content = photos.read()
     for image in content["images"]:
-        image["file_name"] = f"of/the/set/{image['file_name']}"  # another folder than here
+        image["file_name"] = f"images/{image['file_name']}"  # with the folder of the images
     annotations = tmp_path / "annotations.json"
     annotations.write_text(json.dumps(content))
     chosen = [photos.images / "4.png", photos.images / "0.png"]
@@ -94,7 +94,7 @@ def test_results_have_ids_and_names_of_the_annotation_file(
         results = json.loads((tmp_path / folder / "detections.json").read_text())
         return list(dict.fromkeys((one["image_id"], one["file_name"]) for one in results))
 
-    assert images("named") == [(40, "of/the/set/4.png"), (70, "of/the/set/0.png")]
+    assert images("named") == [(40, "images/4.png"), (70, "images/0.png")]
     assert images("numbered") == [(1, chosen[0].as_posix()), (2, chosen[1].as_posix())]
 
 

@@ -27,18 +27,19 @@ def annotations(tmp_path: Path) -> GroundTruth:
         ("/data/photos/val/b.jpg", 1),  # of two images of this base name, the one in this folder
         ("photos/train/b.jpg", 2),
         ("val/deep/c.jpg", 3),
-        ("elsewhere/c.jpg", 3),  # the only image of this base name
+        ("deep/c.jpg", 3),  # the annotations start at a higher folder
+        ("c.jpg", 3),
         ("photos/d.jpg", 4),
     ],
 )
-def test_a_file_is_the_image_whose_name_ends_its_path_or_has_its_base_name(
+def test_a_path_and_the_name_of_its_image_end_alike(
     annotations: GroundTruth, path: str, place: int
 ) -> None:
     assert match_images([Path(path)], annotations) == [place]
 
 
 def test_images_have_the_order_of_the_files(annotations: GroundTruth) -> None:
-    files = [Path("x/c.jpg"), Path("x/a.jpg"), Path("x/val/b.jpg")]
+    files = [Path("deep/c.jpg"), Path("x/a.jpg"), Path("x/val/b.jpg")]
     assert match_images(files, annotations) == [3, 0, 1]
 
 
@@ -47,7 +48,8 @@ def test_images_have_the_order_of_the_files(annotations: GroundTruth) -> None:
     [
         ("x/z.jpg", "no such file_name"),
         ("x/A.jpg", "no such file_name"),
-        ("test/b.jpg", "several: val/b.jpg, train/b.jpg"),
+        ("test/b.jpg", "no such file_name"),  # nor a base name alone
+        ("b.jpg", "several: val/b.jpg, train/b.jpg"),
         ("x/e.jpg", "several: e.jpg, e.jpg"),
     ],
 )
