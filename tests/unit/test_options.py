@@ -14,11 +14,11 @@ from deformable_detr.models.necks.level_fusion import LevelFusion
 PACKAGE = Path(__file__).parents[2] / "deformable_detr"
 WITHOUT_CONFIG = {
     "stride": "copied from the replaced convolution",
-    "padding": "copied from the replaced convolution",
     "groups": "copied from the replaced convolution",
     "bias": "copied from the replaced convolution",
     "eps": "copied from the replaced norm",
     "norm_eps": "copied from the replaced norm",
+    "norm_momentum": "copied from the replaced norm",
     "dtype": "that of the features",
     "device": "that of the features",
     "norm_groups": "LevelFusion uses two values",
@@ -26,6 +26,7 @@ WITHOUT_CONFIG = {
     "internal_channels": "a single number does not suit the widths of all stages",
     "padding_masks": "an optional tensor",
     "residual": "an optional tensor",
+    "valid_ratio": "an optional tensor",
     "num_boxes": "known only when micro-batches are accumulated",
 }
 

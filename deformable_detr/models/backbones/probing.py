@@ -46,7 +46,7 @@ def probe_network(
     *,
     multiples: Sequence[int],
     covering: bool,
-    channels_last: bool = False,
+    channels_last: bool,
 ) -> Probe:
     """Find out which sizes a network takes, and which parameters it uses.
 

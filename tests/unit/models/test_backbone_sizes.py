@@ -203,7 +203,7 @@ def test_a_probe_finds_each_kind_of_rounding(size, found):
     network = Rounding(8, size)
 
     def probe():
-        return probe_network(network, (8,), multiples=(8, 40), covering=True)
+        return probe_network(network, (8,), multiples=(8, 40), covering=True, channels_last=False)
 
     if isinstance(found, int):
         assert probe() == Probe(found, unused=("unused.weight", "unused.bias"))
@@ -221,7 +221,7 @@ def test_a_probe_changes_nothing(mode):
     random.seed(0)
     states = random.getstate(), torch.get_rng_state()
     with mode():
-        probe_network(network, (8,), multiples=(8,), covering=True)
+        probe_network(network, (8,), multiples=(8,), covering=True, channels_last=False)
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
     assert all(module.training for module in network.modules())
