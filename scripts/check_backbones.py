@@ -56,12 +56,17 @@ class Case:
         name: timm's name.
         out_strides: `model.backbone.out_strides`.
         freeze: `model.backbone.freeze_up_to_stride`.
+        biases: standard deviation of the noise added to the backbone's parameters of one
+            dimension, which stands in for training. FocalNet needs it: as initialized, its norms
+            follow one another on features that are all zero where images are padded, and
+            multiply the gradient until it overflows.
     """
 
     family: str
     name: str
     out_strides: tuple[int, ...] = (8, 16, 32)
     freeze: int = 4
+    biases: float = 0.0
 
 
 CASES = (
@@ -93,7 +98,7 @@ CASES = (
     Case("EdgeNeXt", "edgenext_xx_small"),
     Case("InceptionNeXt", "inception_next_atto"),
     Case("MambaOut", "mambaout_femto"),
-    Case("FocalNet", "focalnet_tiny_srf"),
+    Case("FocalNet", "focalnet_tiny_srf", biases=0.02),
     Case("VGG", "vgg11_bn"),
     Case("DenseNet", "densenet121"),
     Case("CSPDarknet", "cs3darknet_focus_s"),
@@ -131,7 +136,7 @@ class Ending:
     Attributes:
         is_good: whether it works, or was refused as it should be.
         text: what happened.
-        build_s: seconds to build the detector.
+        build_s: CPU seconds to build the detector.
     """
 
     is_good: bool
@@ -142,16 +147,16 @@ class Ending:
 def check(case: Case) -> Ending:
     """Build, train and predict; no error of the model gets out."""
     torch.manual_seed(0)
-    begin = time.perf_counter()
+    begin = time.process_time()
     try:
         model = _build(case)
     except Exception as error:  # whatever it is, the table shall name it
-        seconds = time.perf_counter() - begin
+        seconds = time.process_time() - begin
         is_refused = isinstance(error, ValueError) and REFUSAL in str(error)
         reason = str(error).partition(f"got {case.name}: ")[2].partition(f"; {REFUSAL}")[0]
         text = f"refused: {reason}" if is_refused else f"{type(error).__name__}: {error}"
         return Ending(is_refused, text, seconds)
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     try:
         without_gradient = _train(model, case)
         _predict(model)
@@ -176,9 +181,13 @@ def _settings(case: Case) -> dict[str, object]:
 
 
 def _build(case: Case) -> DeformableDETR:
-    return build_model(
-        load_config("deformable_detr_r50", _settings(case)), num_classes=len(LABELS.names)
-    )
+    config = load_config("deformable_detr_r50", _settings(case))
+    model = build_model(config, num_classes=len(LABELS.names))
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            if parameter.ndim == 1 and case.biases:
+                parameter.add_(case.biases * torch.randn_like(parameter))
+    return model
 
 
 def _train(model: DeformableDETR, case: Case) -> list[str]:
@@ -235,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--models must be of the list in {__file__}, got {', '.join(unknown)}")
     cases = [case for case in CASES if wanted is None or case.name in wanted]
     print(f"timm {timm.__version__}, PyTorch {torch.__version__}, {platform.machine()} CPU\n")
-    print("| family | model | end | build, s |\n|---|---|---|---|")
+    print("| family | model | end | build, CPU s |\n|---|---|---|---|")
     endings = []
     for case, ending in check_all(cases):
         print(_line(case, ending), flush=True)

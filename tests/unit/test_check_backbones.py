@@ -9,7 +9,7 @@ script = load_script("check_backbones")
 
 
 def test_a_sample_of_the_models_trains_and_predicts_or_is_refused() -> None:
-    for case in random.Random(4).sample(script.CASES, 3):
+    for case in random.Random(2004).sample(script.CASES, 3):
         ending = script.check(case)
         assert ending.is_good, f"{case.name}: {ending.text}"
 

@@ -8,6 +8,9 @@ import torch
 from helpers.models import mobilenet_v2, resnet, small_detector, timm_backbone
 from torch import nn
 
+from deformable_detr.data.transforms import Resize
+from deformable_detr.detector import Detector
+from deformable_detr.labels import LabelSpace
 from deformable_detr.models.backbones.probing import Probe, UnfitNetworkError, probe_network
 from deformable_detr.models.memory import cell_centers
 from deformable_detr.structures import ImageBatch, Memory
@@ -132,6 +135,21 @@ def test_a_backbone_that_rounds_up_is_left_as_the_official_code_has_it():
             # A cell is valid if the nearest pixel, as PyTorch has it, is not padding.
             valid = sum(cell * padded // cells < side for cell in range(cells))
             assert ratio == pytest.approx(valid / cells)
+
+
+def test_explanations_are_relative_to_the_image_without_its_padding():
+    backbone = "model.backbone={kind: timm, name: test_convnext, weights: none}"
+    model = small_detector("multi_scale", backbone)
+    labels = LabelSpace((1, 2, 3, 4, 5), tuple("abcde"))
+    resize = Resize(short_side=67, max_size=101)
+    detector = Detector(model, labels, transform=resize, device=torch.device("cpu"))
+    found = []
+    with model.queries.register_forward_hook(lambda *call: found.append(call[-1][0])):
+        looks = detector.explain(torch.rand(3, 67, 101), queries=10)
+    references = found[0].reference_points[0]
+    assert len(looks) == len(references) == 10
+    for look in looks:
+        assert (references - look.reference_point).abs().amax(1).min() < 1e-6
 
 
 def test_padding_by_the_caller_changes_nothing():

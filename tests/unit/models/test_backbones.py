@@ -41,6 +41,21 @@ def test_every_trainable_parameter_is_used(name):
     assert any(parameter.requires_grad for parameter in backbone.parameters())
 
 
+def test_parameters_that_no_map_depends_on_are_not_trained():
+    backbone = timm_backbone("hrnet_w18_small", freeze_up_to_stride=0)
+    sum(feature.sum() for feature in backbone(torch.randn(1, 3, 64, 64))).backward()
+    parameters = dict(backbone.named_parameters())
+    assert {p.requires_grad for p in parameters.values()} == {False, True}
+    for name, parameter in parameters.items():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_all_of_a_vision_transformer_can_be_frozen():
+    backbone = timm_backbone("test_vit", out_strides=(16,), freeze_up_to_stride=16)
+    assert [name for name, p in backbone.named_parameters() if p.requires_grad] == []
+    assert [stride for stride, _ in backbone.blocks()] == [16] * len(backbone.blocks())
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_nothing_up_to_stride_4_is_trained(name):
     backbone = BACKBONES[name]()
