@@ -24,7 +24,7 @@ _Entry = Mapping[str, Any]
 
 
 class ImageRecord(NamedTuple):
-    """Entry of `images`; `size` is (height, width) of the stored pixels."""
+    """Entry of `images`; `size` is (height, width) as annotated."""
 
     image_id: int
     file_name: str
