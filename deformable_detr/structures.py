@@ -69,7 +69,7 @@ class Sample:
         labels: (T,) int64 in 0..K-1.
         area: (T,) float32 object areas in square pixels of `image` (of the mask, if known).
         image_id: id in the annotation file.
-        original_size: (height, width) of the image on disk.
+        original_size: (height, width) of the image before any transform.
     """
 
     image: Image.Image

@@ -15,7 +15,7 @@ from deformable_detr.structures import Size
 
 
 class ImageRecord(NamedTuple):
-    """Entry of `images`; `size` is (height, width) as in the file."""
+    """Entry of `images`; `size` is (height, width) as annotated."""
 
     image_id: int
     file_name: str
