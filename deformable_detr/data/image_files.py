@@ -111,6 +111,31 @@ def check_images(
     return CheckedImages(decided, sum(file.orientation != _UPRIGHT for file in files))
 
 
+def decide_exif(
+    files: Sequence[Path], sizes: Sequence[Size], *, otherwise: Exif, what: str
+) -> Exif:
+    """Decide which pixels annotations mean by image files, which need not be all of their set.
+
+    Args:
+        files: the image files; those that cannot be read have no vote.
+        sizes: annotated (height, width) per file; other sizes than those of the file have no vote.
+        otherwise: the decision if no image shows it.
+        what: name of the annotations in messages.
+
+    Raises:
+        ValueError: the sizes of some are upright and of others stored.
+    """
+    records, headers = [], []
+    for file, size in zip(files, sizes, strict=True):
+        try:
+            header, _ = _read_header(file)
+        except UNREADABLE:
+            continue
+        headers.append(header)
+        records.append(ImageRecord(0, str(file), size))
+    return _decide(records, headers, otherwise=otherwise, what=what)
+
+
 def _decide(
     records: Sequence[ImageRecord], files: Sequence[ImageFile], *, otherwise: Exif, what: str
 ) -> Exif:
@@ -168,18 +193,7 @@ def _check_file(folder: Path, record: ImageRecord) -> ImageFile:
     path = folder / record.file_name
     what = f"image {record.image_id} ({path})"
     try:
-        with path.open("rb") as file, open_image(file) as image:
-            kind = image.format or ""
-            is_whole, late_exif = False, False
-            if kind == "PNG":
-                is_whole, late_exif = _walk_png(path)
-            header = ImageFile(
-                stored_size(image),
-                orientation_of(image, may_decode=late_exif),
-                num_pages(image),
-            )
-            if kind in ("JPEG", "MPO"):
-                is_whole = _is_whole_jpeg(file)
+        header, is_whole = _read_header(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{what} must exist, got no such file; file names are relative to {folder}"
@@ -189,6 +203,23 @@ def _check_file(folder: Path, record: ImageRecord) -> ImageFile:
     if not is_whole:  # or of a format whose end is not known
         decode(path, what, exif="stored")
     return header
+
+
+def _read_header(path: Path) -> tuple[ImageFile, bool]:
+    """Return the header, and whether the file is known to be whole without decoding it."""
+    with path.open("rb") as file, open_image(file) as image:
+        kind = image.format or ""
+        is_whole, late_exif = False, False
+        if kind == "PNG":
+            is_whole, late_exif = _walk_png(path)
+        header = ImageFile(
+            stored_size(image),
+            orientation_of(image, may_decode=late_exif),
+            num_pages(image),
+        )
+        if kind in ("JPEG", "MPO"):
+            is_whole = _is_whole_jpeg(file)
+    return header, is_whole
 
 
 def _is_whole_jpeg(file: BinaryIO) -> bool:

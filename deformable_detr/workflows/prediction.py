@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from PIL import Image
 
 from deformable_detr.arguments import require_fraction, require_integer
+from deformable_detr.data.image_files import decide_exif
 from deformable_detr.detector import DEFAULT_BATCH_SIZE, DEFAULT_THRESHOLD, Detector
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
@@ -91,7 +92,8 @@ def predict(
         annotations: COCO annotation file that lists the images; its image ids and file names are
             used. An image is found by the longest `file_name` that its path ends with, else by one
             that ends with the path. The file must have the detector's categories; its objects are
-            not used.
+            not used. If its sizes tell that it means upright images or stored pixels, such are
+            read, whatever `Detector.exif` is.
         threshold: score threshold, in [0, 1].
         classes: names of the classes to detect; None for all.
         max_detections: maximum number of detections per image; None for all above the threshold. A
@@ -124,7 +126,7 @@ def predict(
             checkpoint.label_space.contiguous().require_same(
                 listed.label_space, this="the detector", that=f"annotation file {listed.file}"
             )
-        reader = _Reader(files, checkpoint.exif)
+        reader = _Reader(files, _exif(files, identities, listed, otherwise=checkpoint.exif))
         found = checkpoint.predict_each(
             reader,
             threshold=threshold,
@@ -178,6 +180,25 @@ def _identities(files: Sequence[Path], listed: GroundTruth | None) -> dict[Path,
         file: _Identity(listed.image_ids[place], listed.file_names[place])
         for file, place in zip(files, places, strict=True)
     }
+
+
+def _exif(
+    files: Sequence[Path],
+    identities: Mapping[Path, _Identity],
+    listed: GroundTruth | None,
+    *,
+    otherwise: Exif,
+) -> Exif:
+    """Decide which pixels to read: those that the annotations mean, else as the detector does."""
+    if listed is None:
+        return otherwise
+    sizes = dict(zip(listed.image_ids, listed.image_sizes, strict=True))
+    return decide_exif(
+        files,
+        [sizes[identities[file].image_id] for file in files],
+        otherwise=otherwise,
+        what=str(listed.file),
+    )
 
 
 def _nothing_read(failures: Sequence[str]) -> str:

@@ -104,6 +104,12 @@ def test_samples_evaluation_and_pictures_follow_the_annotations(
     assert sample.size == sample.original_size == expected(orientation, frame).shape[:2]
     assert sample.boxes_xyxy[0].tolist() == box_of(np.asarray(sample.image))
     assert result.metrics["AP"] == pytest.approx(1)
+    other = red_finder("stored" if frame == "upright" else "upright")  # the annotations decide
+    predict(
+        files.images, checkpoint=other, annotations=files.annotations, out=tmp_path, threshold=0
+    )
+    scored = evaluation.score_results(tmp_path / "detections.json", files.annotations)
+    assert scored == result
     for image in (sample.image, *drawn[:2]):
         require_pixels(image, orientation, frame)
 
