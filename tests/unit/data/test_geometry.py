@@ -74,6 +74,12 @@ def test_resize_scales_each_axis_by_its_own_ratio():
     assert resized.original_size == (80, 120)
 
 
+def test_resize_scales_the_area_of_the_mask():
+    resized = resize(sample_with([(20, 10, 50, 30)]), (160, 60))  # twice as high, half as wide
+    assert resized.area.tolist() == [7.0]
+    assert resize(sample_with([(20, 10, 50, 30)]), (160, 240)).area.tolist() == [28.0]
+
+
 def test_resize_averages_over_the_footprint():
     image = Image.fromarray(np.tile(np.uint8([[0, 255]]), (64, 32))).convert("RGB")
     sample = sample_with([], size=(64, 64))

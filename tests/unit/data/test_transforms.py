@@ -97,6 +97,7 @@ def test_flips_have_the_given_probability():
     sample = make_sample()
     flipped = [not is_same(sample, result) for result in results(RandomHorizontalFlip(0.3), sample)]
     assert 0.2 < sum(flipped) / len(flipped) < 0.4
+    assert RandomHorizontalFlip().probability == 0.5  # official code
 
 
 def test_all_four_rotations_occur():
