@@ -3,7 +3,7 @@
 Each model, without pre-trained weights, gets a small transformer, takes two training steps with
 images of odd sizes and detects in two more. Its end is good if all of that works and every trained
 parameter gets a gradient, or if building it ends with the error that names models that work. Any
-other end makes the exit code 1. The table is Markdown. Takes about six minutes on two cores.
+other end makes the exit code 1. The table is Markdown. Takes about three minutes.
 
 Usage: .venv/bin/python scripts/check_backbones.py [--models NAME ...]
 """
