@@ -16,8 +16,8 @@ FORMAT_VERSION = 1
 RULES = 2
 CHANGED_RULES = (  # from rules 1 to rules 2
     "samples have another order, augmentation and dropout draw other random numbers, a step with "
-    "fewer objects than processes has a larger gradient (unless match_official), processes share the "
-    "running statistics of batch norms, and frozen batch norms keep theirs"
+    "fewer objects than processes has a larger gradient (unless match_official), processes share "
+    "the running statistics of batch norms, and frozen batch norms keep theirs"
 )
 
 
