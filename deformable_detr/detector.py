@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deformable_detr.arguments import require_fraction, require_integer
-from deformable_detr.builders import build_eval_transform
+from deformable_detr.builders import build_eval_transform, clips_in_evaluation
 from deformable_detr.builders.weights import model_with_weights, numbered_classes
 from deformable_detr.config.loading import validate_config
 from deformable_detr.conversion.files import read_weights
@@ -56,8 +56,8 @@ class Detector:
         label_space: category ids and names of its labels.
         transform: resizing of images before the model.
         device: device to compute on.
-        match_official: whether an evaluation of the detector leaves boxes beyond the border of the
-            image as they are, like the official code. `predict` always clips them.
+        clip_boxes: clip boxes to the image in prediction.
+        clip_in_evaluation: clip boxes to the image in evaluation.
         exif: pixels to read of an image with an EXIF orientation, as in the training set: of the
             "upright" image, or as "stored".
     """
@@ -69,14 +69,16 @@ class Detector:
         *,
         transform: Resize,
         device: torch.device,
-        match_official: bool = False,
+        clip_boxes: bool = True,
+        clip_in_evaluation: bool = True,
         exif: Exif = "upright",
     ) -> None:
         self.model = model.to(device).eval()
         self.label_space = label_space
         self.transform = transform
         self.device = device
-        self.match_official = match_official
+        self.clip_boxes = clip_boxes
+        self.clip_in_evaluation = clip_in_evaluation
         self.exif: Exif = exif
 
     @classmethod
@@ -106,7 +108,8 @@ class Detector:
             weights.label_space or numbered_classes(weights),
             transform=build_eval_transform(config.data),
             device=chosen,
-            match_official=config.match_official,
+            clip_boxes=config.data.clip_boxes,
+            clip_in_evaluation=clips_in_evaluation(config),
             exif="stored" if config.data.exif == "stored" else "upright",
         )
 
@@ -156,9 +159,9 @@ class Detector:
                 form a batch, since padding would change the detections.
 
         Returns:
-            Detections on the CPU, best first, with boxes clipped to the image. They are in pixels
-            of the upright image; of the stored pixels, before any EXIF orientation, if `exif` is
-            "stored". For a list of images, a list in the same order.
+            Detections on the CPU, best first, with boxes clipped to the image if `clip_boxes`. They
+            are in pixels of the upright image; of the stored pixels, before any EXIF orientation,
+            if `exif` is "stored". For a list of images, a list in the same order.
 
         Raises:
             NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
@@ -213,6 +216,7 @@ class Detector:
                 labels=None if classes is None else labels,
                 threshold=threshold,
                 max_detections=max_detections,
+                clip=self.clip_boxes,
             )
             if max_detections is not None:
                 counts = count_above(last, labels=labels, threshold=threshold)

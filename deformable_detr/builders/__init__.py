@@ -4,6 +4,7 @@ from deformable_detr.builders.data import (
     build_dataset,
     build_eval_transform,
     build_train_transform,
+    clips_in_evaluation,
     largest_size,
 )
 from deformable_detr.builders.model import (
@@ -33,5 +34,6 @@ __all__ = [
     "build_sampler",
     "build_schedule",
     "build_train_transform",
+    "clips_in_evaluation",
     "largest_size",
 ]

@@ -121,6 +121,11 @@ def largest_size(config: RunConfig) -> Size:
     return height, width
 
 
+def clips_in_evaluation(config: RunConfig) -> bool:
+    """Return whether boxes are clipped to the image in evaluation; the official code does not."""
+    return config.data.clip_boxes and not config.match_official
+
+
 def build_eval_transform(config: DataConfig) -> Resize:
     """Build resizing of images for evaluation and prediction."""
     return Resize(config.eval_size, config.eval_max_size)

@@ -123,6 +123,10 @@ class DataConfig(FrozenModel):
     eval_max_size: Positive = 1333
     """Maximum of the longer side of images in pixels, in evaluation and prediction."""
 
+    clip_boxes: bool = True
+    """Clip detected boxes to the image, in prediction and, without `match_official`, in
+    evaluation."""
+
     num_workers: int = Field(2, ge=0, le=MOST_WORKERS)
     """Worker processes that load images, per process of the run; 0 loads them in the process of the
     run itself."""

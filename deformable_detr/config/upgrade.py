@@ -47,7 +47,10 @@ class Added:
 
 
 RENAMED = (Renamed("compat", "match_official", {"none": False, "official": True}),)
-ADDED: tuple[Added, ...] = (Added("model.backbone.padding", "required", kind="timm"),)
+ADDED: tuple[Added, ...] = (
+    Added("data.clip_boxes", False),
+    Added("model.backbone.padding", "required", kind="timm"),
+)
 
 
 def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,11 @@ import torch
 
 from deformable_detr import distributed
 from deformable_detr.arguments import MOST_WORKERS, require_integer
-from deformable_detr.builders import build_dataset, build_eval_transform
+from deformable_detr.builders import (
+    build_dataset,
+    build_eval_transform,
+    clips_in_evaluation,
+)
 from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import Overrides, load_config
 from deformable_detr.data.coco import CocoDataset
@@ -255,7 +259,8 @@ def open_detector(config: RunConfig, checkpoint: Path, device: torch.device) -> 
         detector.label_space,
         transform=transform,
         device=device,
-        match_official=config.match_official,
+        clip_boxes=config.data.clip_boxes,
+        clip_in_evaluation=clips_in_evaluation(config),
         exif=detector.exif,
     )
 
@@ -318,7 +323,7 @@ def measure(
         Tracked(loader, "evaluating", callback=callback),
         evaluator,
         device=detector.device,
-        clip=not detector.match_official,
+        clip=detector.clip_in_evaluation,
         describe=dataset.describe_id,
     )
     return evaluator, metrics

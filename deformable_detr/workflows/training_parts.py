@@ -16,6 +16,7 @@ from deformable_detr.builders import (
     build_sampler,
     build_schedule,
     build_train_transform,
+    clips_in_evaluation,
     largest_size,
 )
 from deformable_detr.config import RunConfig
@@ -196,6 +197,6 @@ def _build_validation(config: RunConfig, data: TrainingData, *, pin_memory: bool
         data.val.annotations,
         every_epochs=config.train.eval_every_epochs,
         with_loss=config.train.validation_loss,
-        clip=not config.match_official,
+        clip=clips_in_evaluation(config),
         describe=data.val.describe_id,
     )

@@ -95,6 +95,7 @@ def data_rows() -> dict[str, Row]:
         "data.repeats": Row(2, lambda c: len(started(c).samples), 2 * 4),
         "data.eval_size": Row(40, lambda c: started(c).validation_samples._transform.short_side),
         "data.eval_max_size": Row(77, lambda c: started(c).validation_samples._transform.max_size),
+        "data.clip_boxes": Row(False, lambda c: started(c).loop.validation.clip),
         "data.num_workers": Row(
             1,
             lambda c: same(*(one.num_workers for one in loaders(c))),

@@ -4,12 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_checkpoint import LABEL_SPACE, write_checkpoint
+from helpers.tiny_checkpoint import LABEL_SPACE, write_checkpoint, write_random_checkpoint
 from PIL import Image
 from torch import nn
 
 from deformable_detr.data.transforms import Resize
 from deformable_detr.detector import Detector
+from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from deformable_detr.structures import ImageBatch, ModelOutput, Predictions
 
 LOGITS = [[4.0, 1.0, -9.0], [-9.0, 3.0, 2.0]]  # two queries, three classes
@@ -141,10 +142,20 @@ def test_all_objects_above_the_threshold_are_found_and_a_limit_that_cuts_warns(
     assert [line.startswith(warning) for line in caplog.messages] == [True] * warns
 
 
-def test_boxes_are_clipped_to_the_image() -> None:
-    found = _detector(ManyObjects()).predict(_photo(200, 100), max_detections=1)
+def test_boxes_are_clipped_to_the_image_as_the_setting_says(tmp_path: Path) -> None:
+    detector = _detector(ManyObjects())
+    assert detector.predict(_photo(200, 100), max_detections=1).boxes_xyxy[0, 0] == 0
+    detector.clip_boxes = False
+    assert detector.predict(_photo(200, 100), max_detections=1).boxes_xyxy[0, 0] == -50
 
-    assert found.boxes_xyxy.tolist() == [[0, 25, 200, 75]]
+    path = write_random_checkpoint(tmp_path / "last.pth")
+    new = Detector.from_checkpoint(path, device="cpu")
+    checkpoint = load_checkpoint(path)
+    del checkpoint.config["data"]["clip_boxes"]  # as written by an earlier version
+    save_checkpoint(path, checkpoint)
+    old = Detector.from_checkpoint(path, device="cpu")
+    assert (new.clip_boxes, new.clip_in_evaluation) == (True, True)
+    assert (old.clip_boxes, old.clip_in_evaluation) == (False, False)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])

@@ -149,7 +149,7 @@ def test_class_rows_of_no_category_compete_and_are_dropped_in_evaluation_and_pre
         LabelSpace((1, 3), ("cat", "bus")).with_raw_labels(),
         transform=Resize(32, 64),
         device=torch.device("cpu"),
-        match_official=True,
+        clip_in_evaluation=False,
     )
     dataset = CocoDataset(files.images, files.annotations, label_space=detector.label_space)
     evaluator, _ = measure(detector, dataset, batch_size=1, num_workers=0, max_detections=limit)
@@ -203,7 +203,8 @@ def test_an_official_run_is_trained_resumed_evaluated_and_used_for_prediction(
     assert outcome.code == 0, outcome.err
     assert {result["category_id"] for result in json.loads(results.read_text())} == {3, 7}
 
-    assert open_detector(config, folder / "last.pth", torch.device("cpu")).match_official
+    again = open_detector(config, folder / "last.pth", torch.device("cpu"))
+    assert (again.clip_boxes, again.clip_in_evaluation) == (True, False)
     assert set(clipped) == {False}  # in training, and in the evaluation after it
 
     detector = Detector.from_checkpoint(folder / "last.pth", device="cpu")
