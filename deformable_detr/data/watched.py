@@ -53,8 +53,12 @@ class WatchedSamples(Dataset[tuple[Tensor, Target]]):
             self._at_work[worker.id, 0] = os.getpid()
             self._at_work[worker.id, 1] = index
 
-    def explain(self, error: RuntimeError) -> SampleError:
-        """Return the error to raise instead of a loader's, with the image of the failed worker."""
+    def explain(self, error: Exception) -> SampleError:
+        """Return the error to raise instead of a loader's, with the image of the failed worker.
+
+        A worker that dies is noticed by PyTorch, which raises a RuntimeError, or earlier, where a
+        batch is fetched from it: an OSError or an EOFError of the connection.
+        """
         text = str(error)
         if isinstance(error, SampleError):  # PyTorch prepends the worker's traceback
             return SampleError(text.splitlines()[-1].partition("SampleError: ")[2] or text)
@@ -66,7 +70,10 @@ class WatchedSamples(Dataset[tuple[Tensor, Target]]):
         ]
         where = f"while loading {', '.join(images)}" if images else "between two images"
         # The cause, if any, names the signal: an exit, a kill, a segmentation fault.
-        reason = (str(error.__cause__ or "") or text).splitlines()[0]
+        if isinstance(error, OSError | EOFError):
+            reason = f"the worker exited unexpectedly ({text or type(error).__name__})"
+        else:
+            reason = (str(error.__cause__ or "") or text).splitlines()[0]
         return SampleError(
             f"a data-loader worker failed {where}: {reason}; an image too large for the memory, or "
             "one that crashes its decoder, are common causes; data.num_workers=0 shows more"
@@ -80,7 +87,7 @@ class WatchedLoader(DataLoader[Batch]):
         iterator = super().__iter__()
         try:
             yield from iterator
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
             assert isinstance(self.dataset, WatchedSamples)
             explained = self.dataset.explain(error)
             _end_workers(iterator)

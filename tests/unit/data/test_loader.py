@@ -1,12 +1,15 @@
 import ctypes
+import gc
 import os
 import re
 import signal
 import time
+import warnings
 
 import pytest
 import torch
 from helpers.coco_files import write_coco_set
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.collate import Batch, collate
@@ -144,15 +147,33 @@ def test_error_names_the_image_of_a_worker_that_dies_or_hangs(files, harm):
     options = {"timeout_s": 2} if harm == "hang" else {}
     with pytest.raises(SampleError) as caught:
         load(dataset, num_workers=1, **options)
+    message = str(caught.value)
+    del caught
+    with warnings.catch_warnings():  # multiprocessing leaves a socket to a dead process open
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
     expected = f"a data-loader worker failed while loading image 5 ({files.images / '0005.png'}): "
-    assert str(caught.value).startswith(expected)
+    assert message.startswith(expected)
     # The death of a worker reaches the loader as a signal, or as a queue that stays empty.
     reasons = {
         "kill": "killed by signal: Killed|exited unexpectedly",
         "crash": "killed by signal: Segmentation fault|exited unexpectedly",
         "hang": "timed out after 2 seconds",
     }
-    assert re.search(reasons[harm], str(caught.value))
+    assert re.search(reasons[harm], message)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()])
+def test_a_lost_connection_to_a_worker_names_its_image(files, monkeypatch, error):
+    """A batch may be fetched from a worker that has just died."""
+
+    def fetch(_):
+        raise error
+
+    loader = loader_for(open_set(files), sampler_for(open_set(files)), num_workers=1)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", fetch)
+    with pytest.raises(SampleError, match=r"worker failed .*: the worker exited unexpectedly \("):
+        list(loader)
 
 
 def test_augmentation_depends_on_seed_epoch_and_index(files):
