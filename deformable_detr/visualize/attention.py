@@ -65,10 +65,10 @@ def image_share(model: nn.Module, size: Size) -> tuple[float, float]:
     """Return the share of the (width, height) of a detector's padded input that an image takes.
 
     Args:
-        model: the detector, whose backbone may need padding.
+        model: the detector, whose backbone may need padding; one without a backbone does not.
         size: (height, width) of the image in pixels.
     """
-    backbone = model.get_submodule("backbone")
+    backbone = dict(model.named_children()).get("backbone")
     return backbone.share_of_padded(size) if isinstance(backbone, Backbone) else (1.0, 1.0)
 
 

@@ -20,6 +20,7 @@ FREE_SETTINGS = frozenset(
     {
         "match_official",  # has its own line in the header
         "data.cache_images",
+        "data.clip_boxes",  # changes detections, not training
         "data.exif",
         "data.num_workers",
         "data.train.annotations",
