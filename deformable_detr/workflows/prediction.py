@@ -31,8 +31,6 @@ JPEG_QUALITY = 92
 DETECTIONS_FILE = "detections.json"
 _SHOWN = 5  # images that an error lists
 _T = TypeVar("_T")
-
-
 logger = logging.getLogger(__name__)
 
 
@@ -127,13 +125,6 @@ def predict(
                 listed.label_space, this="the detector", that=f"annotation file {listed.file}"
             )
         reader = _Reader(files, _exif(files, identities, listed, otherwise=checkpoint.exif))
-        found = checkpoint.predict_each(
-            reader,
-            threshold=threshold,
-            classes=classes,
-            max_detections=max_detections,
-            batch_size=batch_size,
-        )
         logger.info(
             "%d images, score threshold %g, %s, %s",
             len(files),
@@ -141,17 +132,15 @@ def predict(
             "all classes" if classes is None else f"classes {', '.join(classes)}",
             "no limit of detections" if max_detections is None else f"limit {max_detections}",
         )
-        names = checkpoint.label_space.names
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        detections: dict[Path, Detections] = {}
+        found = checkpoint.predict_each(
+            reader,
+            threshold=threshold,
+            classes=classes,
+            max_detections=max_detections,
+            batch_size=batch_size,
+        )
         tracked = Tracked(found, "predicting", total=len(files), callback=callback)
-        for position, one in reader.naming_files(tracked):
-            file, photo = reader.take(position)
-            detections[file] = one
-            if folder is not None:
-                picture = draw_detections(photo, one, names)
-                picture.save(pictures[file], quality=JPEG_QUALITY)
+        detections = _collect(tracked, reader, pictures, checkpoint.label_space.names)
     if not detections:
         raise ValueError(_nothing_read(reader.failures))
     ordered = {file: detections[file] for file in files if file in detections}
@@ -162,6 +151,24 @@ def predict(
     drawn = {file: picture for file, picture in pictures.items() if file in detections}
     image_ids = {file: identities[file].image_id for file in ordered}
     return PredictionResult(ordered, image_ids, drawn, len(files), tuple(reader.failures))
+
+
+def _collect(
+    found: Iterable[tuple[int, Detections]],
+    reader: "_Reader",
+    pictures: Mapping[Path, Path],
+    names: Sequence[str],
+) -> dict[Path, Detections]:
+    """Collect the detections by image file; draw each image that has a picture file at once."""
+    for folder in {picture.parent for picture in pictures.values()}:
+        folder.mkdir(parents=True, exist_ok=True)
+    detections: dict[Path, Detections] = {}
+    for position, one in reader.naming_files(found):
+        file, photo = reader.take(position)
+        detections[file] = one
+        if file in pictures:
+            draw_detections(photo, one, names).save(pictures[file], quality=JPEG_QUALITY)
+    return detections
 
 
 class _Identity(NamedTuple):
