@@ -163,7 +163,7 @@ def _decide(
         _LOGGER.warning(
             "%s: %d images have an EXIF orientation, such as %s, and no width and height show "
             "whether boxes are of the upright images or of the stored pixels; taken as %s "
-            "(data.exif=upright or data.exif=stored decides)",
+            "(data.exif, or evaluate --exif, decides: upright or stored)",
             what,
             len(undecided),
             undecided[0],
@@ -181,7 +181,8 @@ def _require_size(
     of = ""
     if file.orientation != _UPRIGHT:
         turned = "upright" if exif == "upright" else "before its EXIF orientation is applied"
-        of = f" {turned}" + (f", as data.exif={exif} says" if is_forced else "")
+        deciding = ("data.exif", "--exif", *(["match_official"] if exif == "stored" else []))
+        of = f" {turned}" + (f", as {' or '.join(deciding)} says" if is_forced else "")
     raise ValueError(
         f"image {record.image_id} ({folder / record.file_name}) must be {record.size} "
         f"(height, width) as its annotations say, got {size}{of}"

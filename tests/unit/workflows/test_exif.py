@@ -1,6 +1,7 @@
 """Every path reads the same pixels of an image with an EXIF orientation as its annotations mean."""
 
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -235,12 +236,36 @@ def test_the_setting_decides_where_sizes_do_not(tmp_path: Path, setting: str, fr
     assert build_dataset(config, "train").exif == frame
 
 
-def test_a_setting_that_contradicts_the_sizes_is_an_error(tmp_path: Path) -> None:
-    files = write_turned_set(tmp_path, {"a.png": (6, "stored")})
-    config = load_config(RunConfig(), [*data_settings(files, files), "data.exif=upright"])
+@pytest.mark.parametrize(
+    ("setting", "frame", "got"),
+    [
+        ("data.exif=upright", "stored", "(40, 56) upright, as data.exif or --exif says"),
+        (
+            "match_official=true",
+            "upright",
+            "(56, 40) before its EXIF orientation is applied, "
+            "as data.exif or --exif or match_official says",
+        ),
+    ],
+)
+def test_a_setting_that_contradicts_the_sizes_is_an_error(
+    tmp_path: Path, setting: str, frame: str, got: str
+) -> None:
+    files = write_turned_set(tmp_path, {"a.png": (6, frame)})
+    config = load_config(RunConfig(), [*data_settings(files, files), setting])
 
-    with pytest.raises(ValueError, match=r"got \(40, 56\) upright, as data.exif=upright says"):
+    with pytest.raises(ValueError, match=re.escape(f"got {got}")):
         build_dataset(config, "train")
+
+
+def test_the_warning_of_undecided_sizes_names_both_ways_to_decide(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = write_turned_set(tmp_path, {"a.png": (3, "upright")})
+
+    build_dataset(load_config(RunConfig(), data_settings(files, files)), "train")
+
+    assert "(data.exif, or evaluate --exif, decides: upright or stored)" in caplog.text
 
 
 def test_an_overfit_run_follows_the_whole_training_set(tmp_path: Path) -> None:
