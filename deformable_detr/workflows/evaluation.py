@@ -245,7 +245,7 @@ def score_results(
 
 
 def open_detector(config: RunConfig, checkpoint: Path, device: torch.device) -> Detector:
-    """Load the detector of a checkpoint, with the image size of the config."""
+    """Load the detector of a checkpoint, with image size and clipping of the config."""
     detector = Detector.from_checkpoint(checkpoint, str(device))
     transform = build_eval_transform(config.data)
     if transform != detector.transform:
@@ -254,13 +254,20 @@ def open_detector(config: RunConfig, checkpoint: Path, device: torch.device) -> 
             config.data.eval_size,
             config.data.eval_max_size,
         )
+    clips = clips_in_evaluation(config)
+    if clips != detector.clip_in_evaluation:
+        logger.info(
+            "boxes are %sclipped to the image as the config says; the checkpoint's settings say "
+            "otherwise (data.clip_boxes, match_official)",
+            "" if clips else "not ",
+        )
     return Detector(
         detector.model,
         detector.label_space,
         transform=transform,
         device=device,
         clip_boxes=config.data.clip_boxes,
-        clip_in_evaluation=clips_in_evaluation(config),
+        clip_in_evaluation=clips,
         exif=detector.exif,
     )
 

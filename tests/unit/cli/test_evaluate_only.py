@@ -112,6 +112,10 @@ def test_images_have_the_size_of_the_config_and_a_change_of_size_is_logged(
 
     assert "the config's size, 64, at most 96, not to the checkpoint's" in caplog.text
     assert (tmp_path / "run" / "results.json").read_text() != as_trained
+    assert "the checkpoint's settings say otherwise" not in caplog.text
+    with caplog.at_level(logging.INFO):
+        run(*arguments, "data.clip_boxes=false")
+    assert "boxes are not clipped to the image as the config says" in caplog.text
 
 
 def test_a_validation_set_of_other_categories_is_refused(
