@@ -238,6 +238,14 @@ def test_a_transparent_color_lies_on_white(
     assert right.tolist() == [255] * 3
 
 
+def test_a_transparent_color_of_16_bits_hides_no_other_color(tmp_path: Path) -> None:
+    """Pillow reduces the pixels to their high bytes, and would compare low bytes with them."""
+    path = tmp_path / "a.png"
+    color = png_chunk(b"tRNS", struct.pack(">3H", *(256 + value for value in LEFT)))
+    path.write_bytes(png(two_halves(LEFT, RIGHT, dtype="uint16") * 257, before=color))
+    assert halves_of(read_photo(path)).tolist() == [[*LEFT], [*RIGHT]]
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".tif", ".webp"])
 def test_the_first_frame_is_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
@@ -298,6 +306,8 @@ def test_paths_arrays_and_tensors_of_the_same_image_agree(tmp_path: Path) -> Non
 
     for image in (path, str(path), Image.open(path), pixels, tensor, tensor / 255):
         assert np.array_equal(np.asarray(as_photo(image)), pixels)
+    between = torch.full((3, 1, 1), 0.999)  # 254.7 of 255
+    assert as_photo(between).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deformable_detr.coco_json.rules import REQUIRED, RULES, Rule
+from deformable_detr.coco_json.rules import REQUIRED, RULES, Rule, listed
 from deformable_detr.data.annotations import read_annotations
 from deformable_detr.evaluation.coco_eval import evaluate_results
 from deformable_detr.ground_truth import read_ground_truth
@@ -161,6 +161,15 @@ def test_results_are_refused_as_annotations_and_annotations_as_results(read: Rea
 def test_an_unknown_category_is_shown_with_those_of_the_file(read: Read) -> None:
     with pytest.raises(ValueError, match=r"must be one of {7: tree, 8: bush}, got 5"):
         read(*edited("annotations", "category_id", 5))
+    content, results = edited("annotations", "category_id", 8)
+    content["categories"][1]["is_category"] = False
+    with pytest.raises(ValueError, match=r"must be one of {7: tree}, got 8"):
+        read(content, results)
+
+
+def test_an_error_lists_five_values_and_counts_the_others() -> None:
+    assert listed(range(5)) == "0, 1, 2, 3, 4"
+    assert listed(range(7)) == "0, 1, 2, 3, 4 and 2 more"
 
 
 def test_the_largest_legal_values_are_read(read: Read) -> None:

@@ -13,7 +13,7 @@ from deformable_detr import export_weights
 from deformable_detr.config.loading import to_yaml
 from deformable_detr.conversion.coco_categories import COCO
 from deformable_detr.conversion.files import read_weights
-from deformable_detr.conversion.stored import KEY, TENSORS_FILE
+from deformable_detr.conversion.stored import KEY, TENSORS_FILE, Stored
 from deformable_detr.workflows.conversion import convert
 
 A_HEAD = "decoder.class_heads.0.bias"
@@ -75,6 +75,11 @@ def test_damaged_settings_are_refused(tmp_path: Path, stored: object, message: s
     torch.save({**torch.load(path, weights_only=True), KEY: stored}, path)
     with pytest.raises(ValueError, match=message):
         read_weights(path)
+
+
+def test_stored_settings_get_their_current_names() -> None:
+    former = {"config": {"compat": "official"}, "categories": []}
+    assert Stored.from_plain(former, "a file").config == {"match_official": True}
 
 
 def test_file_of_tensors_beside_the_weights_belongs_to_them(tmp_path: Path) -> None:

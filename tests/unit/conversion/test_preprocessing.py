@@ -72,6 +72,16 @@ def test_settings_that_say_the_same_are_accepted(
     assert (found.sizes, found.differences) == (SIZES, ())
 
 
+@pytest.mark.parametrize(("size", "shorter"), [(480, 480), (None, 800)])
+def test_a_limit_that_is_not_given_is_that_of_transformers(
+    tmp_path: Path, size: int | None, shorter: int
+) -> None:
+    write(tmp_path, {"size": size})
+    found = read_preprocessing(tmp_path)
+    assert found is not None
+    assert found.sizes == {"eval_size": shorter, "eval_max_size": 1333}
+
+
 @pytest.mark.parametrize("field", DIFFERENT)
 def test_settings_that_differ_are_named(tmp_path: Path, field: str) -> None:
     write(tmp_path, DIFFERENT[field])

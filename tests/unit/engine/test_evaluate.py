@@ -50,6 +50,8 @@ def test_perfect_predictions_score_one(tmp_path: Path) -> None:
     metrics = evaluate(model, batches, evaluator, device=CPU)
     assert metrics.as_dict()["AP"] == pytest.approx(1.0)
     assert model.training
+    evaluate(model.eval(), [], evaluator, device=CPU)
+    assert not model.training
 
 
 @pytest.mark.parametrize("count", [1, 4])

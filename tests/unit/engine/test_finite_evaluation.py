@@ -61,6 +61,10 @@ DAMAGES: dict[str, tuple[Callable[[TrainState], None], str]] = {
         lambda state: fill(average_of(state), "class_head.bias", math.inf),
         r"6 of 6 queries with logits .*class_head\.bias \(18 of 18 values\)",
     ),
+    "running statistics of the model, and so of the moving average": (
+        lambda state: fill(state.model, "running_var"),
+        r"6 of 6 .* the moving average .*running_var \(16 of 16 values\)(?!.*ema_decay)",
+    ),
     "a logit": (
         lambda state: change_predictions(state.model, partial(in_one_logit, -math.inf)),
         r"1 of 6 queries with logits that .* all weights of the model are finite",

@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,11 @@ def test_metrics_at_any_limit_are_those_of_pycocotools(limit: int) -> None:
 
 def test_images_with_more_detections_of_a_class_than_the_limit_are_counted(tmp_path: Path) -> None:
     annotations = read_ground_truth(_file(tmp_path, [_annotation(1, 0)]))
+    of_two_classes = replace(_found(0, count=3), labels=torch.tensor([0, 0, 1]))
     counts = []
     for limit in (100, 2, 1):
         evaluator = CocoEvaluator(annotations, LABELS, max_detections=limit)
-        evaluator.update({0: _found(0, count=2), 1: _found(0, count=3), 2: _found(1)})
+        evaluator.update({0: _found(0), 1: _found(0, count=3), 2: of_two_classes})
         counts.append(evaluator.compute().num_limited)
     assert counts == [0, 1, 2]
 

@@ -7,6 +7,7 @@ from deformable_detr.evaluation.image_names import match_images
 from deformable_detr.ground_truth import GroundTruth, read_ground_truth
 
 NAMES = ["a.jpg", "val/b.jpg", "train/b.jpg", "val/deep/c.jpg", "./d.jpg", "e.jpg", "e.jpg", ""]
+NAMES += ["f.jpg", "deep/f.jpg"]
 
 
 @pytest.fixture
@@ -30,6 +31,9 @@ def annotations(tmp_path: Path) -> GroundTruth:
         ("deep/c.jpg", 3),  # the annotations start at a higher folder
         ("c.jpg", 3),
         ("photos/d.jpg", 4),
+        ("photos/deep/f.jpg", 9),  # the longest name
+        ("photos/f.jpg", 8),
+        ("photosdeep/f.jpg", 8),  # names of folders are compared as a whole
     ],
 )
 def test_a_path_and_the_name_of_its_image_end_alike(

@@ -81,6 +81,21 @@ def test_given_labels_alone_are_selected_and_keep_their_numbers(
     assert count_above(predictions, labels=labels or [0, 1, 2], threshold=0.8) == [
         4 if labels is None else 3
     ]
+    assert count_above(predictions, labels=[0], threshold=0.5) == [2]  # one has just this score
+
+
+def test_labels_without_a_category_are_selected_and_then_dropped() -> None:
+    logits = torch.tensor([[[5.0, 4.0, 3.0], [0.0, 1.0, 2.0]]])
+    space = LabelSpace((1, 5, 9), ("a", "b", "c"), unused=frozenset({2}))
+
+    (found,) = to_detections(
+        Predictions(logits, torch.full((1, 2, 4), 0.5)),
+        [(8, 8)],
+        label_space=space,
+        max_detections=4,
+    )
+
+    assert found.labels.tolist() == [0, 1]
 
 
 def test_boxes_are_clipped_to_the_image_of_each() -> None:

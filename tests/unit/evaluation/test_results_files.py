@@ -77,6 +77,9 @@ def test_file_names_decide_which_image_a_result_is_of(
         # ids of the annotations, of which one disagrees with its name
         ([(20, "a.png"), (3, "sub/b.png")], "got 'sub/b.png', whose id is 10, with 3, and 0 more"),
         ([(3, "c.png"), (10, "a.png")], "the same image of a.json, got 'a.png', whose id is 20"),
+        # numbers that are not 1, 2, ...
+        ([(0, "a.png"), (1, "c.png")], "got 'a.png', whose id is 20, with 0, and 1 more"),
+        ([(1, "a.png"), (1, "c.png")], "got 'a.png', whose id is 20, with 1, and 1 more"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(

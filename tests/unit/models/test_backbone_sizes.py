@@ -193,7 +193,9 @@ class Rounding(nn.Module):
 
     def forward(self, images):
         size = [self.size(side, self.stride) for side in images.shape[2:]]
-        return [nn.functional.adaptive_avg_pool2d(self.dropout(self.norm(images)), size)]
+        # One value per channel and image, which batch norm refuses in training mode.
+        scale = self.norm(images.mean((2, 3), keepdim=True))
+        return [nn.functional.adaptive_avg_pool2d(self.dropout(images * scale), size)]
 
 
 def up(side, stride):
