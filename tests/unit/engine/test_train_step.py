@@ -32,6 +32,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(size: in
     for name, value in values.items():
         rtol = 1e-12 if value.dtype == torch.float64 else 1e-6  # metrics are in float32
         torch.testing.assert_close(parts[name], value, rtol=rtol, atol=0)
+    assert 0 <= values["class_error"] <= 100  # a percentage, of however many images
 
 
 def test_the_gradient_is_clipped_and_its_norm_before_that_is_reported() -> None:
