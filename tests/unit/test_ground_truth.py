@@ -163,3 +163,15 @@ def test_sound_content_is_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFi
     near = BOX | {"bbox": [10, 10, 30, 40.001]}
     _read(tmp_path, BOX, near, CROWD, CROWD)
     assert caplog.messages == []
+
+
+def test_objects_of_two_classes_with_one_box_are_not_copies(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    objects = [
+        {"image_id": 1, "category_id": category_id, "bbox": [1, 2, 3, 4]} for category_id in (7, 8)
+    ]
+    categories = [{"id": 7, "name": "tree"}, {"id": 8, "name": "bush"}]
+    content = _annotations(categories=categories, annotations=objects)
+    read_ground_truth(_write(tmp_path / "a.json", content))
+    assert caplog.messages == []

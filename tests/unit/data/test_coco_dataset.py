@@ -10,6 +10,7 @@ from helpers.turned_images import ORIENTATION
 from PIL import Image, ImageFile
 
 from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.image_files import decide_exif
 from deformable_detr.ground_truth import read_ground_truth
 from deformable_detr.labels import LabelSpace
 
@@ -106,6 +107,20 @@ def test_truncated_image_is_found_before_the_first_step(files, kind, share):
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(ValueError, match=r"0003.png\)? must be a readable image"):
         open_set(files)
+
+
+def test_a_png_with_an_end_but_without_pixels_is_found(files):
+    path = files.images / "0003.png"
+    content = path.read_bytes()
+    pixels, end = content.index(b"IDAT") - 4, content.index(b"IEND") - 4
+    path.write_bytes(content[:pixels] + content[end:])
+    with pytest.raises(ValueError, match=r"0003.png\)? must be a readable image"):
+        open_set(files)
+
+
+def test_images_that_cannot_be_read_do_not_decide_how_exif_is_applied(files):
+    missing = files.images / "missing.png"
+    assert decide_exif([missing], [(1, 2)], otherwise="stored", what="a.json") == "stored"
 
 
 @pytest.mark.parametrize("where", [0, 400, 800, 2000])  # the pixels begin after 591

@@ -46,6 +46,7 @@ def assert_box_is_on_object(sample):
         ((640, 480), 800, (1066, 800)),
         ((480, 640), 800, (800, 1066)),
         ((640, 427), 800, (1199, 800)),
+        ((2501, 1500), 800, (1332, 799)),  # 1333.9 pixels are more than 1333
         ((640, 426), 800, (1201, 800)),
         ((500, 375), 800, (1066, 800)),
         ((640, 320), 800, (1332, 666)),
@@ -72,6 +73,12 @@ def test_resize_scales_each_axis_by_its_own_ratio():
     assert resized.boxes_xyxy.tolist() == [[24, 4, 120, 20]]
     assert resized.area.tolist() == [7.0]  # twice as wide, half as high
     assert resized.original_size == (80, 120)
+
+
+def test_resize_interpolates_as_the_official_code():
+    sample = sample_of_one_object()
+    wanted = sample.image.resize((40, 20), Image.Resampling.BILINEAR)
+    assert np.array_equal(np.asarray(resize(sample, (20, 40)).image), np.asarray(wanted))
 
 
 def test_resize_scales_the_area_of_the_mask():

@@ -199,10 +199,22 @@ def test_color_jitter_changes_colors_only():
     result = ColorJitter(0.5, 0.5, 0.5)(sample, generator())
     assert result.image.tobytes() != sample.image.tobytes()
     assert result.boxes_xyxy.equal(sample.boxes_xyxy)
+    for strength in ("brightness", "contrast", "saturation"):
+        one = ColorJitter(**{strength: 0.5})
+        assert not is_same(one(sample, generator()), sample)
 
 
 def test_color_jitter_of_strength_zero_changes_nothing():
     assert is_same(ColorJitter()(make_sample(), generator()), make_sample())
+
+
+def test_only_the_last_resize_limits_the_longer_side():
+    transform = coco_train_transform(
+        short_sides=(48,), max_size=90, pre_crop_short_sides=(50,), crop_range=(30, 50)
+    )
+    whole, cropped = transform.transforms[1].choices
+    before, _, last = cropped.transforms
+    assert (whole.max_size, before.max_size, last.max_size) == (90, None, 90)
 
 
 def test_training_pipeline_gives_the_official_sizes():

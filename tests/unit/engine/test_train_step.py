@@ -32,6 +32,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(size: in
     for name, value in values.items():
         rtol = 1e-12 if value.dtype == torch.float64 else 1e-6  # metrics are in float32
         torch.testing.assert_close(parts[name], value, rtol=rtol, atol=0)
+    assert 0 <= values["class_error"] <= 100  # a percentage, of however many images
 
 
 def test_the_gradient_is_clipped_and_its_norm_before_that_is_reported() -> None:
@@ -124,3 +125,12 @@ def test_a_non_finite_gradient_stops_the_run_and_changes_nothing() -> None:
         train_step(state, [batch], tiny_criterion(), seed=0, max_grad_norm=0.1)
     assert state.step == 0
     assert all(a.equal(b) for a, b in zip(before, weights(state), strict=True))
+
+
+def test_a_step_updates_the_moving_average() -> None:
+    state = tiny_state(ema_decay=0.5)
+    assert state.ema is not None
+    before = [parameter.clone() for parameter in state.ema.model.parameters()]
+    train_step(state, [tiny_batch([1], [2])], tiny_criterion(), seed=0, max_grad_norm=0)
+    after = list(state.ema.model.parameters())
+    assert any(not old.equal(new) for old, new in zip(before, after, strict=True))
