@@ -178,7 +178,13 @@ def test_the_largest_legal_values_are_read(read: Read) -> None:
     box, image_id = [-1e9, 0.0, 1e9, 10], 2**63 - 1
     content["annotations"][1] |= {"image_id": image_id, "bbox": box, "area": 10**10}
     results[1] |= {"image_id": image_id, "bbox": box, "score": -1.7e308}
-    read(content, results)
+    found = read(content, results)
+    if read.__name__ == "results":
+        assert found.num_detections == len(results)
+    else:
+        scored = found.ground_truth if read.__name__ == "training" else found
+        assert scored.image_ids[-1] == image_id
+        assert scored.boxes_xywh[1].tolist() == box
 
 
 def test_the_page_has_the_table_of_rules() -> None:
