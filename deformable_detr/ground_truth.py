@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deformable_detr import distributed
-from deformable_detr.coco_json.reading import read_json, shown
+from deformable_detr.arguments import in_brief
+from deformable_detr.coco_json.reading import read_json
 from deformable_detr.coco_json.rules import Use, check_annotations, listed
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Size
@@ -261,9 +262,9 @@ def _about_twins(truth: GroundTruth) -> list[str]:
         return []
     name, found = next(iter(twins.items()))
     return [
-        f"{len(twins)} image files have several ids, such as {shown(name)} with {listed(found)}: "
-        "each id is trained and scored without the objects of the others; give the annotations "
-        "of a file one image_id"
+        f"{len(twins)} image files have several ids, such as {in_brief(name)} with "
+        f"{listed(found)}: each id is trained and scored without the objects of the others; give "
+        "the annotations of a file one image_id"
     ]
 
 
@@ -274,7 +275,7 @@ def _about_names(space: LabelSpace) -> list[str]:
         return []
     ids = [space.category_ids[place] for place, name in enumerate(space.names) if name == shared[0]]
     return [
-        f"{len(shared)} names belong to several categories, such as {shown(shared[0])} to "
+        f"{len(shared)} names belong to several categories, such as {in_brief(shared[0])} to "
         f"{listed(ids)}: they are different classes"
     ]
 

@@ -1,16 +1,11 @@
 """Reading of JSON, and of the numbers in it."""
 
 import json
-import reprlib
 import sys
 from pathlib import Path
 from typing import Any
 
 _LARGEST_INTEGER = 2**63 - 1  # of int64, which holds ids
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 80
-_short.maxlong = 40
 
 
 def read_json(file: Path, what: str) -> Any:
@@ -44,11 +39,6 @@ def is_integer(value: Any) -> bool:
 def is_number(value: Any, limit: float = sys.float_info.max) -> bool:
     """Return whether a JSON value is a finite number of at most `limit`, which float64 holds."""
     return (type(value) is float or type(value) is int) and -limit <= value <= limit
-
-
-def shown(value: Any) -> str:
-    """Return the text of a JSON value for an error, cut if it is long."""
-    return _short.repr(value)
 
 
 def kind_of(value: Any) -> str:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from deformable_detr.coco_json.reading import is_integer, is_number, kind_of, shown
+from deformable_detr.arguments import in_brief
+from deformable_detr.coco_json.reading import is_integer, is_number, kind_of
 
 Use = Literal["training", "scoring"]
 Entry = Mapping[str, Any]
@@ -219,7 +220,7 @@ def _require_sections(record: Any, use: Use) -> None:
 def _require_objects(entries: Sequence[Any], section: str) -> None:
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise ValueError(f"{section}[{position}] must be an object, got {shown(entry)}")
+            raise ValueError(f"{section}[{position}] must be an object, got {in_brief(entry)}")
 
 
 def _check_entries(entries: Sequence[Entry], section: str, use: Use, describe: _Describe) -> None:
@@ -232,7 +233,7 @@ def _check_entries(entries: Sequence[Entry], section: str, use: Use, describe: _
         for position, entry in enumerate(entries):
             value = entry.get(key, _MISSING)
             if (value is _MISSING and is_required) or (value is not _MISSING and not holds(value)):
-                got = "nothing" if value is _MISSING else shown(value)
+                got = "nothing" if value is _MISSING else in_brief(value)
                 raise ValueError(
                     f"{section}[{position}] ({describe(entry)}): "
                     f"{key} must be {rule.must}, got {got}"
@@ -274,11 +275,11 @@ def _categories(names: Mapping[int, Any]) -> str:
 
 
 def _show_id(entry: Entry) -> str:
-    return f"id {shown(entry.get('id'))}"
+    return f"id {in_brief(entry.get('id'))}"
 
 
 def _show_image(entry: Entry) -> str:
-    return f"image_id {shown(entry.get('image_id'))}"
+    return f"image_id {in_brief(entry.get('image_id'))}"
 
 
 def _place(names: Mapping[int, str], entry: Entry) -> str:

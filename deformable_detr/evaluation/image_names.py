@@ -5,9 +5,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from deformable_detr.coco_json.rules import listed
 from deformable_detr.ground_truth import GroundTruth
-
-_SHOWN = 5  # names that an error lists
 
 
 class ImageNames:
@@ -73,7 +72,7 @@ def match_images(files: Sequence[Path], annotations: GroundTruth) -> list[int]:
 
 def _problem(file: Path, candidates: Sequence[str], annotations: GroundTruth) -> str:
     """Say why the images of the given names do not identify the file."""
-    found = f"several: {', '.join(candidates[:_SHOWN])}" if candidates else "no such file_name"
+    found = f"several: {listed(candidates)}" if candidates else "no such file_name"
     return (
         f"image {file} must be one image of annotation file {annotations.file}, found {found}; "
         "leave it out, or predict without annotations"

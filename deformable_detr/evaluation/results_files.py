@@ -7,7 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from deformable_detr.coco_json.reading import read_json, shown
+from deformable_detr.arguments import in_brief
+from deformable_detr.coco_json.reading import read_json
 from deformable_detr.coco_json.rules import check_results, listed, require_known
 from deformable_detr.evaluation.image_names import ImageNames
 from deformable_detr.ground_truth import GroundTruth
@@ -62,16 +63,17 @@ def _by_name(results: Sequence[_Result], truth: GroundTruth, path: Path) -> list
         if given.setdefault(name, image_id) != image_id:
             raise ValueError(
                 f"an image must have one image_id, got {given[name]} and {image_id} for "
-                f"{shown(name)} (results[{position}])"
+                f"{in_brief(name)} (results[{position}])"
             )
     found = _find_images(given, truth)
     different = [name for name in given if given[name] not in (None, found[name])]
     if different and not _is_numbering(given.values(), len(truth.image_ids)):
         name = different[0]
         raise ValueError(
-            f"file_name and image_id must name the same image of {truth.file}, got {shown(name)}, "
-            f"whose id is {found[name]}, with {given[name]}, and {len(different) - 1} more images "
-            "like that; leave out one of the two keys, or predict with --annotations"
+            f"file_name and image_id must name the same image of {truth.file}, got "
+            f"{in_brief(name)}, whose id is {found[name]}, with {given[name]}, and "
+            f"{len(different) - 1} more images like that; leave out one of the two keys, or "
+            "predict with --annotations"
         )
     if different:
         logger.info(
@@ -113,19 +115,19 @@ def _find_images(given: Mapping[str, int | None], truth: GroundTruth) -> dict[st
             continue
         if len(ids) > 1 and given_id not in ids:
             raise ValueError(
-                f"file_name must name one image of {truth.file}, got {shown(name)}, which can be "
-                f"the images {listed(ids)}; give the path below the image folder"
+                f"file_name must name one image of {truth.file}, got {in_brief(name)}, which can "
+                f"be the images {listed(ids)}; give the path below the image folder"
             )
         found[name] = ids[0] if given_id is None or given_id not in ids else given_id
         other = owner.setdefault(found[name], name)
         if posixpath.normpath(other) != posixpath.normpath(name):
             raise ValueError(
-                f"two images must not be the same image of {truth.file}, got {shown(other)} and "
-                f"{shown(name)} for {found[name]}; give the paths below the image folder"
+                f"two images must not be the same image of {truth.file}, got {in_brief(other)} and "
+                f"{in_brief(name)} for {found[name]}; give the paths below the image folder"
             )
     if unknown:
         raise ValueError(
-            f"file_name must name an image of {truth.file}, got {shown(unknown[0])} and "
+            f"file_name must name an image of {truth.file}, got {in_brief(unknown[0])} and "
             f"{len(unknown) - 1} more that it does not have"
         )
     return found

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from PIL import Image
 
 from deformable_detr.arguments import require_fraction, require_integer
+from deformable_detr.coco_json.rules import SHOWN
 from deformable_detr.data.image_files import decide_exif
 from deformable_detr.detector import DEFAULT_BATCH_SIZE, DEFAULT_THRESHOLD, Detector
 from deformable_detr.engine.run.progress import Tracked
@@ -29,7 +30,6 @@ NUM_NAMED = 3  # names of passed-over files in a message
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 JPEG_QUALITY = 92
 DETECTIONS_FILE = "detections.json"
-_SHOWN = 5  # images that an error lists
 _T = TypeVar("_T")
 logger = logging.getLogger(__name__)
 
@@ -210,9 +210,9 @@ def _exif(
 
 def _nothing_read(failures: Sequence[str]) -> str:
     """Describe images of which none could be read."""
-    more = [f"and {len(failures) - _SHOWN} more"] if len(failures) > _SHOWN else []
+    more = [f"and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
     heading = f"{len(failures)} of {len(failures)} images could not be read"
-    return "\n".join([heading, *failures[:_SHOWN], *more])
+    return "\n".join([heading, *failures[:SHOWN], *more])
 
 
 class _Reader:
