@@ -3,11 +3,12 @@
 from numbers import Integral, Real
 from typing import Any
 
+from deformable_detr.messages import in_brief
+
 LARGEST_COUNT = 2**31 - 1  # of sizes in PyTorch and Pillow that do not overflow when multiplied
 LARGEST_SEED = 2**64 - 1  # of PyTorch's generators
 LARGEST_FLOAT = 3.4028234663852886e38  # of float32
 MOST_WORKERS = 1024
-_SHOWN_CHARACTERS = 80
 
 
 def require_integer(name: str, value: Any, *, at_least: int, at_most: int = LARGEST_COUNT) -> None:
@@ -26,14 +27,3 @@ def require_fraction(name: str, value: Any) -> None:
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= 1:
         raise ValueError(f"{name} must be between 0 and 1, got {in_brief(value)}")
-
-
-def in_brief(value: Any) -> str:
-    """Return the `repr` of a value for an error: cut, and of a long integer only its length."""
-    if isinstance(value, int) and value.bit_length() > 256:
-        return f"an integer of about {round(value.bit_length() * 0.30103)} digits"
-    try:
-        text = repr(value)
-    except ValueError:  # it holds such an integer
-        return f"a {type(value).__name__} with a very long integer"
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."

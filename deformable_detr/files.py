@@ -1,11 +1,52 @@
-"""Atomic writing of files."""
+"""Checks of files that users name, and atomic writing of files."""
 
 import contextlib
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from deformable_detr.messages import shown
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes one slash of two; not a drive
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def require_regular_file(path: Path, what: str) -> None:
+    """Raise unless there is a regular file; symbolic links are followed.
+
+    Opening a named pipe or a device may never return.
+
+    Args:
+        path: path as the user gave it.
+        what: name of the file in errors, as in "annotation file".
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: there is something else, or no file can have such a path.
+    """
+    place = f"{what} {shown(path)}"
+    if _URL.match(str(path)):
+        raise ValueError(f"{place} must be a path, got a URL; download the file first")
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{place} must exist, found nothing there") from error
+    except (OSError, ValueError) as error:  # of a path with a null byte, it is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(f"{place} must be a path of a file, got: {reason}") from error
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise ValueError(f"{place} must be a regular file, found {kind}")
 
 
 def partial_path(path: Path) -> Path:

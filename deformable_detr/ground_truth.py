@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from deformable_detr import distributed
-from deformable_detr.arguments import in_brief
 from deformable_detr.coco_json.reading import read_json
-from deformable_detr.coco_json.rules import Use, check_annotations, listed
+from deformable_detr.coco_json.rules import Use, check_annotations
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import in_brief, listed
 from deformable_detr.structures import Size
 
 EmptyBoxes = Literal["missed", "ignored"]

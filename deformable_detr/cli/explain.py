@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 import deformable_detr
-from deformable_detr.arguments import in_brief, require_integer
+from deformable_detr.arguments import require_integer
 from deformable_detr.cli.options import Device, whole
+from deformable_detr.messages import in_brief
 
 
 def explain(

@@ -6,11 +6,8 @@ from typing import Annotated
 
 import typer
 
-from deformable_detr.arguments import (
-    LARGEST_COUNT,
-    in_brief,
-    require_integer,
-)
+from deformable_detr.arguments import LARGEST_COUNT, require_integer
+from deformable_detr.messages import in_brief
 
 
 def whole(at_least: int, at_most: int = LARGEST_COUNT) -> Callable[[str | int], int]:

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from deformable_detr.arguments import in_brief
 from deformable_detr.coco_json.reading import is_integer, is_number, kind_of
+from deformable_detr.messages import in_brief, listed
 
 Use = Literal["training", "scoring"]
 Entry = Mapping[str, Any]
 _Describe = Callable[[Entry], str]
 
-SHOWN = 5  # offending values an error lists
 MAX_PIXELS = 10**9  # a side or a coordinate; float64 holds products of two
 MAX_AREA = 10**10  # pycocotools leaves larger objects out of every size range
 REQUIRED = "required"
@@ -191,12 +190,6 @@ def require_known(used: Iterable[int], known: Iterable[int], key: str, where: st
         raise ValueError(
             f"{where} must use the {key} of the annotation file, got unknown {listed(unknown)}"
         )
-
-
-def listed(values: Sequence[object]) -> str:
-    """List the first values, and the number of the rest."""
-    more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
-    return ", ".join(map(str, values[:SHOWN])) + more
 
 
 def _require_sections(record: Any, use: Use) -> None:

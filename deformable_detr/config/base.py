@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from deformable_detr.arguments import LARGEST_COUNT, LARGEST_FLOAT, LARGEST_SEED, in_brief
+from deformable_detr.arguments import LARGEST_COUNT, LARGEST_FLOAT, LARGEST_SEED
+from deformable_detr.messages import in_brief
 
 
 def _require_count(value: int) -> int:

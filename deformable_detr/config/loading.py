@@ -13,9 +13,10 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from deformable_detr.arguments import LARGEST_SEED, in_brief
+from deformable_detr.arguments import LARGEST_SEED
 from deformable_detr.config import ConfigError, RunConfig
 from deformable_detr.config.upgrade import find_renamed, upgrade
+from deformable_detr.messages import in_brief
 
 logger = logging.getLogger(__name__)
 Overrides = Sequence[str] | Mapping[str, Any]  # "dotted.key=value", or values by dotted key

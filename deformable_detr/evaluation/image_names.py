@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from deformable_detr.coco_json.rules import listed
 from deformable_detr.ground_truth import GroundTruth
+from deformable_detr.messages import listed
 
 
 class ImageNames:

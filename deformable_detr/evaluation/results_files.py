@@ -7,11 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from deformable_detr.arguments import in_brief
 from deformable_detr.coco_json.reading import read_json
-from deformable_detr.coco_json.rules import check_results, listed, require_known
+from deformable_detr.coco_json.rules import check_results, require_known
 from deformable_detr.evaluation.image_names import ImageNames
 from deformable_detr.ground_truth import GroundTruth
+from deformable_detr.messages import in_brief, listed
 
 logger = logging.getLogger(__name__)
 _Result = dict[str, Any]

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeVar
 from PIL import Image
 
 from deformable_detr.arguments import require_fraction, require_integer
-from deformable_detr.coco_json.rules import SHOWN
 from deformable_detr.data.image_files import decide_exif
 from deformable_detr.detector import DEFAULT_BATCH_SIZE, DEFAULT_THRESHOLD, Detector
 from deformable_detr.engine.run.progress import Tracked
@@ -20,6 +19,7 @@ from deformable_detr.files import write_whole
 from deformable_detr.finite import NonFinitePredictionsError, to_json
 from deformable_detr.ground_truth import GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import SHOWN
 from deformable_detr.photos import JPEG_SUFFIXES, Exif, photo_suffixes, read_photo
 from deformable_detr.structures import Detections
 from deformable_detr.visualize.objects import draw_detections

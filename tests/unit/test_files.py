@@ -1,9 +1,10 @@
 import ast
+import os
 from pathlib import Path
 
 import pytest
 
-from deformable_detr.files import write_whole
+from deformable_detr.files import require_regular_file, write_whole
 
 
 def write(path: Path, text: str, error: BaseException | None = None) -> None:
@@ -37,3 +38,43 @@ def test_text_is_written_to_temporary_files_only() -> None:
             if is_write and ast.unparse(node.value) != "temporary":
                 in_place.add(path.relative_to(PACKAGE).as_posix())
     assert in_place == WRITTEN_IN_PLACE
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [
+        ("nothing", FileNotFoundError, "must exist, found nothing there"),
+        ("folder", ValueError, "found a folder"),
+        ("pipe", ValueError, "found a named pipe"),
+        ("link_to_pipe", ValueError, "found a named pipe"),
+        ("loop", ValueError, "must be a path of a file, got: Too many levels of symbolic links"),
+        ("file/below", ValueError, "must be a path of a file, got: Not a directory"),
+        ("a\0b", ValueError, r"a\\x00b must be a path of a file, got: (stat: )?embedded null"),
+        ("x" * 5000, ValueError, r"xxx must be a path of a file, got: File name too long"),
+        ("\udc80\x1b", FileNotFoundError, r"\\udc80\\x1b must exist"),
+    ],
+)
+def test_only_regular_files_pass(tmp_path: Path, name: str, error: type, words: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link_to_pipe").symlink_to("pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(error, match=words) as caught:
+        require_regular_file(tmp_path / name, "annotation file")
+    assert str(caught.value).startswith("annotation file ")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a.jpg", "file:///a.jpg", "s3://bucket/a"])
+def test_a_url_is_not_taken_for_a_path(url: str) -> None:
+    with pytest.raises(ValueError, match="got a URL; download the file first"):
+        require_regular_file(Path(url), "image")
+
+
+def test_a_link_to_a_file_passes(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    require_regular_file(tmp_path / "link", "image")
+    with pytest.raises(ValueError, match="found a device"):
+        require_regular_file(Path(os.devnull), "image")

@@ -21,10 +21,11 @@ ROWS = (
     {"ops"},
     {"environment", "ground_truth", "quickstart"},
     {
-        *("boxes", "coco_json", "config", "distributed", "files", "finite", "labels", "photos"),
+        *("boxes", "coco_json", "config", "distributed", "finite", "labels", "photos"),
         *("structures", "version"),
     },
-    {"arguments"},
+    {"arguments", "files"},
+    {"messages"},
 )
 ONLY_FOR_CONFIG = {"__init__", "benchmark", "builders", "cli", "detector", "workflows"}
 UPGRADE = "deformable_detr.config.upgrade"  # works on plain JSON, so that any module may use it

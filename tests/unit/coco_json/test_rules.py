@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from deformable_detr.coco_json.rules import REQUIRED, RULES, Rule, listed
+from deformable_detr.coco_json.rules import REQUIRED, RULES, Rule
 from deformable_detr.data.annotations import read_annotations
 from deformable_detr.evaluation.coco_eval import evaluate_results
 from deformable_detr.ground_truth import read_ground_truth
+from deformable_detr.messages import listed
 
 IMAGE = {"id": 1, "file_name": "a.png", "height": 100, "width": 200}
 OBJECT = {"id": 5, "image_id": 1, "category_id": 7, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0}

@@ -1,0 +1,50 @@
+"""Foreign values and texts in messages: escaped, and cut to a readable length."""
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+SHOWN = 5  # values that a list in a message gives
+_CHARACTERS = 80
+_PATH_CHARACTERS = 300
+
+
+def in_brief(value: Any) -> str:
+    """Return the `repr` of a value for a message: cut, and of a long integer only its length."""
+    if isinstance(value, str):  # without a copy of a long text
+        return repr(value) if len(value) <= _CHARACTERS else f"{value[: _CHARACTERS - 3]!r}..."
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of about {round(value.bit_length() * 0.30103)} digits"
+    try:
+        text = repr(value)
+    except ValueError:  # it holds such an integer
+        return f"a {type(value).__name__} with a very long integer"
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply"
+    return _cut(printable(text))
+
+
+def shown(text: object) -> str:
+    """Return a foreign text for a message: escaped and cut; of a long path, the end is kept."""
+    escaped = printable(str(text))
+    if isinstance(text, PurePath):
+        is_long = len(escaped) > _PATH_CHARACTERS
+        return f"...{escaped[3 - _PATH_CHARACTERS :]}" if is_long else escaped
+    return _cut(escaped)
+
+
+def listed(values: Sequence[object]) -> str:
+    """List the first values, as `shown` gives them, and the number of the rest."""
+    more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
+    return ", ".join(map(shown, values[:SHOWN])) + more
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would act on: control characters, bidirectional marks, surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _CHARACTERS else f"{text[: _CHARACTERS - 3]}..."
