@@ -1,4 +1,4 @@
-"""`deformable-detr doctor`: diagnose a failed run."""
+"""`deformable-detr doctor bundle`: diagnose a failed step of a run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +16,7 @@ if TYPE_CHECKING:
 EXIT_NOT_REPRODUCED = 1
 SHOWN_GRADIENTS = 10
 
-app = typer.Typer(help="Diagnose a failed run.", no_args_is_help=True)
 
-
-@app.callback()
-def _root() -> None:
-    """Diagnose a failed run."""
-
-
-@app.command()
 def bundle(
     path: Annotated[
         Path,

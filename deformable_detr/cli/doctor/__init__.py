@@ -1,0 +1,13 @@
+"""`deformable-detr doctor`: find out what is wrong, in one pass."""
+
+import typer
+
+from deformable_detr.cli.doctor.bundle import bundle
+
+app = typer.Typer(help="Find out what is wrong.", no_args_is_help=True)
+app.command()(bundle)
+
+
+@app.callback()
+def _root() -> None:
+    """Find out what is wrong with a run."""
