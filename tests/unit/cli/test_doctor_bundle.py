@@ -14,7 +14,7 @@ from helpers.command_line import CommandLine
 from helpers.small_run import SMALL_RUN, data_settings
 from torch import Tensor
 
-from deformable_detr.cli.doctor import EXIT_NOT_REPRODUCED
+from deformable_detr.cli.doctor.bundle import EXIT_NOT_REPRODUCED
 from deformable_detr.cli.main import EXIT_ERROR
 from deformable_detr.data import transformed
 from deformable_detr.data.transforms import to_model_input
