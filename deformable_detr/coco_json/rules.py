@@ -4,23 +4,23 @@ A value that training or pycocotools would read in another way than it is meant,
 an object out of the score without a word, is an error.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from deformable_detr.coco_json.file_names import is_below_folder
 from deformable_detr.coco_json.reading import is_integer, is_number, kind_of
-from deformable_detr.messages import in_brief, listed
+from deformable_detr.messages import in_brief, listed, shown
 
 Use = Literal["training", "scoring"]
 Entry = Mapping[str, Any]
-_Describe = Callable[[Entry], str]
 
 MAX_PIXELS = 10**9  # a side or a coordinate; float64 holds products of two
 MAX_AREA = 10**10  # pycocotools leaves larger objects out of every size range
 REQUIRED = "required"
 SECTIONS = ("images", "annotations", "categories")
+_SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
 _MISSING = object()
 
 
@@ -45,6 +45,11 @@ class Rule:
     holds: Callable[[Any], bool]
     training: str = REQUIRED
     scoring: str = REQUIRED
+
+    @property
+    def kind(self) -> str:
+        """Identifier of a breach of this rule, as in "image-file-name"."""
+        return f"{_SINGULAR.get(self.section, 'result')}-{self.key.replace('_', '-')}"
 
 
 def _is_side(value: Any) -> bool:
@@ -76,8 +81,8 @@ RULES = (
     Rule(
         "images",
         "file_name",
-        "a path below the image folder",
-        lambda value: isinstance(value, str) and bool(value),
+        "a path below the image folder, relative and without ..",
+        is_below_folder,
         scoring="unknown",
     ),
     *(
@@ -139,6 +144,31 @@ RULES = (
 )
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Breach of a rule in an annotation file.
+
+    Attributes:
+        kind: short identifier of the kind, such as "annotation-bbox" or "unknown-image".
+        message: place, rule and value in one line, without the file.
+        section: section of the entry; "" for the file as a whole.
+        position: index in the section; None for the section as a whole.
+        entry_id: `id` of the entry, of any type; None if there is none.
+        image: `file_name` of the image, or "".
+        key: key of the entry, or "".
+        value: value at the key; None if there is none.
+    """
+
+    kind: str
+    message: str
+    section: str = ""
+    position: int | None = None
+    entry_id: Any = None
+    image: str = ""
+    key: str = ""
+    value: Any = None
+
+
 def check_annotations(record: Any, file: Path, use: Use) -> None:
     """Require the content of an annotation file to meet all rules.
 
@@ -148,21 +178,41 @@ def check_annotations(record: Any, file: Path, use: Use) -> None:
         use: decides which keys may be missing; scoring also accepts a file without `annotations`.
 
     Raises:
-        ValueError: names file, entry, key and value.
+        ValueError: names file, entry, key and value of the first problem.
     """
-    try:
-        _require_sections(record, use)
-        for section in ("images", "categories"):
-            _check_entries(record[section], section, use, _show_id)
-            _require_unique(record[section], section, _show_id)
-        names = {one["id"]: one.get("file_name", str(one["id"])) for one in record["images"]}
-        annotations = record.get("annotations", [])
-        describe = functools.partial(_place, names)
-        _check_entries(annotations, "annotations", use, describe)
-        _require_unique(annotations, "annotations", describe)
-        _require_known(annotations, record, describe)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    for problem in find_problems(record, use):
+        raise ValueError(f"{file}: {problem.message}")
+
+
+def find_problems(record: Any, use: Use) -> Iterator[Problem]:
+    """Find every breach of a rule in the content of an annotation file.
+
+    Args:
+        record: the parsed file.
+        use: as for `check_annotations`.
+
+    Yields:
+        The problems by section and rule, in the order of the entries. Entries that are no objects
+        are passed over after their own problem.
+    """
+    if not isinstance(record, dict):
+        message = f"the file must hold one JSON object, got {kind_of(record)}"
+        yield Problem("file-not-an-object", message)
+        return
+    yield from _find_wrong_sections(record, use)
+    sections = {name: _Section.of(record, name) for name in SECTIONS}
+    for name in ("images", "categories"):
+        yield from _find_broken_rules(sections[name], use)
+        yield from _find_repeated_ids(sections[name])
+    images = {
+        entry["id"]: entry.get("file_name", str(entry["id"]))
+        for entry in sections["images"].entries
+        if is_integer(entry.get("id"))
+    }
+    annotations = replace(sections["annotations"], image_names=images)
+    yield from _find_broken_rules(annotations, use)
+    yield from _find_repeated_ids(annotations)
+    yield from _find_unknown_ids(annotations, sections["categories"].entries)
 
 
 def check_results(results: Any, file: Path) -> None:
@@ -174,8 +224,9 @@ def check_results(results: Any, file: Path) -> None:
     if not isinstance(results, list):
         raise ValueError(f"results file {file} must hold a list of results, got {kind_of(results)}")
     try:
-        _require_objects(results, "results")
-        _check_entries(results, "results", "scoring", _show_image)
+        section = _Section("results", tuple(range(len(results))), results)
+        _require_none(_find_other_entries("results", results))
+        _require_none(_find_broken_rules(section, "scoring"))
         for position, entry in enumerate(results):
             if "image_id" not in entry and "file_name" not in entry:
                 raise ValueError(f"results[{position}] must have an image_id, got nothing")
@@ -192,74 +243,129 @@ def require_known(used: Iterable[int], known: Iterable[int], key: str, where: st
         )
 
 
-def _require_sections(record: Any, use: Use) -> None:
-    if not isinstance(record, dict):
-        raise ValueError(f"the file must hold one JSON object, got {kind_of(record)}")
+def _require_none(problems: Iterable[Problem]) -> None:
+    for problem in problems:
+        raise ValueError(problem.message)
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Entries of a section that are objects.
+
+    Attributes:
+        name: name of the section.
+        positions: their indices in the file.
+        entries: the entries.
+        image_names: of annotations, names of the images by id.
+    """
+
+    name: str
+    positions: Sequence[int]
+    entries: Sequence[Entry]
+    image_names: Mapping[int, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: Entry, name: str) -> "_Section":
+        found = record.get(name)
+        entries = found if isinstance(found, list) else []
+        positions = [place for place, entry in enumerate(entries) if isinstance(entry, dict)]
+        return cls(name, positions, [entries[place] for place in positions])
+
+    def problem(self, kind: str, index: int, key: str, must: str) -> Problem:
+        """Return a problem of the entry at an index of `entries`; `must` completes "KEY must"."""
+        position, entry = self.positions[index], self.entries[index]
+        image = self._image_name(entry)
+        described = f"{_show_id(entry)}, image {shown(image)}"
+        if self.name == "results":
+            described = _show_image(entry)
+        elif self.name != "annotations":
+            described = _show_id(entry)
+        return Problem(
+            kind,
+            f"{self.name}[{position}] ({described}): {key} must {must}",
+            self.name,
+            position,
+            entry.get("id"),
+            image if isinstance(image, str) else "",
+            key,
+            entry.get(key),
+        )
+
+    def _image_name(self, entry: Entry) -> Any:
+        if self.name != "annotations":
+            return entry.get("file_name", "") if self.name == "images" else ""
+        image_id: Any = entry.get("image_id")
+        return self.image_names.get(image_id, "unknown") if is_integer(image_id) else "unknown"
+
+
+def _find_wrong_sections(record: Entry, use: Use) -> Iterator[Problem]:
     for section in SECTIONS:
         if section == "annotations" and use == "scoring" and section not in record:
             continue
         entries = record.get(section)
-        if not isinstance(entries, list):
-            raise ValueError(
-                f"{section} must be a list, got {kind_of(entries)}; a COCO file for detection "
-                f"has {', '.join(SECTIONS)}"
-            )
-        _require_objects(entries, section)
+        if isinstance(entries, list):
+            yield from _find_other_entries(section, entries)
+            continue
+        message = (
+            f"{section} must be a list, got {kind_of(entries)}; a COCO file for detection "
+            f"has {', '.join(SECTIONS)}"
+        )
+        yield Problem("section-missing", message, section)
     for section, one in (("images", "image"), ("categories", "category")):
-        if not record[section]:
-            raise ValueError(f"{section} must hold at least one {one}, got none")
+        if record.get(section) == []:
+            message = f"{section} must hold at least one {one}, got none"
+            yield Problem("section-empty", message, section)
 
 
-def _require_objects(entries: Sequence[Any], section: str) -> None:
+def _find_other_entries(section: str, entries: Sequence[Any]) -> Iterator[Problem]:
+    """Find entries that are no objects."""
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise ValueError(f"{section}[{position}] must be an object, got {in_brief(entry)}")
+            message = f"{section}[{position}] must be an object, got {in_brief(entry)}"
+            yield Problem("entry-not-an-object", message, section, position, value=entry)
 
 
-def _check_entries(entries: Sequence[Entry], section: str, use: Use, describe: _Describe) -> None:
-    """Check all entries against the rules of a section; `describe` identifies one in errors."""
+def _find_broken_rules(section: _Section, use: Use) -> Iterator[Problem]:
     for rule in RULES:
-        if rule.section != section:
+        if rule.section != section.name:
             continue
         is_required = getattr(rule, use) == REQUIRED
         key, holds = rule.key, rule.holds
-        for position, entry in enumerate(entries):
+        for index, entry in enumerate(section.entries):
             value = entry.get(key, _MISSING)
             if (value is _MISSING and is_required) or (value is not _MISSING and not holds(value)):
                 got = "nothing" if value is _MISSING else in_brief(value)
-                raise ValueError(
-                    f"{section}[{position}] ({describe(entry)}): "
-                    f"{key} must be {rule.must}, got {got}"
-                )
+                yield section.problem(rule.kind, index, key, f"be {rule.must}, got {got}")
 
 
-def _require_unique(entries: Sequence[Entry], section: str, describe: _Describe) -> None:
-    """Require the ids of a section to be unique; entries without one are passed over."""
+def _find_repeated_ids(section: _Section) -> Iterator[Problem]:
+    """Find ids of earlier entries; entries without an id, or with no integer, are passed over."""
     first: dict[int, int] = {}
-    for position, entry in enumerate(entries):
-        twin = first.setdefault(entry["id"], position) if "id" in entry else position
-        if twin != position:
-            raise ValueError(
-                f"{section}[{position}] ({describe(entry)}): "
-                f"id must be unique, got the id of {section}[{twin}]"
-            )
+    kind = f"{_SINGULAR[section.name]}-id-twice"
+    for index, entry in enumerate(section.entries):
+        if not is_integer(entry.get("id")):
+            continue
+        twin = first.setdefault(entry["id"], index)
+        if twin != index:
+            where = f"{section.name}[{section.positions[twin]}]"
+            yield section.problem(kind, index, "id", f"be unique, got the id of {where}")
 
 
-def _require_known(annotations: Sequence[Entry], record: Entry, describe: _Describe) -> None:
-    image_ids = {one["id"] for one in record["images"]}
+def _find_unknown_ids(annotations: _Section, categories: Sequence[Entry]) -> Iterator[Problem]:
     names = {
         one["id"]: one.get("name", one["id"])
-        for one in record["categories"]
-        if one.get("is_category", True) is not False
+        for one in categories
+        if is_integer(one.get("id")) and one.get("is_category", True) is not False
     }
-    for position, entry in enumerate(annotations):
-        if entry["image_id"] not in image_ids:
-            must = f"image_id must be the id of an image, got {entry['image_id']}"
-        elif entry["category_id"] not in names:
-            must = f"category_id must be one of {_categories(names)}, got {entry['category_id']}"
-        else:
-            continue
-        raise ValueError(f"annotations[{position}] ({describe(entry)}): {must}")
+    images = annotations.image_names
+    for index, entry in enumerate(annotations.entries):
+        image_id, category_id = entry.get("image_id"), entry.get("category_id")
+        if is_integer(image_id) and image_id not in images:
+            must = f"be the id of an image, got {image_id}"
+            yield annotations.problem("unknown-image", index, "image_id", must)
+        elif is_integer(category_id) and category_id not in names:
+            must = f"be one of {_categories(names)}, got {category_id}"
+            yield annotations.problem("unknown-category", index, "category_id", must)
 
 
 def _categories(names: Mapping[int, Any]) -> str:
@@ -273,12 +379,3 @@ def _show_id(entry: Entry) -> str:
 
 def _show_image(entry: Entry) -> str:
     return f"image_id {in_brief(entry.get('image_id'))}"
-
-
-def _place(names: Mapping[int, str], entry: Entry) -> str:
-    """Return id and image of an annotation, of which any key may be wrong."""
-    image_id = entry.get("image_id")
-    name = "unknown"
-    if isinstance(image_id, int):
-        name = names.get(image_id, name)
-    return f"{_show_id(entry)}, image {name}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deformable_detr.coco_json.rules import REQUIRED, RULES, Rule
+from deformable_detr.coco_json.rules import REQUIRED, RULES, Rule, find_problems
 from deformable_detr.data.annotations import read_annotations
 from deformable_detr.evaluation.coco_eval import evaluate_results
 from deformable_detr.ground_truth import read_ground_truth
@@ -29,11 +29,14 @@ NO_NUMBER = (None, True, "1", [1], {}, NAN, INFINITY, -INFINITY, 10**400, -(10**
 NO_ID = (*NO_NUMBER, 1.0, 2**63, -(2**63), 10**30)
 NO_SIDE = (*NO_ID, 0, -5, 10**10)
 NO_NAME = (None, 5, "", ["a.png"], True)
+ABOVE = ("/a.png", "//a.png", "../a.png", "a/../../b.png", "a/../b.png", "..", ".", "./", "a/..")
+OF_WINDOWS = ("C:\\a.png", "c:/a.png", "\\\\server\\a.png", "\\a.png", "..\\a.png", "a\\..\\..\\b")
+NO_PATH = ("a\0.png", "http://a/b.png", "file:/a.png", "a" * 256, "a/" * 3000 + "b", "\ud800.png")
 NO_BOX = (None, 5, "1234", [], [1, 2, 3], [1, 2, 3, 4, 5], *([1, 2, 3, x] for x in NO_NUMBER))
 TOO_LARGE = ([0, 0, 2e9, 1], [0, 0, 200_000, 200_000], [10**30, 0, 1, 1])
 WRONG = {
     ("images", "id"): NO_ID,
-    ("images", "file_name"): NO_NAME,
+    ("images", "file_name"): (*NO_NAME, *ABOVE, *OF_WINDOWS, *NO_PATH),
     ("images", "height"): NO_SIDE,
     ("images", "width"): NO_SIDE,
     ("categories", "id"): NO_ID,
@@ -186,6 +189,43 @@ def test_the_largest_legal_values_are_read(read: Read) -> None:
         scored = found.ground_truth if read.__name__ == "training" else found
         assert scored.image_ids[-1] == image_id
         assert scored.boxes_xywh[1].tolist() == box
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a/b.png", ".a.png", "..a..png", "a b.png", "a:b.png", "é.png", "./a.png", "a//b", "a\\b.png"],
+)
+def test_names_below_the_folder_are_read(read: Read, name: str) -> None:
+    read(*edited("images", "file_name", name))
+
+
+def test_all_problems_of_a_file_are_found_in_one_pass() -> None:
+    content = copy.deepcopy(CONTENT)
+    content["images"] += [7, IMAGE | {"id": [3], "height": 0}, IMAGE]
+    content["categories"].append({"name": "no id"})
+    content["annotations"] += [
+        OBJECT | {"image_id": 99, "bbox": None, "iscrowd": "0"},
+        OBJECT | {"id": None, "category_id": {}},
+        OBJECT | {"id": 7, "category_id": 9},
+    ]
+    found = [(one.kind, one.position, one.entry_id) for one in find_problems(content, "training")]
+    assert found == [
+        ("entry-not-an-object", 2, None),
+        ("image-id", 3, [3]),
+        ("image-height", 3, [3]),
+        ("image-id-twice", 4, 1),
+        ("category-id", 2, None),
+        ("annotation-id", 3, None),
+        ("annotation-category-id", 3, None),
+        ("annotation-bbox", 2, 5),
+        ("annotation-iscrowd", 2, 5),
+        ("annotation-id-twice", 2, 5),
+        ("unknown-image", 2, 5),
+        ("unknown-category", 4, 7),
+    ]
+    assert [one.kind for one in find_problems({"images": 5, "categories": []}, "training")] == [
+        *("section-missing", "section-missing", "section-empty"),
+    ]
 
 
 def test_the_page_has_the_table_of_rules() -> None:
