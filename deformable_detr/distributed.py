@@ -6,7 +6,7 @@ read from the environment.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import TypeVar
@@ -155,6 +155,26 @@ def all_gather_objects(value: _T) -> list[_T]:
     gathered: list[_T | None] = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered  # type: ignore[return-value]  # all elements have been set
+
+
+def from_main(compute: Callable[[], _T]) -> _T:
+    """Compute a picklable value on rank 0 only, and return it on every process.
+
+    Raises:
+        Exception: the one that `compute` raised, on every process.
+    """
+    outcome: tuple[_T | None, Exception | None] = (None, None)
+    if is_main():
+        try:
+            outcome = (compute(), None)
+        except Exception as error:
+            outcome = (None, error)
+    value, failure = all_gather_objects(outcome)[0]
+    if is_main():
+        failure = outcome[1]  # with its traceback and its cause
+    if failure is not None:
+        raise failure
+    return value  # type: ignore[return-value]  # rank 0 has set it
 
 
 class Board:

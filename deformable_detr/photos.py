@@ -164,6 +164,14 @@ def upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     return size[::-1] if orientation >= _SWAPPED else size
 
 
+def header_depth_problem(image: Image.Image) -> str | None:
+    """Return the problem of `decode` with the depth of an opened file, as far as its header tells.
+
+    Mode I, of 32 bits, is judged by its pixels.
+    """
+    return None if image.mode == "I" else _depth_problem(image)
+
+
 def _depth_problem(image: Image.Image) -> str | None:
     """Return what is wrong with the depth of an image, or None: no rule says what is white."""
     tags = getattr(image, "tag_v2", {})

@@ -1,60 +1,26 @@
-"""Checks of the image files of a data set before the first step, without decoding most of them."""
+"""Checks of the image files of a data set before the first step, by their headers."""
 
-import io
 import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
+from deformable_detr import distributed
 from deformable_detr.data.annotations import ImageRecord
-from deformable_detr.photos import (
-    UNREADABLE,
-    Exif,
-    decode,
-    num_pages,
-    open_image,
-    orientation_of,
-    stored_size,
-    unreadable,
-    upright_size,
-)
+from deformable_detr.data.image_headers import UPRIGHT, ImageFile, read_header
+from deformable_detr.files import require_regular_file
+from deformable_detr.messages import in_brief
+from deformable_detr.photos import UNREADABLE, Exif, decode, unreadable
 from deformable_detr.structures import Size
 
 _LOGGER = logging.getLogger(__name__)
-_UPRIGHT = 1  # an EXIF orientation
-_SOI, _SOS, _EOI = b"\xff\xd8", 0xDA, b"\xff\xd9"  # markers of JPEG: start, pixels, end
-_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
-_TAIL_BYTES = 4096  # some cameras and tools append bytes after the end marker
-_PNG_HEADER_BYTES = 8
-_PNG_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # may hold an orientation
+_SHOW_EVERY_S = 10.0
+_AT_ONCE = 200  # images of one task of a thread
 
 ExifRule = Literal["auto", "upright", "stored"]
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """Header of an image file.
-
-    Attributes:
-        stored: (height, width) of the stored pixels.
-        orientation: EXIF orientation, in 1..8.
-        num_pages: number of images in a TIFF file, of which the first is read; else 1.
-    """
-
-    stored: Size
-    orientation: int
-    num_pages: int = 1
-
-    @property
-    def upright(self) -> Size:
-        """(height, width) of the image turned upright."""
-        return upright_size(self.stored, self.orientation)
-
-    def size(self, exif: Exif) -> Size:
-        """Return (height, width) of the pixels that are read."""
-        return self.upright if exif == "upright" else self.stored
 
 
 @dataclass(frozen=True)
@@ -78,7 +44,11 @@ def check_images(
     otherwise: Exif,
     what: str,
 ) -> CheckedImages:
-    """Check that all images are whole and of the annotated size; decide how EXIF is applied.
+    """Check that all images exist and are of the annotated size; decide how EXIF is applied.
+
+    Headers are read, and the ends of JPEG and PNG files, which show whether they are whole. Only
+    a file without such an end is decoded. Rank 0 checks, and all processes get its result or its
+    error. Progress is logged.
 
     Images whose stored and upright sizes differ show by their annotated size which of the two the
     annotations mean, for the whole set.
@@ -95,8 +65,20 @@ def check_images(
         ValueError: an image is unreadable, truncated or of another size, or the sizes of some are
             upright and of others stored.
     """
-    with ThreadPoolExecutor() as pool:  # the work is bound by disk latency
-        files = list(pool.map(lambda record: _check_file(folder, record), records))
+    return distributed.from_main(
+        lambda: _check_images(folder, records, exif=exif, otherwise=otherwise, what=what)
+    )
+
+
+def _check_images(
+    folder: Path,
+    records: Sequence[ImageRecord],
+    *,
+    exif: ExifRule,
+    otherwise: Exif,
+    what: str,
+) -> CheckedImages:
+    files = _check_files(folder, records, what)
     pages = [record for record, file in zip(records, files, strict=True) if file.num_pages > 1]
     if pages:
         _LOGGER.warning(
@@ -105,10 +87,14 @@ def check_images(
             len(pages),
             pages[0].file_name,
         )
-    decided = _decide(records, files, otherwise=otherwise, what=what) if exif == "auto" else exif
+    decided = (
+        decide_by_headers(records, files, otherwise=otherwise, what=what)
+        if exif == "auto"
+        else exif
+    )
     for record, file in zip(records, files, strict=True):
         _require_size(folder, record, file, decided, is_forced=exif != "auto")
-    return CheckedImages(decided, sum(file.orientation != _UPRIGHT for file in files))
+    return CheckedImages(decided, sum(file.orientation != UPRIGHT for file in files))
 
 
 def decide_exif(
@@ -128,18 +114,18 @@ def decide_exif(
     records, headers = [], []
     for file, size in zip(files, sizes, strict=True):
         try:
-            header, _ = _read_header(file)
+            header = read_header(file)
         except UNREADABLE:
             continue
         headers.append(header)
         records.append(ImageRecord(0, str(file), size))
-    return _decide(records, headers, otherwise=otherwise, what=what)
+    return decide_by_headers(records, headers, otherwise=otherwise, what=what)
 
 
-def _decide(
+def decide_by_headers(
     records: Sequence[ImageRecord], files: Sequence[ImageFile], *, otherwise: Exif, what: str
 ) -> Exif:
-    """Decide by the images whose stored and upright sizes differ."""
+    """Decide as `decide_exif`, by the headers of the image files."""
     votes: dict[Exif, list[str]] = {"upright": [], "stored": []}
     undecided = []
     for record, file in zip(records, files, strict=True):
@@ -147,7 +133,7 @@ def _decide(
             for choice, names in votes.items():
                 if record.size == file.size(choice):
                     names.append(record.file_name)
-        elif file.orientation != _UPRIGHT:
+        elif file.orientation != UPRIGHT:
             undecided.append(record.file_name)
     upright, stored = votes["upright"], votes["stored"]
     if upright and stored:
@@ -179,7 +165,7 @@ def _require_size(
     if size == record.size:
         return
     of = ""
-    if file.orientation != _UPRIGHT:
+    if file.orientation != UPRIGHT:
         turned = "upright" if exif == "upright" else "before its EXIF orientation is applied"
         deciding = ("data.exif", "--exif", *(["match_official"] if exif == "stored" else []))
         of = f" {turned}" + (f", as {' or '.join(deciding)} says" if is_forced else "")
@@ -189,84 +175,67 @@ def _require_size(
     )
 
 
+def _check_files(folder: Path, records: Sequence[ImageRecord], what: str) -> list[ImageFile]:
+    """Read all headers; log the progress of a large set every ten seconds."""
+    files: list[ImageFile] = []
+    parts = [records[start : start + _AT_ONCE] for start in range(0, len(records), _AT_ONCE)]
+    shown_at = time.monotonic()
+    pool = ThreadPoolExecutor()  # the work is bound by disk latency
+    try:
+        for part in pool.map(lambda part: [_check_file(folder, one) for one in part], parts):
+            files += part
+            if time.monotonic() - shown_at > _SHOW_EVERY_S:
+                shown_at = time.monotonic()
+                _LOGGER.info("%s: checked %d of %d images", what, len(files), len(records))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return files
+
+
 def _check_file(folder: Path, record: ImageRecord) -> ImageFile:
-    """Read the header; raise if the file is missing, unreadable or truncated."""
+    """Read the header; raise if the file is missing, unreadable or known to be truncated."""
     path = folder / record.file_name
     what = f"image {record.image_id} ({path})"
     try:
-        header, is_whole = _read_header(path)
+        require_regular_file(path, f"image {record.image_id}")  # opening a pipe may never return
     except FileNotFoundError as error:
+        twin = FolderNames().twin(path)
+        hint = f"; found {in_brief(twin)} there" if twin else ""
         raise FileNotFoundError(
-            f"{what} must exist, got no such file; file names are relative to {folder}"
+            f"{what} must exist, got no such file; file names are relative to {folder}{hint}"
         ) from error
+    try:
+        header = read_header(path)
     except UNREADABLE as error:
         raise unreadable(what, error) from error
-    if not is_whole:  # or of a format whose end is not known
+    if header.is_whole is False:
         decode(path, what, exif="stored")
     return header
 
 
-def _read_header(path: Path) -> tuple[ImageFile, bool]:
-    """Return the header, and whether the file is known to be whole without decoding it."""
-    with path.open("rb") as file, open_image(file) as image:
-        kind = image.format or ""
-        is_whole, late_exif = False, False
-        if kind == "PNG":
-            is_whole, late_exif = _walk_png(path)
-        header = ImageFile(
-            stored_size(image),
-            orientation_of(image, may_decode=late_exif),
-            num_pages(image),
-        )
-        if kind in ("JPEG", "MPO"):
-            is_whole = _is_whole_jpeg(file)
-    return header, is_whole
+class FolderNames:
+    """Names of the files in folders, each listed once."""
 
+    def __init__(self) -> None:
+        self._names: dict[Path, dict[str, list[str]]] = {}
 
-def _is_whole_jpeg(file: BinaryIO) -> bool:
-    """Return whether an end marker follows the pixels; that of an EXIF thumbnail precedes them."""
-    start = _start_of_pixels(file)
-    if start is None:
-        return False
-    end = file.seek(0, io.SEEK_END)
-    file.seek(max(end - _TAIL_BYTES, start))
-    return _EOI in file.read()
+    def twin(self, path: Path) -> str | None:
+        """Return the one file name that differs from a missing one in case or suffix only."""
+        names = self._listed(path.parent)
+        same = names.get(path.name.casefold(), [])
+        others = names.get(path.stem.casefold(), [])
+        return same[0] if len(same) == 1 else others[0] if not same and len(others) == 1 else None
 
-
-def _start_of_pixels(file: BinaryIO) -> int | None:
-    """Return the position after the start-of-scan marker of the main image, by its segments."""
-    file.seek(0)
-    if file.read(2) != _SOI:
-        return None
-    while (byte := file.read(1)) == b"\xff":
-        while byte == b"\xff":  # any number of fill bytes
-            byte = file.read(1)
-        if not byte:
-            return None
-        marker = byte[0]
-        if marker == _SOS:
-            return file.tell()
-        if marker not in _WITHOUT_LENGTH:
-            length = int.from_bytes(file.read(2), "big")
-            file.seek(length - 2, io.SEEK_CUR)
-    return None
-
-
-def _walk_png(path: Path) -> tuple[bool, bool]:
-    """Return whether the last chunk is there, and whether EXIF data may follow the pixels."""
-    after_pixels, late_exif = False, False
-    with path.open("rb", buffering=0) as file:  # else every chunk would fill a buffer
-        position = _PNG_HEADER_BYTES
-        while True:
-            file.seek(position)
-            head = file.read(8 + max(map(len, _PNG_TEXTS)))
-            length, kind, data = int.from_bytes(head[:4], "big"), head[4:8], head[8:]
-            if len(kind) < 4:
-                return False, late_exif
-            if kind == b"IEND":
-                return after_pixels, late_exif
-            if kind == b"IDAT":
-                after_pixels = True
-            elif after_pixels and (kind == b"eXIf" or data.startswith(_PNG_TEXTS)):
-                late_exif = True
-            position += 12 + length  # with length, kind and checksum
+    def _listed(self, folder: Path) -> dict[str, list[str]]:
+        """Return the file names by their folded name, and by that without its suffix."""
+        if folder not in self._names:
+            names: dict[str, list[str]] = {}
+            try:
+                found = sorted(file.name for file in folder.iterdir())
+            except OSError:
+                found = []
+            for name in found:
+                for key in {name.casefold(), Path(name).stem.casefold()}:
+                    names.setdefault(key, []).append(name)
+            self._names[folder] = names
+        return self._names[folder]

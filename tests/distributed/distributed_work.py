@@ -275,6 +275,14 @@ def validation_total(checkpoint: Checkpoint) -> float:
     return validation_loss(model, [batch], tiny_criterion(), device=torch.device("cpu"))["total"]
 
 
+def _error_of_main() -> str:
+    try:
+        distributed.from_main(lambda: [][distributed.rank()])
+    except IndexError as error:
+        return str(error)
+    return "none"
+
+
 def _talk() -> dict[str, Any]:
     """Use all functions of `distributed`, and take steps that fail on rank 1 only."""
     rank = distributed.rank()
@@ -291,6 +299,8 @@ def _talk() -> dict[str, Any]:
         "is_main": distributed.is_main(),
         "sum": distributed.all_reduce_sum(torch.tensor([1.0, 10.0 * rank])).tolist(),
         "gathered": distributed.all_gather_objects({"rank": rank}),
+        "from main": distributed.from_main(lambda: f"of rank {rank}"),
+        "error of main": _error_of_main(),
         "mean": means.read(),
         "shares of counted": _shares_of_a_count(),
         "entered": entered,

@@ -163,6 +163,13 @@ def test_sums_means_and_objects_reach_every_process(together: list[dict[str, Any
         assert one["gathered"] == [{"rank": 0}, {"rank": 1}]
 
 
+def test_a_value_or_an_error_of_the_first_process_reaches_every_process(
+    together: list[dict[str, Any]],
+) -> None:
+    assert [one["from main"] for one in together] == ["of rank 0"] * 2
+    assert [one["error of main"] for one in together] == ["list index out of range"] * 2
+
+
 def test_a_criterion_without_num_boxes_averages_the_objects_over_processes(
     together: list[dict[str, Any]],
 ) -> None:

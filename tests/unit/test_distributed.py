@@ -33,6 +33,18 @@ def test_main_first_runs_the_block_and_propagates_errors() -> None:
         raise KeyError("inside")
 
 
+def test_a_value_or_an_error_of_the_main_process_is_that_of_a_single_one() -> None:
+    assert distributed.from_main(lambda: {"a": 1}) == {"a": 1}
+    cause = KeyError("cause")
+    with pytest.raises(ValueError, match="inside") as caught:
+        distributed.from_main(lambda: _raise(ValueError("inside"), cause))
+    assert caught.value.__cause__ is cause
+
+
+def _raise(error: Exception, cause: Exception) -> None:
+    raise error from cause
+
+
 def test_the_cpu_can_always_be_chosen() -> None:
     assert distributed.choose_device("cpu") == torch.device("cpu")
 

@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 
 import numpy as np
@@ -97,6 +98,53 @@ def test_error_names_a_file_that_is_not_an_image(files):
     (files.images / "0003.png").write_text("not an image")
     with pytest.raises(ValueError, match=r"image 3 \(.*0003.png\) must be a readable image"):
         open_set(files)
+
+
+@pytest.mark.parametrize("found", ["0003.PNG", "0003.jpg"])
+def test_error_names_the_file_of_another_case_or_suffix(files, found):
+    (files.images / "0003.png").rename(files.images / found)
+    with pytest.raises(FileNotFoundError, match=f"must exist, got no such .*; found '{found}' the"):
+        open_set(files)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.parametrize("kind", ["folder", "named pipe"])
+def test_other_things_than_files_are_refused_before_they_are_opened(files, kind):
+    path = files.images / "0003.png"
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    with pytest.raises(
+        ValueError, match=rf"image 3 .*0003.png must be a regular file, .* a {kind}"
+    ):
+        open_set(files)
+
+
+def test_symbolic_links_below_the_folder_are_followed(files):
+    moved = (files.images / "0003.png").rename(files.images.parent / "elsewhere.png")
+    (files.images / "0003.png").symlink_to(moved)
+    assert open_set(files)[2].size == (96, 128)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_depths_of_formats_without_a_known_end_are_judged_by_their_headers(files, mode):
+    Image.new(mode, (128, 96)).save(files.images / "0003.png", "TIFF")
+    if mode == "F":
+        with pytest.raises(ValueError, match=r"image 3 .* must have 8 or 16 bits .* got mode F"):
+            open_set(files)
+    else:
+        with pytest.raises(ValueError, match=r"0003.png must have 8 or 16 bits per channel"):
+            open_set(files)[2]
+
+
+def test_only_the_end_of_jpeg_and_png_is_looked_for_at_the_start(files):
+    Image.open(files.images / "0003.png").save(files.images / "0003.png", "BMP")
+    content = (files.images / "0003.png").read_bytes()
+    (files.images / "0003.png").write_bytes(content[:-500])
+    with pytest.raises(ValueError, match=r"0003.png must be a readable image"):
+        open_set(files)[2]
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
