@@ -147,7 +147,7 @@ def ops(
     with _progress() as report_progress:
         report = suite.run(plan, machine, report_progress)
     if as_json:
-        echo(to_json(record.as_record(report), "report", indent=2))
+        typer.echo(to_json(record.as_record(report), "report", indent=2))
         return
     console = Console(highlight=False)
     if not console.is_terminal:  # rich would cut the columns at its default width

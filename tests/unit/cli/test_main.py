@@ -18,7 +18,7 @@ def test_help_needs_no_pytorch() -> None:
         "import sys\n"
         "from deformable_detr.cli.main import app\n"
         "commands = ('', 'train', 'evaluate', 'report', 'predict', 'convert', 'explain', 'data')\n"
-        "for command in (*commands, 'benchmark ops', 'doctor bundle'):\n"
+        "for command in (*commands, 'benchmark ops', 'doctor bundle', 'doctor env'):\n"
         "    app([*command.split(), '--help'], standalone_mode=False)\n"
         "heavy = {'torch', 'timm', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -27,7 +27,7 @@ def test_help_needs_no_pytorch() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Usage:") == 10
+    assert result.stdout.count("Usage:") == 11
 
 
 def test_the_help_of_the_root_names_every_command(run: CommandLine) -> None:
