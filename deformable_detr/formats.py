@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+TO_COCO = "convert the annotations to COCO JSON"
 _HEAD = 4096
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "a PNG image"),
@@ -28,7 +29,7 @@ def recognize(file: Path) -> str:
         if head.startswith(signature):
             return kind
     if b"\x00" in head[:64]:
-        return "a binary file, such as a safetensors file" if head[8:9] == b"{" else "a binary file"
+        return "a safetensors file" if head[8:9] == b"{" else ""
     text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     if not text:
         return "an empty file"
@@ -47,11 +48,14 @@ def recognize(file: Path) -> str:
 
 def kind_of_folder(folder: Path) -> str:
     """Return what a folder is, for an error where a file is wanted."""
-    names = [entry.name for entry in _first_entries(folder)]
+    try:
+        names = [entry.name for entry in _first_entries(folder)]
+    except OSError:  # it cannot be listed
+        return "a folder"
     if "config.yaml" in names and any(name.endswith(".pth") for name in names):
         return "a run folder"
     if any(name.endswith(".xml") for name in names):
-        return "a folder of XML files, as Pascal VOC has"
+        return f"a folder of XML files, as Pascal VOC has; {TO_COCO}"
     return "a folder"
 
 

@@ -1,5 +1,6 @@
 """`deformable-detr`: entry point that registers the subcommands and reports their errors."""
 
+import re
 import sys
 from typing import Annotated, Any
 
@@ -71,6 +72,9 @@ def main() -> None:
     set_up_output()
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
     try:
+        if empty := [one for one in arguments if not one or re.fullmatch(r"--[\w-]+=", one)]:
+            # Typer would turn it into the path of the current folder.
+            raise ValueError(f"an argument must not be empty, got {empty[0]!r}")
         code = app(arguments, standalone_mode=False)  # None, or the code of `typer.Exit`
         if code == EXIT_INTERRUPTED:
             typer.echo("interrupted", err=True)

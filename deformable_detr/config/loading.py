@@ -178,7 +178,7 @@ def _no_config(config: str | Path, path: Path) -> str:
     try:
         if given.is_dir():
             kind = kind_of_folder(given)
-            remedy = "give its config.yaml" if kind == "a run folder" else "give a file"
+            remedy = "give its config.yaml" if kind == "a run folder" else _USE
             return f"a YAML file, got {shown(given)}, {kind}; {remedy}"
         if given.is_file():
             kind = recognize(given) or "a file of another kind"

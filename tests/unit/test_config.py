@@ -136,8 +136,8 @@ OTHER_FILES = {
     "image": ("a.png", "\x89PNG\r\n\x1a\n", r"got \S+a\.png, a PNG image; data are given as"),
     "checkpoint": ("a.pth", "PK\x03\x04", r"a ZIP file, such as a checkpoint of PyTorch; data are"),
     "run folder": ("run/config.yaml", "", r"got \S+run, a run folder; give its config\.yaml$"),
-    "folder": ("d/a.txt", "", r"got \S+d, a folder; give a file$"),
-    "Pascal VOC": ("d/a.xml", "", r"got \S+d, a folder of XML files, as Pascal VOC has; give a"),
+    "folder": ("d/a.txt", "", r"got \S+d, a folder; data are given"),
+    "Pascal VOC": ("d/a.xml", "", r"got \S+d, a folder of XML files, as Pascal VOC has; convert"),
 }
 
 

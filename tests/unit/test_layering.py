@@ -24,8 +24,8 @@ ROWS = (
         *("boxes", "coco_json", "config", "distributed", "finite", "labels", "photos"),
         *("structures", "version"),
     },
-    {"arguments", "files", "formats"},
-    {"messages"},
+    {"arguments", "files"},
+    {"formats", "messages"},
 )
 ONLY_FOR_CONFIG = {"__init__", "benchmark", "builders", "cli", "detector", "workflows"}
 UPGRADE = "deformable_detr.config.upgrade"  # works on plain JSON, so that any module may use it

@@ -116,6 +116,11 @@ def test_unexpected_errors_keep_their_traceback(
         run(*WRONG)
 
 
+@pytest.mark.parametrize("argument", ["", "--out="])
+def test_an_empty_argument_is_no_path(run: CommandLine, argument: str) -> None:
+    assert run.fails("predict", argument) == f"an argument must not be empty, got {argument!r}"
+
+
 HOSTILE = "\x1b[31m\u202e\udcff\x07" + "x" * 10_000
 
 
