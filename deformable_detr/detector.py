@@ -26,6 +26,7 @@ from deformable_detr.evaluation.postprocess import (
     count_above,
     to_detections,
 )
+from deformable_detr.files import as_path
 from deformable_detr.finite import (
     NonFinitePredictionsError,
     cause_in_weights,
@@ -98,7 +99,7 @@ class Detector:
         """
         chosen = choose_device(device)
         what = f"checkpoint {path}"
-        weights = read_weights(Path(path))
+        weights = read_weights(as_path("checkpoint", path))
         config = validate_config(weights.config, source=what, ignore_unknown=True)
         if weights.assumed:
             assumed = ", ".join(weights.assumed)

@@ -9,16 +9,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deformable_detr.formats import kind_of_folder
 from deformable_detr.messages import shown
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes one slash of two; not a drive
 _KINDS = {
-    stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
+
+
+def as_path(name: str, value: str | Path) -> Path:
+    """Return a path that a user gave; raise for an empty one, which would be the current folder.
+
+    Args:
+        name: name of the argument in errors.
+        value: the path.
+
+    Raises:
+        ValueError: `value` is "".
+    """
+    if not str(value):
+        raise ValueError(f"{name} must be a path, got an empty text")
+    return Path(value)
 
 
 def require_regular_file(path: Path, what: str) -> None:
@@ -45,7 +60,8 @@ def require_regular_file(path: Path, what: str) -> None:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ValueError(f"{place} must be a path of a file, got: {reason}") from error
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        is_folder = stat.S_ISDIR(mode)
+        kind = kind_of_folder(path) if is_folder else _KINDS.get(stat.S_IFMT(mode), "another thing")
         raise ValueError(f"{place} must be a regular file, found {kind}")
 
 

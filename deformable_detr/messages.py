@@ -7,6 +7,8 @@ from typing import Any
 SHOWN = 5  # values that a list in a message gives
 _CHARACTERS = 80
 _PATH_CHARACTERS = 300
+_LINE_CHARACTERS = 2000
+_LINES = 100
 
 
 def in_brief(value: Any) -> str:
@@ -39,11 +41,39 @@ def listed(values: Sequence[object]) -> str:
     return ", ".join(map(shown, values[:SHOWN])) + more
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun in the singular or plural: "1 image", "2 boxes"."""
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith(("s", "x", "ch")):
+        return f"{number} {noun}es"
+    if noun.endswith("y"):
+        return f"{number} {noun[:-1]}ies"
+    return f"{number} {noun}s"
+
+
+def in_lines(message: str) -> str:
+    """Return a whole message for a terminal: its own line breaks stay, the rest is escaped and cut.
+
+    The last check before a message is printed. Foreign texts in it have been through `shown` or
+    `in_brief`, or they could add lines of their own.
+    """
+    lines = message.split("\n", _LINES)
+    if len(lines) > _LINES:
+        lines[-1] = f"... and {lines[-1].count(chr(10)) + 1} more lines"
+    return "\n".join(_printable_line(line) for line in lines)
+
+
 def printable(text: str) -> str:
     """Escape what a terminal would act on: control characters, bidirectional marks, surrogates."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def _printable_line(line: str) -> str:
+    text = printable(line[: _LINE_CHARACTERS + 1])
+    return text if len(text) <= _LINE_CHARACTERS else f"{text[: _LINE_CHARACTERS - 3]}..."
 
 
 def _cut(text: str) -> str:

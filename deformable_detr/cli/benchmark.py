@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from deformable_detr.cli.options import whole
+from deformable_detr.cli.terminal import echo
 
 # Commands import PyTorch code when they run, so that --help is fast.
 EXIT_LIMIT_MISSED = 1
@@ -57,7 +58,7 @@ def training(
 
     options = {"size": size, "images": images, "rounds": rounds}
     for line in measure_settings(overrides=overrides or (), **options):
-        typer.echo(line)
+        echo(line)
 
 
 @app.command()
@@ -76,7 +77,7 @@ def processes(
 
     options = {"size": size, "images": images, "rounds": rounds}
     for line in measure_processes(overrides=overrides or (), **options):
-        typer.echo(line)
+        echo(line)
 
 
 @app.command()
@@ -96,7 +97,7 @@ def layers(
     missed = False
     with _progress() as report:
         for comparison in measure(rounds, report):
-            typer.echo(comparison.describe())
+            echo(comparison.describe())
             missed |= not comparison.holds
     if missed:
         raise typer.Exit(EXIT_LIMIT_MISSED)

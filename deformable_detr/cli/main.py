@@ -1,12 +1,11 @@
 """`deformable-detr`: entry point that registers the subcommands and reports their errors."""
 
-import logging
+import re
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
+from typer import rich_utils
 
 from deformable_detr.cli import benchmark, data, doctor
 from deformable_detr.cli.convert import convert
@@ -14,11 +13,15 @@ from deformable_detr.cli.evaluate import evaluate
 from deformable_detr.cli.explain import explain
 from deformable_detr.cli.predict import predict
 from deformable_detr.cli.report import report
+from deformable_detr.cli.terminal import print_error, print_traceback, set_up_output
 from deformable_detr.cli.train import train
+from deformable_detr.messages import in_lines
 from deformable_detr.version import __version__
 
 DEBUG = "--debug"
 EXIT_ERROR = 2  # also the code of a usage error
+EXIT_INTERRUPTED = 130  # by Ctrl-C
+_UsageError: Any = typer.BadParameter.__mro__[2]  # Typer exports no common base of these errors
 
 app = typer.Typer(
     name="deformable-detr",
@@ -65,15 +68,27 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; an expected error is printed in one line, with exit code 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    """Run the command line; an expected error is printed without traceback, with exit code 2."""
+    set_up_output()
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
     try:
-        app(arguments)
-    except (ValueError, RuntimeError, OSError) as error:
+        if empty := [one for one in arguments if not one or re.fullmatch(r"--[\w-]+=", one)]:
+            # Typer would turn it into the path of the current folder.
+            raise ValueError(f"an argument must not be empty, got {empty[0]!r}")
+        code = app(arguments, standalone_mode=False)  # None, or the code of `typer.Exit`
+        if code == EXIT_INTERRUPTED:
+            typer.echo("interrupted", err=True)
+        sys.exit(code)
+    except _UsageError as error:
+        error.message = in_lines(error.message)
+        rich_utils.rich_format_error(error)
+        sys.exit(error.exit_code)
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
         if DEBUG in sys.argv:
+            sys.excepthook = print_traceback
             raise
-        message = str(error) or type(error).__name__
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(Text(f"error: {message}", style="bold red"))
+        print_error(error)
         sys.exit(EXIT_ERROR)
+    except Exception:  # a bug
+        sys.excepthook = print_traceback
+        raise

@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from deformable_detr.cli.launcher import is_main
+from deformable_detr.cli.terminal import cell
+from deformable_detr.messages import counted
 
 if TYPE_CHECKING:
     from deformable_detr.workflows.evaluation import EvaluationResult
@@ -17,7 +18,8 @@ def print_metrics(result: "EvaluationResult") -> None:
     if not is_main():
         return
     console = Console()
-    table = Table(title=f"{result.num_detections} detections in {result.num_images} images")
+    detections = counted(result.num_detections, "detection")
+    table = Table(title=f"{detections} in {counted(result.num_images, 'image')}")
     for heading in ("", "value"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("meaning")
@@ -30,7 +32,7 @@ def print_metrics(result: "EvaluationResult") -> None:
     classes.add_column("class")
     classes.add_column(name, justify="right", no_wrap=True)
     for name, value in result.per_class.items():
-        classes.add_row(escape(name), _number(value))
+        classes.add_row(cell(name), _number(value))
     console.print(classes)
 
 

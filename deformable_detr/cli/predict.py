@@ -7,6 +7,8 @@ import typer
 
 import deformable_detr
 from deformable_detr.cli.options import Checkpoint, Device, whole
+from deformable_detr.cli.terminal import echo
+from deformable_detr.messages import counted, shown
 
 
 def predict(
@@ -67,9 +69,10 @@ def predict(
     )
     num_read, num_failed = len(result.detections), len(result.failures)
     failed = f"; {num_failed} of {result.num_photos} could not be read" if num_failed else ""
-    typer.echo(f"{result.num_objects} objects in {num_read} images, see {out}{failed}")
+    found = f"{counted(result.num_objects, 'object')} in {counted(num_read, 'image')}"
+    echo(f"{found}, see {shown(out)}{failed}")
     if result.failures:
         raise ValueError(
-            f"{num_failed} of {result.num_photos} images could not be read; the others were "
-            "processed\n" + "\n".join(result.failures)
+            f"{num_failed} of {counted(result.num_photos, 'image')} could not be read; "
+            "the others were processed\n" + "\n".join(result.failures)
         )

@@ -7,6 +7,8 @@ import typer
 
 import deformable_detr
 from deformable_detr.cli.options import Device
+from deformable_detr.cli.terminal import echo
+from deformable_detr.messages import shown
 
 
 def report(
@@ -30,4 +32,4 @@ def report(
     on the validation set, as in old runs, the checkpoint is evaluated first.
     """
     page = deformable_detr.report(run_dir, overrides=overrides or (), device=device)
-    typer.echo(f"the report is {page}")
+    echo(f"the report is {shown(page)}")

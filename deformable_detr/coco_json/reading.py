@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from deformable_detr.formats import TO_COCO, recognize
+from deformable_detr.messages import shown
+
 _LARGEST_INTEGER = 2**63 - 1  # of int64, which holds ids
 
 
@@ -24,10 +27,16 @@ def read_json(file: Path, what: str) -> Any:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{what} {file} must exist, found nothing there") from error
     except RecursionError as error:
-        raise ValueError(f"{what} {file} must be JSON, got lists nested too deeply") from error
-    except ValueError as error:  # of JSON or of UTF-8
         raise ValueError(
-            f"{what} {file} must be JSON in UTF-8, got {error}; is the file whole?"
+            f"{what} {shown(file)} must be JSON, got lists nested too deeply"
+        ) from error
+    except ValueError as error:  # of JSON or of UTF-8
+        kind = recognize(file)
+        advice = f"; {TO_COCO}" if what == "annotation file" else ""
+        other = f"{kind}{advice}" if kind and kind != "a JSON file" else ""
+        raise ValueError(
+            f"{what} {shown(file)} must be JSON in UTF-8, got "
+            + (other or f"{error}; is the file whole?")
         ) from error
 
 

@@ -1,6 +1,5 @@
 """Load a RunConfig from YAML files and dotted overrides; errors name the path of the key."""
 
-import difflib
 import functools
 import json
 import logging
@@ -11,12 +10,20 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from deformable_detr.arguments import LARGEST_SEED
 from deformable_detr.config import ConfigError, RunConfig
-from deformable_detr.config.upgrade import find_renamed, upgrade
-from deformable_detr.messages import in_brief
+from deformable_detr.config.problems import (
+    describe_problems,
+    foreign_content,
+    locate,
+    schema,
+    suggest,
+    without_kinds,
+)
+from deformable_detr.config.upgrade import upgrade
+from deformable_detr.formats import kind_of_folder, recognize
+from deformable_detr.messages import in_brief, listed, shown
 
 logger = logging.getLogger(__name__)
 Overrides = Sequence[str] | Mapping[str, Any]  # "dotted.key=value", or values by dotted key
@@ -24,6 +31,11 @@ _PACKAGE = Path(__file__).parents[1]
 # The configs are inside the package in a wheel, and beside it in a checkout.
 _CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 _MAX_BASES = 3
+_SUFFIXES = (".yaml", ".yml")
+_USE = (
+    "data are given as data.train.annotations=FILE and data.train.images=DIR, weights as "
+    "--finetune-from FILE"
+)
 
 
 class _Yaml12Loader(yaml.SafeLoader):
@@ -77,9 +89,11 @@ def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> Ru
         source, layers = "config", [config.model_dump(mode="json")]
     else:
         path = find_config(config)
-        source, layers = path.name, [_defaults(), *_read_with_bases(path)]
+        source, layers = shown(path.name), [_defaults(), *_read_with_bases(path)]
     return validate_config(
-        functools.reduce(_merge, [*layers, *_as_nested(overrides)]), source=source
+        functools.reduce(_merge, [*layers, *_as_nested(overrides)]),
+        source=source,
+        overrides=_keys_of(overrides),
     )
 
 
@@ -96,11 +110,15 @@ def load_run_config(path: Path, overrides: Overrides = ()) -> RunConfig:
     content = _merge(_defaults(), upgrade(_read_yaml(path)))
     written = validate_config(content, source=path.name, ignore_unknown=True)
     merged = functools.reduce(_merge, _as_nested(overrides), written.model_dump(mode="json"))
-    return validate_config(merged, source=path.name)
+    return validate_config(merged, source=path.name, overrides=_keys_of(overrides))
 
 
 def validate_config(
-    content: Mapping[str, Any], *, source: str, ignore_unknown: bool = False
+    content: Mapping[str, Any],
+    *,
+    source: str,
+    ignore_unknown: bool = False,
+    overrides: Sequence[str] = (),
 ) -> RunConfig:
     """Validate plain content, as read from YAML or a checkpoint.
 
@@ -110,12 +128,14 @@ def validate_config(
         ignore_unknown: drop unknown keys, with one warning that lists them. For configs written by
             the package, such as a checkpoint's: a later version may have removed a setting. In
             configs written by users unknown keys are errors.
+        overrides: dotted keys of the content that were overridden, which errors name as such.
 
     Raises:
         ConfigError: a value is wrong; the message has the path of the key after `source`.
     """
     for key, number in _too_large(content, source):
-        raise ConfigError(f"{key}: must be at most {LARGEST_SEED}, got {in_brief(number)}")
+        place = locate(key.removeprefix(f"{source}.").split("."), source, overrides)
+        raise ConfigError(f"{place}: must be at most {LARGEST_SEED}, got {in_brief(number)}")
     try:
         return RunConfig.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
@@ -123,14 +143,13 @@ def validate_config(
             detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"
         ]
         if ignore_unknown and unknown:
-            paths = [_without_kinds([str(part) for part in place]) for place in unknown]
-            names = ", ".join(".".join(path) for path in paths)
+            paths = [without_kinds([str(part) for part in place]) for place in unknown]
+            names = listed([".".join(path) for path in paths])
             logger.warning("%s: unknown settings are ignored: %s", source, names)
             return validate_config(functools.reduce(_without, paths, content), source=source)
-        lines = [_describe(detail, source) for detail in error.errors()]
-        raise ConfigError("\n".join(lines)) from error
+        raise ConfigError(describe_problems(error, source, overrides)) from error
     except TypeError as error:
-        raise ConfigError(f"{source}: values must be plain YAML, got {error}") from error
+        raise ConfigError(f"{source}: values must be plain YAML, got {shown(error)}") from error
 
 
 def find_config(config: str | Path) -> Path:
@@ -140,18 +159,37 @@ def find_config(config: str | Path) -> Path:
         ConfigError: there is no such file; the message lists the known names.
     """
     path = Path(config)
-    if path.suffix in (".yaml", ".yml"):
-        if path.is_file():
+    if path.suffix in _SUFFIXES:
+        if _is_file(path):
             return path
         path = path.with_suffix("")
     candidate = _CONFIGS / f"{path}.yaml"
-    if candidate.is_file():
+    if _is_file(candidate):
         return candidate
-    names = config_names()
-    raise ConfigError(
-        f"config must be a YAML file or one of {', '.join(names)}, got {str(config)!r}"
-        + _suggest(str(path), names)
-    )
+    raise ConfigError(f"config must be {_no_config(config, path)}")
+
+
+def _no_config(config: str | Path, path: Path) -> str:
+    """Describe what was given in place of a config: another file, or an unknown name."""
+    names, given = config_names(), Path(config)
+    known = f"a YAML file or one of {', '.join(names)}, got {in_brief(str(config))}"
+    if not str(config).strip():
+        return known
+    try:
+        if given.is_dir():
+            kind = kind_of_folder(given)
+            remedy = "give its config.yaml" if kind == "a run folder" else _USE
+            return f"a YAML file, got {shown(given)}, {kind}; {remedy}"
+        if given.is_file():
+            kind = recognize(given) or "a file of another kind"
+            return f"a YAML file whose name ends in .yaml, got {shown(given)}, {kind}; {_USE}"
+    except (OSError, ValueError):  # no file can have such a name
+        return known
+    if given.suffix in _SUFFIXES:
+        return f"an existing file, or one of {', '.join(names)}, got {in_brief(str(config))}" + (
+            suggest(str(path), names)
+        )
+    return known + suggest(str(path), names)
 
 
 def config_names() -> list[str]:
@@ -187,8 +225,10 @@ def _read_with_bases(path: Path) -> list[dict[str, Any]]:
     file: Path | None = path
     while file is not None:
         if len(layers) > _MAX_BASES:
-            raise ConfigError(f"{path.name}.base: must nest at most {_MAX_BASES} deep")
+            raise ConfigError(f"{shown(path.name)}.base: must nest at most {_MAX_BASES} deep")
         content = _read_yaml(file)
+        if what := foreign_content(content):
+            raise ConfigError(f"{shown(file.name)}: {what}")
         base = content.pop("base", None)
         layers.insert(0, content)
         if base is None:
@@ -204,11 +244,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name}: must be YAML, got {_in_one_line(error)}") from error
+        raise ConfigError(f"{shown(path.name)}: must be YAML, got {_in_one_line(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path.name}: must hold keys, got {type(content).__name__}")
+        raise ConfigError(f"{shown(path.name)}: must hold keys, got {type(content).__name__}")
     return content
 
 
@@ -218,6 +258,13 @@ def _in_one_line(error: Exception) -> str:
         mark = error.problem_mark
         return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
     return " ".join(str(error).split())
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no file can have such a name
+        return False
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,7 +304,7 @@ def _without(content: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
 def _as_nested(overrides: Overrides) -> Iterator[dict[str, Any]]:
     """Yield each override as nested content, as in a file."""
     if isinstance(overrides, str):
-        raise ConfigError(f"overrides must be a list or a mapping, got {overrides!r}")
+        raise ConfigError(f"overrides must be a list or a mapping, got {in_brief(overrides)}")
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
             plain = str(value) if isinstance(value, Path) else value
@@ -266,21 +313,28 @@ def _as_nested(overrides: Overrides) -> Iterator[dict[str, Any]]:
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not all(key.split(".")):
-            raise ConfigError(f"override must be dotted.key=value, got {override!r}")
+            raise ConfigError(f"override must be dotted.key=value, got {in_brief(override)}")
         yield _nest(key, _parse_value(key, text))
+
+
+def _keys_of(overrides: Overrides) -> list[str]:
+    """Return the dotted keys of overrides that `_as_nested` accepts."""
+    return [str(one).partition("=")[0] for one in overrides]
 
 
 def _parse_value(key: str, text: str) -> Any:
     try:
         value = yaml.load(text, Loader=_Yaml12Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: must be a YAML value, got {in_brief(text)}") from error
+        raise ConfigError(
+            f"override {shown(key)}: must be a YAML value, got {in_brief(text)}"
+        ) from error
     return text if isinstance(value, int | float) and _takes_text(key) else value
 
 
 def _takes_text(key: str) -> bool:
     """Return whether a setting, given by its dotted key, is a text or a path."""
-    whole = _schema()
+    whole = schema()
     options = [whole]
     for part in key.split("."):
         fields = [option.get("properties", {}).get(part, {}) for option in options]
@@ -296,64 +350,3 @@ def _nest(key: str, value: Any) -> dict[str, Any]:
     """Nest a value below a dotted key."""
     *above, last = key.split(".")
     return functools.reduce(lambda inner, part: {part: inner}, reversed(above), {last: value})
-
-
-def _describe(detail: ErrorDetails, source: str) -> str:
-    """Describe the error of one key in one line."""
-    parts = [str(part) for part in detail["loc"]]
-    where = ".".join([source, *_without_kinds(parts)])
-    given = detail["input"]
-    match detail["type"]:
-        case "extra_forbidden":
-            if row := find_renamed(_without_kinds(parts)):
-                value = row.new_value(given)
-                text = value if isinstance(value, str) else json.dumps(value)
-                return f"{where}: has been renamed; write {row.new}: {text}"
-            names = _known_keys(parts[:-1])
-            return f"{where}: unknown key{_suggest(parts[-1], names)}"
-        case "missing":
-            return f"{where}: must be given"
-        case "union_tag_invalid":
-            expected = detail.get("ctx", {}).get("expected_tags")
-            kind = given.get("kind") if isinstance(given, dict) else given
-            return f"{where}.kind: must be one of {expected}, got {in_brief(kind)}"
-        case "value_error":
-            return f"{where}: {detail['ctx']['error']!s}"
-        case _:
-            message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            return f"{where}: must be {message[0].lower()}{message[1:]}, got {in_brief(given)}"
-
-
-@functools.cache
-def _schema() -> Mapping[str, Any]:
-    return RunConfig.model_json_schema()
-
-
-def _schema_at(parts: Sequence[str]) -> Mapping[str, Any]:
-    """Return the JSON schema of the model at the location of an error."""
-    whole = current = _schema()
-    for part in parts:
-        following = current.get("properties", {}).get(part, {})
-        if "discriminator" in current:  # this part is a kind
-            following = {"$ref": current["discriminator"]["mapping"].get(part, "")}
-        reference = str(following.get("$ref", "")).rpartition("/")[2]
-        current = whole["$defs"][reference] if reference else following
-    return current
-
-
-def _known_keys(parts: Sequence[str]) -> list[str]:
-    return list(_schema_at(parts).get("properties", {}))
-
-
-def _without_kinds(parts: Sequence[str]) -> list[str]:
-    """Remove kinds from the location of an error, which gives the path of the key in the file."""
-    return [
-        part
-        for position, part in enumerate(parts)
-        if "discriminator" not in _schema_at(parts[:position])
-    ]
-
-
-def _suggest(name: str, names: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,8 +1,8 @@
 """Operators: multi-scale deformable attention, deformable convolution.
 
 This package is the Python part; its C++ and CUDA sources are in `ops/src` at the root of the
-repository. `python -m deformable_detr.ops` prints which back-ends are available and, for the
-others, the reason.
+repository. `deformable-detr doctor env` prints which back-ends are available and, for the others,
+the reason.
 """
 
 from deformable_detr.ops.deform_conv.dispatch import deform_conv2d, offsets_from_block_layout

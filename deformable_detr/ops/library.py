@@ -1,5 +1,6 @@
 """Compiled library `_C`: loading it, devices that it supports, and calls of its operators."""
 
+import contextlib
 import importlib
 from collections.abc import Callable
 
@@ -41,6 +42,17 @@ def cpu_instruction_set() -> str:
     """Return the set that the CPU kernels use on this machine: "generic", "AVX2" or "AVX-512"."""
     name: str = torch.ops.deformable_detr.cpu_capability(-1)
     return name
+
+
+def cpu_instruction_sets() -> tuple[str, ...]:
+    """Return all sets that the CPU kernels could use on this machine; not for use in threads."""
+    in_use = cpu_instruction_set()
+    names: list[str] = []
+    with contextlib.suppress(RuntimeError):  # this processor has no more
+        while True:
+            names.append(torch.ops.deformable_detr.cpu_capability(len(names)))
+    torch.ops.deformable_detr.cpu_capability(names.index(in_use))
+    return tuple(names)
 
 
 def _architecture_obstacle(capability: tuple[int, int], device_name: str) -> str:

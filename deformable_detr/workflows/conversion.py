@@ -18,6 +18,7 @@ from deformable_detr.conversion.weights import Weights
 from deformable_detr.conversion.writing import write_weights
 from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from deformable_detr.environment import current_versions
+from deformable_detr.files import as_path
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.workflows.places import require_folder_place
@@ -82,7 +83,7 @@ def convert(
         FileExistsError: `out` exists.
         ValueError: the file does not hold a detector, or does not match the config.
     """
-    source, out = Path(source), Path(out)
+    source, out = as_path("source", source), as_path("out", out)
     if out.exists():
         raise FileExistsError(f"OUT must not exist yet, got {out}; choose another name")
     require_folder_place("OUT", out.parent)

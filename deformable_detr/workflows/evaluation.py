@@ -32,7 +32,7 @@ from deformable_detr.evaluation.coco_eval import (
     statistics_at,
 )
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
-from deformable_detr.files import write_whole
+from deformable_detr.files import as_path, write_whole
 from deformable_detr.finite import to_json
 from deformable_detr.ground_truth import EmptyBoxes, GroundTruth
 from deformable_detr.visualize.objects import draw_annotations, draw_detections, side_by_side
@@ -125,7 +125,8 @@ def evaluate(
     require_integer("num_workers", num_workers, at_least=0, at_most=MOST_WORKERS)
     require_integer("num_pictures", num_pictures, at_least=1)
     require_integer("max_detections", max_detections, at_least=1)
-    out, pictures = (None if place is None else Path(place) for place in (out, pictures))
+    out = None if out is None else as_path("out", out)
+    pictures = None if pictures is None else as_path("pictures", pictures)
     if out is not None:
         require_file_place("out", out)
     if pictures is not None:
@@ -133,8 +134,8 @@ def evaluate(
     with session(device) as chosen:
         detector = _detector(checkpoint, str(chosen))
         dataset = CocoDataset(
-            Path(images),
-            Path(annotations),
+            as_path("images", images),
+            as_path("annotations", annotations),
             label_space=detector.label_space,
             empty_boxes=empty_boxes,
             exif=exif,
@@ -191,7 +192,7 @@ def evaluate_run(
     files = RunFolder(run_folder(run_dir, config))
     settings = load_config(config, overrides)
     with session(device, timeout_s=settings.train.timeout_s) as chosen:
-        path = files.best_or_last if checkpoint is None else Path(checkpoint)
+        path = files.best_or_last if checkpoint is None else as_path("checkpoint", checkpoint)
         detector = open_detector(settings, path, chosen)
         dataset = build_dataset(
             settings, "val", label_space=detector.label_space, exif_otherwise=detector.exif
@@ -229,7 +230,10 @@ def score_results(
             below 1.
     """
     metrics = evaluate_results(
-        Path(results), Path(annotations), max_detections=max_detections, empty_boxes=empty_boxes
+        as_path("results", results),
+        as_path("annotations", annotations),
+        max_detections=max_detections,
+        empty_boxes=empty_boxes,
     )
     if metrics.num_limited:
         logger.warning(

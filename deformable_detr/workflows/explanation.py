@@ -11,6 +11,7 @@ from deformable_detr.arguments import require_integer
 from deformable_detr.detector import Detector
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
+from deformable_detr.files import as_path
 from deformable_detr.models.necks.level_fusion import LevelFusion
 from deformable_detr.photos import ImageLike, as_photo
 from deformable_detr.structures import ImageBatch
@@ -85,7 +86,7 @@ def explain(
     for number in cell or ():
         require_integer("row and column of cell", number, at_least=0)
     if out is not None:
-        require_folder_place("out", Path(out))
+        require_folder_place("out", as_path("out", out))
     with kept_torch_state(device) as chosen:
         if not isinstance(checkpoint, Detector):
             checkpoint = Detector.from_checkpoint(checkpoint, str(chosen))
@@ -103,7 +104,7 @@ def explain(
         pictures: dict[str, Image.Image] = {}
         for draw in Tracked(work, "explaining", callback=callback):
             pictures |= draw()
-    return ExplanationResult(pictures, {} if out is None else _save(pictures, Path(out)))
+    return ExplanationResult(pictures, {} if out is None else _save(pictures, as_path("out", out)))
 
 
 def _save(pictures: Mapping[str, Image.Image], folder: Path) -> dict[str, Path]:

@@ -3,6 +3,9 @@
 from pathlib import Path
 
 from deformable_detr.config import ConfigError, RunConfig
+from deformable_detr.files import as_path
+from deformable_detr.formats import TO_COCO
+from deformable_detr.messages import shown
 
 BASELINE = "deformable_detr_r50"
 
@@ -22,8 +25,8 @@ def require_folder_place(name: str, folder: Path) -> None:
             return
         if place.exists():
             raise ValueError(
-                f"{name} must be a folder, or a path where one can be created, got {folder}, "
-                f"where {place} is a file; choose another path"
+                f"{name} must be a folder, or a path where one can be created, got "
+                f"{shown(folder)}, where {shown(place)} is a file; choose another path"
             )
 
 
@@ -38,7 +41,7 @@ def require_file_place(name: str, file: Path) -> None:
         ValueError: `file` is a directory, or its parent cannot be created.
     """
     if file.is_dir():
-        raise ValueError(f"{name} must be a file, got the folder {file}; name a file in it")
+        raise ValueError(f"{name} must be a file, got the folder {shown(file)}; name a file in it")
     require_folder_place(name, file.parent)
 
 
@@ -51,7 +54,7 @@ def run_folder(
         ValueError: `run_dir` is None, and the config has no name.
     """
     if run_dir is not None:
-        return Path(run_dir)
+        return as_path("run_dir", run_dir)
     if isinstance(config, RunConfig):
         raise ValueError("run_dir must be given where config is a RunConfig, got None")
     return Path("runs") / (Path(config or BASELINE).stem + suffix)
@@ -75,7 +78,21 @@ def data_settings(folder: Path) -> dict[str, str]:
     if missing:
         raise ConfigError(
             f"data must be a folder with train.json, val.json and the image folders train and val, "
-            f"got {folder}, which lacks {', '.join(missing)}; for other layouts override "
-            "data.train.images, data.train.annotations, data.val.images and data.val.annotations"
+            f"got {shown(folder)}, {_layout(folder)}which lacks {', '.join(missing)}; for other "
+            "layouts override data.train.images, data.train.annotations, data.val.images and "
+            "data.val.annotations"
         )
     return {key: str(path) for key, path in places.items()}
+
+
+def _layout(folder: Path) -> str:
+    """Describe a folder of another layout, with what to do; "" if it is not recognized."""
+    if (folder / "Annotations").is_dir() or (folder / "JPEGImages").is_dir():
+        return f"a folder of Pascal VOC ({TO_COCO}), "
+    if (folder / "labels").is_dir() or any(
+        (folder / name).is_file() for name in ("data.yaml", "dataset.yaml", "classes.txt")
+    ):
+        return f"a folder of YOLO ({TO_COCO}), "
+    if (folder / "annotations" / "instances_train2017.json").is_file():
+        return "the layout of COCO 2017 (annotations/instances_train2017.json, train2017), "
+    return "" if folder.is_dir() else "where there is no folder, "

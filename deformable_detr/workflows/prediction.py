@@ -15,11 +15,11 @@ from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.image_names import match_images
-from deformable_detr.files import write_whole
+from deformable_detr.files import as_path, write_whole
 from deformable_detr.finite import NonFinitePredictionsError, to_json
 from deformable_detr.ground_truth import GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
-from deformable_detr.messages import SHOWN
+from deformable_detr.messages import SHOWN, shown
 from deformable_detr.photos import JPEG_SUFFIXES, Exif, photo_suffixes, read_photo
 from deformable_detr.structures import Detections
 from deformable_detr.visualize.objects import draw_detections
@@ -110,12 +110,12 @@ def predict(
     require_integer("batch_size", batch_size, at_least=1)
     if max_detections is not None:
         require_integer("max_detections", max_detections, at_least=1)
-    folder = None if out is None else Path(out)
+    folder = None if out is None else as_path("out", out)
     if folder is not None:
         require_folder_place("out", folder)
     files = find_photos([photos] if isinstance(photos, str | Path) else photos)
     pictures = {} if folder is None else picture_files(files, folder)
-    listed = None if annotations is None else read_ground_truth(Path(annotations))
+    listed = None if annotations is None else read_ground_truth(as_path("annotations", annotations))
     identities = _identities(files, listed)
     with kept_torch_state(device) as chosen:
         if not isinstance(checkpoint, Detector):
@@ -262,9 +262,11 @@ def find_photos(paths: Sequence[str | Path]) -> list[Path]:
         ValueError: a folder holds no image.
     """
     named: list[Path] = []
-    for path in map(Path, paths):
+    for path in [as_path("image or folder", one) for one in paths]:
         if not path.is_file() and not path.is_dir():
-            raise FileNotFoundError(f"image or folder {path} must exist, found nothing there")
+            raise FileNotFoundError(
+                f"image or folder {shown(path)} must exist, found nothing there"
+            )
         named += [path] if path.is_file() else _images_in(path)
     files: dict[Path, Path] = {}
     repeated = [str(one) for one in named if files.setdefault(one.resolve(), one) is not one]
@@ -290,7 +292,7 @@ def _images_in(folder: Path) -> list[Path]:
     found = "; ".join(f"{kind}: {_counted(names)}" for kind, names in passed.items())
     if not images:
         raise ValueError(
-            f"folder {folder} must hold images ({', '.join(photo_suffixes())}), found "
+            f"folder {shown(folder)} must hold images ({', '.join(photo_suffixes())}), found "
             f"{found or 'none'}"
         )
     if passed:
@@ -301,7 +303,7 @@ def _images_in(folder: Path) -> list[Path]:
 def _counted(names: Sequence[str]) -> str:
     """Return the number of names, and the first of them."""
     more = ", ..." if len(names) > NUM_NAMED else ""
-    return f"{len(names)} ({', '.join(names[:NUM_NAMED])}{more})"
+    return f"{len(names)} ({', '.join(map(shown, names[:NUM_NAMED]))}{more})"
 
 
 def picture_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
@@ -321,8 +323,8 @@ def picture_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
             picture = folder / f"{file.stem}_{number}{suffix}"
         if picture.resolve() in originals:
             raise ValueError(
-                f"out must be another folder than that of the images, got {folder}, "
-                f"where {picture.name} would be overwritten"
+                f"out must be another folder than that of the images, got {shown(folder)}, "
+                f"where {shown(picture.name)} would be overwritten"
             )
         taken.add(picture)
         pictures[file] = picture

@@ -8,6 +8,7 @@ from deformable_detr.config.loading import validate_config
 from deformable_detr.engine.checkpoints.checkpoint import load_weights
 from deformable_detr.engine.failures.bundle import FailureBundle
 from deformable_detr.engine.failures.replay import Examination, examine
+from deformable_detr.files import as_path
 from deformable_detr.workflows.session import kept_torch_state
 
 
@@ -34,7 +35,7 @@ def replay_bundle(path: str | Path) -> ReplayResult:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a bundle, or is damaged.
     """
-    found = FailureBundle.load(Path(path))
+    found = FailureBundle.load(as_path("bundle", path))
     what = f"bundle {path}"
     config = validate_config(found.config, source=what, ignore_unknown=True)
     with kept_torch_state("cpu"):

@@ -20,6 +20,7 @@ from deformable_detr.engine.run.header import describe_device
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.environment import cpu_name, current_versions, num_cores
 from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.files import as_path
 from deformable_detr.photos import Exif
 from deformable_detr.reporting.findings import Findings
 from deformable_detr.reporting.gallery import Photo
@@ -70,7 +71,7 @@ def report(
         FileNotFoundError: the folder is not a run folder, or has no checkpoint yet.
         ValueError: a file is damaged.
     """
-    files = RunFolder(Path(run_dir))
+    files = RunFolder(as_path("run_dir", run_dir))
     if not files.config.is_file():
         raise FileNotFoundError(
             f"RUN_DIR must be a run folder, got {run_dir}, which has no config.yaml; "

@@ -32,7 +32,7 @@ from deformable_detr.engine.run.tracking import Callback, TensorBoard, require_t
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import fit, total_steps
 from deformable_detr.evaluation.coco_eval import STATISTICS
-from deformable_detr.files import write_whole
+from deformable_detr.files import as_path, write_whole
 from deformable_detr.workflows.finetuning import FinetuneSource
 from deformable_detr.workflows.places import BASELINE, data_settings, run_folder
 from deformable_detr.workflows.recipe import nearest_recipe
@@ -124,7 +124,7 @@ def train(
         is_there = resume and files.config.is_file()
         config = load_run_config(files.config) if is_there else BASELINE
     if data is not None:
-        config = load_config(config, data_settings(Path(data)))
+        config = load_config(config, data_settings(as_path("data", data)))
     settings = load_config(config, overrides)
     with session(device, timeout_s=settings.train.timeout_s) as chosen:
         _train(
@@ -133,7 +133,9 @@ def train(
             chosen,
             resume=resume,
             overwrite=overwrite,
-            finetune_from=None if finetune_from is None else Path(finetune_from),
+            finetune_from=None
+            if finetune_from is None
+            else as_path("finetune_from", finetune_from),
             callback=callback,
         )
         return _result(files)

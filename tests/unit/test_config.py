@@ -30,7 +30,7 @@ WRONG = {
     ),
     "unknown key of a kind": (
         "model: {backbone: {kind: timm, name: x, depth: 50}}",
-        r"^x\.yaml\.model\.backbone\.depth: unknown key$",
+        r"^x\.yaml\.model\.backbone\.depth: unknown key of this kind; it belongs to another kind$",
     ),
     "text for a number": (
         "model: {encoder: {num_layers: '3'}}",
@@ -93,12 +93,84 @@ def test_an_error_in_a_file_names_the_path_of_the_key(tmp_path, name):
         ("train.optimizer.lr=no", r"lr: must be a valid number, got 'no'"),
         ("train.optimizer.lr=.nan", r"lr: must be a valid number, got '\.nan'"),
         ("train.epoch=3", r"train\.epoch: unknown key; did you mean 'epochs'\?"),
-        ("train.epochs=[", r"train\.epochs: must be a YAML value, got '\['"),
+        ("train.epochs=[", r"^override train\.epochs: must be a YAML value, got '\['"),
+        ("train.epochs=0", r"^override train\.epochs: must be greater than 0, got 0$"),
+        ("epochs=3", r"^override epochs: unknown key; did you mean train\.epochs\?$"),
+        ("train.lr=1", r"^override train\.lr: unknown key; did you mean train\.optimizer\.lr\?$"),
+        ("epoch=3", r"^override epoch: unknown key; did you mean train\.epochs\?$"),
+        ("annotations=a", r"did you mean data\.train\.annotations or data\.val\.annotations\?$"),
+        ("kind=timm", r"did you mean \S+kind, .* or one of \d+ more\?$"),
+        (
+            "data.train=x.json",
+            r"^override data\.train: must be set by its keys, data\.train\.images, "
+            r"data\.train\.annotations, got 'x\.json'$",
+        ),
+        ("model.backbone=timm", r"must be set by its keys, model\.backbone\.kind, got 'timm'$"),
+        ("train=5", r"must be set by its keys, train\.\S+, .* and \d+ more, got 5$"),
+        (
+            "train.total_batch=3",
+            r"^x\.yaml\.train, with override train\.total_batch: total_batch must be a multiple",
+        ),
+        ("train.seed=1" + "0" * 30, r"^override train\.seed: must be at most"),
+        ("a\x1b\n=" + "x" * 5_000_000, r"^override a\\x1b\\n: unknown key$"),
+        ("x" * 5_000_000, r"^override must be dotted\.key=value, got 'x{77}'\.\.\.$"),
     ],
 )
 def test_an_error_in_an_override_names_it(tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, "", override)
+
+
+OTHER_FILES = {
+    "data of YOLO": (
+        "data.yaml",
+        "path: ../trees\ntrain: images/train\nval: images/val\nnames: {0: tree}",
+        r"^data\.yaml: is a data file of YOLO, not a config; convert its labels to COCO JSON, and",
+    ),
+    "annotations as YAML": (
+        "coco.yaml",
+        '{"images": [], "annotations": [], "categories": []}',
+        r"^coco\.yaml: is a COCO annotation file, not a config; give it as data\.train\.annot",
+    ),
+    "annotations": ("train.json", '{"images": []}', r"got \S+train\.json, a JSON file; data are"),
+    "image": ("a.png", "\x89PNG\r\n\x1a\n", r"got \S+a\.png, a PNG image; data are given as"),
+    "checkpoint": ("a.pth", "PK\x03\x04", r"a ZIP file, such as a checkpoint of PyTorch; data are"),
+    "run folder": ("run/config.yaml", "", r"got \S+run, a run folder; give its config\.yaml$"),
+    "folder": ("d/a.txt", "", r"got \S+d, a folder; data are given"),
+    "Pascal VOC": ("d/a.xml", "", r"got \S+d, a folder of XML files, as Pascal VOC has; convert"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_another_file_in_place_of_a_config_is_recognized(tmp_path, name):
+    place, text, message = OTHER_FILES[name]
+    file = tmp_path / place
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text, encoding="latin-1")
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "last.pth").touch()
+    with pytest.raises(ConfigError, match=message):
+        load_config(file.parent if file.parent != tmp_path else file)
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 5_000_000, "a\x1b[31m", "\udcff", "no.yaml"])
+def test_a_name_that_no_config_has(name):
+    with pytest.raises(ConfigError, match=r"^config must be") as caught:
+        load_config(name)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 2000
+
+
+def test_keys_in_a_file_are_escaped_and_cut(tmp_path):
+    keys = ["a\x1b[31m", "\u202eb", "c\nd", "x" * 1000, *map(str, range(1000))]
+    text = json.dumps(dict.fromkeys(keys, 1), ensure_ascii=True)
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    lines = str(caught.value).split("\n")
+    assert len(lines) == 11
+    assert all(line.isprintable() and len(line) < 200 for line in lines)
+    assert lines[-1] == "x.yaml: 994 more problems like these"
 
 
 def test_scalars_are_those_of_yaml_1_2(tmp_path):
@@ -238,7 +310,7 @@ def test_the_config_of_a_run_folder_of_another_version_is_read(tmp_path):
     (tmp_path / "config.yaml").write_text(json.dumps(written))
     config = load_run_config(tmp_path / "config.yaml", ["train.seed=5"])
     assert (config.match_official, config.train.epochs, config.train.seed) == (True, 3, 5)
-    with pytest.raises(ConfigError, match=r"^config\.yaml\.typo: unknown key"):
+    with pytest.raises(ConfigError, match=r"^override typo: unknown key"):
         load_run_config(tmp_path / "config.yaml", ["typo=1"])
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deformable_detr.files import require_regular_file, write_whole
+from deformable_detr.files import as_path, require_regular_file, write_whole
 
 
 def write(path: Path, text: str, error: BaseException | None = None) -> None:
@@ -78,3 +78,15 @@ def test_a_link_to_a_file_passes(tmp_path: Path) -> None:
     require_regular_file(tmp_path / "link", "image")
     with pytest.raises(ValueError, match="found a device"):
         require_regular_file(Path(os.devnull), "image")
+
+
+def test_an_empty_path_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^out must be a path, got an empty text$"):
+        as_path("out", "")
+    assert as_path("out", ".") == Path()
+
+
+def test_a_folder_of_another_format_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "1.xml").touch()
+    with pytest.raises(ValueError, match=r"found a folder of XML files, as Pascal VOC has; conv"):
+        require_regular_file(tmp_path, "annotation file")

@@ -25,7 +25,7 @@ ROWS = (
         *("structures", "version"),
     },
     {"arguments", "files"},
-    {"messages"},
+    {"formats", "messages"},
 )
 ONLY_FOR_CONFIG = {"__init__", "benchmark", "builders", "cli", "detector", "workflows"}
 UPGRADE = "deformable_detr.config.upgrade"  # works on plain JSON, so that any module may use it
@@ -103,7 +103,7 @@ def test_torch_distributed_is_imported_in_one_file():
 
 
 def test_command_modules_are_imported_by_main_only():
-    shared = {"options", "outputs", "launcher"}
+    shared = {"options", "outputs", "launcher", "terminal"}
     for path in (PACKAGE / "cli").glob("*.py"):
         others = {
             module.removeprefix("deformable_detr.cli").removeprefix(".").split(".")[0]

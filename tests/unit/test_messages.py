@@ -2,7 +2,7 @@
 
 import pytest
 
-from deformable_detr.messages import in_brief, listed, printable, shown
+from deformable_detr.messages import counted, in_brief, in_lines, listed, printable, shown
 
 HOSTILE = {
     "escape": "\x1b[31mred\x1b[0m",
@@ -32,6 +32,21 @@ def test_what_can_be_read_is_kept():
     assert shown("Ärger 树 पेड़.png") == "Ärger 树 पेड़.png"
     assert in_brief("a") == "'a'"
     assert shown("a\\b") == "a\\b"
+
+
+@pytest.mark.parametrize(
+    ("noun", "plural"),
+    [("image", "images"), ("box", "boxes"), ("class", "classes"), ("category", "categories")],
+)
+def test_a_number_has_its_noun(noun, plural):
+    assert counted(1, noun) == f"1 {noun}"
+    assert counted(0, noun) == f"0 {plural}"
+    assert counted(2, noun) == f"2 {plural}"
+
+
+def test_a_message_keeps_its_own_lines():
+    assert in_lines("a\nb\tc") == "a\nb\\tc"
+    assert len(in_lines(HOSTILE["long"])) == 2000
 
 
 def test_a_value_that_has_no_repr():

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from deformable_detr.cli.terminal import cell, sentence
+from deformable_detr.messages import counted
 
 if TYPE_CHECKING:
     from deformable_detr.engine.failures.bundle import FailureBundle
@@ -59,10 +61,10 @@ def _lines(found: "FailureBundle", examination: "Examination") -> Iterator[tuple
     _, _, height, width = found.images.shape
     yield "step", f"{found.step}, rank {found.rank}, {found.precision}"
     for target in found.targets:
-        yield "image", f"id {target['image_id']}, {len(target['labels'])} objects"
+        yield "image", f"id {target['image_id']}, {counted(len(target['labels']), 'object')}"
     yield "padded size", f"{height} x {width}"
-    yield "error", escape(found.message)
-    yield "likely cause", f"[bold red]{escape(found.cause)}[/]"
+    yield "error", sentence(found.message)
+    yield "likely cause", f"[bold red]{sentence(found.cause)}[/]"
     rates = found.learning_rates.items()
     yield "learning rates", ", ".join(f"{role} {rate:g}" for role, rate in rates)
     norms = found.weight_norms
@@ -75,14 +77,15 @@ def _lines(found: "FailureBundle", examination: "Examination") -> Iterator[tuple
     )
     yield "first non-finite (this machine)", _first(examination.forward, examination.backward)
     if examination.refusal:
-        yield "loss (this machine)", escape(examination.refusal)
+        yield "loss (this machine)", sentence(examination.refusal)
     else:
         yield "loss (this machine)", f"{examination.loss:.6g}"
 
 
 def _first(forward: str, backward: str) -> str:
     """Describe the place of the first number that is not finite."""
-    return (forward and f"forward: {forward}") or (backward and f"backward: {backward}") or "none"
+    place = (forward and f"forward: {forward}") or (backward and f"backward: {backward}")
+    return sentence(place or "none")
 
 
 def _gradients(found: "FailureBundle", examination: "Examination") -> Table:
@@ -96,7 +99,7 @@ def _gradients(found: "FailureBundle", examination: "Examination") -> Table:
     table.add_column("2-norm (this machine)", justify="right")
     for name in names[: -SHOWN_GRADIENTS - 1 : -1]:
         table.add_row(
-            name, *(f"{norms[name]:.4g}" if name in norms else "-" for norms in (then, here))
+            cell(name), *(f"{norms[name]:.4g}" if name in norms else "-" for norms in (then, here))
         )
     return table
 

@@ -20,6 +20,7 @@ from rich.progress import (
 
 from deformable_detr import distributed
 from deformable_detr.engine.run.tracking import Callback
+from deformable_detr.messages import in_lines
 
 logger = logging.getLogger(__name__)
 SHOWN = ("total", "loss_class", "loss_l1", "loss_giou", "lr")  # values of a record, if present
@@ -75,7 +76,7 @@ class _Bar:
         return True
 
     def say(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False)
+        self._bar.console.print(in_lines(text), highlight=False, markup=False)
 
 
 class _NotebookLine:

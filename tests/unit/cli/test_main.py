@@ -1,10 +1,13 @@
+import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers.command_line import CommandLine
 
 from deformable_detr.cli import evaluate
+from deformable_detr.cli.terminal import PrintableFormatter, print_traceback
 from deformable_detr.version import __version__
 from deformable_detr.workflows import evaluation
 
@@ -15,7 +18,7 @@ def test_help_needs_no_pytorch() -> None:
         "import sys\n"
         "from deformable_detr.cli.main import app\n"
         "commands = ('', 'train', 'evaluate', 'report', 'predict', 'convert', 'explain', 'data')\n"
-        "for command in (*commands, 'benchmark ops', 'doctor bundle'):\n"
+        "for command in (*commands, 'benchmark ops', 'doctor bundle', 'doctor env'):\n"
         "    app([*command.split(), '--help'], standalone_mode=False)\n"
         "heavy = {'torch', 'timm', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -24,7 +27,7 @@ def test_help_needs_no_pytorch() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Usage:") == 10
+    assert result.stdout.count("Usage:") == 11
 
 
 def test_the_help_of_the_root_names_every_command(run: CommandLine) -> None:
@@ -79,7 +82,14 @@ def test_debug_raises_the_error_with_its_traceback(
     ("error", "line"),
     [
         (RuntimeError("no such GPU"), "no such GPU"),
-        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (OSError(28, "No space left", "a\nb"), "a\\nb: No space left; free space there"),
+        (NotADirectoryError(20, "Not a folder", b"a\xff"), "a\\udcff: Not a folder"),
+        (OSError(5, "Input/output error"), "a file: Input/output error"),
+        (MemoryError(), "out of memory; close other programs, or ask for less, such as smaller"),
+        (RecursionError("maximum"), "something in a file is nested too deeply; --debug shows"),
+        (ValueError("\x1b[31m\u202e\udcff"), r"\x1b[31m\u202e\udcff"),
+        (ValueError("x" * 5_000_000), "x" * 1997 + "..."),
+        (ValueError("a\n" * 1000), "a\n" * 100 + "... and 901 more lines"),
         (ValueError(), "ValueError"),
     ],
 )
@@ -92,7 +102,9 @@ def test_expected_errors_are_printed_without_traceback(
     monkeypatch.setattr(evaluate, "print_metrics", fail)
     monkeypatch.setattr(evaluation, "score_results", lambda *_, **__: None)
 
-    assert run.fails(*WRONG) == line
+    message = run.fails(*WRONG)
+    assert message.startswith(line)
+    assert len(message) <= 2000
 
 
 def test_unexpected_errors_keep_their_traceback(
@@ -102,6 +114,46 @@ def test_unexpected_errors_keep_their_traceback(
 
     with pytest.raises(TypeError):
         run(*WRONG)
+
+
+@pytest.mark.parametrize("argument", ["", "--out="])
+def test_an_empty_argument_is_no_path(run: CommandLine, argument: str) -> None:
+    assert run.fails("predict", argument) == f"an argument must not be empty, got {argument!r}"
+
+
+HOSTILE = "\x1b[31m\u202e\udcff\x07" + "x" * 10_000
+
+
+def test_a_traceback_and_a_log_line_hold_nothing_that_a_terminal_acts_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    formatter = PrintableFormatter()
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError as error:
+        caught = (type(error), error, error.__traceback__)
+    print_traceback(*caught)
+    record = logging.LogRecord("a", 20, "a", 1, HOSTILE + "%s", (Path("a\nb"),), caught)
+
+    for text in (capsys.readouterr().err, formatter.format(record)):
+        assert all(line.isprintable() and len(line) <= 2000 for line in text.split("\n"))
+        assert "Traceback" in text
+        assert r"\x1b[31m\u202e\udcff\x07xx" in text
+    record = logging.LogRecord("a", 20, "a", 1, "in %s", (Path("a\nb"),), None)
+    assert formatter.format(record) == r"in a\nb"
+
+
+@pytest.mark.parametrize(
+    "arguments", [(HOSTILE,), ("evaluate", "--" + HOSTILE), ("explain", "a", "--queries", HOSTILE)]
+)
+def test_a_usage_error_quotes_nothing_that_a_terminal_acts_on(
+    run: CommandLine, arguments: tuple[str, ...]
+) -> None:
+    outcome = run(*arguments)
+
+    assert outcome.code == 2
+    assert outcome.err.replace("\n", "").isprintable()
+    assert len(outcome.err) < 5000
 
 
 def test_an_interrupt_exits_with_code_130_and_no_traceback(
@@ -115,4 +167,4 @@ def test_an_interrupt_exits_with_code_130_and_no_traceback(
     outcome = run(*WRONG)
 
     assert outcome.code == 130
-    assert "Traceback" not in outcome.err
+    assert outcome.err == "interrupted\n"

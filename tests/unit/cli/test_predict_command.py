@@ -76,7 +76,7 @@ def test_threshold_and_classes_filter_the_detections(
 
     outcome = run("predict", photos / "b.jpg", *options, "--threshold", "1")
 
-    assert outcome.out.startswith("0 objects in 1 images")
+    assert outcome.out.startswith("0 objects in 1 image, see")
     assert json.loads((tmp_path / "out" / "detections.json").read_text()) == []
 
 

@@ -1,14 +1,11 @@
 """Choice of the back-end, and messages if the native one is not available."""
 
-import runpy
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from deformable_detr.ops import available_backends, library, ms_deform_attn
-from deformable_detr.ops.__main__ import report
 from deformable_detr.ops.ms_deformable_attention import dispatch
 
 CPU = torch.device("cpu")
@@ -75,7 +72,6 @@ def test_a_pure_install_still_lists_both_back_ends(pure_install):
     backends = available_backends()
     assert backends["reference"] == ""
     assert backends["native"].startswith("the native ops are not built")
-    assert "the native ops are not built" in report()
 
 
 def test_a_device_that_has_no_kernels_uses_the_reference_without_a_warning(recwarn):
@@ -117,18 +113,3 @@ def test_an_unsupported_gpu_is_named_with_the_remedy(compiled_for, architectures
 
 def test_a_binary_without_cuda_is_reported(compiled_for):
     assert compiled_for("", (9, 0)).startswith("the native ops are built without CUDA")
-
-
-def test_the_report_names_back_ends_and_architectures(monkeypatch, compiled_for):
-    compiled_for("sm_90 compute_120", (9, 0))
-    monkeypatch.setattr(library, "cpu_instruction_set", lambda: "AVX2")
-    text = report()
-    assert "CPU instruction set in use: AVX2" in text
-    assert "CUDA architectures compiled in: sm_90, compute_120" in text
-    assert text.splitlines()[0].split() == ["cpu", "native", "yes"]
-
-
-def test_the_report_is_printed(capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "deformable_detr.ops.__main__")
-    runpy.run_module("deformable_detr.ops", run_name="__main__")
-    assert capsys.readouterr().out == report() + "\n"

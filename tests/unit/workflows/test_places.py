@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from helpers.command_line import CommandLine
 
-from deformable_detr.workflows.places import require_file_place, require_folder_place
+from deformable_detr.config import ConfigError
+from deformable_detr.workflows.places import data_settings, require_file_place, require_folder_place
 
 
 def test_paths_that_exist_or_can_be_created_are_accepted(tmp_path: Path) -> None:
@@ -52,3 +53,26 @@ def test_commands_check_output_paths_before_the_checkpoint(
     assert (
         f"error: {option} must be a folder, or a path where one can be created, got " in outcome.err
     )
+
+
+LAYOUTS = {
+    "Pascal VOC": ("Annotations/1.xml", r"a folder of Pascal VOC \(convert the annotations"),
+    "YOLO": ("data.yaml", r"a folder of YOLO \(convert the annotations to COCO JSON\)"),
+    "labels": ("labels/train/1.txt", r"a folder of YOLO \("),
+    "COCO": ("annotations/instances_train2017.json", "the layout of COCO 2017"),
+}
+
+
+@pytest.mark.parametrize(("file", "layout"), LAYOUTS.values(), ids=LAYOUTS)
+def test_a_data_folder_of_another_layout_is_called_so(
+    tmp_path: Path, file: str, layout: str
+) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
+    with pytest.raises(ConfigError, match=rf"got .*, {layout}.*, which lacks train"):
+        data_settings(tmp_path)
+
+
+def test_a_data_folder_that_does_not_exist_is_called_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="where there is no folder, which lacks"):
+        data_settings(tmp_path / "none")
