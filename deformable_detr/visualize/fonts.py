@@ -36,7 +36,7 @@ def drawn_name(categories: LabelSpace, label: int) -> str:
         categories: categories of the labels.
         label: class label in 0..K-1.
     """
-    name = _legible(categories.names[label])
+    name = legible(categories.names[label])
     if name and font_file(name) is not None:
         return name
     if name:
@@ -55,12 +55,21 @@ def _log_missing_font() -> None:
 
 
 @lru_cache(maxsize=4096)
-def _legible(name: str) -> str:
+def legible(name: str) -> str:
+    """Return a class name in one line of at most 80 characters, all of them visible."""
     start = unicodedata.normalize("NFC", " ".join(name[: 10 * MAX_CHARACTERS].split()))
     text = "".join(one if one in JOINERS else printable(one) for one in start)
     if len(text) <= MAX_CHARACTERS:
         return text
     return text[: MAX_CHARACTERS - len(ELLIPSIS)] + ELLIPSIS
+
+
+def needs_shaping(text: str) -> bool:
+    """Return whether letters must be joined, reordered or written from right to left."""
+    return any(
+        unicodedata.category(one).startswith("M") or unicodedata.bidirectional(one) in ("R", "AL")
+        for one in text
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -69,7 +78,7 @@ def font_file(text: str) -> str | None:
 
     The font of all other text comes first, then the others of Matplotlib and of the system.
     """
-    if _needs_shaping(text) and not features.check("raqm"):
+    if needs_shaping(text) and not features.check("raqm"):
         return None
     wanted = np.array(sorted({ord(one) for one in text} - {ord(one) for one in JOINERS}))
     for file in (default_font_file(), *_other_fonts()):
@@ -81,7 +90,7 @@ def font_file(text: str) -> str | None:
 def title_text(name: str) -> str:
     """Return a drawn name as a part of a Matplotlib title: no formula, no change of direction."""
     escaped = name.replace("$", r"\$")
-    return f"{_LEFT_TO_RIGHT}{escaped}{_LEFT_TO_RIGHT}" if _needs_shaping(name) else escaped
+    return f"{_LEFT_TO_RIGHT}{escaped}{_LEFT_TO_RIGHT}" if needs_shaping(name) else escaped
 
 
 def matplotlib_families(text: str) -> list[str]:
@@ -128,11 +137,3 @@ def _characters(file: str) -> npt.NDArray[np.uint32]:
     except (OSError, RuntimeError, ValueError):
         codes = {}
     return np.fromiter(codes, dtype=np.uint32)
-
-
-def _needs_shaping(text: str) -> bool:
-    """Return whether letters must be joined, reordered or written from right to left."""
-    return any(
-        unicodedata.category(one).startswith("M") or unicodedata.bidirectional(one) in ("R", "AL")
-        for one in text
-    )
