@@ -10,6 +10,7 @@ from PIL import Image
 from deformable_detr.evaluation.error_analysis import FalsePositive, Kind
 from deformable_detr.evaluation.matched_objects import MatchedObjects
 from deformable_detr.reporting.crops import Box, Outline, crop_uri
+from deformable_detr.reporting.names import class_name
 
 MAX_PICTURES = 12
 # Okabe and Ito's colorblind-safe palette; the legend of the page has the same colors.
@@ -59,7 +60,7 @@ def false_positive_pictures(
             else Outline(_box(matched.annotated.boxes_xywh[number]), OTHER_ANNOTATED, OTHER_LINE_PX)
             for number in around
         ]
-        name = matched.names[matched.detected.labels[one.number]]
+        name = class_name(matched.names[matched.detected.labels[one.number]])
         pictures.append(
             ErrorPicture(
                 crop_uri(photo.image, box, [*outlines, Outline(box, DETECTED, LINE_PX)]),
@@ -86,7 +87,7 @@ def false_negative_pictures(
             Outline(_box(detected.boxes_xywh[other]), OTHER_DETECTED, OTHER_LINE_PX)
             for other in around
         ]
-        name = matched.names[matched.annotated.labels[number]]
+        name = class_name(matched.names[matched.annotated.labels[number]])
         pictures.append(
             ErrorPicture(
                 crop_uri(photo.image, box, [*outlines, Outline(box, ANNOTATED, LINE_PX)]),
@@ -101,7 +102,7 @@ def false_negative_pictures(
 def _explanation(matched: MatchedObjects, one: FalsePositive) -> str:
     if one.nearest is None:
         return one.kind.value
-    name = matched.names[matched.annotated.labels[one.nearest]]
+    name = class_name(matched.names[matched.annotated.labels[one.nearest]])
     what = f"annotated as {name}" if one.kind is Kind.OTHER_CLASS else one.kind.value
     return f"{what}, IoU {one.iou:.2f}"
 
@@ -112,7 +113,7 @@ def _best_detection(matched: MatchedObjects, number: int, around: npt.NDArray[np
     if not (overlaps >= MIN_SHOWN_IOU).any():
         return "no detection overlaps it"
     best = int(overlaps.argmax())
-    name = matched.names[matched.detected.labels[around[best]]]
+    name = class_name(matched.names[matched.detected.labels[around[best]]])
     return f"best detection: {name}, IoU {float(overlaps[best, 0]):.2f}"
 
 

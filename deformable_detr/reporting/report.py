@@ -21,6 +21,7 @@ from deformable_detr.reporting.gallery import (
     false_negative_pictures,
     false_positive_pictures,
 )
+from deformable_detr.reporting.names import class_name, without_controls
 from deformable_detr.visualize.charts import COLORS, Chart, Line, line_chart, to_svg
 
 SHOWN_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -79,6 +80,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("deformable_detr.reporting", "."),
         autoescape=True,
+        finalize=without_controls,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -135,7 +137,7 @@ def _precision_charts(findings: Findings) -> list[Chart]:
     charts = [draw("Precision and recall, mean of the classes", by_iou)]
     by_class = [
         Line(
-            f"{name}, AP {curves.precision[0, :, label].mean():.3f}",
+            f"{class_name(name)}, AP {curves.precision[0, :, label].mean():.3f}",
             list(zip(recalls, curves.precision[0, :, label].tolist(), strict=True)),
         )
         for label, name in enumerate(findings.matched.names)

@@ -9,6 +9,7 @@ import numpy as np
 
 from deformable_detr.evaluation.error_analysis import FalsePositive, Kind, confusion_matrix
 from deformable_detr.reporting.findings import Findings
+from deformable_detr.reporting.names import class_name
 from deformable_detr.visualize.charts import Stack
 
 MAX_MATRIX = 12  # a matrix of more classes is illegible
@@ -72,7 +73,7 @@ def scores_by_class(findings: Findings) -> list[ClassRow]:
     ap50 = findings.curves.precision[0].mean(0)  # all -1 for a class without objects
     rows = [
         ClassRow(
-            name,
+            class_name(name),
             int(objects[label]),
             findings.metrics.class_ap[name],
             float(ap50[label]),
@@ -138,7 +139,7 @@ def matrix_rows(findings: Findings) -> list[tuple[str, list[Cell]]] | None:
                 for column, count in enumerate(counts[row])
             ],
         )
-        for row, name in enumerate([*names, NOTHING])
+        for row, name in enumerate([*map(class_name, names), NOTHING])
     ]
 
 
@@ -152,8 +153,8 @@ def top_confusions(findings: Findings) -> list[Confusion]:
     order = np.argsort(-pairs, axis=None, kind="stable")[:MAX_CONFUSIONS]
     return [
         Confusion(
-            names[row],
-            names[column],
+            class_name(names[row]),
+            class_name(names[column]),
             int(pairs[row, column]),
             float(pairs[row, column] / totals[row]),
         )

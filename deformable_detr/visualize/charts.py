@@ -7,6 +7,7 @@ with `line` or `part`, and `axis`.
 import io
 import math
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ SVG_FONT_SIZE = 12  # as in the page's style sheet
 PNG_INCHES, PNG_DPI = (5.5, 4.2), 130
 MARKER_SIZE = 4.5
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
+LOG_STEPS = (1, 2, 5)  # on a logarithmic axis
 BAR_WIDTH = 0.72  # relative to the distance between bars
 
 Point = tuple[float, float]
@@ -200,13 +202,28 @@ def _scale(axes: Axes, chart: Chart) -> None:
         )
     if chart.log_y and chart.lines:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=LOG_STEPS))
+        values = [y for line in chart.lines for _, y in line.points]
+        low, high = _log_tick(min(values), above=False), _log_tick(max(values), above=True)
+        # Else Matplotlib labels a narrow range with long numbers, which cover the axis title.
+        if sys.float_info.min < low and high <= min(10 * low, sys.float_info.max):
+            axes.set_ylim(low, high)
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=STEPS, integer=bool(chart.stacks)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _text(value)))
     if chart.y_range is not None:
         axes.set_ylim(*chart.y_range)
+
+
+def _log_tick(value: float, *, above: bool) -> float:
+    """Return the tick of a logarithmic axis next to a positive value, on one side of it."""
+    decade = 10.0 ** math.floor(math.log10(value))
+    ticks = [step * decade for step in (*LOG_STEPS, 10)]
+    beside = [tick for tick in ticks if (tick > value if above else tick < value)]
+    if not beside:  # the value is a power of ten
+        return 20 * decade if above else decade / 2
+    return beside[0] if above else beside[-1]
 
 
 def _has_markers(line: Line, chart: Chart) -> bool:

@@ -11,6 +11,7 @@ Rectangle = tuple[float, float, float, float]  # left, top, right, bottom, in pi
 MAX_HIDDEN_SHARE = 0.25
 # A box with less than this many times the area of its label has the label outside.
 MIN_BOX_IN_LABELS = 4.0
+MAX_LABELS = 2000  # more are not tried: the time grows with their number times that of boxes
 
 
 def place_labels(
@@ -27,25 +28,45 @@ def place_labels(
         picture: (width, height) of the picture.
 
     Returns:
-        R rectangles, None for a label that does not fit.
+        R rectangles, None for a label that does not fit, and for those after `MAX_LABELS`.
     """
     all_boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    placed: list[Rectangle] = []
+    most_hidden = MAX_HIDDEN_SHARE * _areas(all_boxes)
+    placed = np.empty((len(boxes), 4))
+    num_placed = 0
     places: list[Rectangle | None] = []
     for number, (box, size) in enumerate(zip(boxes, sizes, strict=True)):
-        others = np.delete(all_boxes, number, axis=0)
-        place = next(
-            (
-                candidate
-                for candidate in _candidates(box, size, picture)
-                if not _hides(candidate, others, placed)
-            ),
-            None,
-        )
-        if place is not None:
-            placed.append(place)
-        places.append(place)
+        limits = most_hidden.copy()
+        limits[number] = np.inf  # a label may hide its own box
+        for candidate in _candidates(box, size, picture) if number < MAX_LABELS else ():
+            hides_label = (_overlap(candidate, placed[:num_placed]) > 0).any()
+            if not hides_label and not (_overlap(candidate, all_boxes) > limits).any():
+                placed[num_placed] = candidate
+                num_placed += 1
+                places.append(candidate)
+                break
+        else:
+            places.append(None)
     return places
+
+
+def place_note(
+    size: tuple[float, float], taken: Sequence[Rectangle], picture: tuple[int, int]
+) -> Rectangle | None:
+    """Place a note in the corner of the picture where it hides least; None if it does not fit.
+
+    Args:
+        size: (width, height) of the note.
+        taken: rectangles that should stay visible.
+        picture: (width, height) of the picture.
+    """
+    right, bottom = picture[0] - 1 - size[0], picture[1] - 1 - size[1]
+    if right < 0 or bottom < 0:
+        return None
+    corners = [(left, top) for top in (bottom, 0.0) for left in (right, 0.0)]
+    places = [(left, top, left + size[0], top + size[1]) for left, top in corners]
+    rectangles = np.array(taken, dtype=np.float64).reshape(-1, 4)
+    return min(places, key=lambda place: float(_overlap(place, rectangles).sum()))
 
 
 def _candidates(
@@ -66,19 +87,18 @@ def _candidates(
     ]
 
 
-def _hides(place: Rectangle, others: npt.NDArray[np.float64], placed: Sequence[Rectangle]) -> bool:
-    if placed and _overlap(place, np.array(placed)).max() > 0:
-        return True
-    areas = (others[:, 2] - others[:, 0]) * (others[:, 3] - others[:, 1])
-    return bool((_overlap(place, others) > MAX_HIDDEN_SHARE * areas).any())
-
-
 def _overlap(place: Rectangle, rectangles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the area that `place` shares with each of (R, 4) rectangles."""
     width = np.minimum(place[2], rectangles[:, 2]) - np.maximum(place[0], rectangles[:, 0])
     height = np.minimum(place[3], rectangles[:, 3]) - np.maximum(place[1], rectangles[:, 1])
     shared: npt.NDArray[np.float64] = width.clip(min=0) * height.clip(min=0)
     return shared
+
+
+def _areas(rectangles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    sides = rectangles[:, 2:] - rectangles[:, :2]
+    areas: npt.NDArray[np.float64] = sides[:, 0] * sides[:, 1]
+    return areas
 
 
 def _area(rectangle: Rectangle) -> float:

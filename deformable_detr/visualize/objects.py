@@ -2,25 +2,30 @@
 
 import colorsys
 import math
+from bisect import bisect
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
+from typing import NamedTuple
 
-import matplotlib
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from deformable_detr.finite import require_finite_values
+from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import Detections
-from deformable_detr.visualize.label_layout import Rectangle, place_labels
+from deformable_detr.visualize.fonts import ELLIPSIS, drawn_name, font, font_file
+from deformable_detr.visualize.label_layout import Rectangle, place_labels, place_note
 
 Color = tuple[int, int, int]
 
 # Smaller images are enlarged by an integer factor, or text would hide the objects.
 MIN_LONG_SIDE_PX = 900
 LINE_SHARE = 1 / 350  # relative to the mean of the picture's sides
+RIM_SHARE = 1 / 3  # relative to the line, on both sides of it
 FONT_SHARE = 1 / 55
 MIN_FONT_PX = 12
+MAX_ELONGATION = 4  # a strip has lines and text of the picture with the same short side
+# A label is cut at half of the picture's width, but not below this many times the font size.
+MIN_LABEL_FONTS = 20
 MAX_LABEL_SHARE = 0.15  # of the picture; if scores of a single class need more, they are omitted
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # as a step in hue, keeps all hues apart
 DARK_LUMA = 150  # text on a brighter color is black
@@ -38,34 +43,43 @@ def class_color(label: int) -> Color:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+class _Label(NamedTuple):
+    """Texts of a label: class name and score, either may be empty."""
+
+    name: str
+    score: str
+
+
 def draw_detections(
-    image: Image.Image, detections: Detections, names: Sequence[str]
+    image: Image.Image, detections: Detections, categories: LabelSpace
 ) -> Image.Image:
     """Draw detections on a copy of an image.
 
     Args:
         image: RGB image of the detections.
         detections: detections with boxes in pixels of `image`, best first.
-        names: K class names; with a single class the labels show only the score, and nothing
-            if there are many small objects.
+        categories: categories of the K labels. With a single one the labels show only the score,
+            and nothing if there are many small objects. `drawn_name` tells which names are shown.
 
     Returns:
         RGB picture: the image, enlarged by an integer factor if it is small. A label that would
-        hide another label, or much of another object, is omitted.
+        hide another label, or much of another object, is omitted; a note such as "+12 labels" in
+        a corner counts them.
 
     Raises:
         ValueError: a box or a score is not finite.
     """
     require_finite_values(detections.scores, "scores")
-    labels = detections.labels.tolist()
-    scores = [f"{score:.2f}" for score in detections.scores.tolist()]
-    if len(names) > 1:
-        scores = [f"{names[label]} {score}" for label, score in zip(labels, scores, strict=True)]
-    return _draw(image, detections.boxes_xyxy, labels, scores, omit_if_crowded=len(names) == 1)
+    labels, is_single = detections.labels.tolist(), categories.num_classes == 1
+    texts = [
+        _Label("" if is_single else drawn_name(categories, label), f"{score:.2f}")
+        for label, score in zip(labels, detections.scores.tolist(), strict=True)
+    ]
+    return _draw(image, detections.boxes_xyxy, labels, texts, omit_if_crowded=is_single)
 
 
 def draw_annotations(
-    image: Image.Image, boxes_xyxy: Tensor, labels: Tensor, names: Sequence[str]
+    image: Image.Image, boxes_xyxy: Tensor, labels: Tensor, categories: LabelSpace
 ) -> Image.Image:
     """Draw annotated objects on a copy of an image; see `draw_detections`.
 
@@ -73,15 +87,15 @@ def draw_annotations(
         image: RGB image of the objects.
         boxes_xyxy: (T, 4) corners in pixels of `image`.
         labels: (T,) class labels in 0..K-1.
-        names: K class names; with a single class no labels are drawn.
+        categories: categories of the K labels; with a single one no labels are drawn.
     """
-    numbers = labels.tolist()
-    texts = [names[number] if len(names) > 1 else "" for number in numbers]
+    numbers, is_single = labels.tolist(), categories.num_classes == 1
+    texts = [_Label("" if is_single else drawn_name(categories, one), "") for one in numbers]
     return _draw(image, boxes_xyxy, numbers, texts, omit_if_crowded=False)
 
 
 def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
-    """Arrange pictures of one size in a row, with captions above them."""
+    """Arrange pictures of one size in a row, with captions above them, cut to their width."""
     width, height = pictures[0].size
     font_size = _font_size(pictures[0])
     bar, gap = 2 * font_size, max(2, font_size // 3)
@@ -92,7 +106,8 @@ def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Im
         left = column * (width + gap)
         row.paste(picture, (left, bar))
         place = (left + font_size / 2, bar / 2)
-        canvas.text(place, caption, fill=WHITE, font=_font(font_size), anchor="lm")
+        text = _cut(caption, font_size, width - font_size)
+        canvas.text(place, text, fill=WHITE, font=font(None, font_size), anchor="lm")
     return row
 
 
@@ -100,35 +115,93 @@ def _draw(
     image: Image.Image,
     boxes_xyxy: Tensor,
     labels: Sequence[int],
-    texts: Sequence[str],
+    texts: Sequence[_Label],
     *,
     omit_if_crowded: bool,
 ) -> Image.Image:
     require_finite_values(boxes_xyxy, "boxes")
     picture, factor = _enlarge(image)
     canvas = ImageDraw.Draw(picture)
-    line = max(2, round(_mean_side(picture) * LINE_SHARE))
+    line = max(2, round(_typical_side(picture) * LINE_SHARE))
     boxes = [_inside(box, picture, line) for box in (boxes_xyxy * factor).tolist()]
     # The best is drawn last, on top.
     for box, label in reversed(list(zip(boxes, labels, strict=True))):
-        canvas.rectangle(box, outline=class_color(label), width=line)
+        _draw_box(canvas, box, class_color(label), line)
 
     font_size = _font_size(picture)
-    padding = max(2, font_size // 5)
-    sizes = [_plate_size(text, font_size, padding) for text in texts]
+    texts = [_fitted(text, font_size, picture.width) for text in texts]
+    sizes = [_plate_size(text, font_size) for text in texts]
     area = sum(width * height for width, height in sizes)
-    if omit_if_crowded and area > MAX_LABEL_SHARE * picture.width * picture.height:
-        return picture
-    for place, label, text in zip(
-        place_labels(boxes, sizes, picture.size), labels, texts, strict=True
-    ):
+    places: list[Rectangle | None] = [None] * len(boxes)
+    if not omit_if_crowded or area <= MAX_LABEL_SHARE * picture.width * picture.height:
+        places = place_labels(boxes, sizes, picture.size)
+    for place, label, text in zip(places, labels, texts, strict=True):
         if place is not None:
-            left, top, _, bottom = place
-            color = class_color(label)
-            canvas.rectangle(place, fill=color)
-            anchor = (left + padding, (top + bottom) / 2)
-            canvas.text(anchor, text, fill=_ink(color), font=_font(font_size), anchor="lm")
+            _draw_plate(canvas, place, text, class_color(label), font_size)
+    omitted = sum(place is None and any(text) for place, text in zip(places, texts, strict=True))
+    if omitted:
+        kind = "score" if omit_if_crowded else "label"
+        note = _Label("", f"+{omitted} {kind}{'s' if omitted > 1 else ''}")
+        taken = [*boxes, *(place for place in places if place is not None)]
+        corner = place_note(_plate_size(note, font_size), taken, picture.size)
+        if corner is not None:
+            _draw_plate(canvas, corner, note, CAPTION_BACKGROUND, font_size)
     return picture
+
+
+def _draw_box(canvas: ImageDraw.ImageDraw, box: Rectangle, color: Color, line: int) -> None:
+    """Draw a box with rims inside and outside, so that it is visible on any image."""
+    rim = max(1, round(line * RIM_SHARE))
+    left, top, right, bottom = box
+    outside = (left - rim, top - rim, right + rim, bottom + rim)
+    canvas.rectangle(outside, outline=_ink(color), width=line + 2 * rim)
+    canvas.rectangle(box, outline=color, width=line)
+
+
+def _draw_plate(
+    canvas: ImageDraw.ImageDraw, place: Rectangle, text: _Label, color: Color, font_size: int
+) -> None:
+    left, top, _, bottom = place
+    canvas.rectangle(place, fill=color, outline=_ink(color))
+    # Fonts differ in height, but share the line that letters stand on.
+    ascent, descent = font(None, font_size).getmetrics()
+    x, y = left + _padding(font_size), (top + bottom + ascent - descent) / 2
+    for part, face in _parts(text):
+        drawn_with = font(face, font_size)
+        canvas.text((x, y), part, fill=_ink(color), font=drawn_with, anchor="ls")
+        x += drawn_with.getlength(part)
+
+
+def _parts(text: _Label) -> list[tuple[str, str | None]]:
+    """Return the parts of a label, from left to right, and their font files.
+
+    The score is a part of its own, as the name may be written from right to left.
+    """
+    space = " " if text.name and text.score else ""
+    parts = [(text.name, font_file(text.name)), (space + text.score, None)]
+    return [(part, face) for part, face in parts if part]
+
+
+def _fitted(text: _Label, font_size: int, width: int) -> _Label:
+    """Cut the name so that the label has a sensible width in a picture of `width` pixels."""
+    if not text.name:
+        return text
+    longest = min(width - 1, max(width / 2, MIN_LABEL_FONTS * font_size))
+    rest = _plate_size(_Label("", f" {text.score}"), font_size)[0]
+    return _Label(_cut(text.name, font_size, longest - rest), text.score)
+
+
+def _cut(text: str, font_size: int, width: float) -> str:
+    """Return a text, or its beginning with an ellipsis, of at most `width` pixels."""
+    face = font(font_file(text), font_size)
+    if face.getlength(text) <= width:
+        return text
+
+    def shortened(count: int) -> str:
+        return text[:count].rstrip() + ELLIPSIS if count else ""
+
+    fits = bisect(range(1, len(text)), width, key=lambda count: face.getlength(shortened(count)))
+    return shortened(fits)
 
 
 def _enlarge(picture: Image.Image) -> tuple[Image.Image, int]:
@@ -149,26 +222,25 @@ def _span(low: float, high: float, limit: int, least: int) -> tuple[float, float
     return low, max(min(high, limit - 1), low + least)
 
 
-def _plate_size(text: str, font_size: int, padding: int) -> tuple[float, float]:
+def _plate_size(text: _Label, font_size: int) -> tuple[float, float]:
     """Return the (width, height) of the plate behind a text; (0, 0) for no text."""
-    if not text:
+    parts = _parts(text)
+    if not parts:
         return 0, 0
-    return _font(font_size).getlength(text) + 2 * padding, font_size + 2 * padding
+    width = sum(font(face, font_size).getlength(part) for part, face in parts)
+    return width + 2 * _padding(font_size), font_size + 2 * _padding(font_size)
 
 
-def _mean_side(picture: Image.Image) -> float:
-    return (picture.width + picture.height) / 2
+def _padding(font_size: int) -> int:
+    return max(2, font_size // 5)
+
+
+def _typical_side(picture: Image.Image) -> float:
+    return min((picture.width + picture.height) / 2, MAX_ELONGATION * min(picture.size))
 
 
 def _font_size(picture: Image.Image) -> int:
-    return max(MIN_FONT_PX, round(_mean_side(picture) * FONT_SHARE))
-
-
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Shipped with matplotlib; has Greek, Cyrillic and accented letters.
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
-    return ImageFont.truetype(str(path), size)
+    return max(MIN_FONT_PX, round(_typical_side(picture) * FONT_SHARE))
 
 
 def _ink(background: Color) -> Color:

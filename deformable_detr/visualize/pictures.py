@@ -1,6 +1,7 @@
 """Draw sampling points, receptive fields and level weights on images."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,20 +13,23 @@ from PIL import Image
 from torch import Tensor
 
 from deformable_detr.finite import require_finite_values
+from deformable_detr.labels import LabelSpace
 from deformable_detr.visualize.attention import QueryAttention
+from deformable_detr.visualize.fonts import drawn_name, matplotlib_families, title_text
 from deformable_detr.visualize.receptive_field import ReceptiveField
 
 DPI = 100
 LONG_SIDE_INCHES = 10.0  # of the image in a figure
 PANEL_INCHES = 3.2  # long side of each of several images in a figure
 MARGIN_INCHES = 1.6  # for titles and the colorbar
+TITLE_CHARACTERS_PER_INCH, MIN_TITLE_CHARACTERS = 12, 24  # a longer one has several lines
 MARKERS = ("o", "s", "^", "D", "v", "p", "h", "8")  # by level, finest first
 HIGHLIGHT = "#39ff14"
 COLORMAP = "plasma"
 INNER_SHARE, OUTER_SHARE = 0.5, 0.95  # of the strength of a receptive field, as squares
 
 
-def draw_query(image: Image.Image, look: QueryAttention, names: Sequence[str]) -> Image.Image:
+def draw_query(image: Image.Image, look: QueryAttention, categories: LabelSpace) -> Image.Image:
     """Draw the sampling points of a query, as in figure 6 of the Deformable DETR paper.
 
     Color shows the attention weight, the marker the level, the cross the reference point and the
@@ -34,7 +38,7 @@ def draw_query(image: Image.Image, look: QueryAttention, names: Sequence[str]) -
     Args:
         image: RGB image.
         look: attention of a query in the image.
-        names: K class names.
+        categories: categories of the K labels.
     """
     width, height = image.size
     figure, axes = _figure(image)
@@ -68,10 +72,14 @@ def draw_query(image: Image.Image, look: QueryAttention, names: Sequence[str]) -
     x, y = look.reference_point.tolist()
     _cross(axes, x * width, y * height)
     inside = (points >= 0).all(-1) & (points[..., 0] <= width) & (points[..., 1] <= height)
-    axes.set_title(
-        f"{names[look.label]} {look.score:.2f}: {M} heads x {L} levels x {P} points, "
+    name = drawn_name(categories, look.label)
+    title = (
+        f"{title_text(name)} {look.score:.2f}: {M} heads x {L} levels x {P} points, "
         f"{int((~inside).sum())} outside the image"
     )
+    inches = figure.get_figwidth() - MARGIN_INCHES
+    columns = max(MIN_TITLE_CHARACTERS, int(inches * TITLE_CHARACTERS_PER_INCH))
+    axes.set_title(textwrap.fill(title, columns), family=matplotlib_families(name))
     legend = axes.legend(loc="upper right", fontsize=8, framealpha=0.7)
     for handle in filter(None, legend.legend_handles):  # markers only; colors show weights
         handle.set(array=None, facecolor="white", edgecolor="black")

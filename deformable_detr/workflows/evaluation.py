@@ -386,14 +386,14 @@ def _write_pictures(
 ) -> None:
     """Draw annotated and detected objects side by side, for `count` evenly spaced images."""
     folder.mkdir(parents=True, exist_ok=True)
-    names, table = dataset.label_space.names, evaluator.table
+    categories, table = dataset.label_space, evaluator.table
     count = min(count, len(dataset))
     for index in (number * len(dataset) // count for number in range(count)):
         sample = dataset[index]
         found = table.of_image(sample.image_id, dataset.label_space).above(DEFAULT_THRESHOLD)
         pictures = [
-            draw_annotations(sample.image, sample.boxes_xyxy, sample.labels, names),
-            draw_detections(sample.image, found, names),
+            draw_annotations(sample.image, sample.boxes_xyxy, sample.labels, categories),
+            draw_detections(sample.image, found, categories),
         ]
         captions = [
             f"annotated: {len(sample.labels)}",

@@ -127,10 +127,10 @@ class _View:
 
     def queries(self, count: int) -> dict[str, Image.Image]:
         """Draw the attention of the best detections in the last decoder layer."""
-        names = self._detector.label_space.names
+        categories = self._detector.label_space
         looks = self._detector.explain(self._image, queries=count)
         return {
-            f"query_{rank}": draw_query(self._image, look, names)
+            f"query_{rank}": draw_query(self._image, look, categories)
             for rank, look in enumerate(looks, start=1)
         }
 

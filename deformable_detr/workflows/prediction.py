@@ -140,7 +140,7 @@ def predict(
             batch_size=batch_size,
         )
         tracked = Tracked(found, "predicting", total=len(files), callback=callback)
-        detections = _collect(tracked, reader, pictures, checkpoint.label_space.names)
+        detections = _collect(tracked, reader, pictures, checkpoint.label_space)
     if not detections:
         raise ValueError(_nothing_read(reader.failures))
     ordered = {file: detections[file] for file in files if file in detections}
@@ -157,7 +157,7 @@ def _collect(
     found: Iterable[tuple[int, Detections]],
     reader: "_Reader",
     pictures: Mapping[Path, Path],
-    names: Sequence[str],
+    categories: LabelSpace,
 ) -> dict[Path, Detections]:
     """Collect the detections by image file; draw each image that has a picture file at once."""
     for folder in {picture.parent for picture in pictures.values()}:
@@ -167,7 +167,7 @@ def _collect(
         file, photo = reader.take(position)
         detections[file] = one
         if file in pictures:
-            draw_detections(photo, one, names).save(pictures[file], quality=JPEG_QUALITY)
+            draw_detections(photo, one, categories).save(pictures[file], quality=JPEG_QUALITY)
     return detections
 
 

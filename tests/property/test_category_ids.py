@@ -88,7 +88,7 @@ def check_round_trip(folder: Path, ids: list[int], *, match_official: bool) -> N
         assert set(table.category_ids.tolist()) <= annotated(files)[index + 1]
         everything = DetectionTable.from_detections(sample.image_id, found, space)
         assert set(everything.category_ids.tolist()) == set(ids)
-        assert draw_detections(sample.image, found, space.names).width > 0
+        assert draw_detections(sample.image, found, space).width > 0
 
 
 @settings(max_examples=4)

@@ -93,6 +93,6 @@ def test_a_batch_has_the_expected_shape_at_each_step(tmp_path):
     assert found[0].scores.shape == found[0].labels.shape == (R,)
     assert found[0].boxes_xyxy.shape == (R, 4)
 
-    picture = draw_detections(sample.image, found[0], dataset.label_space.names)
+    picture = draw_detections(sample.image, found[0], dataset.label_space)
     assert picture.width * 96 == picture.height * 128
     assert torch.isfinite(found[0].boxes_xyxy).all()

@@ -197,6 +197,31 @@ def test_text_of_users_is_escaped(tmp_path: Path) -> None:
     assert HOSTILE in page.by_id("precision").text  # the legend of a chart
 
 
+def test_foreign_names_stay_in_their_place_on_the_page(tmp_path: Path) -> None:
+    hebrew = "\u05db\u05dc\u05d1"
+    names = {
+        "L" * 3000: "L" * 77 + "...",
+        "a\x1b[31m\u202eb\n\0": "a\\x1b[31m\\u202eb \\x00",
+        hebrew: f"\u2068{hebrew}\u2069",
+        "\ud800": "\\ud800",
+        "": "(no name)",
+        "\u732b": "\u732b",
+    }
+    table, annotations, _ = simulate(tmp_path, classes=list(names), num_images=12)
+    facts = replace(FACTS, name="run\u202e\ud800", config="a: \x1b\nb: 1\n")
+    path = tmp_path / "report.html"
+    page = page_of(path, facts, findings_of(table, annotations))
+
+    [classes] = page.by_id("classes").all("table")
+    [matrix] = page.by_id("confusion").all("table")
+    assert {row[0] for row in cells(classes)[1:]} == set(names.values())
+    assert cells(matrix)[0] == ["", *names.values(), "background"]
+    assert page.all("pre")[0].text == "a: \\x1b\nb: 1\n"
+    text = path.read_text("utf-8")
+    assert re.findall("[^\n\u2068\u2069\x20-\x7e\u05d0-\u05ea\u732b]", text) == []
+    assert not re.search("L{81}", text)
+
+
 def test_page_of_many_classes_and_records_is_small(tmp_path: Path) -> None:
     classes = [f"a class with a long name, number {number}" for number in range(1203)]
     table, annotations, _ = simulate(tmp_path, classes=classes, num_images=50)

@@ -63,6 +63,19 @@ def test_equal_factors_are_equal_steps_of_a_logarithmic_axis() -> None:
     assert {"0.01", "0.1", "1"} < set(ticks(svg))
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [((7.26018,), ["5", "10"]), ((7.26018, 7.26019), ["5", "10"]), ((1.0,), ["0.5", "1", "2"])],
+)
+def test_narrow_range_of_a_logarithmic_axis_has_short_ticks(
+    values: tuple[float, ...], expected: list[str]
+) -> None:
+    line = Line("a", list(enumerate(values)))
+    svg = drawn(line_chart("title", [line], x_label="", y_label="", log_y=True))
+
+    assert ticks(svg)[-len(expected) :] == expected
+
+
 def test_long_line_is_averaged_with_a_note() -> None:
     points = [(step, step % 2) for step in range(2 * MAX_POINTS)]
     chart = line_chart("title", [Line("a", points)], x_label="", y_label="", y_range=(0, 1))

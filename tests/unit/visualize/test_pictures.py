@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
+from deformable_detr.labels import LabelSpace
 from deformable_detr.visualize.attention import QueryAttention
 from deformable_detr.visualize.pictures import (
     HIGHLIGHT,
@@ -15,6 +16,7 @@ from deformable_detr.visualize.pictures import (
 from deformable_detr.visualize.receptive_field import ReceptiveField
 
 GRAY = (90, 90, 90)
+CATEGORIES = LabelSpace((7, 8), ("cat", "dog"))
 Mask = npt.NDArray[np.bool_]
 
 
@@ -63,10 +65,28 @@ def _attention(points: torch.Tensor, weights: torch.Tensor) -> QueryAttention:
 def test_query_is_drawn_with_its_box() -> None:
     attention = _attention(torch.full((2, 1, 2, 2), 0.5), torch.full((2, 1, 2), 0.5))
 
-    picture = draw_query(_photo(), attention, ("cat", "dog"))
+    picture = draw_query(_photo(), attention, CATEGORIES)
 
     box = _places(_near(picture, ImageColor.getrgb(HIGHLIGHT)), picture)
     assert box == pytest.approx((0.3, 0.2, 0.7, 0.8), abs=0.01)
+
+
+@pytest.mark.parametrize("size", [(400, 300), (20, 300)])
+@pytest.mark.parametrize(
+    ("name", "shown"), [("$x^{2$", "$x^{2$"), ("L" * 3000, "L" * 77 + "..."), ("a\n b", "a b")]
+)
+def test_name_that_is_no_plain_text_is_shown_in_the_title(
+    name: str, shown: str, size: tuple[int, int]
+) -> None:
+    attention = _attention(torch.full((2, 1, 2, 2), 0.5), torch.full((2, 1, 2), 0.5))
+    pictures = [
+        draw_query(_photo(*size), attention, LabelSpace((7, 8), ("cat", one)))
+        for one in (name, shown)
+    ]
+
+    assert pictures[0].tobytes() == pictures[1].tobytes()
+    [edges] = {tuple(np.asarray(pictures[0])[:30, [0, -1]].min(axis=(0, 2)))}
+    assert edges == (255, 255), "the title must end before the edges"
 
 
 def test_point_of_the_largest_weight_is_drawn_in_the_brightest_color() -> None:
@@ -74,7 +94,7 @@ def test_point_of_the_largest_weight_is_drawn_in_the_brightest_color() -> None:
     points[0, 0, 2] = torch.tensor([0.9, 0.85])
     weights = torch.tensor([[[0.0, 0.02, 0.97, 0.01]]])
 
-    picture = draw_query(_photo(), _attention(points, weights), ("cat", "dog"))
+    picture = draw_query(_photo(), _attention(points, weights), CATEGORIES)
 
     left, top, right, bottom = _places(_near(picture, (240, 249, 33), 10), picture)
     assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((0.9, 0.85), abs=0.01)
@@ -86,8 +106,8 @@ def test_point_of_the_largest_weight_is_drawn_in_the_brightest_color() -> None:
 def test_points_outside_the_image_are_not_drawn() -> None:
     weights = torch.full((1, 1, 2), 0.5)
 
-    outside = draw_query(_photo(), _attention(torch.full((1, 1, 2, 2), 1.5), weights), ("a", "b"))
-    inside = draw_query(_photo(), _attention(torch.full((1, 1, 2, 2), 0.2), weights), ("a", "b"))
+    outside = draw_query(_photo(), _attention(torch.full((1, 1, 2, 2), 1.5), weights), CATEGORIES)
+    inside = draw_query(_photo(), _attention(torch.full((1, 1, 2, 2), 0.2), weights), CATEGORIES)
 
     left, top, right, bottom = _photo_box(inside)
     region = (slice(top + 80, bottom), slice(left, right))  # below the legend
