@@ -4,7 +4,6 @@ import difflib
 import functools
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from deformable_detr.arguments import LARGEST_SEED
+from deformable_detr.arguments import LARGEST_SEED, require_bounded
 from deformable_detr.config import ConfigError, RunConfig
 from deformable_detr.config.upgrade import find_renamed, upgrade
+from deformable_detr.config.yaml12 import MOST_CHARACTERS, Yaml12Loader, load_yaml
+from deformable_detr.files import require_regular_file
 from deformable_detr.messages import in_brief
 
 logger = logging.getLogger(__name__)
@@ -24,41 +25,6 @@ _PACKAGE = Path(__file__).parents[1]
 # The configs are inside the package in a wheel, and beside it in a checkout.
 _CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 _MAX_BASES = 3
-
-
-class _Yaml12Loader(yaml.SafeLoader):
-    """YAML loader with the scalars of version 1.2: 1e-4 is a number, `no` a string, 012 is 12."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"duplicate key {in_brief(key)}", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-_Yaml12Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-):
-    _Yaml12Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
-    )
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: _integer(node.value))
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value))
-
-
-def _integer(text: str) -> int:
-    """Parse an integer; one with more digits than Python parses becomes one of that size."""
-    try:
-        return int(text, 10)
-    except ValueError:
-        return int(10 ** (len(text) - 1))  # too large for any setting, whatever its digits
 
 
 def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> RunConfig:
@@ -78,9 +44,7 @@ def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> Ru
     else:
         path = find_config(config)
         source, layers = path.name, [_defaults(), *_read_with_bases(path)]
-    return validate_config(
-        functools.reduce(_merge, [*layers, *_as_nested(overrides)]), source=source
-    )
+    return validate_config(_merged([*layers, *_as_nested(overrides)], source), source=source)
 
 
 def load_run_config(path: Path, overrides: Overrides = ()) -> RunConfig:
@@ -95,8 +59,8 @@ def load_run_config(path: Path, overrides: Overrides = ()) -> RunConfig:
     """
     content = _merge(_defaults(), upgrade(_read_yaml(path)))
     written = validate_config(content, source=path.name, ignore_unknown=True)
-    merged = functools.reduce(_merge, _as_nested(overrides), written.model_dump(mode="json"))
-    return validate_config(merged, source=path.name)
+    layers = [written.model_dump(mode="json"), *_as_nested(overrides)]
+    return validate_config(_merged(layers, path.name), source=path.name)
 
 
 def validate_config(
@@ -114,6 +78,7 @@ def validate_config(
     Raises:
         ConfigError: a value is wrong; the message has the path of the key after `source`.
     """
+    _require_bounded(content, source)
     for key, number in _too_large(content, source):
         raise ConfigError(f"{key}: must be at most {LARGEST_SEED}, got {in_brief(number)}")
     try:
@@ -165,7 +130,7 @@ class _QuotingDumper(yaml.SafeDumper):
     """YAML dumper that quotes each string that version 1.1 or 1.2 would read as another type."""
 
 
-for _source in (yaml.SafeDumper, _Yaml12Loader):
+for _source in (yaml.SafeDumper, Yaml12Loader):
     for _first, _rules in _source.yaml_implicit_resolvers.items():
         for _tag, _rule in _rules:
             _QuotingDumper.add_implicit_resolver(_tag, _rule, [_first])
@@ -193,16 +158,23 @@ def _read_with_bases(path: Path) -> list[dict[str, Any]]:
         layers.insert(0, content)
         if base is None:
             return layers
-        following = file.parent / base if isinstance(base, str) else None
-        if following is None or not following.is_file():
+        if not isinstance(base, str):
             raise ConfigError(f"{file.name}.base: must be a file beside it, got {in_brief(base)}")
-        file = following
+        try:
+            require_regular_file(file.parent / base, "base")
+        except (FileNotFoundError, ValueError) as error:
+            raise ConfigError(
+                f"{file.name}.base: must be a file beside it, got {in_brief(base)} ({error})"
+            ) from error
+        file = file.parent / base
     return layers
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    require_regular_file(path, "config")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
+        with path.open(encoding="utf-8") as file:
+            content = load_yaml(file.read(MOST_CHARACTERS + 1))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path.name}: must be YAML, got {_in_one_line(error)}") from error
     if content is None:
@@ -218,6 +190,19 @@ def _in_one_line(error: Exception) -> str:
         mark = error.problem_mark
         return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
     return " ".join(str(error).split())
+
+
+def _merged(layers: Sequence[dict[str, Any]], source: str) -> dict[str, Any]:
+    for layer in layers:
+        _require_bounded(layer, source)
+    return functools.reduce(_merge, layers)
+
+
+def _require_bounded(content: Mapping[str, Any], source: str) -> None:
+    try:
+        require_bounded(content, source)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,7 +257,7 @@ def _as_nested(overrides: Overrides) -> Iterator[dict[str, Any]]:
 
 def _parse_value(key: str, text: str) -> Any:
     try:
-        value = yaml.load(text, Loader=_Yaml12Loader)
+        value = load_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: must be a YAML value, got {in_brief(text)}") from error
     return text if isinstance(value, int | float) and _takes_text(key) else value
