@@ -1,5 +1,6 @@
 """Checks of numbers that users give; errors name the argument, its range and its value."""
 
+from collections.abc import Mapping, Set
 from numbers import Integral, Real
 from typing import Any
 
@@ -9,6 +10,8 @@ LARGEST_COUNT = 2**31 - 1  # of sizes in PyTorch and Pillow that do not overflow
 LARGEST_SEED = 2**64 - 1  # of PyTorch's generators
 LARGEST_FLOAT = 3.4028234663852886e38  # of float32
 MOST_WORKERS = 1024
+MOST_VALUES = 4096  # of a config, which has about 150
+MOST_LEVELS = 20
 
 
 def require_integer(name: str, value: Any, *, at_least: int, at_most: int = LARGEST_COUNT) -> None:
@@ -27,3 +30,34 @@ def require_fraction(name: str, value: Any) -> None:
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= 1:
         raise ValueError(f"{name} must be between 0 and 1, got {in_brief(value)}")
+
+
+def require_bounded(content: object, what: str, *, most: int = MOST_VALUES) -> None:
+    """Raise unless nested lists and dictionaries are small, each written out where it occurs.
+
+    Values that occur several times, as aliases in YAML and shared objects in a pickle, make a small
+    file an endless one; one that contains itself has no end at all.
+
+    Args:
+        content: any value.
+        what: name of the content in errors.
+        most: maximum number of values and keys.
+
+    Raises:
+        ValueError: there are more, or they are nested more than `MOST_LEVELS` deep.
+    """
+    waiting: list[tuple[object, int]] = [(content, 0)]
+    count = 0
+    while waiting:
+        value, level = waiting.pop()
+        count += 1
+        if not isinstance(value, Mapping | list | tuple | Set):
+            continue
+        if value and level == MOST_LEVELS:
+            raise ValueError(f"{what} must be nested at most {MOST_LEVELS} deep, got more")
+        size = len(value) * (2 if isinstance(value, Mapping) else 1)
+        if count + len(waiting) + size > most:
+            raise ValueError(f"{what} must hold at most {most} values, got more")
+        waiting += [(part, level + 1) for part in value]
+        if isinstance(value, Mapping):
+            waiting += [(part, level + 1) for part in value.values()]

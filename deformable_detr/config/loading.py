@@ -3,7 +3,6 @@
 import functools
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from deformable_detr.arguments import LARGEST_SEED
+from deformable_detr.arguments import LARGEST_SEED, require_bounded
 from deformable_detr.config import ConfigError, RunConfig
 from deformable_detr.config.problems import (
     describe_problems,
@@ -22,6 +21,8 @@ from deformable_detr.config.problems import (
     without_kinds,
 )
 from deformable_detr.config.upgrade import upgrade
+from deformable_detr.config.yaml12 import MOST_CHARACTERS, Yaml12Loader, load_yaml
+from deformable_detr.files import require_regular_file
 from deformable_detr.formats import kind_of_folder, recognize
 from deformable_detr.messages import in_brief, listed, shown
 
@@ -36,41 +37,6 @@ _USE = (
     "data are given as data.train.annotations=FILE and data.train.images=DIR, weights as "
     "--finetune-from FILE"
 )
-
-
-class _Yaml12Loader(yaml.SafeLoader):
-    """YAML loader with the scalars of version 1.2: 1e-4 is a number, `no` a string, 012 is 12."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"duplicate key {in_brief(key)}", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-_Yaml12Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-):
-    _Yaml12Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
-    )
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: _integer(node.value))
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value))
-
-
-def _integer(text: str) -> int:
-    """Parse an integer; one with more digits than Python parses becomes one of that size."""
-    try:
-        return int(text, 10)
-    except ValueError:
-        return int(10 ** (len(text) - 1))  # too large for any setting, whatever its digits
 
 
 def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> RunConfig:
@@ -91,7 +57,7 @@ def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> Ru
         path = find_config(config)
         source, layers = shown(path.name), [_defaults(), *_read_with_bases(path)]
     return validate_config(
-        functools.reduce(_merge, [*layers, *_as_nested(overrides)]),
+        _merged([*layers, *_as_nested(overrides)], source),
         source=source,
         overrides=_keys_of(overrides),
     )
@@ -109,8 +75,10 @@ def load_run_config(path: Path, overrides: Overrides = ()) -> RunConfig:
     """
     content = _merge(_defaults(), upgrade(_read_yaml(path)))
     written = validate_config(content, source=path.name, ignore_unknown=True)
-    merged = functools.reduce(_merge, _as_nested(overrides), written.model_dump(mode="json"))
-    return validate_config(merged, source=path.name, overrides=_keys_of(overrides))
+    layers = [written.model_dump(mode="json"), *_as_nested(overrides)]
+    return validate_config(
+        _merged(layers, path.name), source=path.name, overrides=_keys_of(overrides)
+    )
 
 
 def validate_config(
@@ -133,6 +101,7 @@ def validate_config(
     Raises:
         ConfigError: a value is wrong; the message has the path of the key after `source`.
     """
+    _require_bounded(content, source)
     for key, number in _too_large(content, source):
         place = locate(key.removeprefix(f"{source}.").split("."), source, overrides)
         raise ConfigError(f"{place}: must be at most {LARGEST_SEED}, got {in_brief(number)}")
@@ -203,7 +172,7 @@ class _QuotingDumper(yaml.SafeDumper):
     """YAML dumper that quotes each string that version 1.1 or 1.2 would read as another type."""
 
 
-for _source in (yaml.SafeDumper, _Yaml12Loader):
+for _source in (yaml.SafeDumper, Yaml12Loader):
     for _first, _rules in _source.yaml_implicit_resolvers.items():
         for _tag, _rule in _rules:
             _QuotingDumper.add_implicit_resolver(_tag, _rule, [_first])
@@ -233,16 +202,23 @@ def _read_with_bases(path: Path) -> list[dict[str, Any]]:
         layers.insert(0, content)
         if base is None:
             return layers
-        following = file.parent / base if isinstance(base, str) else None
-        if following is None or not following.is_file():
+        if not isinstance(base, str):
             raise ConfigError(f"{file.name}.base: must be a file beside it, got {in_brief(base)}")
-        file = following
+        try:
+            require_regular_file(file.parent / base, "base")
+        except (FileNotFoundError, ValueError) as error:
+            raise ConfigError(
+                f"{file.name}.base: must be a file beside it, got {in_brief(base)} ({error})"
+            ) from error
+        file = file.parent / base
     return layers
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    require_regular_file(path, "config")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
+        with path.open(encoding="utf-8") as file:
+            content = load_yaml(file.read(MOST_CHARACTERS + 1))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{shown(path.name)}: must be YAML, got {_in_one_line(error)}") from error
     if content is None:
@@ -265,6 +241,19 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # no file can have such a name
         return False
+
+
+def _merged(layers: Sequence[dict[str, Any]], source: str) -> dict[str, Any]:
+    for layer in layers:
+        _require_bounded(layer, source)
+    return functools.reduce(_merge, layers)
+
+
+def _require_bounded(content: Mapping[str, Any], source: str) -> None:
+    try:
+        require_bounded(content, source)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,7 +313,7 @@ def _keys_of(overrides: Overrides) -> list[str]:
 
 def _parse_value(key: str, text: str) -> Any:
     try:
-        value = yaml.load(text, Loader=_Yaml12Loader)
+        value = load_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"override {shown(key)}: must be a YAML value, got {in_brief(text)}"

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
+from deformable_detr.arguments import require_bounded
+
 
 @dataclass(frozen=True)
 class Renamed:
@@ -58,7 +60,11 @@ def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         content: plain JSON; not modified.
+
+    Raises:
+        ValueError: it is larger or nested deeper than any config.
     """
+    require_bounded(content, "the config")
     upgraded = copy.deepcopy(dict(content))
     for row in RENAMED:
         *above, last = row.old.split(".")

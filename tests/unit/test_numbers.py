@@ -45,7 +45,7 @@ def test_a_setting_refuses_numbers_that_are_too_large(key: str) -> None:
         with pytest.raises(ConfigError) as error:
             load_config(config, [f"{dotted(key)}={form.format(text)}"])
         for line in str(error.value).splitlines():
-            assert_one_line(line, f"config.{dotted(key)}")
+            assert_one_line(line, f"override {dotted(key)}")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_values_given_in_python_are_refused_alike(value: float) -> None:
         TrainConfig(seed=value)
     with pytest.raises(ConfigError) as error:
         load_config("quickstart", {"train.seed": value})
-    assert_one_line(str(error.value), "quickstart.yaml.train.seed")
+    assert_one_line(str(error.value), "override train.seed")
     with pytest.raises(ConfigError) as error:
         validate_config({"train": {"clip_norm": value}}, source="checkpoint x")
     assert_one_line(str(error.value), "checkpoint x.train.clip_norm")
