@@ -62,7 +62,7 @@ class DetectionTable:
         return cls(
             np.array([image_id], dtype=np.int64),
             np.full(len(labels), image_id, dtype=np.int64),
-            np.array(label_space.category_ids, dtype=np.int64)[labels],
+            label_space.ids_of(labels),
             xyxy_to_xywh(detections.boxes_xyxy.detach().double()).cpu().numpy(),
             detections.scores.detach().double().cpu().numpy(),
         )
