@@ -138,7 +138,7 @@ class CocoEvaluator:
             this="the label space of the detections",
             that=f"annotation file {annotations.file}",
         )
-        self._image_ids = set(annotations.image_ids)
+        self._image_ids = set(annotations.image_ids.tolist())
         self._tables: list[DetectionTable] = []
         self._seen: set[int] = set()
 

@@ -69,7 +69,10 @@ class DetectionTable:
 
     @classmethod
     def from_results(
-        cls, results: Sequence[Mapping[str, Any]], *, seen: Sequence[int]
+        cls,
+        results: Sequence[Mapping[str, Any]],
+        *,
+        seen: Sequence[int] | npt.NDArray[np.int64],
     ) -> "DetectionTable":
         """Build a table from COCO's list of results, for the images `seen`."""
         boxes = np.array([result["bbox"] for result in results], dtype=np.float64)
