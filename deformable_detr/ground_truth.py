@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from deformable_detr import distributed
-from deformable_detr.coco_json.reading import read_json
-from deformable_detr.coco_json.rules import Use, check_annotations
+from deformable_detr.coco_json.columns import AnnotationColumns, read_columns
+from deformable_detr.coco_json.rules import Use
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import in_brief, listed
-from deformable_detr.structures import Size
+from deformable_detr.packed import PackedTexts
 
 EmptyBoxes = Literal["missed", "ignored"]
 logger = logging.getLogger(__name__)
@@ -32,9 +32,9 @@ class GroundTruth:
     Attributes:
         file: the annotation file.
         label_space: its categories, in the order of their ids.
-        image_ids: ids of the I images.
-        file_names: `file_name` of the I images, "" if not in the file.
-        image_sizes: (height, width) of the I images in pixels, (0, 0) if not in the file.
+        image_ids: (I,) int64 ids of the images.
+        file_names: I names, `file_name` of the images, "" if not in the file.
+        image_sizes: (I, 2) int64 height and width of the images in pixels, 0 if not in the file.
         images: (T,) int64 index into `image_ids` per object.
         categories: (T,) int64 index into `label_space.category_ids` per object.
         boxes_xywh: (T, 4) float64 boxes in pixels, as in the file.
@@ -44,9 +44,9 @@ class GroundTruth:
 
     file: Path
     label_space: LabelSpace
-    image_ids: tuple[int, ...]
-    file_names: tuple[str, ...]
-    image_sizes: tuple[Size, ...]
+    image_ids: npt.NDArray[np.int64]
+    file_names: PackedTexts
+    image_sizes: npt.NDArray[np.int64]
     images: npt.NDArray[np.int64]
     categories: npt.NDArray[np.int64]
     boxes_xywh: npt.NDArray[np.float64]
@@ -56,22 +56,22 @@ class GroundTruth:
     @classmethod
     def of(cls, file: Path, record: Mapping[str, Any]) -> "GroundTruth":
         """Build from the content of a file that has been checked."""
-        objects = record.get("annotations", [])
-        label_space = LabelSpace.from_categories(record["categories"])
-        image_ids = tuple(one["id"] for one in record["images"])
-        images = {image_id: place for place, image_id in enumerate(image_ids)}
-        labels = {category_id: place for place, category_id in enumerate(label_space.category_ids)}
+        return cls.from_columns(file, AnnotationColumns.of(record))
+
+    @classmethod
+    def from_columns(cls, file: Path, columns: AnnotationColumns) -> "GroundTruth":
+        """Build from the columns of a file."""
         return cls(
             file,
-            label_space,
-            image_ids,
-            tuple(one.get("file_name", "") for one in record["images"]),
-            tuple((one.get("height", 0), one.get("width", 0)) for one in record["images"]),
-            np.array([images[one["image_id"]] for one in objects], dtype=np.int64),
-            np.array([labels[one["category_id"]] for one in objects], dtype=np.int64),
-            np.array([one["bbox"] for one in objects], dtype=np.float64).reshape(-1, 4),
-            np.array([one.get("area", _box_area(one)) for one in objects], dtype=np.float64),
-            np.array([one.get("iscrowd", 0) for one in objects], dtype=np.bool_),
+            LabelSpace.from_categories(columns.categories),
+            columns.image_ids,
+            columns.file_names,
+            columns.image_sizes,
+            columns.images,
+            columns.labels,
+            columns.boxes_xywh,
+            columns.area,
+            columns.is_crowd,
         )
 
     def clipped_xyxy(self) -> npt.NDArray[np.float32]:
@@ -97,7 +97,7 @@ class GroundTruth:
 
     def _limits(self) -> npt.NDArray[np.float64]:
         """Return (T, 2) width and height of the image of each object, infinite if unknown."""
-        limits = np.array(self.image_sizes, dtype=np.float64).reshape(-1, 2)[:, ::-1]
+        limits = self.image_sizes[:, ::-1].astype(np.float64)
         return np.where(limits > 0, limits, np.inf)[self.images]
 
     def scored(self, empty_boxes: EmptyBoxes) -> "GroundTruth":
@@ -119,10 +119,10 @@ class GroundTruth:
         Annotations are renumbered from 1: pycocotools treats id 0 as "not matched", and keeps only
         one of several annotations that share an id.
         """
-        sizes = zip(self.image_ids, self.image_sizes, strict=True)
+        sizes = zip(self.image_ids.tolist(), self.image_sizes.tolist(), strict=True)
         objects = zip(
-            [self.image_ids[place] for place in self.images.tolist()],
-            [self.label_space.category_ids[place] for place in self.categories.tolist()],
+            self.image_ids[self.images].tolist(),
+            self.label_space.ids_of(self.categories).tolist(),
             self.boxes_xywh.tolist(),
             self.area.tolist(),
             self.is_crowd.tolist(),
@@ -174,9 +174,7 @@ def read_all(file: Path, use: Use, empty_boxes: EmptyBoxes) -> GroundTruth:
         FileNotFoundError: there is no such file.
         ValueError: the content breaks a rule; the message names file, entry, key and value.
     """
-    record = read_json(file, "annotation file")
-    check_annotations(record, file, use)
-    truth = GroundTruth.of(file, record)
+    truth = GroundTruth.from_columns(file, read_columns(file, use))
     if distributed.is_main():
         for line in remarks(truth, empty_boxes):
             logger.warning("%s: %s", file, line)
@@ -255,7 +253,7 @@ def _about_empty(
 
 def _about_twins(truth: GroundTruth) -> list[str]:
     ids: dict[str, list[int]] = {}
-    for image_id, name in zip(truth.image_ids, truth.file_names, strict=True):
+    for image_id, name in zip(truth.image_ids.tolist(), truth.file_names, strict=True):
         ids.setdefault(posixpath.normpath(name), []).append(image_id)
     twins = {name: found for name, found in ids.items() if len(found) > 1 and name != "."}
     if not twins:
@@ -308,8 +306,3 @@ def _any(masks: Mapping[str, npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:
 
 def _count(mask: npt.NDArray[np.bool_]) -> str:
     return f"{int(mask.sum())} of {len(mask)} annotations"
-
-
-def _box_area(annotation: Mapping[str, Any]) -> float:
-    width, height = annotation["bbox"][2:]
-    return max(width, 0.0) * max(height, 0.0)

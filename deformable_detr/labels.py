@@ -4,10 +4,16 @@ The package uses labels 0..K-1 internally. Category ids, which may be sparse, 0-
 names are used only where annotations are read, results are written or objects are drawn.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deformable_detr.messages import listed
 
 # If labels are category ids, a class head has one row per id; the largest id of LVIS is 1203.
 MAX_RAW_LABELS = 2048
@@ -38,8 +44,9 @@ class LabelSpace:
                 f"names must be one per category id, got {len(self.names)} names "
                 f"and {len(self.category_ids)} ids"
             )
-        repeated = sorted({c for c in self.category_ids if self.category_ids.count(c) > 1})
-        if repeated:
+        counts = Counter(self.category_ids)
+        if len(counts) < len(self.category_ids):
+            repeated = listed(sorted(one for one, count in counts.items() if count > 1))
             raise ValueError(f"category ids must be distinct, got {repeated} more than once")
 
     @classmethod
@@ -111,6 +118,14 @@ class LabelSpace:
             for label, category_id in enumerate(self.category_ids)
             if label not in self.unused
         }
+
+    def ids_of(self, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the category ids of labels in 0..K-1, in their shape."""
+        return self._ids[labels]
+
+    @cached_property
+    def _ids(self) -> npt.NDArray[np.int64]:
+        return np.array(self.category_ids, dtype=np.int64)
 
     def label(self, category_id: int) -> int:
         """Return the label of a category id; KeyError if the id is unknown."""

@@ -1,7 +1,7 @@
 """Builders of the criterion, the sampler, the optimizer and the schedule."""
 
-from collections.abc import Sequence
-
+import numpy as np
+import numpy.typing as npt
 from torch.optim import Optimizer
 from typing_extensions import assert_never
 
@@ -60,7 +60,7 @@ def build_sampler(
     num_samples: int,
     rank: int,
     world_size: int,
-    aspect_ratios: Sequence[float] = (),
+    aspect_ratios: npt.NDArray[np.float64] | None = None,
 ) -> StepSampler:
     """Build the sampler, which defines the order of a run's training samples.
 
@@ -69,7 +69,7 @@ def build_sampler(
         num_samples: number of samples of the data set, repetitions included.
         rank: rank of this process.
         world_size: number of processes.
-        aspect_ratios: height / width of each image; needed for `sample_order: buckets` only.
+        aspect_ratios: (N,) height / width of each image; needed for `sample_order: buckets` only.
     """
     train = config.train
     plan = BatchPlan(
@@ -83,9 +83,9 @@ def build_sampler(
         case "global_batches":
             return MicroBatchSampler(num_samples, plan, seed=train.seed)
         case "buckets":
-            if not aspect_ratios:
+            if aspect_ratios is None:
                 raise ValueError("aspect_ratios must be given for sample_order: buckets, got none")
-            ratios = [aspect_ratios[index % len(aspect_ratios)] for index in range(num_samples)]
+            ratios = np.resize(aspect_ratios, num_samples)  # as often as samples are repeated
             return BucketSampler(ratios, plan, seed=train.seed)
         case "official":
             return DistributedOrderSampler(num_samples, plan)

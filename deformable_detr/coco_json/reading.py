@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from deformable_detr.files import require_regular_file
 from deformable_detr.formats import TO_COCO, recognize
 from deformable_detr.messages import shown
 
@@ -20,12 +21,21 @@ def read_json(file: Path, what: str) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the content is not JSON.
+        ValueError: it is no regular file, or the content is not JSON.
     """
+    return parse_json(read_content(file, what), file, what)
+
+
+def read_content(file: Path, what: str) -> bytes:
+    """Return the bytes of a file; for arguments and errors see `read_json`."""
+    require_regular_file(file, what)
+    return file.read_bytes()
+
+
+def parse_json(content: bytes, file: Path, what: str) -> Any:
+    """Parse the bytes of a file; for arguments and errors see `read_json`."""
     try:
-        return _parse(_read_text(file))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{what} {file} must exist, found nothing there") from error
+        return _parse(content.decode(json.detect_encoding(content), "surrogatepass"))
     except RecursionError as error:
         raise ValueError(
             f"{what} {shown(file)} must be JSON, got lists nested too deeply"
@@ -53,11 +63,6 @@ def is_number(value: Any, limit: float = sys.float_info.max) -> bool:
 def kind_of(value: Any) -> str:
     """Describe the type of a JSON value, for errors."""
     return "nothing" if value is None else f"a {type(value).__name__}"
-
-
-def _read_text(file: Path) -> str:
-    content = file.read_bytes()  # dropped at the end, before parsing takes more memory
-    return content.decode(json.detect_encoding(content), "surrogatepass")
 
 
 def _parse(content: str) -> Any:

@@ -1,16 +1,18 @@
 """Objects to learn, from COCO annotation files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from deformable_detr.ground_truth import EmptyBoxes, GroundTruth, read_all
 from deformable_detr.labels import LabelSpace
+from deformable_detr.packed import PackedTexts
 from deformable_detr.structures import Size
 
 
@@ -20,6 +22,44 @@ class ImageRecord(NamedTuple):
     image_id: int
     file_name: str
     size: Size
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTable(Sequence[ImageRecord]):
+    """Sequence of the images of an annotation file, stored as columns.
+
+    Attributes:
+        ids: (I,) int64 image ids, ascending.
+        file_names: I paths below the image folder.
+        sizes: (I, 2) int64 height and width in pixels.
+    """
+
+    ids: npt.NDArray[np.int64]
+    file_names: PackedTexts
+    sizes: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ImageRecord, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> ImageRecord | tuple[ImageRecord, ...]:
+        places = range(len(self))[index]  # raises the IndexError
+        if isinstance(places, range):
+            return tuple(self[place] for place in places)
+        height, width = self.sizes[places].tolist()
+        return ImageRecord(int(self.ids[places]), self.file_names[places], (height, width))
+
+    def index_of(self, image_id: int) -> int:
+        """Return the index of an image; KeyError if the id is unknown."""
+        place = int(np.searchsorted(self.ids, image_id))
+        if place == len(self) or self.ids[place] != image_id:
+            raise KeyError(image_id)
+        return place
 
 
 @dataclass(frozen=True)
@@ -45,16 +85,16 @@ class Annotations:
         images: images sorted by id, including those without objects.
         label_space: categories of the file and their labels.
         objects: objects to learn grouped by image, in file order within each image.
-        offsets: the objects of images[i] are offsets[i] up to offsets[i + 1].
+        offsets: (I + 1,) int64; the objects of images[i] are offsets[i] up to offsets[i + 1].
         num_dropped: number of annotations that are not learned per reason: "crowd" (iscrowd is 1),
             "degenerate" (no width or no height), "outside" (entirely outside the image).
         ground_truth: annotations to score detections against.
     """
 
-    images: tuple[ImageRecord, ...]
+    images: ImageTable
     label_space: LabelSpace
     objects: Objects
-    offsets: tuple[int, ...]
+    offsets: npt.NDArray[np.int64]
     num_dropped: Mapping[str, int]
     ground_truth: GroundTruth
 
@@ -84,7 +124,7 @@ def read_annotations(
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     masks = {"crowd": truth.is_crowd, **truth.empty()}
-    by_id = np.argsort(np.array(truth.image_ids), kind="stable")
+    by_id = np.argsort(truth.image_ids, kind="stable")
     positions = np.empty_like(by_id)
     positions[by_id] = np.arange(len(by_id))
     learned = np.flatnonzero(~np.logical_or.reduce(list(masks.values())))
@@ -97,9 +137,10 @@ def read_annotations(
         for category_id in truth.label_space.category_ids
     ]
     return Annotations(
-        images=tuple(
-            ImageRecord(truth.image_ids[place], truth.file_names[place], truth.image_sizes[place])
-            for place in by_id.tolist()
+        images=ImageTable(
+            truth.image_ids[by_id],
+            PackedTexts(truth.file_names[place] for place in by_id.tolist()),
+            truth.image_sizes[by_id],
         ),
         label_space=label_space,
         objects=Objects(
@@ -107,7 +148,7 @@ def read_annotations(
             labels=torch.from_numpy(np.array(labels, dtype=np.int64)[truth.categories[learned]]),
             area=torch.from_numpy(truth.area[learned].astype(np.float32)),
         ),
-        offsets=(0, *per_image.cumsum().tolist()),
+        offsets=np.concatenate([[0], per_image.cumsum()]),
         num_dropped={reason: int(mask.sum()) for reason, mask in masks.items()},
         ground_truth=truth.scored(empty_boxes),
     )

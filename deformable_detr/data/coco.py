@@ -1,9 +1,10 @@
 """CocoDataset: images and boxes from a COCO annotation file."""
 
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import overload
 
+import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -13,6 +14,33 @@ from deformable_detr.ground_truth import EmptyBoxes
 from deformable_detr.labels import LabelSpace
 from deformable_detr.photos import Exif, decode
 from deformable_detr.structures import Sample
+
+
+class ImageFiles(Sequence[Path]):
+    """Paths of the images of a data set, made when they are asked for.
+
+    Args:
+        folder: folder that the file names are relative to.
+        file_names: the file names.
+    """
+
+    def __init__(self, folder: Path, file_names: Sequence[str]) -> None:
+        self._folder = folder
+        self._file_names = file_names
+
+    def __len__(self) -> int:
+        return len(self._file_names)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Path, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Path | tuple[Path, ...]:
+        if isinstance(index, slice):
+            return tuple(self._folder / name for name in self._file_names[index])
+        return self._folder / self._file_names[index]
 
 
 class CocoDataset(Dataset[Sample]):
@@ -25,6 +53,10 @@ class CocoDataset(Dataset[Sample]):
     Sizes and boxes refer either to the upright images or to the stored pixels, before any EXIF
     orientation. The annotated sizes decide, for the whole set: see `check_images`. Images are
     converted to RGB as in `deformable_detr.photos`.
+
+    What is kept is arrays, without a Python object per image or per object: data workers share the
+    memory of the process that started them until one writes to it, and reading a Python object
+    writes its count of references.
 
     Args:
         images: folder that the file names are relative to.
@@ -40,14 +72,14 @@ class CocoDataset(Dataset[Sample]):
 
     Attributes:
         label_space: categories of the file and their labels.
-        image_ids: image ids by index.
+        image_ids: (N,) int64 image ids by index, ascending.
         files: paths of the images by index.
         exif: pixels that sizes and boxes refer to, "upright" or "stored".
         num_turned: number of images with an EXIF orientation other than upright.
-        sizes: (height, width) by index.
+        sizes: (N, 2) int64 height and width in pixels by index.
         num_dropped: number of dropped annotations per reason; see `Annotations`.
         annotations: annotations of the file to score detections against.
-        num_objects: number of objects to learn by index.
+        num_objects: (N,) int64 number of objects to learn by index.
     """
 
     def __init__(
@@ -74,32 +106,37 @@ class CocoDataset(Dataset[Sample]):
         self.exif = checked.exif
         self.num_turned = checked.num_turned
         self.label_space = parsed.label_space
-        self.image_ids = tuple(image.image_id for image in parsed.images)
-        self.sizes = [image.size for image in parsed.images]
+        self.image_ids = parsed.images.ids
+        self.sizes = parsed.images.sizes
         self.num_dropped: Mapping[str, int] = parsed.num_dropped
         self.annotations = parsed.ground_truth
-        self.files = [images / image.file_name for image in parsed.images]
-        # Flat columns are cheap to send to worker processes. Segmentations are not needed there.
+        self.files = ImageFiles(images, parsed.images.file_names)
+        self.num_objects = np.diff(parsed.offsets)
+        self._images = parsed.images
         self._boxes_xyxy = parsed.objects.boxes_xyxy
         self._labels = parsed.objects.labels
         self._area = parsed.objects.area
         self._offsets = parsed.offsets
-        self.num_objects = tuple(end - start for start, end in pairwise(parsed.offsets))
         self._cache: dict[int, Image.Image] | None = {} if cache_images else None
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> Sample:
-        objects = slice(self._offsets[index], self._offsets[index + 1])
+        record = self._images[index]
+        objects = slice(*self._offsets[index : index + 2].tolist())
         return Sample(
             image=self._image(index),
             boxes_xyxy=self._boxes_xyxy[objects].clone(),
             labels=self._labels[objects].clone(),
             area=self._area[objects].clone(),
-            image_id=self.image_ids[index],
-            original_size=self.sizes[index],
+            image_id=record.image_id,
+            original_size=record.size,
         )
+
+    def index_of(self, image_id: int) -> int:
+        """Return the index of an image; KeyError if the id is unknown."""
+        return self._images.index_of(image_id)
 
     def describe(self, index: int) -> str:
         """Return the id and the path of an image, for messages."""
@@ -107,7 +144,7 @@ class CocoDataset(Dataset[Sample]):
 
     def describe_id(self, image_id: int) -> str:
         """Return the id and the path of an image, for messages."""
-        return self.describe(self.image_ids.index(image_id))
+        return self.describe(self.index_of(image_id))
 
     def _image(self, index: int) -> Image.Image:
         if self._cache is not None and index in self._cache:

@@ -69,7 +69,7 @@ def build_evaluation_loader(
         timeout_s: see `build_loader`.
     """
     sampler = EvaluationSampler(
-        [transform.size_of(size) for size in dataset.sizes],
+        [transform.size_of((height, width)) for height, width in dataset.sizes.tolist()],
         batch_size=batch_size,
         rank=distributed.rank(),
         world_size=distributed.world_size(),

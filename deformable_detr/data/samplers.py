@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import Sampler
@@ -117,10 +119,10 @@ class StepSampler(Sampler[list[SampleKey]]):
         begin = self._first_step * self.micro_batches_per_step
         for position in range(begin, self.steps_per_epoch * self.micro_batches_per_step):
             chunk = order[position * size : (position + 1) * size]
-            yield [SampleKey(self._epoch, index) for index in chunk]
+            yield [SampleKey(self._epoch, index) for index in chunk.tolist()]
 
     @abstractmethod
-    def _order_of_rank(self) -> list[int]:
+    def _order_of_rank(self) -> Tensor:
         """Return this rank's samples of the whole epoch, one micro-batch after another."""
 
 
@@ -143,13 +145,13 @@ class MicroBatchSampler(StepSampler):
         self.steps_per_epoch = max(num_samples // plan.total_batch, 1)
         self._seed = seed
 
-    def _order_of_rank(self) -> list[int]:
+    def _order_of_rank(self) -> Tensor:
         order = _shuffled(self._num_samples, derive_seed("order", self._seed, self._epoch))
         plan = self._plan
         order = _fill_up(order, self.steps_per_epoch * plan.total_batch)
         steps = self._arrange(order.view(self.steps_per_epoch, plan.total_batch))
         micro_batches = steps.reshape(self.steps_per_epoch, -1, plan.micro_batch)
-        return micro_batches[:, plan.rank :: plan.world_size].flatten().tolist()
+        return micro_batches[:, plan.rank :: plan.world_size].flatten()
 
     def _arrange(self, steps: Tensor) -> Tensor:
         """Reorder the (steps, total_batch) samples within each step, before they are split."""
@@ -170,9 +172,15 @@ class BucketSampler(MicroBatchSampler):
         seed: seed of the run.
     """
 
-    def __init__(self, aspect_ratios: Sequence[float], plan: BatchPlan, *, seed: int) -> None:
+    def __init__(
+        self,
+        aspect_ratios: Sequence[float] | npt.NDArray[np.float64],
+        plan: BatchPlan,
+        *,
+        seed: int,
+    ) -> None:
         super().__init__(len(aspect_ratios), plan, seed=seed)
-        self._aspect_ratios = torch.tensor(aspect_ratios, dtype=torch.float64)
+        self._aspect_ratios = torch.as_tensor(aspect_ratios, dtype=torch.float64)
 
     def _arrange(self, steps: Tensor) -> Tensor:
         by_shape = self._aspect_ratios[steps].argsort(dim=1, stable=True)
@@ -209,11 +217,11 @@ class DistributedOrderSampler(StepSampler):
                 f"got {total_batch}"
             )
 
-    def _order_of_rank(self) -> list[int]:
+    def _order_of_rank(self) -> Tensor:
         world_size = self._plan.world_size
         order = _shuffled(self._num_samples, self._epoch)
         order = _fill_up(order, self._samples_per_rank * world_size)
-        return order.view(world_size, self._samples_per_rank)[self._plan.rank].tolist()
+        return order.view(world_size, self._samples_per_rank)[self._plan.rank]
 
 
 class EvaluationSampler(Sampler[list[SampleKey]]):
@@ -225,35 +233,40 @@ class EvaluationSampler(Sampler[list[SampleKey]]):
     between ranks.
 
     Args:
-        sizes: (height, width) of each sample as the model sees it.
+        sizes: (height, width) of each sample as the model sees it; also an (N, 2) array.
         batch_size: maximum number of samples per batch.
         rank: rank of this process.
         world_size: number of processes.
     """
 
     def __init__(
-        self, sizes: Sequence[Size], *, batch_size: int, rank: int, world_size: int
+        self,
+        sizes: Sequence[Size] | npt.NDArray[np.int64],
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
     ) -> None:
         _require_positive(batch_size=batch_size)
         _require_rank(rank, world_size)
-        if not sizes:
+        if not len(sizes):
             raise ValueError("sizes must be those of at least one sample, got none")
-        same_size: dict[Size, list[int]] = {}
-        for index, size in enumerate(sizes):
-            same_size.setdefault(size, []).append(index)
-        batches = [
-            indices[begin : begin + batch_size]
-            for indices in same_size.values()
-            for begin in range(0, len(indices), batch_size)
-        ]
-        self._batches = sorted(batches)[rank::world_size]
+        _, group = np.unique(np.array(sizes, dtype=np.int64), axis=0, return_inverse=True)
+        order = np.argsort(group.reshape(-1), kind="stable")
+        starts = np.flatnonzero(np.diff(group.reshape(-1)[order], prepend=-1))
+        lengths = np.diff(starts, append=len(order))
+        within = np.arange(len(order)) - np.repeat(starts, lengths)
+        firsts = np.flatnonzero(within % batch_size == 0)
+        ends = np.append(firsts[1:], len(order))
+        own = np.argsort(order[firsts], kind="stable")[rank::world_size]
+        self._order, self._firsts, self._ends = order, firsts[own], ends[own]
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._firsts)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        for batch in self._batches:
-            yield [SampleKey(0, index) for index in batch]
+        for first, end in zip(self._firsts.tolist(), self._ends.tolist(), strict=True):
+            yield [SampleKey(0, index) for index in self._order[first:end].tolist()]
 
 
 def _shuffled(num_samples: int, seed: int) -> Tensor:

@@ -6,10 +6,11 @@ detections, no annotations, no `info`.
 """
 
 import contextlib
+import copy
 import io
 import math
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.evaluation.results_files import read_results
 from deformable_detr.ground_truth import EmptyBoxes, GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import listed
 from deformable_detr.structures import Detections
 
 NOT_DEFINED = -1.0  # COCO's value where there are no objects
@@ -136,7 +138,7 @@ class CocoEvaluator:
             this="the label space of the detections",
             that=f"annotation file {annotations.file}",
         )
-        self._image_ids = set(annotations.image_ids)
+        self._image_ids = set(annotations.image_ids.tolist())
         self._tables: list[DetectionTable] = []
         self._seen: set[int] = set()
 
@@ -144,7 +146,9 @@ class CocoEvaluator:
         """Add the detections of some images, by image id; an image seen before is ignored."""
         unknown = sorted(detections.keys() - self._image_ids)
         if unknown:
-            raise ValueError(f"image ids must be of the annotation file, got unknown {unknown}")
+            raise ValueError(
+                f"image ids must be of the annotation file, got unknown {listed(unknown)}"
+            )
         for image_id in sorted(detections.keys() - self._seen):
             self._tables.append(
                 DetectionTable.from_detections(image_id, detections[image_id], self.label_space)
@@ -213,8 +217,8 @@ def run_coco(
         max_detections: limit of detections per image and class; the best ones count.
 
     Returns:
-        pycocotools' evaluator, after `accumulate`. Its own `summarize` would look for AP at 100
-        detections only.
+        pycocotools' evaluator of the categories that have objects or detections, after
+        `accumulate`. Its own `summarize` would look for AP at 100 detections only.
 
     Raises:
         ValueError: `table` has seen no image, or the limit is below 1.
@@ -223,10 +227,14 @@ def run_coco(
     if len(table.seen) == 0:
         raise ValueError("at least one image must be evaluated, got none")
     with contextlib.redirect_stdout(io.StringIO()):
-        scorer = COCOeval(
+        scorer = _BoxScorer(
             _index(ground_truth), _index(_as_annotations(ground_truth, table)), "bbox"
         )
-        scorer.params.imgIds = sorted(table.seen.tolist())
+        # A category without objects and detections has no metrics; each one takes 200 kB.
+        used = {one["category_id"] for one in ground_truth["annotations"]}
+        used.update(table.category_ids.tolist())
+        scorer.params.catIds = [one for one in scorer.params.catIds if one in used]
+        scorer.params.imgIds = sorted(set(table.seen.tolist()))
         scorer.params.maxDets = list(recall_limits(max_detections))
         scorer.evaluate()
         scorer.accumulate()
@@ -248,13 +256,62 @@ def summarize(scorer: COCOeval, ground_truth: Mapping[str, Any]) -> CocoMetrics:
     )
 
 
+def precision_by_class(scorer: COCOeval) -> npt.NDArray[np.float64]:
+    """Return the precision that `run_coco` computed, for all areas at the highest limit.
+
+    Returns:
+        (10, 101, K) by IoU threshold, recall and label, in [0, 1]; -1 for a class without objects.
+    """
+    measured = scorer.eval["precision"][:, :, :, 0, -1]
+    label_space = LabelSpace.from_categories(scorer.cocoGt.dataset["categories"])
+    precision = np.full((*measured.shape[:2], label_space.num_classes), NOT_DEFINED)
+    precision[:, :, [label_space.label(one) for one in scorer.params.catIds]] = measured
+    return precision
+
+
 def distinct_names(label_space: LabelSpace) -> list[str]:
     """Return the names of K classes, with the category id added to ambiguous ones."""
-    names = label_space.names
+    counts = Counter(label_space.names)
     return [
-        name if names.count(name) == 1 else f"{name} (category {category_id})"
-        for category_id, name in zip(label_space.category_ids, names, strict=True)
+        name if counts[name] == 1 else f"{name} (category {category_id})"
+        for category_id, name in zip(label_space.category_ids, label_space.names, strict=True)
     ]
+
+
+class _BoxScorer(COCOeval):  # type: ignore[misc]  # pycocotools has no types
+    """pycocotools' evaluator, spared the pairs of image and category that hold nothing."""
+
+    def evaluate(self) -> None:
+        """Match each pair of image and category; `evalImgs` is None where it is empty."""
+        params = self.params
+        seen = set(params.imgIds)
+        for one in self.cocoGt.dataset["annotations"]:
+            one["ignore"] = one["iscrowd"]
+        self._gts, self._dts = (
+            _by_image_and_category(coco.dataset["annotations"], seen)
+            for coco in (self.cocoGt, self.cocoDt)
+        )
+        pairs = self._gts.keys() | self._dts.keys()
+        self.ious = {pair: self.computeIoU(*pair) for pair in pairs}
+        self.evalImgs = [
+            self.evaluateImg(image_id, category_id, areas, params.maxDets[-1])
+            if (image_id, category_id) in pairs
+            else None
+            for category_id in params.catIds
+            for areas in params.areaRng
+            for image_id in params.imgIds
+        ]
+        self._paramsEval = copy.deepcopy(params)
+
+
+def _by_image_and_category(
+    annotations: list[dict[str, Any]], seen: Set[int]
+) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    groups: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+    for one in annotations:
+        if one["image_id"] in seen:
+            groups[one["image_id"], one["category_id"]].append(one)
+    return groups
 
 
 def _index(content: Mapping[str, Any]) -> COCO:
@@ -314,4 +371,7 @@ def _class_ap(scorer: COCOeval, label_space: LabelSpace) -> dict[str, float]:
     # Axes as above: all areas, the highest limit.
     precision = scorer.eval["precision"][:, :, :, 0, -1]
     names = distinct_names(label_space)
-    return {name: _mean(precision[:, :, label]) for label, name in enumerate(names)}
+    class_ap = dict.fromkeys(names, NOT_DEFINED)
+    for place, category_id in enumerate(scorer.params.catIds):
+        class_ap[names[label_space.label(category_id)]] = _mean(precision[:, :, place])
+    return class_ap

@@ -62,14 +62,17 @@ class DetectionTable:
         return cls(
             np.array([image_id], dtype=np.int64),
             np.full(len(labels), image_id, dtype=np.int64),
-            np.array(label_space.category_ids, dtype=np.int64)[labels],
+            label_space.ids_of(labels),
             xyxy_to_xywh(detections.boxes_xyxy.detach().double()).cpu().numpy(),
             detections.scores.detach().double().cpu().numpy(),
         )
 
     @classmethod
     def from_results(
-        cls, results: Sequence[Mapping[str, Any]], *, seen: Sequence[int]
+        cls,
+        results: Sequence[Mapping[str, Any]],
+        *,
+        seen: Sequence[int] | npt.NDArray[np.int64],
     ) -> "DetectionTable":
         """Build a table from COCO's list of results, for the images `seen`."""
         boxes = np.array([result["bbox"] for result in results], dtype=np.float64)

@@ -1,8 +1,10 @@
 """Match image files with the images of an annotation file, by name."""
 
 import posixpath
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from deformable_detr.ground_truth import GroundTruth
@@ -22,21 +24,31 @@ class ImageNames:
     """
 
     def __init__(self, annotations: GroundTruth) -> None:
-        self._by_base: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        self._places: dict[str, list[int]] = defaultdict(list)
         for place, name in enumerate(annotations.file_names):
             if name:
-                path = posixpath.normpath(name)
-                self._by_base[posixpath.basename(path)].append((path, place))
+                self._places[posixpath.normpath(name)].append(place)
 
     def find(self, name: str) -> list[int]:
         """Return the indices into `image_ids` of the images that a path can name."""
-        path = posixpath.normpath(name)
-        same_base = self._by_base.get(posixpath.basename(path), [])
-        ends = [(len(one), place) for one, place in same_base if f"/{path}".endswith(f"/{one}")]
-        if ends:
-            longest = max(length for length, _ in ends)
-            return [place for length, place in ends if length == longest]
-        return [place for one, place in same_base if one.endswith(f"/{path}")]
+        path = f"/{posixpath.normpath(name)}"
+        start = path.find("/")
+        while start >= 0:  # the longest end first
+            if found := self._places.get(path[start + 1 :]):
+                return list(found)
+            start = path.find("/", start + 1)
+        wanted = path[::-1]
+        found = []
+        position = bisect_left(self._backward, wanted)
+        while position < len(self._backward) and self._backward[position].startswith(wanted):
+            found += self._places[self._backward[position][::-1]]
+            position += 1
+        return sorted(found)
+
+    @cached_property
+    def _backward(self) -> list[str]:
+        """The file names from their ends, in order: those with the same end are neighbors."""
+        return sorted(path[::-1] for path in self._places)
 
 
 def match_images(files: Sequence[Path], annotations: GroundTruth) -> list[int]:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools.cocoeval import COCOeval
 
-from deformable_detr.evaluation.coco_eval import NOT_DEFINED
+from deformable_detr.evaluation.coco_eval import NOT_DEFINED, precision_by_class
 from deformable_detr.evaluation.matched_objects import NONE, MatchedObjects
 
 Floats = npt.NDArray[np.float64]
@@ -29,8 +29,7 @@ class PrecisionRecall:
     @classmethod
     def from_coco(cls, scorer: COCOeval) -> "PrecisionRecall":
         """Return the curves of an evaluator of `coco_eval.run_coco`."""
-        precision = scorer.eval["precision"][:, :, :, 0, -1]
-        return cls(scorer.params.iouThrs, scorer.params.recThrs, precision)
+        return cls(scorer.params.iouThrs, scorer.params.recThrs, precision_by_class(scorer))
 
     def of_all_classes(self) -> Floats:
         """Return (10, 101) means over the classes with objects; 0 if there are none."""

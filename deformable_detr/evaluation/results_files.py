@@ -41,7 +41,7 @@ def read_results(path: Path, ground_truth: GroundTruth) -> list[_Result]:
     num_named = sum("file_name" in one for one in results)
     if num_named == 0:
         used = (one["image_id"] for one in results)
-        require_known(used, ground_truth.image_ids, "image_id", where)
+        require_known(used, ground_truth.image_ids.tolist(), "image_id", where)
         return results
     if num_named < len(results):
         position = next(i for i, one in enumerate(results) if "file_name" not in one)
@@ -109,7 +109,7 @@ def _find_images(given: Mapping[str, int | None], truth: GroundTruth) -> dict[st
     unknown: list[str] = []
     owner: dict[int, str] = {}
     for name, given_id in given.items():
-        ids = [truth.image_ids[place] for place in names.find(name)]
+        ids = truth.image_ids[names.find(name)].tolist()
         if not ids:
             unknown.append(name)
             continue

@@ -21,7 +21,7 @@ from deformable_detr.ground_truth import GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import SHOWN, shown
 from deformable_detr.photos import JPEG_SUFFIXES, Exif, photo_suffixes, read_photo
-from deformable_detr.structures import Detections
+from deformable_detr.structures import Detections, Size
 from deformable_detr.visualize.objects import draw_detections
 from deformable_detr.workflows.places import require_folder_place
 from deformable_detr.workflows.session import kept_torch_state
@@ -184,7 +184,7 @@ def _identities(files: Sequence[Path], listed: GroundTruth | None) -> dict[Path,
         return {file: _Identity(number, file.as_posix()) for number, file in enumerate(files, 1)}
     places = match_images(files, listed)
     return {
-        file: _Identity(listed.image_ids[place], listed.file_names[place])
+        file: _Identity(int(listed.image_ids[place]), listed.file_names[place])
         for file, place in zip(files, places, strict=True)
     }
 
@@ -199,7 +199,12 @@ def _exif(
     """Decide which pixels to read: those that the annotations mean, else as the detector does."""
     if listed is None:
         return otherwise
-    sizes = dict(zip(listed.image_ids, listed.image_sizes, strict=True))
+    sizes: dict[int, Size] = {
+        image_id: (height, width)
+        for image_id, (height, width) in zip(
+            listed.image_ids.tolist(), listed.image_sizes.tolist(), strict=True
+        )
+    }
     return decide_exif(
         files,
         [sizes[identities[file].image_id] for file in files],

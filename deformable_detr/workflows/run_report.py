@@ -146,10 +146,9 @@ def write_run_report(
     """
     records = read_records(files.metrics) if files.metrics.is_file() else []
     recipe, deviations = nearest_recipe(config)
-    index_of = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
 
     def read_photo(image_id: int) -> Photo:
-        index = index_of[image_id]
+        index = dataset.index_of(image_id)
         return Photo(dataset[index].image, dataset.files[index].name)
 
     write_report(

@@ -74,7 +74,7 @@ class TrainingData:
         sampler = build_sampler(
             config,
             num_samples=len(samples),
-            aspect_ratios=[height / width for height, width in train.sizes],
+            aspect_ratios=train.sizes[:, 0] / train.sizes[:, 1],
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
@@ -83,14 +83,14 @@ class TrainingData:
 
 def _check_objects(train: CocoDataset, *, num_queries: int) -> None:
     """Require an object to learn; warn of images with more objects than queries can find."""
-    most = max(train.num_objects)
+    most = int(train.num_objects.max())
     if most == 0:
         left_out = ", ".join(f"{count} {reason}" for reason, count in train.num_dropped.items())
         raise ValueError(
             f"data.train.annotations must have at least one object to learn, got none in "
             f"{train.annotations.file}; annotations left out: {left_out}"
         )
-    crowded = sum(count > num_queries for count in train.num_objects)
+    crowded = int((train.num_objects > num_queries).sum())
     if crowded and distributed.is_main():
         logger.warning(
             "%d of %d training images have more objects, up to %d, than the model has queries, %d: "

@@ -43,7 +43,8 @@ def test_missing_fields_get_defaults_and_ids_start_at_one(tmp_path: Path) -> Non
 def test_file_names_are_kept_where_the_file_has_them(tmp_path: Path) -> None:
     content = _annotations(images=[{"id": 2, "file_name": "a/b.png"}, {"id": 1}])
 
-    assert read_ground_truth(_write(tmp_path / "a.json", content)).file_names == ("a/b.png", "")
+    truth = read_ground_truth(_write(tmp_path / "a.json", content))
+    assert tuple(truth.file_names) == ("a/b.png", "")
 
 
 def test_a_file_without_annotations_is_valid(tmp_path: Path) -> None:

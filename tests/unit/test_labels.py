@@ -39,7 +39,7 @@ def test_json_round_trip():
         ([{"name": "cat"}], r"categories\[0\].id must be an integer, got None"),
         ([{"id": 1}, {"id": "2"}], r"categories\[1\].id must be an integer, got '2'"),
         ([{"id": True}], "must be an integer, got True"),
-        ([{"id": 4}, {"id": 4}], r"category ids must be distinct, got \[4\] more than once"),
+        ([{"id": 4}, {"id": 4}], r"category ids must be distinct, got 4 more than once"),
     ],
 )
 def test_wrong_categories_are_refused(categories, message):

@@ -84,7 +84,7 @@ def test_area_is_that_of_the_mask_if_known_else_of_the_box(files):
 def test_file_without_objects_is_valid(files):
     annotations = read_annotations_of(files, annotations=[])
     assert annotations.objects.boxes_xyxy.shape == (0, 4)
-    assert annotations.offsets == (0, 0, 0, 0, 0)
+    assert annotations.offsets.tolist() == [0, 0, 0, 0, 0]
 
 
 def read_annotations_of(files, **sections):

@@ -34,7 +34,7 @@ def open_set(files, **options):
 
 def test_samples_hold_the_image_and_its_objects(files):
     dataset = open_set(files)
-    assert (len(dataset), dataset.image_ids) == (4, (1, 2, 3, 4))
+    assert (len(dataset), dataset.image_ids.tolist()) == (4, [1, 2, 3, 4])
     record = files.read()
     for index, image_id in enumerate(dataset.image_ids):
         sample = dataset[index]

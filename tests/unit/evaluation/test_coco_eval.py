@@ -271,5 +271,5 @@ def test_other_categories_are_rejected(tmp_path: Path) -> None:
 def test_unknown_images_are_rejected(tmp_path: Path) -> None:
     evaluator = _evaluator(_file(tmp_path, []), LABELS)
 
-    with pytest.raises(ValueError, match=r"of the annotation file, got unknown \[99\]"):
+    with pytest.raises(ValueError, match=r"of the annotation file, got unknown 99"):
         evaluator.update({99: NOTHING})

@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,20 @@ def test_two_files_of_one_image_are_refused(annotations: GroundTruth) -> None:
     files = [Path("x/a.jpg"), Path("y/a.jpg")]
     with pytest.raises(ValueError, match=r"x/a.jpg and y/a.jpg, both a.jpg; leave one out"):
         match_images(files, annotations)
+
+
+def test_images_of_one_base_name_are_found_without_comparing_all_of_them(tmp_path: Path) -> None:
+    number = 20_000
+    file = tmp_path / "annotations.json"
+    images = [{"id": place, "file_name": f"set/{place}/rgb.png"} for place in range(number)]
+    file.write_text(json.dumps({"images": images, "categories": [{"id": 1}]}))
+    annotations = read_ground_truth(file)
+
+    start = time.perf_counter()
+    below = match_images(
+        [Path(f"photos/set/{place}/rgb.png") for place in range(number)], annotations
+    )
+    above = match_images([Path(f"{place}/rgb.png") for place in range(number)], annotations)
+
+    assert below == above == list(range(number))
+    assert time.perf_counter() - start < 10  # all pairs take a minute or more

@@ -168,7 +168,9 @@ def test_counts_and_curves_agree_with_pycocotools_on_real_annotations() -> None:
     assert curves.of_all_classes().mean() == pytest.approx(metrics.statistics["AP"], abs=1e-12)
     assert curves.of_all_classes()[0].mean() == pytest.approx(metrics.statistics["AP50"], abs=1e-12)
     # COCO's recall at IoU 0.50 is the fraction of a class's objects that are matched.
-    recall = scorer.eval["recall"][0, :, 0, -1]
+    recall = np.full(80, -1.0)  # of the categories without objects and detections
+    labels = [truth.label_space.label(category_id) for category_id in scorer.params.catIds]
+    recall[labels] = scorer.eval["recall"][0, :, 0, -1]
     objects = np.bincount(matched.annotated.labels[~matched.annotated.is_ignored], minlength=80)
     found = np.bincount(matched.annotated.labels[matched.is_found(0)], minlength=80)
     has_objects = objects > 0
