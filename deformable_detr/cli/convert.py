@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from deformable_detr.cli.options import Overwrite
+
 
 class Target(str, Enum):
     """Format of the file to write."""
@@ -38,6 +40,7 @@ def convert(
             help="Config of the model, such as deformable_detr_r50, if IN does not contain it.",
         ),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert weights between implementations.
 
@@ -49,10 +52,10 @@ def convert(
     # PyTorch code is imported when the command runs, so that --help is fast.
     from deformable_detr.workflows import conversion
 
-    result = conversion.convert(source, out, to=to.value, config=config)
+    result = conversion.convert(source, out, to=to.value, config=config, overwrite=overwrite)
     for line in result.describe():
         typer.echo(line)
-    typer.echo(f"written: {out} ({to.value})")
+    typer.echo(f"written: {result.out} ({to.value})")
     if to is Target.native:
         typer.echo(
             "It holds no optimizer state: use it with train --finetune-from, not with --resume."

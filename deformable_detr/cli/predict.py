@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import deformable_detr
-from deformable_detr.cli.options import Checkpoint, Device, whole
+from deformable_detr.cli.options import Checkpoint, Device, Overwrite, whole
 
 
 def predict(
@@ -43,6 +43,7 @@ def predict(
             show_default="all above the threshold",
         ),
     ] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(parser=whole(1), help="Images per batch.")] = 4,
 ) -> None:
@@ -62,6 +63,7 @@ def predict(
         threshold=threshold,
         classes=names,
         max_detections=max_detections,
+        overwrite=overwrite,
         device=device,
         batch_size=batch_size,
     )

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -30,6 +29,7 @@ _INTEGER_OPTIONS = {
     "bbox_loss_coefficient": "bbox_loss_coef",
     "giou_loss_coefficient": "giou_loss_coef",
 }
+FOLDER_FILES = (SAFETENSORS_FILE, PREPROCESSOR_FILE, CONFIG_FILE)  # for transformers
 _DILATED_STRIDE = 16  # of a dilated last stage
 
 
@@ -53,25 +53,20 @@ def write_weights(
 
     Raises:
         FileExistsError: `path` exists.
-        RuntimeError: writing failed; no partial output is left.
+        WriteError: writing failed; no partial output is left.
         ValueError: the target has no equivalent of a part of the model.
     """
     if path.exists():
         raise FileExistsError(f"{path} must not exist yet; choose another name or remove it")
     state = export_weights(model, to, label_space=label_space)
     stored = Stored.of(model, label_space, config)
-    try:
+    with write_whole(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(path) as temporary:
-            if to == "transformers":
-                _write_folder(temporary, state, label_space, stored)
-            else:
-                with temporary.open("wb") as file:
-                    torch.save(_checkpoint(to, state, label_space, stored), file)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise RuntimeError(
-            f"{path} could not be written ({error}); free space or choose another place"
-        ) from error
+        if to == "transformers":
+            _write_folder(temporary, state, label_space, stored)
+        else:
+            with temporary.open("wb") as file:
+                torch.save(_checkpoint(to, state, label_space, stored), file)
 
 
 def _checkpoint(
