@@ -13,7 +13,7 @@ from deformable_detr.conversion.content import CONFIG_FILE, SAFETENSORS_FILE
 from deformable_detr.conversion.options import official_options
 from deformable_detr.conversion.preprocessing import PREPROCESSOR_FILE, preprocessor_config
 from deformable_detr.conversion.sources.transformers import file_name
-from deformable_detr.conversion.stored import KEY, Stored
+from deformable_detr.conversion.stored import KEY, TENSORS_FILE, Stored
 from deformable_detr.conversion.weights import export_weights
 from deformable_detr.files import write_whole
 from deformable_detr.finite import to_json
@@ -29,7 +29,8 @@ _INTEGER_OPTIONS = {
     "bbox_loss_coefficient": "bbox_loss_coef",
     "giou_loss_coefficient": "giou_loss_coef",
 }
-FOLDER_FILES = (SAFETENSORS_FILE, PREPROCESSOR_FILE, CONFIG_FILE)  # for transformers
+# For transformers; some models have no file of further tensors.
+FOLDER_FILES = (SAFETENSORS_FILE, TENSORS_FILE, PREPROCESSOR_FILE, CONFIG_FILE)
 _DILATED_STRIDE = 16  # of a dilated last stage
 
 

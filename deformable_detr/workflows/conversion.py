@@ -137,7 +137,8 @@ def _write_folder(place: OutputFolder, out: Path, write: Callable[[Path], None])
         delete(beside)
         write(beside)
         for name in FOLDER_FILES:
-            place.write(name, (beside / name).replace)
+            if (beside / name).exists():
+                place.write(name, (beside / name).replace)
     except WriteError as error:
         raise WriteError(str(error).replace(beside.name, out.name), error.reason) from error
     finally:
