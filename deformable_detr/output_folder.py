@@ -36,13 +36,14 @@ class OutputFolder:
     Args:
         path: the folder; created at the first `write`.
         argument: name of the argument, for errors.
-        overwrite: replace files that are not on the manifest, or have changed.
+        overwrite: replace files that are not on the manifest, or have changed; None if the command
+            has no such option, so that an error does not name it.
 
     Raises:
         ValueError: there cannot be such a folder, or it cannot be written to.
     """
 
-    def __init__(self, path: Path, argument: str, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, argument: str, *, overwrite: bool | None = False) -> None:
         require_folder_place(argument, path)
         self._path = path
         self._argument = argument
@@ -130,9 +131,11 @@ class OutputFolder:
         edited = [name for name in names if name in known]
         why = "changed since deformable-detr wrote it" if edited else "not of deformable-detr"
         files = listed([self._path / name for name in edited or names])
+        what = "it" if len(names) == 1 else f"{len(names)} such files"
+        remedy = "remove" if self._overwrite is None else "give --overwrite to replace"
         raise ValueError(
-            f"{self._argument} must not replace {files} ({why}); give --overwrite to replace "
-            f"{'it' if len(names) == 1 else f'{len(names)} such files'}, or choose another place"
+            f"{self._argument} must not replace {files} ({why}); {remedy} {what}, or choose "
+            "another place"
         )
 
     def _free_name(self, name: str) -> str:
@@ -217,7 +220,7 @@ class OutputFile:
         ValueError: there cannot be such a file, or its folder cannot be written to.
     """
 
-    def __init__(self, path: Path, argument: str, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, argument: str, *, overwrite: bool | None = False) -> None:
         require_file_place(argument, path)
         self._name = path.name
         self._folder = OutputFolder(path.parent, argument, overwrite=overwrite)

@@ -87,10 +87,10 @@ def evaluate(
     or score a results file (--results).
     """
     if results is not None:
-        if any(given is not None for given in (checkpoint, images, out, pictures)):
+        if overwrite or any(given is not None for given in (checkpoint, images, out, pictures)):
             raise ValueError(
                 "--results must be given with --annotations only, got options of a checkpoint too; "
-                "leave out --checkpoint, --images, --out and --pictures"
+                "leave out --checkpoint, --images, --out, --pictures and --overwrite"
             )
         from deformable_detr.workflows.evaluation import score_results
 

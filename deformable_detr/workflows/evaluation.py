@@ -206,7 +206,7 @@ def evaluate_run(
     settings = load_config(config, overrides)
     with session(device, timeout_s=settings.train.timeout_s) as chosen:
         path = files.best_or_last if checkpoint is None else Path(checkpoint)
-        place = OutputFile(files.results, "run_dir", overwrite=files.holds_run)
+        place = OutputFile(files.results, "run_dir", overwrite=files.holds_run or None)
         place.check(inputs=input_files(settings, config, path))
         detector = open_detector(settings, path, chosen)
         dataset = build_dataset(

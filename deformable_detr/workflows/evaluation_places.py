@@ -16,7 +16,7 @@ from deformable_detr.visualize.objects import draw_annotations, draw_detections,
 
 @dataclass(frozen=True)
 class EvaluationPlaces:
-    """Where an evaluation writes to: a results file and a folder of pictures, or None."""
+    """Places that an evaluation writes to: a results file and a folder of pictures, or None."""
 
     out: OutputFile | None
     pictures: OutputFolder | None

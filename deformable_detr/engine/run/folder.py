@@ -117,7 +117,7 @@ class RunFolder:
 
     @property
     def holds_run(self) -> bool:
-        """Whether a run has been started in the folder."""
+        """True if a run has been started in the folder."""
         return any(file.exists() for file in (self.lock, self.state, self.metrics))
 
     def files_to_delete(self) -> list[Path]:

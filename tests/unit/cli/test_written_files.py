@@ -2,15 +2,13 @@
 
 import json
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.coco_files import write_coco_set
 from helpers.command_line import CommandLine
+from helpers.full_disk import nearly_full_disk
 from helpers.tiny_checkpoint import LABEL_SPACE
 
 import deformable_detr
@@ -159,17 +157,6 @@ def test_a_place_that_cannot_be_written_is_found_before_the_checkpoint(
         assert f"where nothing can be written ({reason}" in message
         assert str(place)[-200:] in message
     assert not case.out.exists()
-
-
-@contextmanager
-def nearly_full_disk(size: int) -> Iterator[None]:
-    """Let every write beyond `size` bytes of a file fail."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_one_line_that_names_the_file_and_the_old_file_stays(
