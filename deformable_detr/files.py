@@ -1,6 +1,8 @@
 """Checks of files that users name, and atomic writing of files."""
 
 import contextlib
+import hashlib
+import io
 import os
 import re
 import shutil
@@ -8,9 +10,13 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deformable_detr.formats import kind_of_folder
 from deformable_detr.messages import shown
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes one slash of two; not a drive
 _KINDS = {
@@ -19,6 +25,21 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
+_LONGEST_NAME = 240  # bytes of a temporary name; most file systems allow 255
+_JPEG_SUFFIXES = (".jpg", ".jpeg")
+_FOREIGN_CODE = re.compile(r"\(os error (\d+)\)")  # how errors of Rust, as in safetensors, end
+
+
+class WriteError(OSError):
+    """Error of a file that could not be written; what was there before is untouched.
+
+    Attributes:
+        reason: what the system said, such as "No space left on device".
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def as_path(name: str, value: str | Path) -> Path:
@@ -67,7 +88,10 @@ def require_regular_file(path: Path, what: str) -> None:
 
 def partial_path(path: Path) -> Path:
     """Return the temporary name of a file that is being written; a leftover is incomplete."""
-    return path.with_name(f".{path.name}.partial")
+    name = f".{path.name}.partial"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.partial"
+    return path.with_name(name)
 
 
 @contextmanager
@@ -75,17 +99,19 @@ def write_whole(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path to write to, and rename it to `path` at the end of the block.
 
     At any moment `path` is a complete file: the old or the new one. If the block raises, the
-    temporary file is deleted and the old file is kept.
+    temporary file is deleted and the old file is kept. A symbolic link at `path` is replaced; the
+    file that it leads to is not touched.
 
     Args:
         path: path of a file, or of a folder that does not exist yet.
         previous: path to keep the old file at.
 
     Raises:
-        OSError: the file could not be written.
+        WriteError: the file could not be written.
     """
     temporary = partial_path(path)
     try:
+        delete(temporary)
         yield temporary
         if temporary.is_file():
             with temporary.open("r+b") as file:
@@ -93,9 +119,53 @@ def write_whole(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
         if previous is not None and path.exists():
             _keep(path, previous)
         temporary.replace(path)
-    except BaseException:
-        _delete(temporary)
-        raise
+    except BaseException as error:
+        delete(temporary)
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise WriteError(
+            f"{shown(path)} could not be written ({reason}); what was there before is untouched; "
+            "free space or choose another place",
+            reason,
+        ) from error
+
+
+def encoded(image: "Image.Image", name: str, *, quality: int = 75) -> bytes:
+    """Encode an image for a file: as JPEG if the name has a suffix of JPEG, else as PNG.
+
+    In memory, as Pillow's own errors on a full disk do not say that it is full.
+
+    Args:
+        image: the image.
+        name: name of the file.
+        quality: quality of a JPEG file, in [1, 100].
+    """
+    data = io.BytesIO()
+    if name.lower().endswith(_JPEG_SUFFIXES):
+        image.save(data, "JPEG", quality=quality)
+    else:
+        image.save(data, "PNG")
+    return data.getvalue()
+
+
+def _reason(error: BaseException) -> str | None:
+    """Return what the system said about a failed write; None for another kind of error.
+
+    PyTorch and safetensors wrap the system's error in errors of their own.
+    """
+    seen: BaseException | None = error
+    while isinstance(seen, Exception):
+        if isinstance(seen, WriteError) and seen.reason:
+            return seen.reason
+        if isinstance(seen, OSError):
+            return seen.strerror or str(seen) or type(seen).__name__
+        if code := _FOREIGN_CODE.search(str(seen)):
+            return os.strerror(int(code[1]))
+        if not isinstance(seen, RuntimeError):
+            return None
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def _keep(path: Path, previous: Path) -> None:
@@ -107,9 +177,10 @@ def _keep(path: Path, previous: Path) -> None:
         path.replace(previous)
 
 
-def _delete(temporary: Path) -> None:
-    with contextlib.suppress(OSError):  # a file that cannot be deleted stays
-        if temporary.is_dir():
+def delete(temporary: Path) -> None:
+    """Delete a file, or a folder with its content; what cannot be deleted stays."""
+    with contextlib.suppress(OSError, ValueError):
+        if temporary.is_dir() and not temporary.is_symlink():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)

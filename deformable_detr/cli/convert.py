@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from deformable_detr.cli.options import Overwrite
 from deformable_detr.cli.terminal import echo
 from deformable_detr.messages import shown
 
@@ -41,6 +42,7 @@ def convert(
             help="Config of the model, such as deformable_detr_r50, if IN does not contain it.",
         ),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert weights between implementations.
 
@@ -52,9 +54,9 @@ def convert(
     # PyTorch code is imported when the command runs, so that --help is fast.
     from deformable_detr.workflows import conversion
 
-    result = conversion.convert(source, out, to=to.value, config=config)
+    result = conversion.convert(source, out, to=to.value, config=config, overwrite=overwrite)
     for line in result.describe():
         echo(line)
-    echo(f"written: {shown(out)} ({to.value})")
+    echo(f"written: {shown(result.out)} ({to.value})")
     if to is Target.native:
         echo("It holds no optimizer state: use it with train --finetune-from, not with --resume.")

@@ -7,8 +7,8 @@ import typer
 
 import deformable_detr
 from deformable_detr.arguments import MOST_WORKERS
-from deformable_detr.cli.options import Device, whole
-from deformable_detr.cli.outputs import print_metrics
+from deformable_detr.cli.options import Device, Overwrite, whole
+from deformable_detr.cli.outputs import print_metrics, printed_if_unwritten
 
 
 def evaluate(
@@ -66,6 +66,7 @@ def evaluate(
         int,
         typer.Option(parser=whole(1), help="Number of pictures, spread evenly over the images."),
     ] = 8,
+    overwrite: Overwrite = False,
     empty_boxes: Annotated[
         Literal["missed", "ignored"],
         typer.Option(
@@ -86,10 +87,10 @@ def evaluate(
     or score a results file (--results).
     """
     if results is not None:
-        if any(given is not None for given in (checkpoint, images, out, pictures)):
+        if overwrite or any(given is not None for given in (checkpoint, images, out, pictures)):
             raise ValueError(
                 "--results must be given with --annotations only, got options of a checkpoint too; "
-                "leave out --checkpoint, --images, --out and --pictures"
+                "leave out --checkpoint, --images, --out, --pictures and --overwrite"
             )
         from deformable_detr.workflows.evaluation import score_results
 
@@ -101,8 +102,8 @@ def evaluate(
         return
     if checkpoint is None or images is None:
         raise ValueError("--checkpoint and --images must both be given, or else --results")
-    print_metrics(
-        deformable_detr.evaluate(
+    with printed_if_unwritten():
+        result = deformable_detr.evaluate(
             checkpoint,
             images=images,
             annotations=annotations,
@@ -113,7 +114,8 @@ def evaluate(
             out=out,
             pictures=pictures,
             num_pictures=num_pictures,
+            overwrite=overwrite,
             empty_boxes=empty_boxes,
             exif=exif,
         )
-    )
+    print_metrics(result)

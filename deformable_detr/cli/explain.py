@@ -7,7 +7,7 @@ import typer
 
 import deformable_detr
 from deformable_detr.arguments import require_integer
-from deformable_detr.cli.options import Device, whole
+from deformable_detr.cli.options import Device, Overwrite, whole
 from deformable_detr.cli.terminal import echo
 from deformable_detr.messages import in_brief, shown
 
@@ -60,6 +60,7 @@ def explain(
             show_default=False,
         ),
     ] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
 ) -> None:
     """Draw what a detector attends to: sampling points, receptive fields, level weights.
@@ -77,6 +78,7 @@ def explain(
         deform=deform or (),
         fusion=fusion,
         cell=None if cell is None else _parse_cell(cell),
+        overwrite=overwrite,
         device=device,
     )
     for file in result.files.values():

@@ -31,6 +31,14 @@ Device = Annotated[
     str,
     typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps; auto is CUDA, else MPS, else CPU."),
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace files that this program did not write, or that have changed since; inputs "
+        "never.",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

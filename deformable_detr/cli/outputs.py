@@ -1,5 +1,7 @@
 """Output shared by several commands."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -34,6 +36,18 @@ def print_metrics(result: "EvaluationResult") -> None:
     for name, value in result.per_class.items():
         classes.add_row(cell(name), _number(value))
     console.print(classes)
+
+
+@contextmanager
+def printed_if_unwritten() -> Iterator[None]:
+    """Print the metrics of an evaluation whose files could not be written; the error goes on."""
+    from deformable_detr.workflows.evaluation import UnwrittenError
+
+    try:
+        yield
+    except UnwrittenError as error:
+        print_metrics(error.result)
+        raise
 
 
 def _number(value: float) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import deformable_detr
-from deformable_detr.cli.options import Checkpoint, Device, whole
+from deformable_detr.cli.options import Checkpoint, Device, Overwrite, whole
 from deformable_detr.cli.terminal import echo
 from deformable_detr.messages import counted, shown
 
@@ -45,6 +45,7 @@ def predict(
             show_default="all above the threshold",
         ),
     ] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(parser=whole(1), help="Images per batch.")] = 4,
 ) -> None:
@@ -64,6 +65,7 @@ def predict(
         threshold=threshold,
         classes=names,
         max_detections=max_detections,
+        overwrite=overwrite,
         device=device,
         batch_size=batch_size,
     )

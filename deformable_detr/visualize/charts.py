@@ -19,6 +19,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from deformable_detr.files import write_whole
+
 # Okabe and Ito's colorblind-safe palette; colors that are faint on white are darkened.
 COLORS = ("#1c2024", "#0072b2", "#c45400", "#00805e", "#a64d83", "#8a6d00")
 MAX_MARKERS = 30  # over the width of a chart; a line of denser points has none
@@ -147,7 +149,10 @@ def write_png(path: Path, charts: Sequence[Chart]) -> None:
         axes.set_title(chart.title)
         if not chart.is_empty:
             axes.legend(chart.labels, frameon=False)
-    figure.savefig(path, dpi=PNG_DPI)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=PNG_DPI)
+    with write_whole(path) as temporary:
+        temporary.write_bytes(data.getvalue())
 
 
 def to_svg(chart: Chart) -> str:

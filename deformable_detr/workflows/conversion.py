@@ -1,6 +1,6 @@
 """Conversion of a detector's weights between the file formats of implementations."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,13 +15,13 @@ from deformable_detr.config.flatten import flatten
 from deformable_detr.config.loading import load_config, validate_config
 from deformable_detr.conversion.files import read_weights
 from deformable_detr.conversion.weights import Weights
-from deformable_detr.conversion.writing import write_weights
+from deformable_detr.conversion.writing import FOLDER_FILES, write_weights
 from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from deformable_detr.environment import current_versions
-from deformable_detr.files import as_path
+from deformable_detr.files import WriteError, as_path, delete, partial_path
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.deformable_detr import DeformableDETR
-from deformable_detr.workflows.places import require_folder_place
+from deformable_detr.output_folder import OutputFile, OutputFolder
 
 Target = Literal["official", "transformers", "detrex", "mmdet", "native"]
 
@@ -65,7 +65,12 @@ class ConversionResult:
 
 
 def convert(
-    source: str | Path, out: str | Path, *, to: Target = "native", config: str | Path | None = None
+    source: str | Path,
+    out: str | Path,
+    *,
+    to: Target = "native",
+    config: str | Path | None = None,
+    overwrite: bool = False,
 ) -> ConversionResult:
     """Convert weights between implementations.
 
@@ -74,28 +79,43 @@ def convert(
     Args:
         source: a file of this package, the official code, transformers (or its folder), detrex or
             mmdetection 3.x.
-        out: the file to write, or the folder for transformers; must not exist.
+        out: the file to write, or the folder for transformers.
         to: the format to write. The file holds no optimizer state: `train` can fine-tune from it,
             but not resume it. It keeps all settings and classes, in every format.
         config: config of the model, needed if the file does not determine it.
+        overwrite: replace `out` even if this program did not write it, or if it has changed since.
+            An input is never replaced.
 
     Raises:
-        FileExistsError: `out` exists.
-        ValueError: the file does not hold a detector, or does not match the config.
+        ValueError: the file does not hold a detector, or does not match the config, or `out` must
+            not be replaced.
+        WriteError: the file could not be written, as on a full disk.
     """
     source, out = as_path("source", source), as_path("out", out)
-    if out.exists():
-        raise FileExistsError(f"OUT must not exist yet, got {out}; choose another name")
-    require_folder_place("OUT", out.parent)
+    inputs = [source] if config is None else [source, as_path("config", config)]
+    place: OutputFile | OutputFolder
+    if to == "transformers":
+        place = OutputFolder(out, "OUT", overwrite=overwrite)
+        place.check(FOLDER_FILES, inputs=inputs)
+    else:
+        place = OutputFile(out, "OUT", overwrite=overwrite)
+        place.check(inputs=inputs)
     weights, run = _read(source, config)
     what = f"checkpoint {source}"
     model = model_with_weights(weights, run, what)
     space = weights.label_space or numbered_classes(weights)
-    if to == "native":
-        _write_native(out, model, space, run, source, weights.source)
+
+    def write(path: Path) -> None:
+        if to == "native":
+            _write_native(path, model, space, run, source, weights.source)
+        else:
+            content = run.model_dump(mode="json")
+            write_weights(path, model, to=to, label_space=space, config=content)
+
+    if isinstance(place, OutputFile):
+        out = place.write(write)
     else:
-        content = run.model_dump(mode="json")
-        write_weights(out, model, to=to, label_space=space, config=content)
+        _write_folder(place, out, write)
     return ConversionResult(out, weights, space, is_inferred=config is None)
 
 
@@ -110,10 +130,24 @@ def _read(source: Path, config: str | Path | None) -> tuple[Weights, RunConfig]:
     return with_labels_of(weights, run), run
 
 
+def _write_folder(place: OutputFolder, out: Path, write: Callable[[Path], None]) -> None:
+    """Write the files beside the folder first, so that an error leaves no incomplete set in it."""
+    beside = partial_path(out)
+    try:
+        delete(beside)
+        write(beside)
+        for name in FOLDER_FILES:
+            if (beside / name).exists():
+                place.write(name, (beside / name).replace)
+    except WriteError as error:
+        raise WriteError(str(error).replace(beside.name, out.name), error.reason) from error
+    finally:
+        delete(beside)
+
+
 def _write_native(
     out: Path, model: DeformableDETR, space: LabelSpace, run: RunConfig, path: Path, source: str
 ) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint(
         model=model.state_dict(),
         ema=None,

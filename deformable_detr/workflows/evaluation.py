@@ -1,7 +1,9 @@
 """Evaluation of a detector on annotated images with the COCO metrics."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from deformable_detr.config.loading import Overrides, load_config
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.image_files import ExifRule
 from deformable_detr.data.loader import build_evaluation_loader
-from deformable_detr.detector import DEFAULT_THRESHOLD, Detector
+from deformable_detr.detector import Detector
 from deformable_detr.engine import evaluate as engine
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.progress import Tracked
@@ -32,11 +34,11 @@ from deformable_detr.evaluation.coco_eval import (
     statistics_at,
 )
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
-from deformable_detr.files import as_path, write_whole
-from deformable_detr.finite import to_json
+from deformable_detr.files import WriteError, as_path
 from deformable_detr.ground_truth import EmptyBoxes, GroundTruth
-from deformable_detr.visualize.objects import draw_annotations, draw_detections, side_by_side
-from deformable_detr.workflows.places import require_file_place, require_folder_place, run_folder
+from deformable_detr.output_folder import OutputFile
+from deformable_detr.workflows.evaluation_places import EvaluationPlaces, write_results
+from deformable_detr.workflows.places import input_files, run_folder
 from deformable_detr.workflows.session import session
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,18 @@ class EvaluationResult:
         return [(name, self.metrics[name], meaning) for name, meaning in meanings.items()]
 
 
+class UnwrittenError(WriteError):
+    """Error of an evaluation whose files could not be written.
+
+    Attributes:
+        result: the metrics.
+    """
+
+    def __init__(self, message: str, reason: str, result: EvaluationResult) -> None:
+        super().__init__(message, reason)
+        self.result = result
+
+
 def evaluate(
     checkpoint: str | Path | Detector,
     *,
@@ -91,6 +105,7 @@ def evaluate(
     out: str | Path | None = None,
     pictures: str | Path | None = None,
     num_pictures: int = 8,
+    overwrite: bool = False,
     empty_boxes: EmptyBoxes = "missed",
     exif: ExifRule = "auto",
     callback: Callback | None = None,
@@ -110,6 +125,7 @@ def evaluate(
         out: COCO results file to write the detections to.
         pictures: folder for pictures of annotated and detected objects side by side.
         num_pictures: number of pictures, spread evenly over the images.
+        overwrite: as for `predict`, of `out` and the files in `pictures`.
         empty_boxes: whether annotated boxes without area inside their image count as "missed"
             objects, as in COCO's evaluation, or are "ignored", left out.
         exif: as the setting `data.exif`; "auto" follows the detector if no image shows it.
@@ -117,20 +133,17 @@ def evaluate(
 
     Raises:
         FileNotFoundError: a file or folder does not exist.
-        ValueError: the annotations have other categories, an output path is not writable, or a
-            number is out of range.
+        ValueError: the annotations have other categories, an output path is not writable or must
+            not be replaced, or a number is out of range.
+        UnwrittenError: a file could not be written, as on a full disk; it holds the metrics.
         NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
     """
     require_integer("batch_size", batch_size, at_least=1)
     require_integer("num_workers", num_workers, at_least=0, at_most=MOST_WORKERS)
     require_integer("num_pictures", num_pictures, at_least=1)
     require_integer("max_detections", max_detections, at_least=1)
-    out = None if out is None else as_path("out", out)
-    pictures = None if pictures is None else as_path("pictures", pictures)
-    if out is not None:
-        require_file_place("out", out)
-    if pictures is not None:
-        require_folder_place("pictures", pictures)
+    places = EvaluationPlaces.open(out, pictures, overwrite=overwrite)
+    places.check((checkpoint, annotations))
     with session(device) as chosen:
         detector = _detector(checkpoint, str(chosen))
         dataset = CocoDataset(
@@ -141,6 +154,7 @@ def evaluate(
             exif=exif,
             exif_otherwise=detector.exif,
         )
+        places.check((checkpoint, annotations), dataset, count=num_pictures)
         evaluator, metrics = measure(
             detector,
             dataset,
@@ -149,12 +163,10 @@ def evaluate(
             max_detections=max_detections,
             callback=callback,
         )
+        result = _result(metrics)
         if distributed.is_main():
-            if out is not None:
-                write_results(out, evaluator)
-            if pictures is not None:
-                _write_pictures(evaluator, dataset, pictures, count=num_pictures)
-    return _result(metrics)
+            _require_written(places.write(evaluator, dataset, count=num_pictures), result)
+    return result
 
 
 def evaluate_run(
@@ -187,12 +199,15 @@ def evaluate_run(
             1.
         NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
         FileNotFoundError: there is no checkpoint.
+        UnwrittenError: the results could not be written, as on a full disk; it holds the metrics.
     """
     require_integer("max_detections", max_detections, at_least=1)
     files = RunFolder(run_folder(run_dir, config))
     settings = load_config(config, overrides)
     with session(device, timeout_s=settings.train.timeout_s) as chosen:
         path = files.best_or_last if checkpoint is None else as_path("checkpoint", checkpoint)
+        place = OutputFile(files.results, "run_dir", overwrite=files.holds_run or None)
+        place.check(inputs=input_files(settings, config, path))
         detector = open_detector(settings, path, chosen)
         dataset = build_dataset(
             settings, "val", label_space=detector.label_space, exif_otherwise=detector.exif
@@ -201,10 +216,14 @@ def evaluate_run(
         evaluator, metrics = measure_validation_set(
             settings, detector, dataset, max_detections=max_detections, callback=callback
         )
+        result = _result(metrics)
         if distributed.is_main():
-            write_results(files.results, evaluator)
+            try:
+                place.write(partial(write_results, evaluator))
+            except WriteError as error:
+                _require_written([error], result)
         logger.info("the detections are in %s", files.results)
-    return _result(metrics)
+    return result
 
 
 def score_results(
@@ -368,35 +387,13 @@ def _result(metrics: CocoMetrics) -> EvaluationResult:
     return EvaluationResult.of(metrics)
 
 
+def _require_written(errors: Sequence[WriteError], result: EvaluationResult) -> None:
+    if errors:
+        message = "; ".join(map(str, errors))
+        raise UnwrittenError(message, errors[0].reason, result) from errors[0]
+
+
 def _detector(checkpoint: str | Path | Detector, device: str) -> Detector:
     if isinstance(checkpoint, Detector):
         return checkpoint
     return Detector.from_checkpoint(checkpoint, device)
-
-
-def write_results(path: Path, evaluator: CocoEvaluator) -> None:
-    """Write all detections to a COCO results file; call on rank 0 only."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(path) as temporary:
-        temporary.write_text(to_json(evaluator.results(), f"results file {path}"), "utf-8")
-
-
-def _write_pictures(
-    evaluator: CocoEvaluator, dataset: CocoDataset, folder: Path, *, count: int
-) -> None:
-    """Draw annotated and detected objects side by side, for `count` evenly spaced images."""
-    folder.mkdir(parents=True, exist_ok=True)
-    categories, table = dataset.label_space, evaluator.table
-    count = min(count, len(dataset))
-    for index in (number * len(dataset) // count for number in range(count)):
-        sample = dataset[index]
-        found = table.of_image(sample.image_id, dataset.label_space).above(DEFAULT_THRESHOLD)
-        pictures = [
-            draw_annotations(sample.image, sample.boxes_xyxy, sample.labels, categories),
-            draw_detections(sample.image, found, categories),
-        ]
-        captions = [
-            f"annotated: {len(sample.labels)}",
-            f"detected: {len(found)} of score {DEFAULT_THRESHOLD:g} or more",
-        ]
-        side_by_side(pictures, captions).save(folder / f"{sample.image_id}.png")

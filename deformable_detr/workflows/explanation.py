@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,8 +12,9 @@ from deformable_detr.arguments import require_integer
 from deformable_detr.detector import Detector
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
-from deformable_detr.files import as_path
+from deformable_detr.files import as_path, encoded
 from deformable_detr.models.necks.level_fusion import LevelFusion
+from deformable_detr.output_folder import OutputFolder
 from deformable_detr.photos import ImageLike, as_photo
 from deformable_detr.structures import ImageBatch
 from deformable_detr.visualize.attention import image_share, record_outputs
@@ -24,10 +26,10 @@ from deformable_detr.visualize.pictures import (
     draw_receptive_field,
 )
 from deformable_detr.visualize.receptive_field import effective_receptive_field
-from deformable_detr.workflows.places import require_folder_place
 from deformable_detr.workflows.session import kept_torch_state
 
 Cell = tuple[int, int]
+_MOST_CHECKED = 1000  # queries whose pictures are looked for before the work; models have 300
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def explain(
     deform: Sequence[str] = (),
     fusion: bool = False,
     cell: Cell | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     callback: Callback | None = None,
 ) -> ExplanationResult:
@@ -72,21 +75,25 @@ def explain(
             consecutive ones, are drawn.
         fusion: draw the level weights of an ASFF neck.
         cell: (row, column) of the feature map for `erf` and `deform`; None for its center.
+        overwrite: as for `predict`.
         device: as for `Detector.from_checkpoint`; a detector stays on its device.
         callback: called with "progress", the number of finished pictures and their total.
 
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: the model has no such layer or neck, `cell` is outside its map, or a value to
-            be drawn is infinite or NaN.
+            be drawn is infinite or NaN, or a file would be replaced that must not be.
+        WriteError: a file could not be written, as on a full disk; the earlier ones are kept.
         NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
     """
     require_integer("queries", queries, at_least=0)
     require_integer("noise", noise, at_least=0)
     for number in cell or ():
         require_integer("row and column of cell", number, at_least=0)
-    if out is not None:
-        require_folder_place("out", as_path("out", out))
+    folder = None if out is None else OutputFolder(as_path("out", out), "out", overwrite=overwrite)
+    if folder is not None:
+        given = [Path(one) for one in (photo, checkpoint) if isinstance(one, str | Path)]
+        folder.check(_output_names(queries, erf, deform, fusion), inputs=given)
     with kept_torch_state(device) as chosen:
         if not isinstance(checkpoint, Detector):
             checkpoint = Detector.from_checkpoint(checkpoint, str(chosen))
@@ -104,16 +111,29 @@ def explain(
         pictures: dict[str, Image.Image] = {}
         for draw in Tracked(work, "explaining", callback=callback):
             pictures |= draw()
-    return ExplanationResult(pictures, {} if out is None else _save(pictures, as_path("out", out)))
+    return ExplanationResult(pictures, {} if folder is None else _save(pictures, folder))
 
 
-def _save(pictures: Mapping[str, Image.Image], folder: Path) -> dict[str, Path]:
+def _output_names(queries: int, erf: str | None, deform: Sequence[str], fusion: bool) -> list[str]:
+    """List the files that may be written; of a chain of layers, the last one names the picture."""
+    names = [f"query_{rank}" for rank in range(1, min(queries, _MOST_CHECKED) + 1)]
+    names += [] if erf is None else [f"erf_{erf}"]
+    names += [f"deform_{layer}" for layer in deform]
+    names += ["fusion"] if fusion else []
+    return [f"{name}.png" for name in names]
+
+
+def _save(pictures: Mapping[str, Image.Image], folder: OutputFolder) -> dict[str, Path]:
     """Write the pictures to the folder, and return their files by name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {name: folder / f"{name}.png" for name in pictures}
+    files = {}
     for name, picture in pictures.items():
-        picture.save(files[name])
+        data = encoded(picture, f"{name}.png")
+        files[name] = folder.write(f"{name}.png", partial(_write_bytes, data))
     return files
+
+
+def _write_bytes(data: bytes, temporary: Path) -> None:
+    temporary.write_bytes(data)
 
 
 class _View:

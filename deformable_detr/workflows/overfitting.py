@@ -21,10 +21,10 @@ from deformable_detr.data.annotations import read_annotations
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.tracking import Callback
-from deformable_detr.files import write_whole
 from deformable_detr.finite import to_json
+from deformable_detr.output_folder import OutputFile
 from deformable_detr.photos import UNREADABLE, open_image, orientation_of
-from deformable_detr.workflows.places import run_folder
+from deformable_detr.workflows.places import input_files, run_folder
 from deformable_detr.workflows.session import session
 from deformable_detr.workflows.training import TrainingResult, train
 
@@ -89,8 +89,13 @@ def overfit(
     folder = run_folder(run_dir, config, suffix="_overfit")
     settings = load_config(config, overrides)
     with session(device, timeout_s=settings.train.timeout_s):
-        subset = folder.with_name(f"{folder.name}_images.json")
-        settings, content = overfit_config(settings, num_images, subset=subset)
+        RunFolder(folder).check(overwrite=overwrite)
+        path = folder.with_name(f"{folder.name}_images.json")
+        subset = OutputFile(path, "run_dir", overwrite=overwrite)
+        subset.check(inputs=input_files(settings, config, finetune_from))
+        settings, content = overfit_config(settings, num_images, subset=path)
+        text = to_json(content, "annotation file of --overfit")
+        subset.write(lambda temporary: temporary.write_text(text, encoding="utf-8"))
         training = train(
             settings,
             run_dir=folder,
@@ -105,12 +110,12 @@ def overfit(
 def overfit_config(
     config: RunConfig, count: int, *, subset: Path
 ) -> tuple[RunConfig, dict[str, Any]]:
-    """Build the config and the annotations of an overfit run; write the annotations to `subset`.
+    """Build the config and the annotations of an overfit run.
 
     Args:
         config: config of the run to check.
         count: number of images, chosen as in `overfit`.
-        subset: annotation file to write.
+        subset: annotation file that the caller writes.
 
     Raises:
         ValueError: there are too few such images, or several processes.
@@ -133,9 +138,6 @@ def overfit_config(
         most_objects=config.model.queries.num_queries,
         what=str(annotations),
     )
-    subset.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(subset) as temporary:
-        temporary.write_text(to_json(chosen, f"annotation file {annotations}"), encoding="utf-8")
     content = config.model_dump(mode="json")
     data, train, model = content["data"], content["train"], content["model"]
     data["train"] = data["val"] = {"images": str(images), "annotations": str(subset)}

@@ -1,48 +1,16 @@
-"""Paths of data and run folders, and checks of output paths before any work is done."""
+"""Paths of data and run folders, and of the files that a run reads."""
 
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 from deformable_detr.config import ConfigError, RunConfig
+from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.files import as_path
 from deformable_detr.formats import TO_COCO
 from deformable_detr.messages import shown
 
 BASELINE = "deformable_detr_r50"
-
-
-def require_folder_place(name: str, folder: Path) -> None:
-    """Raise if `folder` is not a directory and cannot be created.
-
-    Args:
-        name: name of the argument, for the error.
-        folder: folder to write to.
-
-    Raises:
-        ValueError: `folder` or one of its parents is a file.
-    """
-    for place in (folder, *folder.parents):
-        if place.is_dir():
-            return
-        if place.exists():
-            raise ValueError(
-                f"{name} must be a folder, or a path where one can be created, got "
-                f"{shown(folder)}, where {shown(place)} is a file; choose another path"
-            )
-
-
-def require_file_place(name: str, file: Path) -> None:
-    """Raise if `file` cannot be written.
-
-    Args:
-        name: name of the argument, for the error.
-        file: file to write.
-
-    Raises:
-        ValueError: `file` is a directory, or its parent cannot be created.
-    """
-    if file.is_dir():
-        raise ValueError(f"{name} must be a file, got the folder {shown(file)}; name a file in it")
-    require_folder_place(name, file.parent)
 
 
 def run_folder(
@@ -96,3 +64,37 @@ def _layout(folder: Path) -> str:
     if (folder / "annotations" / "instances_train2017.json").is_file():
         return "the layout of COCO 2017 (annotations/instances_train2017.json, train2017), "
     return "" if folder.is_dir() else "where there is no folder, "
+
+
+def require_kept_inputs(
+    files: RunFolder, inputs: Iterable[Path], images: Iterable[Path] = ()
+) -> None:
+    """Raise if `--overwrite` would delete a file that the new run reads.
+
+    Args:
+        files: the run folder.
+        inputs: files that the run reads.
+        images: images that it reads; looked at if they have the name of a file of the run.
+    """
+    own = files.files_to_delete()
+    names = {file.name.casefold() for file in own}
+    read = [*inputs, *(file for file in images if file.name.casefold() in names)]
+    for file, one in product(own, filter(Path.is_file, read)):
+        if file.is_file() and file.samefile(one):
+            raise ValueError(
+                f"--overwrite must not delete an input of the run, got {shown(file)}; copy it out "
+                "of the run folder, or choose another --run-dir"
+            )
+
+
+def input_files(config: RunConfig, *given: object) -> list[Path]:
+    """Return the files that a run reads, apart from images: those of its config, and those given.
+
+    Args:
+        config: config of the run.
+        given: paths; anything else is passed over.
+    """
+    sets = (config.data.train, config.data.val)
+    paths = [Path(one.annotations) for one in sets if one.annotations is not None]
+    weights = getattr(config.model.backbone, "weights", None)
+    return paths + [Path(one) for one in (weights, *given) if isinstance(one, str | Path)]

@@ -1,7 +1,8 @@
 """Prediction: detections in image files as tensors, pictures and a JSON file."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,15 +16,15 @@ from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.image_names import match_images
-from deformable_detr.files import as_path, write_whole
+from deformable_detr.files import WriteError, as_path, encoded
 from deformable_detr.finite import NonFinitePredictionsError, to_json
 from deformable_detr.ground_truth import GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import SHOWN, shown
+from deformable_detr.output_folder import OutputFolder
 from deformable_detr.photos import JPEG_SUFFIXES, Exif, photo_suffixes, read_photo
 from deformable_detr.structures import Detections, Size
 from deformable_detr.visualize.objects import draw_detections
-from deformable_detr.workflows.places import require_folder_place
 from deformable_detr.workflows.session import kept_torch_state
 
 NUM_NAMED = 3  # names of passed-over files in a message
@@ -69,6 +70,7 @@ def predict(
     threshold: float = DEFAULT_THRESHOLD,
     classes: Sequence[str] | None = None,
     max_detections: int | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     batch_size: int = DEFAULT_BATCH_SIZE,
     callback: Callback | None = None,
@@ -96,6 +98,8 @@ def predict(
         classes: names of the classes to detect; None for all.
         max_detections: maximum number of detections per image; None for all above the threshold. A
             warning counts the images where it leaves out some.
+        overwrite: replace files in `out` that this program did not write, or that have changed
+            since. Without it such a file is an error before any work. Inputs are never replaced.
         device: as for `Detector.from_checkpoint`; a detector stays on its device.
         batch_size: images per batch.
         callback: called with "progress", the number of finished images and their total.
@@ -103,18 +107,21 @@ def predict(
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError: a folder holds no image, no image can be read, an image is not in `annotations`,
-            a picture would overwrite an image, a class is unknown, or a number is out of range.
+            a file would be replaced that must not be, a class is unknown, or a number is out of
+            range.
+        WriteError: a file could not be written, as on a full disk; the earlier ones are kept.
         NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
     """
     require_fraction("threshold", threshold)
     require_integer("batch_size", batch_size, at_least=1)
     if max_detections is not None:
         require_integer("max_detections", max_detections, at_least=1)
-    folder = None if out is None else as_path("out", out)
-    if folder is not None:
-        require_folder_place("out", folder)
+    folder = None if out is None else OutputFolder(as_path("out", out), "out", overwrite=overwrite)
     files = find_photos([photos] if isinstance(photos, str | Path) else photos)
-    pictures = {} if folder is None else picture_files(files, folder)
+    pictures = {} if folder is None else picture_names(files)
+    if folder is not None:
+        given = [Path(one) for one in (checkpoint, annotations) if isinstance(one, str | Path)]
+        folder.check([*pictures.values(), DETECTIONS_FILE], inputs=[*files, *given])
     listed = None if annotations is None else read_ground_truth(as_path("annotations", annotations))
     identities = _identities(files, listed)
     with kept_torch_state(device) as chosen:
@@ -140,35 +147,69 @@ def predict(
             batch_size=batch_size,
         )
         tracked = Tracked(found, "predicting", total=len(files), callback=callback)
-        detections = _collect(tracked, reader, pictures, checkpoint.label_space)
+        drawing = _Drawing(folder, pictures, checkpoint.label_space)
+        detections = _collect(tracked, reader, drawing)
     if not detections:
         raise ValueError(_nothing_read(reader.failures))
     ordered = {file: detections[file] for file in files if file in detections}
     if folder is not None:
         results = _results(ordered, identities, checkpoint.label_space)
-        with write_whole(folder / DETECTIONS_FILE) as temporary:
-            temporary.write_text(to_json(results, DETECTIONS_FILE, indent=1), encoding="utf-8")
-    drawn = {file: picture for file, picture in pictures.items() if file in detections}
+        drawing.write_results(to_json(results, DETECTIONS_FILE, indent=1))
     image_ids = {file: identities[file].image_id for file in ordered}
+    drawn = {file: drawing.written[file] for file in ordered if file in drawing.written}
     return PredictionResult(ordered, image_ids, drawn, len(files), tuple(reader.failures))
 
 
 def _collect(
     found: Iterable[tuple[int, Detections]],
     reader: "_Reader",
-    pictures: Mapping[Path, Path],
-    categories: LabelSpace,
+    drawing: "_Drawing",
 ) -> dict[Path, Detections]:
-    """Collect the detections by image file; draw each image that has a picture file at once."""
-    for folder in {picture.parent for picture in pictures.values()}:
-        folder.mkdir(parents=True, exist_ok=True)
+    """Collect the detections by image file; draw each image that has a picture at once."""
     detections: dict[Path, Detections] = {}
     for position, one in reader.naming_files(found):
         file, photo = reader.take(position)
         detections[file] = one
-        if file in pictures:
-            draw_detections(photo, one, categories).save(pictures[file], quality=JPEG_QUALITY)
+        drawing.draw(file, photo, one)
     return detections
+
+
+class _Drawing:
+    """Output folder, and the pictures that have been drawn into it.
+
+    Attributes:
+        written: the picture written for each image file.
+    """
+
+    def __init__(
+        self, folder: OutputFolder | None, pictures: Mapping[Path, str], categories: LabelSpace
+    ) -> None:
+        self._folder, self._pictures, self._categories = folder, pictures, categories
+        self.written: dict[Path, Path] = {}
+
+    def draw(self, file: Path, photo: Image.Image, found: Detections) -> None:
+        """Draw the detections and write the picture, if there is a folder."""
+        if self._folder is None:
+            return
+        picture = draw_detections(photo, found, self._categories)
+        self.written[file] = self._write(
+            self._pictures[file],
+            lambda temporary: temporary.write_bytes(
+                encoded(picture, self._pictures[file], quality=JPEG_QUALITY)
+            ),
+        )
+
+    def write_results(self, text: str) -> None:
+        """Write `detections.json`."""
+        self._write(DETECTIONS_FILE, lambda temporary: temporary.write_text(text, "utf-8"))
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> Path:
+        assert self._folder is not None
+        try:
+            return self._folder.write(name, write)
+        except WriteError as error:
+            kept = f"; {len(self.written)} of {len(self._pictures)} pictures are written"
+            raise WriteError(f"{error}{kept}", error.reason) from error
 
 
 class _Identity(NamedTuple):
@@ -311,29 +352,26 @@ def _counted(names: Sequence[str]) -> str:
     return f"{len(names)} ({', '.join(map(shown, names[:NUM_NAMED]))}{more})"
 
 
-def picture_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Choose the picture file of each image: its own name, with a number if that is taken.
+def picture_names(files: Sequence[Path]) -> dict[Path, str]:
+    """Choose the name of each image's picture: its own, with a number if that is taken.
 
-    Raises:
-        ValueError: a picture would overwrite an image.
+    Names that differ in upper and lower case only are one file on some systems, and count as taken.
     """
-    originals = {file.resolve() for file in files}
-    taken: set[Path] = set()
-    pictures = {}
+    taken: set[str] = set()
+    names = {}
     for file in files:
         suffix = ".jpg" if file.suffix.lower() in JPEG_SUFFIXES else ".png"
-        picture, number = folder / f"{file.stem}{suffix}", 1
-        while picture in taken:
+        name, number = f"{file.stem}{suffix}", 1
+        while _folded(name) in taken:
             number += 1
-            picture = folder / f"{file.stem}_{number}{suffix}"
-        if picture.resolve() in originals:
-            raise ValueError(
-                f"out must be another folder than that of the images, got {shown(folder)}, "
-                f"where {shown(picture.name)} would be overwritten"
-            )
-        taken.add(picture)
-        pictures[file] = picture
-    return pictures
+            name = f"{file.stem}_{number}{suffix}"
+        taken.add(_folded(name))
+        names[file] = name
+    return names
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _results(

@@ -21,6 +21,7 @@ from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.environment import cpu_name, current_versions, num_cores
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.files import as_path
+from deformable_detr.output_folder import require_folder_place
 from deformable_detr.photos import Exif
 from deformable_detr.reporting.findings import Findings
 from deformable_detr.reporting.gallery import Photo
@@ -69,7 +70,8 @@ def report(
 
     Raises:
         FileNotFoundError: the folder is not a run folder, or has no checkpoint yet.
-        ValueError: a file is damaged.
+        ValueError: a file is damaged, or the folder cannot be written to.
+        WriteError: the report could not be written, as on a full disk.
     """
     files = RunFolder(as_path("run_dir", run_dir))
     if not files.config.is_file():
@@ -77,6 +79,7 @@ def report(
             f"RUN_DIR must be a run folder, got {run_dir}, which has no config.yaml; "
             "give the --run-dir of `deformable-detr train`"
         )
+    require_folder_place("run_dir", files.path)
     config = load_run_config(files.config, overrides)
     checkpoint = load_checkpoint(files.best_or_last)
     dataset = build_dataset(

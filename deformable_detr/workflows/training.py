@@ -1,6 +1,7 @@
 """Training: from a config and data to a run folder; runs in every process."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,15 @@ from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import fit, total_steps
 from deformable_detr.evaluation.coco_eval import STATISTICS
 from deformable_detr.files import as_path, write_whole
+from deformable_detr.output_folder import require_folder_place
 from deformable_detr.workflows.finetuning import FinetuneSource
-from deformable_detr.workflows.places import BASELINE, data_settings, run_folder
+from deformable_detr.workflows.places import (
+    BASELINE,
+    data_settings,
+    input_files,
+    require_kept_inputs,
+    run_folder,
+)
 from deformable_detr.workflows.recipe import nearest_recipe
 from deformable_detr.workflows.run_report import (
     describe_environment,
@@ -126,11 +134,13 @@ def train(
     if data is not None:
         config = load_config(config, data_settings(as_path("data", data)))
     settings = load_config(config, overrides)
+    inputs = input_files(settings, config, finetune_from)
     with session(device, timeout_s=settings.train.timeout_s) as chosen:
         _train(
             settings,
             files,
             chosen,
+            inputs=inputs,
             resume=resume,
             overwrite=overwrite,
             finetune_from=None
@@ -146,6 +156,7 @@ def _train(
     files: RunFolder,
     device: torch.device,
     *,
+    inputs: Sequence[Path],
     resume: Resume,
     overwrite: bool,
     finetune_from: Path | None,
@@ -153,11 +164,16 @@ def _train(
 ) -> None:
     _check_finetune_from(finetune_from, files.path, resume=resume, overwrite=overwrite)
     files.check(resume=resume, overwrite=overwrite)
+    require_folder_place("run_dir", files.path)
+    if overwrite:
+        require_kept_inputs(files, inputs)
     if config.train.tensorboard:
         require_tensorboard()
     if callback is not None:
         files.tracking.callbacks.append(callback)
     data = TrainingData.open(config)
+    if overwrite:
+        require_kept_inputs(files, inputs, images=(*data.train.files, *data.val.files))
     source = None if finetune_from is None else FinetuneSource.read(finetune_from)
     with StopRequest() as stop, locked(files):
         found = checkpoint_to_resume(files, resume)

@@ -1,10 +1,18 @@
 import ast
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from deformable_detr.files import as_path, require_regular_file, write_whole
+from deformable_detr.files import (
+    WriteError,
+    as_path,
+    partial_path,
+    require_regular_file,
+    write_whole,
+)
 
 
 def write(path: Path, text: str, error: BaseException | None = None) -> None:
@@ -25,19 +33,79 @@ def test_an_interrupted_write_leaves_only_the_old_file(tmp_path: Path) -> None:
 
 
 PACKAGE = Path(__file__).parents[2] / "deformable_detr"
-WRITES = ("write_text", "write_bytes")
-# Files that nobody reads later, and those of a folder that is renamed as a whole.
-WRITTEN_IN_PLACE = {"benchmark/memory.py", "quickstart/wheels.py", "conversion/writing.py"}
+WRITES = {
+    *("write_text", "write_bytes", "save", "savefig", "save_file"),
+    *("savez", "savez_compressed", "tofile", "to_csv"),
+}
+# What `write_whole` yields, a file that was opened there, and a buffer in memory.
+WHOLE = {"temporary", "file", "data"}
+# Files that nobody reads later, those of a folder that is renamed as a whole, the lines of metrics
+# and of a lock, and functions that write whole themselves.
+WRITTEN_IN_PLACE = {
+    "benchmark/memory.py: _CLEAR_REFS.write_text",
+    "quickstart/wheels.py: requirements.write_text",
+    "conversion/stored.py: save_file",
+    "conversion/writing.py: (folder / name).write_text",
+    "engine/metrics.py: path.open",
+    "engine/run/session.py: files.lock.open",
+    "engine/failures/recorder.py: bundle.save",
+}
 
 
-def test_text_is_written_to_temporary_files_only() -> None:
-    in_place = set()
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            is_write = isinstance(node, ast.Attribute) and node.attr in WRITES
-            if is_write and ast.unparse(node.value) != "temporary":
-                in_place.add(path.relative_to(PACKAGE).as_posix())
+def writes(path: Path) -> Iterator[str]:
+    """Yield the calls of a module that write to something else than a temporary file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        function = ast.unparse(node.func)
+        name, arguments = function.rpartition(".")[2], [ast.unparse(one) for one in node.args]
+        mode = next((one for one in arguments if re.fullmatch(r"'[rwxab+t]{1,3}'", one)), "'r'")
+        is_opened = name == "open" and bool(set(mode) & set("wxa+"))
+        receiver = function.rpartition(".")[0]
+        if (is_opened or name in WRITES) and not {receiver, *arguments} & WHOLE:
+            yield f"{path.relative_to(PACKAGE).as_posix()}: {function}"
+
+
+def test_files_are_written_to_temporary_files_only() -> None:
+    in_place = {call for path in PACKAGE.rglob("*.py") for call in writes(path)}
     assert in_place == WRITTEN_IN_PLACE
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), RuntimeError("torch"), ValueError("rust")])
+def test_an_error_of_the_system_names_the_file(tmp_path: Path, error: Exception) -> None:
+    if isinstance(error, RuntimeError):  # as torch.save raises it
+        error.__context__ = OSError(28, "full")
+    elif isinstance(error, ValueError):  # as safetensors does
+        error = ValueError("I/O error: full (os error 28)")
+    path = tmp_path / "a.json"
+    write(path, "old")
+    with pytest.raises(WriteError) as caught:
+        write(path, "new", error)
+    assert str(caught.value) in {
+        f"{path} could not be written ({reason}); what was there before is untouched; free space "
+        "or choose another place"
+        for reason in ("full", "No space left on device")
+    }
+    assert path.read_text() == "old"
+    for other in (ValueError("a number is NaN"), RuntimeError("shape")):  # no matter of the disk
+        with pytest.raises(type(other), match=str(other)):
+            write(path, "new", other)
+
+
+def test_a_leftover_and_a_link_are_replaced_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "input").write_text("mine")
+    path = tmp_path / "a.json"
+    partial_path(path).symlink_to("input")
+    path.symlink_to("input")
+    write(path, "new")
+    assert not path.is_symlink()
+    assert (path.read_text(), (tmp_path / "input").read_text()) == ("new", "mine")
+    folder = tmp_path / "folder"
+    partial_path(folder).mkdir()
+    (partial_path(folder) / "stale").touch()
+    with write_whole(folder) as temporary:
+        temporary.mkdir()
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(

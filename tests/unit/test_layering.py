@@ -21,8 +21,8 @@ ROWS = (
     {"ops"},
     {"environment", "ground_truth", "quickstart"},
     {
-        *("boxes", "coco_json", "config", "distributed", "finite", "labels", "photos"),
-        *("structures", "version"),
+        *("boxes", "coco_json", "config", "distributed", "finite", "labels"),
+        *("output_folder", "photos", "structures", "version"),
     },
     {"arguments", "files", "packed"},
     {"formats", "messages"},

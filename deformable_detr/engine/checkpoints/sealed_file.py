@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from deformable_detr.files import write_whole
+from deformable_detr.files import WriteError, write_whole
 
 ZIP_MAGIC = b"PK\x03\x04"  # torch.save writes zip archives
 HASH_LABEL = b"sha256:"
@@ -45,7 +45,7 @@ def write_file(
             torch.save(content, file)
             _seal(file)
     except (OSError, RuntimeError) as error:
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = error.reason if isinstance(error, WriteError) else error
         raise RuntimeError(
             f"{noun} {path} could not be written ({reason}); what was there before is "
             "untouched; free space or choose another run folder"

@@ -1,10 +1,12 @@
 """Curves of a run, from its metrics file: average precision, losses, learning rate, gradient."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deformable_detr.engine.metrics import read_records
+from deformable_detr.files import WriteError
 from deformable_detr.visualize.charts import Chart, Line, line_chart, write_png
 
 # Labels by the key of a record.
@@ -15,18 +17,24 @@ LOSS_LINES = {
     "loss_giou": "box GIoU",
 }
 AP_LINES = ("AP", "AP50", "AP75")
+logger = logging.getLogger(__name__)
 Records = Sequence[Mapping[str, Any]]
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
     """Draw the losses and average precision that a run has recorded so far.
 
+    A failed write, as on a full disk, is only logged: it must not fail a finished run.
+
     Args:
         metrics: the run's `metrics.jsonl`.
         picture: path of the PNG.
     """
     records = read_records(metrics)
-    write_png(picture, [loss_chart(records), ap_chart(records)])
+    try:
+        write_png(picture, [loss_chart(records), ap_chart(records)])
+    except WriteError as error:
+        logger.warning("%s", error)
 
 
 def training_charts(records: Records) -> list[Chart]:

@@ -1,6 +1,7 @@
 """Run folder: paths of its files, checks before its use, and records."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,8 @@ from deformable_detr.engine.metrics import append_record, forget_records_after
 from deformable_detr.engine.run.tracking import Tracking
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.files import partial_path
+from deformable_detr.messages import listed, shown
+from deformable_detr.output_folder import MANIFEST
 
 logger = logging.getLogger(__name__)
 Resume = bool | Literal["auto"]  # "auto": resume if there is a run
@@ -112,6 +115,23 @@ class RunFolder:
             "give the --run-dir of a run, or a file with --finetune-from"
         )
 
+    @property
+    def holds_run(self) -> bool:
+        """True if a run has been started in the folder."""
+        return any(file.exists() for file in (self.lock, self.state, self.metrics))
+
+    def files_to_delete(self) -> list[Path]:
+        """List the existing files of a run, which `claim` deletes with `overwrite`."""
+        checkpoints = (self.last, self.previous, self.damaged, self.best)
+        records = (self.metrics, self.curves, self.config, self.state)
+        # Before a run, only an evaluation has written results, which may be of the user.
+        has_results = self.state.exists() or self.metrics.exists()
+        pages = (self.detections, self.report, *((self.results,) if has_results else ()))
+        failures = self.path.glob(f"{_FAILURE}*.pth")
+        events = self.tensorboard.glob("events.out.tfevents.*")
+        files = (*checkpoints, *records, *pages, *failures, *events)
+        return [file for file in files if os.path.lexists(file)]
+
     def check(self, *, resume: Resume = False, overwrite: bool = False) -> None:
         """Raise if `claim` would, before any expensive work is done.
 
@@ -120,11 +140,15 @@ class RunFolder:
             overwrite: delete the files of the run in the folder.
 
         Raises:
-            ValueError: the folder is in use and neither is given, or both are.
+            ValueError: the folder is in use and neither is given, or both are, or it holds files
+                that have names of a run's, but no run.
             FileNotFoundError: there is no run to resume.
         """
         if resume and overwrite:
             raise ValueError("resume and overwrite must not both be given, got both")
+        has_checkpoint = self.last.exists() or self.previous.exists()
+        if not self.holds_run and (overwrite or (resume == "auto" and not has_checkpoint)):
+            self._require_no_names_of_ours()
         if resume == "auto":
             return
         if resume and not self.last.is_file():
@@ -150,18 +174,23 @@ class RunFolder:
             for file in checkpoints:
                 partial_path(file).unlink(missing_ok=True)  # of a process that was killed
             if overwrite:
-                failures = self.path.glob(f"{_FAILURE}*.pth")
-                own = (self.metrics, self.curves, self.config, self.state, self.results)
-                events = self.tensorboard.glob("events.out.tfevents.*")
-                pages = (self.detections, self.report)
-                for file in (*checkpoints, *own, *pages, *failures, *events):
+                for file in self.files_to_delete():
                     file.unlink(missing_ok=True)
         distributed.barrier()
 
     def _is_in_use(self) -> bool:
         """Return whether it has files other than those of an evaluation before the run."""
-        ours = (self.results, self.lock)
+        ours = (self.results, self.lock, self.path / MANIFEST)
         return self.path.exists() and any(file not in ours for file in self.path.iterdir())
+
+    def _require_no_names_of_ours(self) -> None:
+        """Raise if a run would replace files here, where there is no run that they could be of."""
+        found = [file.name for file in self.files_to_delete()]
+        if found:
+            raise ValueError(
+                f"run folder must hold a run, or no files with names of a run's, got "
+                f"{shown(self.path)}, which holds {listed(found)}; choose another --run-dir"
+            )
 
     @cached_property
     def tracking(self) -> Tracking:

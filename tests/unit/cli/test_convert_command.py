@@ -1,7 +1,6 @@
 import argparse
 from pathlib import Path
 
-import pytest
 import torch
 from helpers.command_line import CommandLine
 from helpers.foreign_files import small_config, small_model, write_foreign
@@ -123,16 +122,6 @@ def test_a_config_that_does_not_fit_is_refused(run: CommandLine, tmp_path: Path)
     )
     assert message.startswith(f"checkpoint {source} is missing ")
     assert not (tmp_path / "out.pth").exists()
-
-
-@pytest.mark.parametrize("target", ["native", "official", "transformers"])
-def test_existing_files_are_not_overwritten(run: CommandLine, tmp_path: Path, target: str) -> None:
-    (tmp_path / "out").write_text("precious")
-
-    message = run.fails("convert", "in.pth", tmp_path / "out", "--to", target)
-
-    assert message == f"OUT must not exist yet, got {tmp_path / 'out'}; choose another name"
-    assert (tmp_path / "out").read_text() == "precious"
 
 
 def test_a_file_of_unknown_format_is_refused(run: CommandLine, tmp_path: Path) -> None:

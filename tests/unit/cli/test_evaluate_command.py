@@ -60,7 +60,7 @@ def test_a_checkpoint_is_scored_and_its_results_score_the_same(
     assert "45 detections in 3 images" in by_checkpoint.out  # 5 queries, 3 classes
     assert by_results.out == by_checkpoint.out
     assert {result["category_id"] for result in json.loads(out.read_text())} == {0, 7, 90}
-    assert sorted(file.name for file in pictures.iterdir()) == ["1.png", "2.png"]
+    assert sorted(file.name for file in pictures.glob("*.png")) == ["1.png", "2.png"]
     with Image.open(pictures / "1.png") as picture:  # two images of 64 x 48 side by side
         assert picture.width > 2.3 * picture.height
 

@@ -10,6 +10,7 @@ from helpers.command_line import CommandLine
 from helpers.tiny_checkpoint import CONFIG, LABEL_SPACE, write_checkpoint
 
 from deformable_detr.config.loading import to_yaml
+from deformable_detr.output_folder import MANIFEST
 
 CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
 
@@ -55,7 +56,13 @@ def test_a_file_gets_the_metrics_and_detections_of_the_evaluate_command(
     assert outcome.code == 0, outcome.err
     assert outcome.out == evaluate(run, checkpoint, photos, tmp_path / "results.json")
     assert "45 detections in 3 images" in outcome.out
-    assert [file.name for file in folder.iterdir()] == ["results.json"]
+    assert sorted(file.name for file in folder.iterdir()) == [MANIFEST, "results.json"]
+    (folder / "results.json").write_text("mine")
+    message = run.fails(*options, "--finetune-from", checkpoint, "--run-dir", folder)
+    assert message.startswith(f"run_dir must not replace {folder / 'results.json'} (changed since")
+    assert message.endswith("remove it, or choose another place")
+    (folder / "results.json").unlink()
+    run(*options, "--finetune-from", checkpoint, "--run-dir", folder)
     expected = json.loads((tmp_path / "results.json").read_text())
     assert json.loads((folder / "results.json").read_text()) == expected
 

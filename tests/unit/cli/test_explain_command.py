@@ -47,7 +47,7 @@ def test_the_sampling_points_of_the_best_detections_are_drawn_by_default(
 
     assert outcome.code == 0, outcome.err
     assert _names(outcome.out) == ["query_1.png", "query_2.png", "query_3.png"]
-    assert sorted(file.name for file in out.iterdir()) == _names(outcome.out)
+    assert sorted(file.name for file in out.glob("*.png")) == _names(outcome.out)
     with Image.open(out / "query_1.png") as picture:
         assert picture.width > 1000
 

@@ -22,6 +22,7 @@ from deformable_detr.config.loading import validate_config
 from deformable_detr.conversion.coco_categories import COCO
 from deformable_detr.conversion.files import read_weights
 from deformable_detr.conversion.sources.transformers import file_name
+from deformable_detr.files import WriteError
 from deformable_detr.labels import LabelSpace
 
 PETS = LabelSpace((2, 11), ("cat", "dog"))
@@ -247,7 +248,7 @@ def test_failed_write_leaves_nothing(
     monkeypatch.setattr("torch.save", full)
     monkeypatch.setattr("deformable_detr.conversion.writing.save_file", full)
 
-    with pytest.raises(RuntimeError, match=r"could not be written \(.*No space left on device\)"):
+    with pytest.raises(WriteError, match=r"could not be written \(No space left on device\)"):
         write_foreign(tmp_path, source)
 
     assert list(tmp_path.iterdir()) == []

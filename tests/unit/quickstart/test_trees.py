@@ -136,7 +136,7 @@ def test_complete_folder_is_only_verified(tmp_path, wheel):
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        ("val.json", lambda path: path.write_text("{}")),
+        ("val.json", lambda path: path.unlink()),
         ("ood/SOAP_061_x0000_y0000.png", lambda path: path.unlink()),
         (trees.MANIFEST, lambda path: path.write_text("")),
     ],
@@ -145,6 +145,26 @@ def test_damaged_folder_is_written_again(tmp_path, wheel, name, damage):
     write_trees(tmp_path)
     before = hashes(tmp_path)
     damage(tmp_path / name)
+    write_trees(tmp_path)
+    assert hashes(tmp_path) == before
+
+
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_a_file_with_other_content_is_not_replaced(tmp_path, wheel, is_ours):
+    if is_ours:
+        write_trees(tmp_path)
+    (tmp_path / "val.json").write_text("own work")
+    before = hashes(tmp_path)
+    with pytest.raises(ValueError, match=r"val\.json must be a file of .*; delete it, or choose"):
+        write_trees(tmp_path)
+    assert hashes(tmp_path) == before
+
+
+def test_a_killed_start_is_continued(tmp_path, wheel):
+    write_trees(tmp_path)
+    before = hashes(tmp_path)
+    (tmp_path / trees.MANIFEST).unlink()
+    (tmp_path / "val.json").unlink()
     write_trees(tmp_path)
     assert hashes(tmp_path) == before
 

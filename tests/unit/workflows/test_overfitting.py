@@ -1,4 +1,3 @@
-import json
 import logging
 from pathlib import Path
 
@@ -29,8 +28,7 @@ def test_training_and_validation_use_only_the_first_images_with_objects(
     tmp_path: Path, files: CocoFiles
 ) -> None:
     subset = tmp_path / "subset.json"
-    config, _ = overfit_config(config_of(files), 3, subset=subset)
-    content = json.loads(subset.read_text())
+    config, content = overfit_config(config_of(files), 3, subset=subset)
     assert [image["id"] for image in content["images"]] == [2, 4, 5]
     expected = [one for one in files.read()["annotations"] if one["image_id"] in (2, 4, 5)]
     assert content["annotations"] == expected

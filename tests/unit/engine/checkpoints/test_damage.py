@@ -1,7 +1,6 @@
 """Checkpoints that a run must not resume from: each raises an error of its own."""
 
 import errno
-import resource
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.full_disk import nearly_full_disk
 from helpers.recipe import paper_groups
 from helpers.tiny_training import TinyDetector, tiny_state
 from torch import nn
@@ -157,13 +157,9 @@ def test_the_file_is_a_zip_archive_that_pytorch_can_read(path: Path) -> None:
 
 def test_a_full_disk_keeps_the_old_checkpoint(path: Path) -> None:
     weights = nn.Linear(1000, 100).state_dict()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(RuntimeError, match=r"last\.pth could not be written .*File too large"):
-            save_checkpoint(path, replace(stored(), model=weights), previous=path.with_name("p"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    words = r"last\.pth could not be written \(File too large"
+    with nearly_full_disk(100_000), pytest.raises(RuntimeError, match=words):
+        save_checkpoint(path, replace(stored(), model=weights), previous=path.with_name("p"))
     assert load_checkpoint(path).step == 7
     assert [entry.name for entry in path.parent.iterdir()] == ["last.pth"]
 

@@ -1,6 +1,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+from helpers.full_disk import nearly_full_disk
 from PIL import Image
 
 from deformable_detr.engine.metrics import append_record
@@ -35,9 +37,16 @@ def test_values_without_records_have_no_chart() -> None:
     assert training_charts([]) == []
 
 
-def test_a_picture_is_drawn_before_the_first_evaluation_too(tmp_path: Path) -> None:
+def test_a_picture_is_drawn_before_the_first_evaluation_and_a_full_disk_keeps_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for record in records(evaluations=False):
         append_record(tmp_path / "metrics.jsonl", record)
     draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 1000
+    before = (tmp_path / "curves.png").read_bytes()
+    with nearly_full_disk(1000):
+        draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert "curves.png could not be written (File too large)" in caplog.text
+    assert (tmp_path / "curves.png").read_bytes() == before

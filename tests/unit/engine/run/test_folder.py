@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,30 @@ def test_overwriting_deletes_the_files_of_the_run_and_no_others(tmp_path: Path) 
         (tmp_path / name).touch()
     RunFolder(tmp_path).claim(overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": "auto"}])
+@pytest.mark.parametrize("name", ["config.yaml", "curves.png", "report.html", "best.pth"])
+def test_where_there_is_no_run_files_with_names_of_a_run_are_not_replaced(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    (tmp_path / name).write_text("mine")
+    (tmp_path / "results.json").write_text("of an evaluation, or mine")
+    words = rf"must hold a run, or no files with names of a run's, got .*, which holds {name};"
+    with pytest.raises(ValueError, match=words):
+        RunFolder(tmp_path).claim(**options)
+    assert (tmp_path / name).read_text() == "mine"
+    (tmp_path / name).rename(tmp_path / "notes")
+    RunFolder(tmp_path).claim(**options)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["notes", "results.json"]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_started_again(tmp_path: Path) -> None:
+    for name in (".lock", "config.yaml"):
+        (tmp_path / name).touch()
+    RunFolder(tmp_path).claim(resume="auto")
+    RunFolder(tmp_path).claim(overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
 
 
 def test_resuming_keeps_every_file(tmp_path: Path) -> None:
