@@ -86,7 +86,8 @@ def build_evaluation_loader(
 def _ignore_signals(worker: int) -> None:
     """Ignore stop signals, which launchers send to the whole process group.
 
-    The training process finishes its step and then ends its workers itself.
+    The process that started them finishes its step and then ends its workers itself.
     """
-    for number in {signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}:  # none on Windows
+    stop = {signal.SIGINT, signal.SIGTERM}
+    for number in stop | {getattr(signal, "SIGUSR1", signal.SIGTERM)}:  # none on Windows
         signal.signal(number, signal.SIG_IGN)
