@@ -8,7 +8,7 @@ augmentation depends on that key only.
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -229,10 +229,17 @@ class EvaluationSampler(Sampler[list[SampleKey]]):
         batch_size: maximum number of samples per batch.
         rank: rank of this process.
         world_size: number of processes.
+        done: samples that are left out, where they are all of a batch.
     """
 
     def __init__(
-        self, sizes: Sequence[Size], *, batch_size: int, rank: int, world_size: int
+        self,
+        sizes: Sequence[Size],
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        done: Set[int] = frozenset(),
     ) -> None:
         _require_positive(batch_size=batch_size)
         _require_rank(rank, world_size)
@@ -246,7 +253,8 @@ class EvaluationSampler(Sampler[list[SampleKey]]):
             for indices in same_size.values()
             for begin in range(0, len(indices), batch_size)
         ]
-        self._batches = sorted(batches)[rank::world_size]
+        left = [batch for batch in batches if not set(batch) <= done]
+        self._batches = sorted(left)[rank::world_size]
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from deformable_detr import distributed
@@ -18,11 +17,8 @@ from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import Overrides, load_config
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.image_files import ExifRule
-from deformable_detr.data.loader import build_evaluation_loader
 from deformable_detr.detector import DEFAULT_THRESHOLD, Detector
-from deformable_detr.engine import evaluate as engine
 from deformable_detr.engine.run.folder import RunFolder
-from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.evaluation.coco_eval import (
     NOT_DEFINED,
@@ -31,11 +27,13 @@ from deformable_detr.evaluation.coco_eval import (
     evaluate_results,
     statistics_at,
 )
+from deformable_detr.evaluation.partial_results import PartialResults
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.files import write_whole
 from deformable_detr.finite import to_json
-from deformable_detr.ground_truth import EmptyBoxes, GroundTruth
+from deformable_detr.ground_truth import EmptyBoxes
 from deformable_detr.visualize.objects import draw_annotations, draw_detections, side_by_side
+from deformable_detr.workflows.measuring import measure, partial_evaluation
 from deformable_detr.workflows.places import require_file_place, require_folder_place, run_folder
 from deformable_detr.workflows.session import session
 
@@ -107,7 +105,8 @@ def evaluate(
         num_workers: processes that load images, per process of the run.
         max_detections: maximum number of detections per image, the best of all classes. COCO's
             is 100; with another one, the names of the metrics carry it.
-        out: COCO results file to write the detections to.
+        out: COCO results file to write the detections to. If an error or Ctrl-C ends the work, what
+            was found is kept beside it, in `OUT.partial.jsonl`, and the same call continues.
         pictures: folder for pictures of annotated and detected objects side by side.
         num_pictures: number of pictures, spread evenly over the images.
         empty_boxes: whether annotated boxes without area inside their image count as "missed"
@@ -140,19 +139,22 @@ def evaluate(
             exif=exif,
             exif_otherwise=detector.exif,
         )
-        evaluator, metrics = measure(
-            detector,
-            dataset,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            max_detections=max_detections,
-            callback=callback,
-        )
-        if distributed.is_main():
-            if out is not None:
-                write_results(out, evaluator)
-            if pictures is not None:
-                _write_pictures(evaluator, dataset, pictures, count=num_pictures)
+        kept = partial_evaluation(out, detector, dataset, batch_size, max_detections)
+        with kept as partial:
+            evaluator, metrics = measure(
+                detector,
+                dataset,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                max_detections=max_detections,
+                partial=partial,
+                callback=callback,
+            )
+            if distributed.is_main():
+                if out is not None:
+                    write_results(out, evaluator)
+                if pictures is not None:
+                    _write_pictures(evaluator, dataset, pictures, count=num_pictures)
     return _result(metrics)
 
 
@@ -197,11 +199,20 @@ def evaluate_run(
             settings, "val", label_space=detector.label_space, exif_otherwise=detector.exif
         )
         logger.info("evaluating %s", path)
-        evaluator, metrics = measure_validation_set(
-            settings, detector, dataset, max_detections=max_detections, callback=callback
+        kept = partial_evaluation(
+            files.results, detector, dataset, settings.train.eval_batch, max_detections
         )
-        if distributed.is_main():
-            write_results(files.results, evaluator)
+        with kept as partial:
+            evaluator, metrics = measure_validation_set(
+                settings,
+                detector,
+                dataset,
+                max_detections=max_detections,
+                partial=partial,
+                callback=callback,
+            )
+            if distributed.is_main():
+                write_results(files.results, evaluator)
         logger.info("the detections are in %s", files.results)
     return _result(metrics)
 
@@ -278,6 +289,7 @@ def measure_validation_set(
     dataset: CocoDataset,
     *,
     max_detections: int = MAX_DETECTIONS,
+    partial: PartialResults | None = None,
     callback: Callback | None = None,
 ) -> tuple[CocoEvaluator, CocoMetrics]:
     """Run a detector over the validation set of a config; see `measure`."""
@@ -287,74 +299,9 @@ def measure_validation_set(
         batch_size=config.train.eval_batch,
         num_workers=config.data.num_workers,
         max_detections=max_detections,
+        partial=partial,
         callback=callback,
     )
-
-
-def measure(
-    detector: Detector,
-    dataset: CocoDataset,
-    *,
-    batch_size: int,
-    num_workers: int,
-    max_detections: int = MAX_DETECTIONS,
-    callback: Callback | None = None,
-) -> tuple[CocoEvaluator, CocoMetrics]:
-    """Run a detector over a data set; every process must call it.
-
-    Args:
-        detector: the detector.
-        dataset: the images, with the labels of the detector.
-        batch_size: as for `evaluate`.
-        num_workers: processes that load images, per process of the run.
-        max_detections: as for `evaluate`.
-        callback: as for `evaluate`.
-
-    Returns:
-        The evaluator with all detections, and their metrics.
-    """
-    loader = build_evaluation_loader(
-        dataset,
-        detector.transform,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        pin_memory=detector.device.type == "cuda",
-    )
-    if distributed.is_main():
-        _log_counts(dataset.annotations, max_detections)
-    evaluator = CocoEvaluator(
-        dataset.annotations, detector.label_space, max_detections=max_detections
-    )
-    metrics = engine.evaluate(
-        detector.model,
-        Tracked(loader, "evaluating", callback=callback),
-        evaluator,
-        device=detector.device,
-        clip=detector.clip_in_evaluation,
-        describe=dataset.describe_id,
-    )
-    return evaluator, metrics
-
-
-def _log_counts(annotations: GroundTruth, max_detections: int) -> None:
-    """Log the size of a data set; warn of images with more objects than detections are kept."""
-    counts = np.bincount(annotations.images[~annotations.is_crowd])
-    logger.info(
-        "%d images with %d annotated objects, at most %d detections per image",
-        len(annotations.image_ids),
-        counts.sum(),
-        max_detections,
-    )
-    crowded = int((counts > max_detections).sum())
-    if crowded:
-        logger.warning(
-            "%d of %d images have more than %d annotated objects, of which at most %d can be "
-            "found; max_detections is the limit",
-            crowded,
-            len(annotations.image_ids),
-            max_detections,
-            max_detections,
-        )
 
 
 def _result(metrics: CocoMetrics) -> EvaluationResult:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,6 +16,7 @@ from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.image_names import match_images
+from deformable_detr.evaluation.partial_results import PartialResults
 from deformable_detr.files import write_whole
 from deformable_detr.finite import NonFinitePredictionsError, to_json
 from deformable_detr.ground_truth import GroundTruth, read_ground_truth
@@ -25,6 +27,7 @@ from deformable_detr.structures import Detections
 from deformable_detr.visualize.objects import draw_detections
 from deformable_detr.workflows.places import require_folder_place
 from deformable_detr.workflows.session import kept_torch_state
+from deformable_detr.workflows.unfinished import partial_results_of
 
 NUM_NAMED = 3  # names of passed-over files in a message
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
@@ -76,7 +79,8 @@ def predict(
     """Detect objects in image files; draw them and write `detections.json` if `out` is given.
 
     `Detector.predict` does the same for images in memory. An image that cannot be read is reported
-    in the result; the others are processed.
+    in the result; the others are processed. If an error or Ctrl-C ends the work, what was found is
+    kept in `out`, in `detections.json.partial.jsonl`, and the same call continues after it.
 
     `detections.json` is a COCO results file with the numbers as computed, not rounded. With
     `annotations` it can be scored: with a threshold of 0 and at most 100 detections per image it
@@ -103,7 +107,8 @@ def predict(
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError: a folder holds no image, no image can be read, an image is not in `annotations`,
-            a picture would overwrite an image, a class is unknown, or a number is out of range.
+            a picture would overwrite an image, a class is unknown, a number is out of range, or
+            `out` has what was found by other work that was not finished.
         NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
     """
     require_fraction("threshold", threshold)
@@ -124,7 +129,13 @@ def predict(
             checkpoint.label_space.contiguous().require_same(
                 listed.label_space, this="the detector", that=f"annotation file {listed.file}"
             )
-        reader = _Reader(files, _exif(files, identities, listed, otherwise=checkpoint.exif))
+        exif = _exif(files, identities, listed, otherwise=checkpoint.exif)
+        settings: dict[str, Any] = {
+            "threshold": threshold,
+            "classes": None if classes is None else list(classes),
+            "max_detections": max_detections,
+            "batch_size": batch_size,
+        }
         logger.info(
             "%d images, score threshold %g, %s, %s",
             len(files),
@@ -132,43 +143,57 @@ def predict(
             "all classes" if classes is None else f"classes {', '.join(classes)}",
             "no limit of detections" if max_detections is None else f"limit {max_detections}",
         )
-        found = checkpoint.predict_each(
-            reader,
-            threshold=threshold,
-            classes=classes,
-            max_detections=max_detections,
-            batch_size=batch_size,
-        )
-        tracked = Tracked(found, "predicting", total=len(files), callback=callback)
-        detections = _collect(tracked, reader, pictures, checkpoint.label_space.names)
-    if not detections:
-        raise ValueError(_nothing_read(reader.failures))
-    ordered = {file: detections[file] for file in files if file in detections}
-    if folder is not None:
-        results = _results(ordered, identities, checkpoint.label_space)
-        with write_whole(folder / DETECTIONS_FILE) as temporary:
-            temporary.write_text(to_json(results, DETECTIONS_FILE, indent=1), encoding="utf-8")
+        with partial_results_of(
+            None if folder is None else folder / DETECTIONS_FILE,
+            checkpoint,
+            files,
+            annotations=None if listed is None else listed.file,
+            usable=lambda key: pictures.get(Path(str(key)), Path()).is_file(),
+            **settings,
+            exif=exif,
+            clip_boxes=checkpoint.clip_boxes,
+        ) as kept:
+            found_before = {} if kept is None else kept.found
+            before = {Path(str(key)): one for key, one in found_before.items()}
+            reader = _Reader([file for file in files if file not in before], exif)
+            batches = checkpoint.predict_batches(reader, **settings)
+            found = _finished(batches, reader, pictures, checkpoint.label_space.names, kept)
+            tracked = Tracked(
+                chain(before.items(), found), "predicting", total=len(files), callback=callback
+            )
+            detections = dict(tracked)
+            if not detections:
+                raise ValueError(_nothing_read(reader.failures))
+            ordered = {file: detections[file] for file in files if file in detections}
+            if folder is not None:
+                results = _results(ordered, identities, checkpoint.label_space)
+                with write_whole(folder / DETECTIONS_FILE) as temporary:
+                    temporary.write_text(to_json(results, DETECTIONS_FILE, indent=1), "utf-8")
     drawn = {file: picture for file, picture in pictures.items() if file in detections}
     image_ids = {file: identities[file].image_id for file in ordered}
     return PredictionResult(ordered, image_ids, drawn, len(files), tuple(reader.failures))
 
 
-def _collect(
-    found: Iterable[tuple[int, Detections]],
+def _finished(
+    batches: Iterable[Sequence[tuple[int, Detections]]],
     reader: "_Reader",
     pictures: Mapping[Path, Path],
     names: Sequence[str],
-) -> dict[Path, Detections]:
-    """Collect the detections by image file; draw each image that has a picture file at once."""
+    kept: PartialResults | None,
+) -> Iterator[tuple[Path, Detections]]:
+    """Draw the pictures of each batch and keep its detections, then yield them by image file."""
     for folder in {picture.parent for picture in pictures.values()}:
         folder.mkdir(parents=True, exist_ok=True)
-    detections: dict[Path, Detections] = {}
-    for position, one in reader.naming_files(found):
-        file, photo = reader.take(position)
-        detections[file] = one
-        if file in pictures:
-            draw_detections(photo, one, names).save(pictures[file], quality=JPEG_QUALITY)
-    return detections
+    for batch in reader.naming_files(batches):
+        found: dict[Path, Detections] = {}
+        for position, one in batch:
+            file, photo = reader.take(position)
+            found[file] = one
+            if file in pictures:
+                draw_detections(photo, one, names).save(pictures[file], quality=JPEG_QUALITY)
+        if kept is not None:
+            kept.add({str(file): one for file, one in found.items()})
+        yield from found.items()
 
 
 class _Identity(NamedTuple):

@@ -11,6 +11,7 @@ from deformable_detr import distributed
 from deformable_detr.engine.metrics import append_record, forget_records_after
 from deformable_detr.engine.run.tracking import Tracking
 from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.evaluation.partial_results import partial_results_files
 from deformable_detr.files import partial_path
 
 logger = logging.getLogger(__name__)
@@ -153,14 +154,14 @@ class RunFolder:
                 failures = self.path.glob(f"{_FAILURE}*.pth")
                 own = (self.metrics, self.curves, self.config, self.state, self.results)
                 events = self.tensorboard.glob("events.out.tfevents.*")
-                pages = (self.detections, self.report)
+                pages = (self.detections, self.report, *partial_results_files(self.results))
                 for file in (*checkpoints, *own, *pages, *failures, *events):
                     file.unlink(missing_ok=True)
         distributed.barrier()
 
     def _is_in_use(self) -> bool:
         """Return whether it has files other than those of an evaluation before the run."""
-        ours = (self.results, self.lock)
+        ours = (self.results, self.lock, *partial_results_files(self.results))
         return self.path.exists() and any(file not in ours for file in self.path.iterdir())
 
     @cached_property
