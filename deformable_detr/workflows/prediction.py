@@ -190,7 +190,10 @@ def _finished(
             file, photo = reader.take(position)
             found[file] = one
             if file in pictures:
-                draw_detections(photo, one, names).save(pictures[file], quality=JPEG_QUALITY)
+                picture = draw_detections(photo, one, names)
+                kind = "JPEG" if pictures[file].suffix == ".jpg" else "PNG"
+                with write_whole(pictures[file]) as temporary:
+                    picture.save(temporary, kind, quality=JPEG_QUALITY)
         if kept is not None:
             kept.add({str(file): one for file, one in found.items()})
         yield from found.items()

@@ -46,7 +46,10 @@ def predict(images: CocoFiles, detector: Detector, out: Path, **options: Any) ->
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    """Return the content of the files that are not hidden, by name."""
+    return {
+        file.name: file.read_bytes() for file in folder.iterdir() if not file.name.startswith(".")
+    }
 
 
 @pytest.fixture
@@ -186,7 +189,7 @@ def test_an_evaluation_without_results_keeps_nothing(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         evaluate(images, detector, callback=interrupt_at(2))
-    assert list(tmp_path.iterdir()) == []
+    assert contents(tmp_path) == {}
 
 
 def test_an_interrupted_evaluation_of_a_run_continues_and_does_not_block_training(
@@ -209,11 +212,11 @@ def test_an_interrupted_evaluation_of_a_run_continues_and_does_not_block_trainin
     whole = evaluated(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         evaluated(run.path, callback=interrupt_at(1))
-    assert [path.name for path in run.path.iterdir()] == ["results.json.partial.jsonl"]
+    assert list(contents(run.path)) == ["results.json.partial.jsonl"]
     run.check()  # a new run may start here, as after an evaluation
     assert evaluated(run.path) == whole
     assert contents(run.path) == contents(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         evaluated(run.path, callback=interrupt_at(1))
     run.claim(overwrite=True)
-    assert list(run.path.iterdir()) == []
+    assert contents(run.path) == {}
