@@ -201,6 +201,25 @@ class Detector:
         Raises:
             NonFinitePredictionsError: as for `predict`; its `position` is that of the image.
         """
+        for batch in self.predict_batches(
+            images,
+            threshold=threshold,
+            classes=classes,
+            max_detections=max_detections,
+            batch_size=batch_size,
+        ):
+            yield from batch
+
+    def predict_batches(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        threshold: float = DEFAULT_THRESHOLD,
+        classes: Sequence[str] | None = None,
+        max_detections: int | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> Iterator[list[tuple[int, Detections]]]:
+        """Yield what `predict_each` yields, the images of a batch together."""
         require_fraction("threshold", threshold)
         require_integer("batch_size", batch_size, at_least=1)
         if max_detections is not None:
@@ -224,8 +243,10 @@ class Detector:
                 num_limited += sum(
                     count > len(one) for count, one in zip(counts, found, strict=True)
                 )
-            for (position, _, _), detections in zip(batch, found, strict=True):
-                yield position, detections.to("cpu")
+            yield [
+                (position, detections.to("cpu"))
+                for (position, _, _), detections in zip(batch, found, strict=True)
+            ]
         if num_limited:
             logger.warning(
                 "max_detections %d has left out detections with a score of at least %g in %d "

@@ -45,7 +45,7 @@ class OutputFolder:
 
     def __init__(self, path: Path, argument: str, *, overwrite: bool | None = False) -> None:
         require_folder_place(argument, path)
-        self._path = path
+        self.path = path
         self._argument = argument
         self._overwrite = overwrite
         self._found: dict[str, _State | None] = {}
@@ -70,8 +70,8 @@ class OutputFolder:
             known = self._known()
             foreign = []
             for name in existing:
-                self._require_replaceable(self._path / name, protected)
-                if name != MANIFEST and not self._is_ours(self._path / name, known):
+                self._require_replaceable(self.path / name, protected)
+                if name != MANIFEST and not self._is_ours(self.path / name, known):
                     foreign.append(name)
             if foreign and not self._overwrite:
                 self._refuse(foreign, known)
@@ -90,11 +90,11 @@ class OutputFolder:
         Raises:
             WriteError: the file could not be written.
         """
-        path = self._path / self._free_name(name)
-        created = [one for one in (self._path, *self._path.parents) if not one.exists()]
+        path = self.path / self._free_name(name)
+        created = [one for one in (self.path, *self.path.parents) if not one.exists()]
         try:
             with write_whole(path) as temporary:
-                self._path.mkdir(parents=True, exist_ok=True)
+                self.path.mkdir(parents=True, exist_ok=True)
                 write(temporary)
                 self._record(path.name, temporary)
         except BaseException:
@@ -130,7 +130,7 @@ class OutputFolder:
     def _refuse(self, names: list[str], known: dict[str, list[_Content]]) -> None:
         edited = [name for name in names if name in known]
         why = "changed since deformable-detr wrote it" if edited else "not of deformable-detr"
-        files = listed([self._path / name for name in edited or names])
+        files = listed([self.path / name for name in edited or names])
         what = "it" if len(names) == 1 else f"{len(names)} such files"
         remedy = "remove" if self._overwrite is None else "give --overwrite to replace"
         raise ValueError(
@@ -143,7 +143,7 @@ class OutputFolder:
         state = self._state(name)
         if state is None or state == self._found.get(name):
             return name
-        if self._overwrite and not (self._path / name).is_dir():
+        if self._overwrite and not (self.path / name).is_dir():
             return name
         stem, suffix = Path(name).stem, Path(name).suffix
         number = 2
@@ -152,14 +152,14 @@ class OutputFolder:
         other = f"{stem}_{number}{suffix}"
         logger.warning(
             "%s has appeared or changed since the start, and is kept; the new file is %s",
-            shown(self._path / name),
-            shown(self._path / other),
+            shown(self.path / name),
+            shown(self.path / other),
         )
         return other
 
     def _state(self, name: str) -> _State | None:
         """Return the state of what has a name, links not followed; None if there is nothing."""
-        path = self._path / name
+        path = self.path / name
         try:
             status = path.lstat()
         except (FileNotFoundError, NotADirectoryError):
@@ -173,7 +173,7 @@ class OutputFolder:
     def _known(self) -> dict[str, list[_Content]]:
         """Read the manifest; lines that are no records are passed over."""
         known: dict[str, list[_Content]] = {}
-        with suppress(FileNotFoundError), (self._path / MANIFEST).open("rb") as file:
+        with suppress(FileNotFoundError), (self.path / MANIFEST).open("rb") as file:
             for line in file:
                 with suppress(ValueError, TypeError, KeyError, RecursionError):
                     record = json.loads(line)
@@ -187,7 +187,7 @@ class OutputFolder:
         if not self._has_written:
             self._shorten()
             self._has_written = True
-        manifest = self._path / MANIFEST
+        manifest = self.path / MANIFEST
         line = _line(name, _content(file))
         # Not through a link that has appeared since `check`.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
@@ -202,7 +202,7 @@ class OutputFolder:
         known = self._known()
         num_lines = sum(map(len, known.values()))
         if num_lines > max(_FEW_LINES, 4 * len(known)):
-            with write_whole(self._path / MANIFEST) as temporary:
+            with write_whole(self.path / MANIFEST) as temporary:
                 temporary.write_bytes(
                     b"".join(_line(name, one) for name, all_ in known.items() for one in all_[-2:])
                 )
@@ -222,6 +222,7 @@ class OutputFile:
 
     def __init__(self, path: Path, argument: str, *, overwrite: bool | None = False) -> None:
         require_file_place(argument, path)
+        self.path = path
         self._name = path.name
         self._folder = OutputFolder(path.parent, argument, overwrite=overwrite)
 

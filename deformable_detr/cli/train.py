@@ -79,8 +79,9 @@ def train(
 
     For several processes: torchrun --nproc-per-node N -m deformable_detr train ...
 
-    SIGTERM and SIGUSR1 stop the run after the current step and save it. The exit code is then 75,
-    or 0 under torchrun, and state.json in the run folder has the state "preempted".
+    SIGTERM, SIGUSR1 and Ctrl-C stop the run after the current step and save it. The exit code is
+    then 75, or 0 under torchrun, and state.json in the run folder has the state "preempted". A
+    second Ctrl-C ends at once, without saving.
     """
     end_with_launcher()
     warn_only_beside_main()
@@ -134,7 +135,6 @@ def train(
                 device=device,
             )
     except deformable_detr.PreemptedError as reason:
-        logging.getLogger(__name__).info(
-            "saved and stopped: %s; --resume continues the run", reason
-        )
+        remedy = "--overwrite starts the check again" if overfit else "--resume continues the run"
+        logging.getLogger(__name__).info("saved and stopped: %s; %s", reason, remedy)
         raise typer.Exit(0 if is_launched() else EXIT_PREEMPTED) from None

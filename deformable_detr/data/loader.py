@@ -1,6 +1,7 @@
 """Data loader for training and evaluation."""
 
 import signal
+from collections.abc import Set
 from functools import partial
 
 from deformable_detr import distributed
@@ -57,6 +58,7 @@ def build_evaluation_loader(
     num_workers: int,
     pin_memory: bool,
     timeout_s: float = 0,
+    done: Set[int] = frozenset(),
 ) -> WatchedLoader:
     """Build a loader of this process's share of the images to evaluate, in unpadded batches.
 
@@ -67,12 +69,14 @@ def build_evaluation_loader(
         num_workers: see `build_loader`.
         pin_memory: see `build_loader`.
         timeout_s: see `build_loader`.
+        done: indices of images that are left out, where they are all of a batch.
     """
     sampler = EvaluationSampler(
         [transform.size_of((height, width)) for height, width in dataset.sizes.tolist()],
         batch_size=batch_size,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        done=done,
     )
     return build_loader(
         TransformedDataset(dataset, transform, seed=0),  # `transform` draws nothing
@@ -86,7 +90,8 @@ def build_evaluation_loader(
 def _ignore_signals(worker: int) -> None:
     """Ignore stop signals, which launchers send to the whole process group.
 
-    The training process finishes its step and then ends its workers itself.
+    The process that started them finishes its step and then ends its workers itself.
     """
-    for number in {signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}:  # none on Windows
+    stop = {signal.SIGINT, signal.SIGTERM}
+    for number in stop | {getattr(signal, "SIGUSR1", signal.SIGTERM)}:  # none on Windows
         signal.signal(number, signal.SIG_IGN)

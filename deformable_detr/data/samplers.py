@@ -8,7 +8,7 @@ augmentation depends on that key only.
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -237,6 +237,7 @@ class EvaluationSampler(Sampler[list[SampleKey]]):
         batch_size: maximum number of samples per batch.
         rank: rank of this process.
         world_size: number of processes.
+        done: samples that are left out, where they are all of a batch.
     """
 
     def __init__(
@@ -246,6 +247,7 @@ class EvaluationSampler(Sampler[list[SampleKey]]):
         batch_size: int,
         rank: int,
         world_size: int,
+        done: Set[int] = frozenset(),
     ) -> None:
         _require_positive(batch_size=batch_size)
         _require_rank(rank, world_size)
@@ -258,6 +260,10 @@ class EvaluationSampler(Sampler[list[SampleKey]]):
         within = np.arange(len(order)) - np.repeat(starts, lengths)
         firsts = np.flatnonzero(within % batch_size == 0)
         ends = np.append(firsts[1:], len(order))
+        is_left = np.ones(len(order), dtype=np.bool_)
+        is_left[list(done)] = False
+        has_left = np.add.reduceat(is_left[order].astype(np.int64), firsts) > 0
+        firsts, ends = firsts[has_left], ends[has_left]
         own = np.argsort(order[firsts], kind="stable")[rank::world_size]
         self._order, self._firsts, self._ends = order, firsts[own], ends[own]
 

@@ -2,7 +2,9 @@
 
 import os
 import re
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -84,7 +86,8 @@ class WatchedLoader(DataLoader[Batch]):
     """Data loader of `WatchedSamples` whose errors name the images."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator
-        iterator = super().__iter__()
+        with _interrupts_blocked():
+            iterator = super().__iter__()
         try:
             yield from iterator
         except (RuntimeError, OSError, EOFError) as error:
@@ -92,6 +95,22 @@ class WatchedLoader(DataLoader[Batch]):
             explained = self.dataset.explain(error)
             _end_workers(iterator)
             raise explained from error
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Block Ctrl-C until the end of the block; processes started in it keep it blocked.
+
+    A worker would print a traceback if it came before the worker ignores it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_workers(iterator: object) -> None:

@@ -1,7 +1,7 @@
 """Evaluation of a detector on a data set: COCO metrics, and the validation loss."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,9 +25,10 @@ from deformable_detr.finite import (
 )
 from deformable_detr.ground_truth import GroundTruth
 from deformable_detr.losses.criterion import SetCriterion
-from deformable_detr.structures import ModelOutput
+from deformable_detr.structures import Detections, ModelOutput
 
 Describe = Callable[[int], str]  # of an image by its id, for errors
+Keep = Callable[[Mapping[int, Detections]], None]
 
 
 @torch.no_grad()
@@ -40,6 +41,7 @@ def evaluate(
     clip: bool = True,
     describe: Describe = "image {}".format,
     owner: str = "the model",
+    keep: Keep | None = None,
 ) -> CocoMetrics:
     """Compute the COCO metrics of a detector.
 
@@ -54,6 +56,7 @@ def evaluate(
         clip: whether to clip boxes to the image; the official code does not.
         describe: returns the description of an image in errors, by its id.
         owner: description of the weights in errors.
+        keep: called with the detections of each batch by image id.
 
     Returns:
         The metrics over all images.
@@ -75,7 +78,10 @@ def evaluate(
                     clip=clip,
                     describe=lambda place, ids=image_ids: describe(ids[place]),  # type: ignore[misc]
                 )
-                evaluator.update(dict(zip(image_ids, detections, strict=True)))
+                found = dict(zip(image_ids, detections, strict=True))
+                evaluator.update(found)
+                if keep is not None:
+                    keep(found)
     share.raise_together()
     evaluator.synchronize()
     metrics = evaluator.compute() if distributed.is_main() else None

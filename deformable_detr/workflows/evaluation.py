@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from deformable_detr import distributed
@@ -20,11 +19,8 @@ from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import Overrides, load_config
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.image_files import ExifRule
-from deformable_detr.data.loader import build_evaluation_loader
 from deformable_detr.detector import Detector
-from deformable_detr.engine import evaluate as engine
 from deformable_detr.engine.run.folder import RunFolder
-from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.evaluation.coco_eval import (
     NOT_DEFINED,
@@ -33,11 +29,13 @@ from deformable_detr.evaluation.coco_eval import (
     evaluate_results,
     statistics_at,
 )
+from deformable_detr.evaluation.partial_results import PartialResults
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.files import WriteError, as_path
-from deformable_detr.ground_truth import EmptyBoxes, GroundTruth
+from deformable_detr.ground_truth import EmptyBoxes
 from deformable_detr.output_folder import OutputFile
 from deformable_detr.workflows.evaluation_places import EvaluationPlaces, write_results
+from deformable_detr.workflows.measuring import measure, partial_evaluation
 from deformable_detr.workflows.places import input_files, run_folder
 from deformable_detr.workflows.session import session
 
@@ -122,7 +120,8 @@ def evaluate(
         num_workers: processes that load images, per process of the run.
         max_detections: maximum number of detections per image, the best of all classes. COCO's
             is 100; with another one, the names of the metrics carry it.
-        out: COCO results file to write the detections to.
+        out: COCO results file to write the detections to. If an error or Ctrl-C ends the work, what
+            was found is kept beside it, in `OUT.partial.jsonl`, and the same call continues.
         pictures: folder for pictures of annotated and detected objects side by side.
         num_pictures: number of pictures, spread evenly over the images.
         overwrite: as for `predict`, of `out` and the files in `pictures`.
@@ -155,17 +154,21 @@ def evaluate(
             exif_otherwise=detector.exif,
         )
         places.check((checkpoint, annotations), dataset, count=num_pictures)
-        evaluator, metrics = measure(
-            detector,
-            dataset,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            max_detections=max_detections,
-            callback=callback,
-        )
-        result = _result(metrics)
-        if distributed.is_main():
-            _require_written(places.write(evaluator, dataset, count=num_pictures), result)
+        results = None if places.out is None else places.out.path
+        kept = partial_evaluation(results, detector, dataset, batch_size, max_detections)
+        with kept as found_before:
+            evaluator, metrics = measure(
+                detector,
+                dataset,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                max_detections=max_detections,
+                partial=found_before,
+                callback=callback,
+            )
+            result = _result(metrics)
+            if distributed.is_main():
+                _require_written(places.write(evaluator, dataset, count=num_pictures), result)
     return result
 
 
@@ -213,15 +216,24 @@ def evaluate_run(
             settings, "val", label_space=detector.label_space, exif_otherwise=detector.exif
         )
         logger.info("evaluating %s", path)
-        evaluator, metrics = measure_validation_set(
-            settings, detector, dataset, max_detections=max_detections, callback=callback
+        kept = partial_evaluation(
+            files.results, detector, dataset, settings.train.eval_batch, max_detections
         )
-        result = _result(metrics)
-        if distributed.is_main():
-            try:
-                place.write(partial(write_results, evaluator))
-            except WriteError as error:
-                _require_written([error], result)
+        with kept as found_before:
+            evaluator, metrics = measure_validation_set(
+                settings,
+                detector,
+                dataset,
+                max_detections=max_detections,
+                partial=found_before,
+                callback=callback,
+            )
+            result = _result(metrics)
+            if distributed.is_main():
+                try:
+                    place.write(partial(write_results, evaluator))
+                except WriteError as error:
+                    _require_written([error], result)
         logger.info("the detections are in %s", files.results)
     return result
 
@@ -301,6 +313,7 @@ def measure_validation_set(
     dataset: CocoDataset,
     *,
     max_detections: int = MAX_DETECTIONS,
+    partial: PartialResults | None = None,
     callback: Callback | None = None,
 ) -> tuple[CocoEvaluator, CocoMetrics]:
     """Run a detector over the validation set of a config; see `measure`."""
@@ -310,74 +323,9 @@ def measure_validation_set(
         batch_size=config.train.eval_batch,
         num_workers=config.data.num_workers,
         max_detections=max_detections,
+        partial=partial,
         callback=callback,
     )
-
-
-def measure(
-    detector: Detector,
-    dataset: CocoDataset,
-    *,
-    batch_size: int,
-    num_workers: int,
-    max_detections: int = MAX_DETECTIONS,
-    callback: Callback | None = None,
-) -> tuple[CocoEvaluator, CocoMetrics]:
-    """Run a detector over a data set; every process must call it.
-
-    Args:
-        detector: the detector.
-        dataset: the images, with the labels of the detector.
-        batch_size: as for `evaluate`.
-        num_workers: processes that load images, per process of the run.
-        max_detections: as for `evaluate`.
-        callback: as for `evaluate`.
-
-    Returns:
-        The evaluator with all detections, and their metrics.
-    """
-    loader = build_evaluation_loader(
-        dataset,
-        detector.transform,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        pin_memory=detector.device.type == "cuda",
-    )
-    if distributed.is_main():
-        _log_counts(dataset.annotations, max_detections)
-    evaluator = CocoEvaluator(
-        dataset.annotations, detector.label_space, max_detections=max_detections
-    )
-    metrics = engine.evaluate(
-        detector.model,
-        Tracked(loader, "evaluating", callback=callback),
-        evaluator,
-        device=detector.device,
-        clip=detector.clip_in_evaluation,
-        describe=dataset.describe_id,
-    )
-    return evaluator, metrics
-
-
-def _log_counts(annotations: GroundTruth, max_detections: int) -> None:
-    """Log the size of a data set; warn of images with more objects than detections are kept."""
-    counts = np.bincount(annotations.images[~annotations.is_crowd])
-    logger.info(
-        "%d images with %d annotated objects, at most %d detections per image",
-        len(annotations.image_ids),
-        counts.sum(),
-        max_detections,
-    )
-    crowded = int((counts > max_detections).sum())
-    if crowded:
-        logger.warning(
-            "%d of %d images have more than %d annotated objects, of which at most %d can be "
-            "found; max_detections is the limit",
-            crowded,
-            len(annotations.image_ids),
-            max_detections,
-            max_detections,
-        )
 
 
 def _result(metrics: CocoMetrics) -> EvaluationResult:

@@ -83,6 +83,7 @@ def overfit(
 
     Raises:
         ValueError: there are too few such images, or several processes.
+        PreemptedError: as for `train`; the check cannot be resumed, `overwrite` starts it again.
         NonFinitePredictionsError: logits or boxes in an evaluation are infinite or NaN.
     """
     require_integer("num_images", num_images, at_least=1)

@@ -4,6 +4,7 @@ import logging
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,6 +17,7 @@ from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.image_names import match_images
+from deformable_detr.evaluation.partial_results import PartialResults
 from deformable_detr.files import WriteError, as_path, encoded
 from deformable_detr.finite import NonFinitePredictionsError, to_json
 from deformable_detr.ground_truth import GroundTruth, read_ground_truth
@@ -26,6 +28,7 @@ from deformable_detr.photos import JPEG_SUFFIXES, Exif, photo_suffixes, read_pho
 from deformable_detr.structures import Detections, Size
 from deformable_detr.visualize.objects import draw_detections
 from deformable_detr.workflows.session import kept_torch_state
+from deformable_detr.workflows.unfinished import partial_results_of
 
 NUM_NAMED = 3  # names of passed-over files in a message
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
@@ -78,7 +81,8 @@ def predict(
     """Detect objects in image files; draw them and write `detections.json` if `out` is given.
 
     `Detector.predict` does the same for images in memory. An image that cannot be read is reported
-    in the result; the others are processed.
+    in the result; the others are processed. If an error or Ctrl-C ends the work, what was found is
+    kept in `out`, in `detections.json.partial.jsonl`, and the same call continues after it.
 
     `detections.json` is a COCO results file with the numbers as computed, not rounded. With
     `annotations` it can be scored: with a threshold of 0 and at most 100 detections per image it
@@ -107,8 +111,8 @@ def predict(
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError: a folder holds no image, no image can be read, an image is not in `annotations`,
-            a file would be replaced that must not be, a class is unknown, or a number is out of
-            range.
+            a file would be replaced that must not be, a class is unknown, a number is out of
+            range, or `out` has what was found by other work that was not finished.
         WriteError: a file could not be written, as on a full disk; the earlier ones are kept.
         NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
     """
@@ -131,7 +135,13 @@ def predict(
             checkpoint.label_space.contiguous().require_same(
                 listed.label_space, this="the detector", that=f"annotation file {listed.file}"
             )
-        reader = _Reader(files, _exif(files, identities, listed, otherwise=checkpoint.exif))
+        exif = _exif(files, identities, listed, otherwise=checkpoint.exif)
+        settings: dict[str, Any] = {
+            "threshold": threshold,
+            "classes": None if classes is None else list(classes),
+            "max_detections": max_detections,
+            "batch_size": batch_size,
+        }
         logger.info(
             "%d images, score threshold %g, %s, %s",
             len(files),
@@ -139,39 +149,53 @@ def predict(
             "all classes" if classes is None else f"classes {', '.join(classes)}",
             "no limit of detections" if max_detections is None else f"limit {max_detections}",
         )
-        found = checkpoint.predict_each(
-            reader,
-            threshold=threshold,
-            classes=classes,
-            max_detections=max_detections,
-            batch_size=batch_size,
-        )
-        tracked = Tracked(found, "predicting", total=len(files), callback=callback)
         drawing = _Drawing(folder, pictures, checkpoint.label_space)
-        detections = _collect(tracked, reader, drawing)
-    if not detections:
-        raise ValueError(_nothing_read(reader.failures))
-    ordered = {file: detections[file] for file in files if file in detections}
-    if folder is not None:
-        results = _results(ordered, identities, checkpoint.label_space)
-        drawing.write_results(to_json(results, DETECTIONS_FILE, indent=1))
+        with partial_results_of(
+            None if folder is None else folder.path / DETECTIONS_FILE,
+            checkpoint,
+            files,
+            annotations=None if listed is None else listed.file,
+            usable=lambda key: drawing.take_over(Path(str(key))),
+            **settings,
+            exif=exif,
+            clip_boxes=checkpoint.clip_boxes,
+        ) as kept:
+            found_before = {} if kept is None else kept.found
+            before = {Path(str(key)): one for key, one in found_before.items()}
+            reader = _Reader([file for file in files if file not in before], exif)
+            batches = checkpoint.predict_batches(reader, **settings)
+            found = _finished(batches, reader, drawing, kept)
+            tracked = Tracked(
+                chain(before.items(), found), "predicting", total=len(files), callback=callback
+            )
+            detections = dict(tracked)
+            if not detections:
+                raise ValueError(_nothing_read(reader.failures))
+            ordered = {file: detections[file] for file in files if file in detections}
+            if folder is not None:
+                results = _results(ordered, identities, checkpoint.label_space)
+                drawing.write_results(to_json(results, DETECTIONS_FILE, indent=1))
     image_ids = {file: identities[file].image_id for file in ordered}
     drawn = {file: drawing.written[file] for file in ordered if file in drawing.written}
     return PredictionResult(ordered, image_ids, drawn, len(files), tuple(reader.failures))
 
 
-def _collect(
-    found: Iterable[tuple[int, Detections]],
+def _finished(
+    batches: Iterable[Sequence[tuple[int, Detections]]],
     reader: "_Reader",
     drawing: "_Drawing",
-) -> dict[Path, Detections]:
-    """Collect the detections by image file; draw each image that has a picture at once."""
-    detections: dict[Path, Detections] = {}
-    for position, one in reader.naming_files(found):
-        file, photo = reader.take(position)
-        detections[file] = one
-        drawing.draw(file, photo, one)
-    return detections
+    kept: PartialResults | None,
+) -> Iterator[tuple[Path, Detections]]:
+    """Draw the pictures of each batch and keep its detections, then yield them by image file."""
+    for batch in reader.naming_files(batches):
+        found: dict[Path, Detections] = {}
+        for position, one in batch:
+            file, photo = reader.take(position)
+            found[file] = one
+            drawing.draw(file, photo, one)
+        if kept is not None:
+            kept.add({str(file): one for file, one in found.items()})
+        yield from found.items()
 
 
 class _Drawing:
@@ -186,6 +210,16 @@ class _Drawing:
     ) -> None:
         self._folder, self._pictures, self._categories = folder, pictures, categories
         self.written: dict[Path, Path] = {}
+
+    def take_over(self, file: Path) -> bool:
+        """Return whether the picture of an image was written before, and need not be drawn."""
+        if self._folder is None or file not in self._pictures:
+            return False
+        picture = self._folder.path / self._pictures[file]
+        if not picture.is_file():
+            return False
+        self.written[file] = picture
+        return True
 
     def draw(self, file: Path, photo: Image.Image, found: Detections) -> None:
         """Draw the detections and write the picture, if there is a folder."""

@@ -98,8 +98,9 @@ def train(
 ) -> TrainingResult:
     """Train a detector; write checkpoints, metrics, curves and a report to the run folder.
 
-    Under torchrun every process must call it. SIGTERM and SIGUSR1 stop the run after the current
-    step if the function is called in the main thread, the only one that can handle signals.
+    Under torchrun every process must call it. SIGTERM, SIGUSR1 and Ctrl-C stop the run after the
+    current step and save it, if the function is called in the main thread, the only one that can
+    handle signals. A second Ctrl-C, or one before the first step, raises KeyboardInterrupt at once.
 
     Args:
         config: a YAML file, the name of a config of the package such as "quickstart", or a
@@ -123,7 +124,7 @@ def train(
     Raises:
         ConfigError: a setting or a data path is wrong.
         ValueError: arguments exclude each other, or a file is invalid.
-        PreemptedError: SIGTERM or SIGUSR1 stopped the run; it is saved.
+        PreemptedError: SIGTERM, SIGUSR1 or Ctrl-C stopped the run; it is saved.
         NonFiniteError: a loss or a gradient is infinite or NaN.
         NonFinitePredictionsError: logits or boxes in an evaluation are; `best.pth` is unchanged.
     """
@@ -191,6 +192,7 @@ def _train(
         exif = {"train": data.train.exif, "val": data.val.exif}
         files.record("start", {"step": state.step, "environment": environment, "exif": exif})
         with (
+            stop.taking_interrupts(),
             closing(files.tracking),
             recorded_state(files, state),
             deterministic_algorithms(config.train.deterministic),

@@ -46,7 +46,7 @@ from deformable_detr.engine.train import fit, train_step
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.finite import NonFinitePredictionsError
 from deformable_detr.ground_truth import read_ground_truth
-from deformable_detr.workflows.evaluation import measure
+from deformable_detr.workflows.measuring import measure
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 VARIANTS = ("multi_scale", "two_stage", "mimicking", "checkpointing")

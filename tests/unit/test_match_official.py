@@ -25,7 +25,8 @@ from deformable_detr.engine.checkpoints.checkpoint import RULES, load_checkpoint
 from deformable_detr.evaluation.postprocess import to_detections
 from deformable_detr.labels import LabelSpace
 from deformable_detr.structures import ImageBatch, ModelOutput, Predictions
-from deformable_detr.workflows.evaluation import measure, open_detector
+from deformable_detr.workflows.evaluation import open_detector
+from deformable_detr.workflows.measuring import measure
 from deformable_detr.workflows.training import train
 
 OFFICIAL = "match_official=true"

@@ -12,6 +12,7 @@ from deformable_detr import distributed
 from deformable_detr.engine.metrics import append_record, forget_records_after
 from deformable_detr.engine.run.tracking import Tracking
 from deformable_detr.evaluation.detection_table import DetectionTable
+from deformable_detr.evaluation.partial_results import partial_results_files
 from deformable_detr.files import partial_path
 from deformable_detr.messages import listed, shown
 from deformable_detr.output_folder import MANIFEST
@@ -180,7 +181,12 @@ class RunFolder:
 
     def _is_in_use(self) -> bool:
         """Return whether it has files other than those of an evaluation before the run."""
-        ours = (self.results, self.lock, self.path / MANIFEST)
+        ours = (
+            self.results,
+            self.lock,
+            self.path / MANIFEST,
+            *partial_results_files(self.results),
+        )
         return self.path.exists() and any(file not in ours for file in self.path.iterdir())
 
     def _require_no_names_of_ours(self) -> None:

@@ -1,9 +1,11 @@
-"""StopRequest: graceful stop on SIGTERM or SIGUSR1, at the same step on every rank."""
+"""StopRequest: graceful stop on SIGTERM, SIGUSR1 or Ctrl-C, at the same step on every rank."""
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
@@ -14,6 +16,8 @@ from deformable_detr import distributed
 logger = logging.getLogger(__name__)
 # Windows has no SIGUSR1.
 SIGNALS = [number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1")]
+ON_INTERRUPT = b"stopping after this step, and saving; Ctrl-C again ends at once without saving\n"
+_STDERR = 2
 _T = TypeVar("_T")
 
 
@@ -22,15 +26,19 @@ class PreemptedError(Exception):
 
 
 class StopRequest:
-    """Request to stop the run, by SIGTERM or SIGUSR1 to any of its processes.
+    """Request to stop the run, by SIGTERM or SIGUSR1 to any of its processes, or by Ctrl-C.
 
     Use it as a context manager, in which the signals only set a flag. All processes stop together,
     at the end of a step or of an evaluated batch, as one that stopped alone would leave the others
     waiting. Outside the main thread it does not handle signals.
+
+    Ctrl-C (SIGINT) is a request inside `taking_interrupts` only. Elsewhere there is nothing to
+    save, and it raises KeyboardInterrupt at once.
     """
 
     def __init__(self) -> None:
         self._asked_by: str | None = None
+        self._interrupted = False
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -46,6 +54,40 @@ class StopRequest:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+
+    @contextmanager
+    def taking_interrupts(self) -> Iterator[None]:
+        """Take the first Ctrl-C of the block as a request to stop; a second one ends at once.
+
+        Where SIGINT is ignored, as in a background job of a shell script, it stays ignored.
+
+        Raises:
+            KeyboardInterrupt: at a second Ctrl-C; or at the end of the block, if the first came
+                too late for a `check`.
+        """
+        before = signal.getsignal(signal.SIGINT)
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        if not is_main_thread or not callable(before):  # ignored, or not set from Python
+            yield
+            return
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            if self._interrupted:
+                before(number, frame)
+                return
+            self._interrupted = True
+            self._asked_by = "Ctrl-C (SIGINT)"
+            if distributed.is_main():  # a log may be in use by the code that was interrupted
+                with suppress(OSError):
+                    os.write(_STDERR, ON_INTERRUPT)
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked_by = signal.Signals(number).name

@@ -11,6 +11,7 @@ import torch
 from helpers.coco_files import write_coco_set
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from deformable_detr.data import loader as loader_module
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.collate import Batch, collate
 from deformable_detr.data.loader import build_evaluation_loader, build_loader
@@ -161,6 +162,29 @@ def test_error_names_the_image_of_a_worker_that_dies_or_hangs(files, harm):
         "hang": "timed out after 2 seconds",
     }
     assert re.search(reasons[harm], message)
+
+
+class Interrupt:
+    """Transform that interrupts its own process, as a terminal does all of a command."""
+
+    def __call__(self, sample, generator):
+        os.kill(os.getpid(), signal.SIGINT)
+        return sample
+
+
+def interrupt_at_once(worker, ignore=loader_module._ignore_signals):
+    os.kill(os.getpid(), signal.SIGINT)
+    ignore(worker)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_workers_ignore_ctrl_c_from_their_start(files, monkeypatch, capfd):
+    monkeypatch.setattr(loader_module, "_ignore_signals", interrupt_at_once)
+    dataset = open_set(files, transform=Interrupt())
+    assert len(load(dataset, num_workers=1)) == 8
+    assert capfd.readouterr().err == ""
+    with pytest.raises(KeyboardInterrupt):  # this process does not ignore it
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()])

@@ -23,7 +23,7 @@ from deformable_detr.config import ConfigError
 from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.progress import TrainingProgress
-from deformable_detr.engine.run.stopping import SIGNALS
+from deformable_detr.engine.run.stopping import SIGNALS, PreemptedError
 from deformable_detr.workflows.training import TrainingResult
 
 SETTINGS = [*SMALL_RUN, "train.max_steps=2", "train.checkpoint_every=1"]
@@ -55,7 +55,7 @@ def surroundings() -> list[Any]:
     """Return global state that a function must not change."""
     logger = logging.getLogger("deformable_detr")
     return [
-        [signal.getsignal(number) for number in SIGNALS],
+        [signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)],
         [thread.name for thread in threading.enumerate()],
         torch.get_num_threads(),
         torch.is_grad_enabled(),
@@ -117,6 +117,26 @@ def test_a_second_run_in_the_process_is_identical_and_has_no_side_effects(
     assert capfd.readouterr() == ("", "")
     weights = load_checkpoint(results[0].checkpoint).model
     for name, value in load_checkpoint(trained.checkpoint).model.items():
+        assert weights[name].equal(value), name
+
+
+def test_ctrl_c_saves_the_run_as_a_signal_does(
+    data: Path, trained: TrainingResult, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(kind: str, values: Mapping[str, Any]) -> None:
+        if kind == "train":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = surroundings()
+    with pytest.raises(PreemptedError, match=r"asked to stop by Ctrl-C \(SIGINT\)"):
+        train(data, tmp_path / "run", callback=interrupt)
+    assert surroundings() == before
+    assert "Ctrl-C again ends at once" in capfd.readouterr().err
+    state = json.loads((tmp_path / "run" / "state.json").read_text())
+    assert (state["state"], state["step"]) == ("preempted", 1)
+    resumed = train(data, tmp_path / "run", resume=True)
+    weights = load_checkpoint(resumed.run_dir / "last.pth").model
+    for name, value in load_checkpoint(trained.run_dir / "last.pth").model.items():
         assert weights[name].equal(value), name
 
 

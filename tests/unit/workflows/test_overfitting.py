@@ -6,6 +6,7 @@ from helpers.coco_files import CocoFiles, write_coco_set
 from helpers.command_line import CommandLine
 from helpers.small_run import SMALL_RUN, data_settings
 
+import deformable_detr
 from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import load_config
 from deformable_detr.engine.metrics import append_record
@@ -128,3 +129,15 @@ def test_overfit_excludes_resume(run: CommandLine, files: CocoFiles) -> None:
         *data_settings(files, files),
     )
     assert error == "--overfit must be given without --resume and --evaluate-only"
+
+
+def test_the_last_line_of_a_stopped_check_does_not_name_resume(
+    run: CommandLine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise deformable_detr.PreemptedError("asked to stop by Ctrl-C (SIGINT)")
+
+    monkeypatch.setattr(deformable_detr, "overfit", stop)
+    caplog.set_level(logging.INFO, logger="deformable_detr")
+    assert run("train", "--config", "quickstart", "--overfit", "2").code == 75
+    assert caplog.messages[-1].endswith("(SIGINT); --overwrite starts the check again")

@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_signals_are_not_handled_outside_the_main_thread() -> None:
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def enter() -> None:
-        with StopRequest() as stop:
+        with StopRequest() as stop, stop.taking_interrupts():
             stop.check()
             seen.append(signal.getsignal(signal.SIGTERM))
 
@@ -54,3 +55,54 @@ def test_signals_are_not_handled_outside_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_first_interrupt_is_a_request_and_a_second_one_ends_at_once(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as stop, suppress(PreemptedError), stop.taking_interrupts():
+        interrupt()
+        with pytest.raises(PreemptedError, match=r"asked to stop by Ctrl-C \(SIGINT\)"):
+            stop.check()
+        line = "stopping after this step, and saving; Ctrl-C again ends at once without saving\n"
+        assert capfd.readouterr().err == line
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+        stop.check()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_ends_at_once_where_there_is_nothing_to_save() -> None:
+    with StopRequest() as stop:
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+        with suppress(PreemptedError), stop.taking_interrupts():
+            interrupt()
+            stop.check()
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+
+
+def test_an_interrupt_after_the_last_step_is_not_lost() -> None:
+    with StopRequest() as stop:
+        late = stop.taking_interrupts()
+        late.__enter__()
+        interrupt()
+        with pytest.raises(KeyboardInterrupt):
+            late.__exit__(None, None, None)
+
+
+def test_an_ignored_interrupt_stays_ignored() -> None:
+    """A shell script starts background jobs so; Ctrl-C means the script."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop, stop.taking_interrupts():
+            interrupt()
+            stop.check()
+    finally:
+        signal.signal(signal.SIGINT, before)
