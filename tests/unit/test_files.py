@@ -47,6 +47,7 @@ WRITTEN_IN_PLACE = {
     "conversion/stored.py: save_file",
     "conversion/writing.py: (folder / name).write_text",
     "engine/metrics.py: path.open",
+    "evaluation/partial_results.py: self.path.open",
     "engine/run/session.py: files.lock.open",
     "engine/failures/recorder.py: bundle.save",
 }

@@ -175,7 +175,8 @@ class RunFolder:
             for file in checkpoints:
                 partial_path(file).unlink(missing_ok=True)  # of a process that was killed
             if overwrite:
-                for file in self.files_to_delete():
+                unfinished = partial_results_files(self.results)
+                for file in (*self.files_to_delete(), *unfinished):
                     file.unlink(missing_ok=True)
         distributed.barrier()
 

@@ -219,4 +219,4 @@ def test_an_interrupted_evaluation_of_a_run_continues_and_does_not_block_trainin
     with pytest.raises(KeyboardInterrupt):
         evaluated(run.path, callback=interrupt_at(1))
     run.claim(overwrite=True)
-    assert contents(run.path) == {}
+    assert list(contents(run.path)) == ["results.json"]
