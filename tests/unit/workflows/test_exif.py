@@ -31,7 +31,7 @@ from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.labels import LabelSpace
 from deformable_detr.photos import as_photo, read_photo
 from deformable_detr.structures import ImageBatch, ModelOutput, Predictions
-from deformable_detr.workflows import evaluation, explanation, run_report
+from deformable_detr.workflows import evaluation, evaluation_places, explanation, run_report
 from deformable_detr.workflows.overfitting import overfit_config
 from deformable_detr.workflows.prediction import predict
 from deformable_detr.workflows.training import train, warn_of_other_pixels
@@ -90,8 +90,8 @@ def test_samples_evaluation_and_pictures_follow_the_annotations(
         drawn.append(image)
         return image
 
-    monkeypatch.setattr(evaluation, "draw_annotations", record)
-    monkeypatch.setattr(evaluation, "draw_detections", record)
+    monkeypatch.setattr(evaluation_places, "draw_annotations", record)
+    monkeypatch.setattr(evaluation_places, "draw_detections", record)
 
     sample = build_dataset(config, "train")[0]
     result = evaluation.evaluate(
