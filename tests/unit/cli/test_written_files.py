@@ -159,6 +159,9 @@ def test_a_place_that_cannot_be_written_is_found_before_the_checkpoint(
     assert not case.out.exists()
 
 
+@pytest.mark.parametrize(
+    "case", ["predict", "evaluate_out", "evaluate_pictures", "convert_folder"], indirect=True
+)
 def test_a_full_disk_is_one_line_that_names_the_file_and_the_old_file_stays(
     case: Case, run: CommandLine
 ) -> None:
