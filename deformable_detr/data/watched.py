@@ -1,9 +1,11 @@
 """WatchedSamples: names the image that a worker was loading when it failed, died or hung."""
 
+import atexit
 import os
 import re
 import signal
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -88,6 +90,7 @@ class WatchedLoader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator
         with _interrupts_blocked():
             iterator = super().__iter__()
+        atexit.register(_end_at_exit, weakref.ref(iterator))
         try:
             yield from iterator
         except (RuntimeError, OSError, EOFError) as error:
@@ -111,6 +114,14 @@ def _interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_at_exit(iterator: Callable[[], object]) -> None:
+    """End the workers of an iterator that is alive when Python exits, as after an error.
+
+    multiprocessing would send SIGTERM to them, which they ignore, and wait for them forever.
+    """
+    _end_workers(iterator())
 
 
 def _end_workers(iterator: object) -> None:

@@ -3,14 +3,18 @@ import gc
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.coco_files import write_coco_set
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+import deformable_detr
 from deformable_detr.data import loader as loader_module
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.collate import Batch, collate
@@ -185,6 +189,32 @@ def test_workers_ignore_ctrl_c_from_their_start(files, monkeypatch, capfd):
     assert capfd.readouterr().err == ""
     with pytest.raises(KeyboardInterrupt):  # this process does not ignore it
         os.kill(os.getpid(), signal.SIGINT)
+
+
+FAILING = """
+import sys
+from pathlib import Path
+
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.loader import build_evaluation_loader
+from deformable_detr.data.transforms import Resize
+
+dataset = CocoDataset(Path(sys.argv[1]), Path(sys.argv[2]))
+options = {"batch_size": 1, "num_workers": 1, "pin_memory": False}
+loader = build_evaluation_loader(dataset, Resize(32, 40), **options)
+next(iter(loader))
+sys.exit(2)
+"""
+
+
+def test_a_command_that_fails_does_not_wait_for_its_workers(files):
+    """What refers to the loader may keep it alive at the exit; SIGTERM would not end workers."""
+    command = [sys.executable, "-c", FAILING, files.images, files.annotations]
+    environment = {**os.environ, "PYTHONPATH": str(Path(deformable_detr.__file__).parents[1])}
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "")
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()])
