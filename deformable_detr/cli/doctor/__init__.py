@@ -3,11 +3,13 @@
 import typer
 
 from deformable_detr.cli.doctor.bundle import bundle
+from deformable_detr.cli.doctor.data import data
 
 app = typer.Typer(help="Find out what is wrong.", no_args_is_help=True)
 app.command()(bundle)
+app.command()(data)
 
 
 @app.callback()
 def _root() -> None:
-    """Find out what is wrong with a run."""
+    """Find out what is wrong with a data set or a run."""
