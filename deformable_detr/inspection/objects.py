@@ -12,7 +12,7 @@ from deformable_detr.coco_json.rules import RULES
 from deformable_detr.inspection.findings import Findings
 from deformable_detr.messages import in_brief, shown
 
-_HOLDS = {(rule.section, rule.key): rule.holds for rule in RULES}
+HOLDS = {(rule.section, rule.key): rule.holds for rule in RULES}
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class SoundObjects:
             and is_integer(entry.get("category_id"))
             and entry["image_id"] in images
             and entry["category_id"] in categories
-            and _HOLDS["annotations", "bbox"](entry.get("bbox"))
+            and HOLDS["annotations", "bbox"](entry.get("bbox"))
         ]
-        area_holds = _HOLDS["annotations", "area"]
+        area_holds = HOLDS["annotations", "area"]
         entries = [entry for _, entry, _ in rows]
         return cls(
             [position for position, _, _ in rows],
@@ -120,7 +120,7 @@ def _name(image: Mapping[str, Any]) -> str:
 
 
 def _limits(image: Mapping[str, Any]) -> tuple[float, float]:
-    holds = _HOLDS["images", "width"]
+    holds = HOLDS["images", "width"]
     sides: list[Any] = [image.get(key) for key in ("width", "height")]
     width, height = (float(side) if holds(side) else np.inf for side in sides)
     return width, height

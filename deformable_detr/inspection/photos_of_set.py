@@ -7,18 +7,18 @@ from typing import Any
 from PIL import Image
 
 from deformable_detr.coco_json.file_names import is_below_folder
-from deformable_detr.coco_json.rules import RULES
 from deformable_detr.data.annotations import ImageRecord
 from deformable_detr.data.image_files import exif_votes
 from deformable_detr.data.image_headers import UPRIGHT, ImageFile
 from deformable_detr.inspection.content import entries_of
 from deformable_detr.inspection.findings import Findings
+from deformable_detr.inspection.objects import HOLDS
 from deformable_detr.inspection.photo_files import PhotoFile, unlisted_images
 from deformable_detr.messages import in_brief, printable, shown
 from deformable_detr.photos import Exif
 from deformable_detr.structures import Size
 
-_IS_SIDE = next(rule.holds for rule in RULES if rule.key == "width")
+_IS_SIDE = HOLDS["images", "width"]
 _LONGEST = 300
 _OF_JPEG = {"MPO": "JPEG"}
 

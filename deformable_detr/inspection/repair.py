@@ -12,8 +12,8 @@ import numpy as np
 from deformable_detr.coco_json.file_names import is_below_folder
 from deformable_detr.coco_json.reading import is_integer
 from deformable_detr.inspection.boxes import find_copies, format_of
-from deformable_detr.inspection.content import HOLDS, entries_of, shift_of_categories
-from deformable_detr.inspection.objects import SoundObjects
+from deformable_detr.inspection.content import entries_of, shift_of_categories
+from deformable_detr.inspection.objects import HOLDS, SoundObjects
 from deformable_detr.inspection.photo_files import PhotoFile
 from deformable_detr.inspection.photos_of_set import (
     frame_of,

@@ -1,5 +1,6 @@
 """Faults planted in sound data sets, with what a check of the set must find."""
 
+import copy
 import io
 import json
 import os
@@ -311,3 +312,40 @@ FILE_FAULTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     ),
     "labels shifted": ("categories-shifted", shifted),
 }
+
+_VALUES = (
+    *(None, True, False, 0, 1, -1, 0.5, NAN, float("inf"), HUGE, 2**63, -(2**63), 1e308, "", "x"),
+    *(
+        "1",
+        "\0",
+        "\ud800",
+        "../x",
+        "a" * 1000,
+        "\x1b[31m",
+        [],
+        {},
+        [1],
+        [[]],
+        {"a": 1},
+        [1, 2, 3, 4],
+    ),
+    *(["1"] * 4, [float("inf")] * 4, [0, 0, 1e9, 1e9], [0, 0, 10**9, 1], [None] * 4, [1e308] * 4),
+)
+
+
+def mutate(record: dict[str, Any], random: np.random.Generator) -> None:
+    """Change an entry of a record, a value in it, or now and then a whole section."""
+    section = random.choice(sorted(record))
+    entries = record[section]
+    value = copy.deepcopy(_VALUES[random.integers(len(_VALUES))])
+    if random.random() < 0.05 or not isinstance(entries, list) or not entries:
+        record[section] = value
+        return
+    place = random.integers(len(entries))
+    entry = entries[place]
+    if random.random() < 0.1:
+        entries[place] = value
+    elif random.random() < 0.1:
+        entries.append(copy.deepcopy(entry))
+    elif isinstance(entry, dict):
+        entry[random.choice([*entry, "ignore", "name", "is_category"])] = value

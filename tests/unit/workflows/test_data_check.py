@@ -1,5 +1,6 @@
 """Planted faults that a check of a data set finds, sound sets, and repaired copies."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from helpers.planted_faults import (
     FILE_FAULTS,
     NUM_IMAGES,
     Planting,
+    mutate,
     write_sound_set,
 )
 from helpers.shared_data import shared_data
@@ -196,6 +198,32 @@ def test_a_repaired_copy_has_no_errors_and_nothing_else_has_changed(tmp_path: Pa
 
 def state_of(folder: Path) -> dict[Path, Any]:
     return {path: path.lstat().st_size for path in folder.rglob("*") if path.suffix != ".partial"}
+
+
+def test_what_training_refuses_is_an_error_and_what_is_repaired_is_not_refused(
+    tmp_path: Path,
+) -> None:
+    files, random = CocoFiles(tmp_path / "a", tmp_path / "a.json"), np.random.default_rng(0)
+    sound = write_sound_set(files, 0)
+    num_refused = num_repaired = 0
+    for number in range(60):
+        record = copy.deepcopy(sound)
+        for _ in range(random.choice([1, 2, 10])):
+            mutate(record, random)
+        files.write(record)
+        check = check_data(files.annotations, fix=tmp_path / f"{number}.json")
+        json.dumps(check.as_json(), allow_nan=False)
+        try:
+            is_refused = not any(CocoDataset(files.images, files.annotations).num_objects)
+        except (ValueError, OSError):
+            is_refused = True
+        assert check.count("error") or not is_refused, record
+        num_refused += is_refused
+        if check.fixed and not check.left:
+            assert any(CocoDataset(files.images, check.fixed).num_objects)
+            num_repaired += is_refused
+    assert num_refused > 30
+    assert num_repaired > 15
 
 
 def test_what_is_sound_is_not_changed_by_a_repair(tmp_path: Path) -> None:
