@@ -357,14 +357,14 @@ def _find_unknown_ids(annotations: _Section, categories: Sequence[Entry]) -> Ite
         for one in categories
         if is_integer(one.get("id")) and one.get("is_category", True) is not False
     }
-    images = annotations.image_names
+    images, known = annotations.image_names, _categories(names)
     for index, entry in enumerate(annotations.entries):
         image_id, category_id = entry.get("image_id"), entry.get("category_id")
         if is_integer(image_id) and image_id not in images:
             must = f"be the id of an image, got {image_id}"
             yield annotations.problem("unknown-image", index, "image_id", must)
         elif is_integer(category_id) and category_id not in names:
-            must = f"be one of {_categories(names)}, got {category_id}"
+            must = f"be one of {known}, got {category_id}"
             yield annotations.problem("unknown-category", index, "category_id", must)
 
 

@@ -87,11 +87,7 @@ def _check_images(
             len(pages),
             pages[0].file_name,
         )
-    decided = (
-        decide_by_headers(records, files, otherwise=otherwise, what=what)
-        if exif == "auto"
-        else exif
-    )
+    decided = _decide(records, files, otherwise=otherwise, what=what) if exif == "auto" else exif
     for record, file in zip(records, files, strict=True):
         _require_size(folder, record, file, decided, is_forced=exif != "auto")
     return CheckedImages(decided, sum(file.orientation != UPRIGHT for file in files))
@@ -119,22 +115,30 @@ def decide_exif(
             continue
         headers.append(header)
         records.append(ImageRecord(0, str(file), size))
-    return decide_by_headers(records, headers, otherwise=otherwise, what=what)
+    return _decide(records, headers, otherwise=otherwise, what=what)
 
 
-def decide_by_headers(
-    records: Sequence[ImageRecord], files: Sequence[ImageFile], *, otherwise: Exif, what: str
-) -> Exif:
-    """Decide as `decide_exif`, by the headers of the image files."""
+def exif_votes(records: Sequence[ImageRecord], files: Sequence[ImageFile]) -> dict[Exif, list[str]]:
+    """Return the names of the images that decide for upright and for stored pixels."""
     votes: dict[Exif, list[str]] = {"upright": [], "stored": []}
-    undecided = []
     for record, file in zip(records, files, strict=True):
         if file.stored != file.upright:
             for choice, names in votes.items():
                 if record.size == file.size(choice):
                     names.append(record.file_name)
-        elif file.orientation != UPRIGHT:
-            undecided.append(record.file_name)
+    return votes
+
+
+def _decide(
+    records: Sequence[ImageRecord], files: Sequence[ImageFile], *, otherwise: Exif, what: str
+) -> Exif:
+    """Decide as `decide_exif`, by the headers of the image files."""
+    votes = exif_votes(records, files)
+    undecided = [
+        record.file_name
+        for record, file in zip(records, files, strict=True)
+        if file.stored == file.upright and file.orientation != UPRIGHT
+    ]
     upright, stored = votes["upright"], votes["stored"]
     if upright and stored:
         raise ValueError(

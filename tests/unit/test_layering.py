@@ -13,7 +13,7 @@ ROWS = (
     {"benchmark"},
     {"detector"},
     {"builders"},
-    {"conversion", "reporting"},
+    {"conversion", "inspection", "reporting"},
     {"engine"},
     {"data", "evaluation", "losses", "visualize"},
     {"models"},

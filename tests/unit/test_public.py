@@ -15,6 +15,7 @@ PUBLIC = {
     "__version__",
     "build_criterion",
     "build_model",
+    "check_data",
     "evaluate",
     "explain",
     "export_weights",

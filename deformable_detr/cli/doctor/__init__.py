@@ -3,13 +3,15 @@
 import typer
 
 from deformable_detr.cli.doctor.bundle import bundle
+from deformable_detr.cli.doctor.data import data
 from deformable_detr.cli.doctor.env import env
 
 app = typer.Typer(help="Find out what is wrong.", no_args_is_help=True)
-app.command()(bundle)
 app.command()(env)
+app.command()(data)
+app.command()(bundle)
 
 
 @app.callback()
 def _root() -> None:
-    """Find out what is wrong with an installation or a run."""
+    """Find out what is wrong with an installation, a data set, a checkpoint or a run."""
