@@ -21,7 +21,16 @@ ROWS = (
     {"ops"},
     {"environment", "ground_truth", "quickstart"},
     {
-        *("boxes", "coco_json", "config", "distributed", "finite", "labels", "photos"),
+        *(
+            "boxes",
+            "coco_json",
+            "config",
+            "distributed",
+            "finite",
+            "labels",
+            "photos",
+            "torch_files",
+        ),
         *("structures", "version"),
     },
     {"arguments", "files"},
