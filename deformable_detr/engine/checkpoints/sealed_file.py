@@ -114,6 +114,13 @@ def content_hash(path: Path) -> str:
     return end.removeprefix(HASH_LABEL).decode("ascii")
 
 
+def is_sealed(path: Path) -> bool:
+    """Return whether a file ends with a hash, which `read_file` compares with its content."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - HASH_BYTES))
+        return file.read().startswith(HASH_LABEL)
+
+
 def _verify(path: Path, noun: str) -> None:
     """Raise if the file is not an archive, or its content does not match the hash at its end."""
     size = path.stat().st_size
