@@ -9,9 +9,12 @@ from deformable_detr.messages import in_brief
 LARGEST_COUNT = 2**31 - 1  # of sizes in PyTorch and Pillow that do not overflow when multiplied
 LARGEST_SEED = 2**64 - 1  # of PyTorch's generators
 LARGEST_FLOAT = 3.4028234663852886e38  # of float32
-MOST_WORKERS = 1024
+MOST_WORKERS = 256
+MOST_BATCH = 1024  # images per forward pass
+MOST_NOISE = 1000  # noise images of a receptive field
 MOST_VALUES = 4096  # of a config, which has about 150
 MOST_LEVELS = 20
+MOST_ENTRIES = 1 << 20  # values of all categories of a detector, or of another JSON file
 
 
 def require_integer(name: str, value: Any, *, at_least: int, at_most: int = LARGEST_COUNT) -> None:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from deformable_detr.arguments import require_fraction, require_integer
+from deformable_detr.arguments import MOST_BATCH, require_fraction, require_integer
 from deformable_detr.builders import build_eval_transform, clips_in_evaluation
 from deformable_detr.builders.weights import model_with_weights, numbered_classes
 from deformable_detr.config.loading import validate_config
@@ -221,7 +221,7 @@ class Detector:
     ) -> Iterator[list[tuple[int, Detections]]]:
         """Yield what `predict_each` yields, the images of a batch together."""
         require_fraction("threshold", threshold)
-        require_integer("batch_size", batch_size, at_least=1)
+        require_integer("batch_size", batch_size, at_least=1, at_most=MOST_BATCH)
         if max_detections is not None:
             require_integer("max_detections", max_detections, at_least=1)
         labels = self._labels(classes)

@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 from typing_extensions import assert_never
 
+from deformable_detr.builders.model_size import require_memory_for
 from deformable_detr.config import (
     ACBlockConfig,
     ASFFNeckConfig,
@@ -83,7 +84,11 @@ def build_model(
         num_classes: K, from the label space; None for COCO: 80, or 91 with `match_official`.
         load_backbone_weights: load pre-trained backbone weights; not needed if a checkpoint
             follows.
+
+    Raises:
+        ConfigError: the machine has not enough memory for the model.
     """
+    require_memory_for(config.model)
     if num_classes is None:
         num_classes = _COCO_CLASSES[config.match_official]
     return _build_detector(

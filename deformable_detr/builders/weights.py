@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from deformable_detr.builders.model import build_model
+from deformable_detr.builders.model_size import require_held_by
 from deformable_detr.config import RunConfig
 from deformable_detr.conversion.class_rows import number_of_rows, select_rows, spread_rows
 from deformable_detr.conversion.stored import COUNTER
@@ -24,6 +25,7 @@ def model_with_weights(weights: Weights, config: RunConfig, what: str) -> Deform
     Raises:
         ValueError: weights and config do not match, or a weight is not finite.
     """
+    require_held_by(weights.state_dict, config.model, what)
     require_finite_weights(weights.state_dict, what)
     space = weights.label_space
     num_classes = number_of_rows(weights.state_dict) if space is None else space.num_classes

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 import deformable_detr
-from deformable_detr.arguments import MOST_WORKERS
+from deformable_detr.arguments import MOST_BATCH, MOST_WORKERS
 from deformable_detr.cli.options import Device, Overwrite, whole
 from deformable_detr.cli.outputs import print_metrics, printed_if_unwritten
 
@@ -33,7 +33,8 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     batch_size: Annotated[
-        int, typer.Option(parser=whole(1), help="Images of one size per batch and process.")
+        int,
+        typer.Option(parser=whole(1, MOST_BATCH), help="Images of one size per batch and process."),
     ] = 2,
     num_workers: Annotated[
         int,

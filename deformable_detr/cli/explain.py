@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import deformable_detr
-from deformable_detr.arguments import require_integer
+from deformable_detr.arguments import MOST_NOISE, require_integer
 from deformable_detr.cli.options import Device, Overwrite, whole
 from deformable_detr.cli.terminal import echo
 from deformable_detr.messages import in_brief, shown
@@ -37,7 +37,7 @@ def explain(
     noise: Annotated[
         int,
         typer.Option(
-            parser=whole(0),
+            parser=whole(0, MOST_NOISE),
             help="Average the receptive field over this many noise images; 0 uses the image.",
         ),
     ] = 0,

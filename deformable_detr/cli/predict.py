@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 import deformable_detr
+from deformable_detr.arguments import MOST_BATCH
 from deformable_detr.cli.options import Checkpoint, Device, Overwrite, whole
 from deformable_detr.cli.terminal import echo
 from deformable_detr.messages import counted, shown
@@ -47,7 +48,9 @@ def predict(
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option(parser=whole(1), help="Images per batch.")] = 4,
+    batch_size: Annotated[
+        int, typer.Option(parser=whole(1, MOST_BATCH), help="Images per batch.")
+    ] = 4,
 ) -> None:
     """Detect objects in images: write one picture per image, and detections.json.
 

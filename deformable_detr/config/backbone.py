@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from deformable_detr.config.base import FrozenModel, Size, Strides
+from deformable_detr.config.base import FrozenModel, Groups, Strides
 
 
 class PlainConvConfig(FrozenModel):
@@ -25,7 +25,7 @@ class DeformConvConfig(ReplacedConvConfig):
     """Deformable convolutions, version 1 (Dai et al., ICCV 2017)."""
 
     kind: Literal["deform"] = "deform"
-    offset_groups: Size = 1
+    offset_groups: Groups = 1
     """Number of channel groups with separate offsets."""
 
 
@@ -33,7 +33,7 @@ class ModulatedDeformConvConfig(ReplacedConvConfig):
     """Deformable convolutions, version 2 (Zhu et al., CVPR 2019)."""
 
     kind: Literal["modulated_deform"] = "modulated_deform"
-    offset_groups: Size = 1
+    offset_groups: Groups = 1
     """Number of channel groups with separate offsets and masks."""
 
     mask_scale: float = 2.0
@@ -64,7 +64,7 @@ class DiverseBranchConfig(BranchBlockConfig):
 class DeformKernelOptions(FrozenModel):
     """Deformable kernels: tap weights are sampled from a stored kernel of `scope_size`."""
 
-    rotation_groups: Size = 1
+    rotation_groups: Groups = 1
     """Number of channel groups with separate kernel offsets."""
 
     image_offsets: bool = False
@@ -86,7 +86,7 @@ class DeformKernelConfig(ReplacedConvConfig, DeformKernelOptions):
     """Deformable kernels (ICLR 2020), for depthwise convolutions only."""
 
     kind: Literal["deform_kernel"] = "deform_kernel"
-    scope_size: Size = 5
+    scope_size: int = Field(5, gt=0, le=31)
     """Side length of the stored kernel. With an even side the block starts as the plain kernel too,
     but is sensitive to the first kernel offsets."""
 

@@ -2,25 +2,19 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from deformable_detr.arguments import LARGEST_COUNT, LARGEST_FLOAT, LARGEST_SEED
+from deformable_detr.arguments import LARGEST_FLOAT, LARGEST_SEED
 from deformable_detr.messages import in_brief
 
-
-def _require_count(value: int) -> int:
-    if value > LARGEST_COUNT:
-        raise ValueError(f"must be at most {LARGEST_COUNT}, got {in_brief(value)}")
-    return value
-
-
-Count = Annotated[int, AfterValidator(_require_count)]  # size of a tensor, an image or a batch
-Size = Annotated[int, Field(gt=0), AfterValidator(_require_count)]
+Side = Annotated[int, Field(gt=0, le=8192)]  # shorter side of an image: 805 MB at 8192 x 8192
+LongSide = Annotated[int, Field(gt=0, le=16384)]
+Groups = Annotated[int, Field(gt=0, le=4096)]  # of channels
 Positive = Annotated[int, Field(gt=0)]  # only compared and multiplied in Python
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Strides = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-PixelRange = tuple[Size, Size]
+PixelRange = tuple[Side, Side]
 
 
 class ConfigError(ValueError):

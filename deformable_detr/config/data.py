@@ -8,11 +8,12 @@ from pydantic import Field, model_validator
 from deformable_detr.arguments import MOST_WORKERS
 from deformable_detr.config.base import (
     FrozenModel,
+    LongSide,
     PixelRange,
     Positive,
     Probability,
     Range,
-    Size,
+    Side,
     require_increasing,
 )
 
@@ -31,13 +32,13 @@ class CocoAugmentationConfig(FrozenModel):
     """Augmentation of the paper: flip, then a random size, half of the time after a random crop."""
 
     kind: Literal["coco"] = "coco"
-    sizes: tuple[Size, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    sizes: tuple[Side, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     """Lengths of the shorter side in pixels; one is drawn per image."""
 
-    max_size: Positive = 1333
+    max_size: LongSide = 1333
     """Maximum of the longer side in pixels."""
 
-    pre_crop_sizes: tuple[Size, ...] = (400, 500, 600)
+    pre_crop_sizes: tuple[Side, ...] = (400, 500, 600)
     """Lengths of the shorter side in pixels before a crop; one is drawn per image."""
 
     crop_sizes: PixelRange = (384, 600)
@@ -48,7 +49,7 @@ class ZoomCropAugmentationConfig(FrozenModel):
     """Augmentation for aerial images: square crops at random zoom, in one of eight orientations."""
 
     kind: Literal["zoom_crop"] = "zoom_crop"
-    size: Size
+    size: Side
     """Side in pixels that crops are resized to."""
 
     scales: Range = (0.5, 1.0)
@@ -77,10 +78,10 @@ class NoAugmentationConfig(FrozenModel):
     """No augmentation; images are resized as for evaluation."""
 
     kind: Literal["none"] = "none"
-    size: Size = 800
+    size: Side = 800
     """Shorter side in pixels."""
 
-    max_size: Positive = 1333
+    max_size: LongSide = 1333
     """Maximum of the longer side in pixels."""
 
 
@@ -114,13 +115,13 @@ class DataConfig(FrozenModel):
     """What annotated boxes without area inside their image are in evaluation: `missed` objects, as
     COCO counts them, or `ignored`, left out. They are never learned."""
 
-    repeats: Size = 1
+    repeats: int = Field(1, gt=0, le=10_000)
     """Passes over the training set per epoch; more than 1 for data sets of few large images."""
 
-    eval_size: Size = 800
+    eval_size: Side = 800
     """Shorter side of images in pixels, in evaluation and prediction."""
 
-    eval_max_size: Positive = 1333
+    eval_max_size: LongSide = 1333
     """Maximum of the longer side of images in pixels, in evaluation and prediction."""
 
     clip_boxes: bool = True

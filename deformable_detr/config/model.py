@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from deformable_detr.config.backbone import BackboneConfig, DeformKernelOptions, ResNetConfig
-from deformable_detr.config.base import Count, FrozenModel, Probability, Size
+from deformable_detr.config.base import FrozenModel, Probability
 
 
 class ChannelMapperConfig(FrozenModel):
@@ -57,7 +57,7 @@ class DeformKernelNeckConfig(DeformKernelOptions):
     num_levels: int = Field(4, ge=1, le=8)
     """Number of levels of the feature pyramid, at least the number of backbone maps."""
 
-    scope_size: Count = Field(4, ge=3)
+    scope_size: int = Field(4, ge=3, le=31)
     """Side length of the stored kernel, from which 3x3 taps are sampled."""
 
 
@@ -76,7 +76,7 @@ class LearnedPositionConfig(FrozenModel):
     """Learned embeddings of rows and columns."""
 
     kind: Literal["learned"] = "learned"
-    max_cells: Size = 50
+    max_cells: int = Field(50, gt=0, le=16384)
     """Maximum number of rows or columns of a feature map; 50 in the official code."""
 
 
@@ -86,7 +86,7 @@ PositionConfig = Annotated[SinePositionConfig | LearnedPositionConfig, Field(dis
 class AttentionConfig(FrozenModel):
     """Settings of attention in encoder and decoder."""
 
-    num_heads: Size = 8
+    num_heads: int = Field(8, gt=0, le=256)
     """Number of attention heads; must divide `embed_dim`."""
 
     backend: Literal["auto", "native", "reference"] = "auto"
@@ -97,16 +97,16 @@ class AttentionConfig(FrozenModel):
 class LayerStackConfig(FrozenModel):
     """Settings shared by encoder and decoder."""
 
-    num_layers: Count = Field(6, ge=0)
+    num_layers: int = Field(6, ge=0, le=64)
     """Number of layers."""
 
-    ffn_dim: Size = 1024
+    ffn_dim: int = Field(1024, gt=0, le=65536)
     """Hidden width of the feed-forward networks."""
 
     dropout: Probability = 0.1
     """Dropout probability."""
 
-    num_points: Size = 4
+    num_points: int = Field(4, gt=0, le=64)
     """Number of sampling points per head and level."""
 
 
@@ -117,7 +117,7 @@ class EncoderConfig(LayerStackConfig):
 class DecoderConfig(LayerStackConfig):
     """Decoder: layers that turn queries into boxes and classes."""
 
-    num_layers: Size = 6
+    num_layers: int = Field(6, gt=0, le=64)
     """Number of layers."""
 
     box_refinement: bool = False
@@ -129,7 +129,7 @@ class LearnedQueriesConfig(FrozenModel):
     """Learned queries, the same for all images."""
 
     kind: Literal["learned"] = "learned"
-    num_queries: Size = 300
+    num_queries: int = Field(300, gt=0, le=10_000)
     """Number of queries per image."""
 
 
@@ -137,7 +137,7 @@ class TwoStageQueriesConfig(FrozenModel):
     """Queries made from the best proposals of the encoder."""
 
     kind: Literal["two_stage"] = "two_stage"
-    num_queries: Size = 300
+    num_queries: int = Field(300, gt=0, le=10_000)
     """Number of queries per image."""
 
     content: Literal["box", "memory"] = "box"
@@ -155,17 +155,17 @@ QueriesConfig = Annotated[LearnedQueriesConfig | TwoStageQueriesConfig, Field(di
 class MimickingConfig(FrozenModel):
     """Feature mimicking of Deformable ConvNets v2."""
 
-    max_regions: Size = 32
+    max_regions: int = Field(32, gt=0, le=1024)
     """Maximum number of cropped objects per image; a random choice if there are more."""
 
-    crop_size_px: Size = 224
+    crop_size_px: int = Field(224, gt=0, le=2048)
     """Side length in pixels to which crops are resized."""
 
 
 class ModelConfig(FrozenModel):
     """The detector."""
 
-    embed_dim: Count = Field(256, ge=64, multiple_of=32)
+    embed_dim: int = Field(256, ge=64, le=8192, multiple_of=32)
     """Width of the feature pyramid, the encoder's tokens and the decoder's queries."""
 
     backbone: BackboneConfig = ResNetConfig()

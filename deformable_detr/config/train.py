@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from deformable_detr.config.base import FrozenModel, Positive, Probability, Size
+from deformable_detr.arguments import MOST_BATCH
+from deformable_detr.config.base import FrozenModel, Positive, Probability
 
 _LONGEST_TIMEOUT_S = 2_000_000  # the milliseconds of a wait are held in 32 bits
 
@@ -111,10 +112,10 @@ class TrainConfig(FrozenModel):
     """Maximum number of steps; training ends here if this is before the last epoch. Null for no
     limit."""
 
-    total_batch: Size = 32
+    total_batch: int = Field(32, gt=0, le=65536)
     """Images per step, over all processes; gradients are accumulated to reach it."""
 
-    micro_batch: Size = 2
+    micro_batch: int = Field(2, gt=0, le=MOST_BATCH)
     """Images per forward pass of one process in training; must divide `total_batch`."""
 
     optimizer: OptimizerConfig = AdamWConfig()
@@ -168,7 +169,7 @@ class TrainConfig(FrozenModel):
     eval_every_epochs: Positive = 1
     """Number of epochs between evaluations; there is also one at the end of training."""
 
-    eval_batch: Size = 2
+    eval_batch: int = Field(2, gt=0, le=MOST_BATCH)
     """Maximum number of images per forward pass of one process in evaluation. They have the same
     processed size, so that nothing is padded; results do not depend on it."""
 

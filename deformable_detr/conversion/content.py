@@ -5,10 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from deformable_detr.arguments import MOST_ENTRIES, require_bounded
 from deformable_detr.conversion.pickles import Options, read_pickle
 from deformable_detr.conversion.preprocessing import (
     Preprocessing,
@@ -22,6 +21,8 @@ from deformable_detr.engine.checkpoints.checkpoint import (
     weights_for_inference,
 )
 from deformable_detr.engine.checkpoints.sealed_file import outline
+from deformable_detr.messages import in_brief, shown
+from deformable_detr.torch_files import SAFETENSORS, load_safetensors
 
 CONFIG_FILE = "config.json"
 SAFETENSORS_FILE = "model.safetensors"
@@ -82,18 +83,18 @@ def read_content(path: Path) -> FileContent:
         FileNotFoundError: `path` does not exist.
         ValueError: the file holds no weights, is damaged, or holds code.
     """
-    what = f"checkpoint {path}"
+    what = f"checkpoint {shown(path)}"
     file = _file_in(path) if path.is_dir() else path
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"{what} does not exist; check the path")
-    if file.suffix == ".safetensors":
+    if file.suffix == SAFETENSORS:
         content = _safetensors(file, what)
     else:
         loaded = read_pickle(file)
         if isinstance(loaded, Mapping) and loaded.get("format") == FORMAT:
             return _native(file)
         content = content_of(loaded, what)
-    if file.suffix != ".safetensors" and file.name not in _FOLDER_FILES:
+    if file.suffix != SAFETENSORS and file.name not in _FOLDER_FILES:
         return content  # a file of another format, which other files beside it do not describe
     config = file.parent / CONFIG_FILE
     if config.is_file():
@@ -102,11 +103,8 @@ def read_content(path: Path) -> FileContent:
 
 
 def _safetensors(file: Path, what: str) -> FileContent:
-    try:
-        content = FileContent(load_file(file))
-        stored = read_stored(file, what)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{what} must be a safetensors file ({error})") from error
+    content = FileContent(load_safetensors(file, what))
+    stored = read_stored(file, what)
     return content if stored is None else content.with_stored(stored)
 
 
@@ -132,7 +130,7 @@ def content_of(loaded: Any, what: str) -> FileContent:
         raise ValueError(f"{what} must hold a detector's weights by name, got {outline(loaded)}")
     if state is loaded:
         return FileContent(dict(state))
-    content = FileContent(dict(state), _about(loaded))
+    content = FileContent(dict(state), _about(loaded, what))
     return content.with_stored(Stored.from_plain(loaded[KEY], what)) if KEY in loaded else content
 
 
@@ -152,16 +150,23 @@ def _native(path: Path) -> FileContent:
     return FileContent(weights_for_inference(checkpoint), about)
 
 
-def _about(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata that the official code, mmdetection and this package store."""
+def _about(checkpoint: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return the metadata that the official code, mmdetection and this package store.
+
+    Raises:
+        ValueError: it is larger than that of any detector.
+    """
     about: dict[str, Any] = {}
     options = checkpoint.get("args")
     if isinstance(options, Options):
         options = options.values
     if isinstance(options, Mapping):
+        require_bounded(options, f"options of {what}")
         about["args"] = dict(options)
-    if isinstance(checkpoint.get("categories"), list):
-        about["categories"] = checkpoint["categories"]
+    categories = checkpoint.get("categories")
+    if isinstance(categories, list) and all(isinstance(one, Mapping) for one in categories):
+        require_bounded(categories, f"categories of {what}", most=MOST_ENTRIES)
+        about["categories"] = categories
     meta = checkpoint.get("meta")
     if isinstance(meta, Mapping):
         dataset = meta.get("dataset_meta")
@@ -169,6 +174,7 @@ def _about(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         for place in places:
             for key in ("classes", "CLASSES"):
                 if isinstance(place.get(key), list | tuple):
+                    require_bounded(place[key], f"classes of {what}", most=MOST_ENTRIES)
                     about.setdefault("classes", [str(name) for name in place[key]])
     return about
 
@@ -188,8 +194,8 @@ def _about_from_config(path: Path) -> dict[str, Any]:
     for name, wanted in (("activation_function", "relu"), ("decoder_attention_heads", heads)):
         if config[name] != wanted:
             raise ValueError(
-                f"{name} of {path} must be {wanted}, got {config[name]!r}; this package has no "
-                "detector that computes the same"
+                f"{name} of {path} must be {wanted}, got {in_brief(config[name])}; this package "
+                "has no detector that computes the same"
             )
     args = {ours: config[theirs] for theirs, ours in _OPTIONS_BY_TRANSFORMERS.items()}
     if config.get("two_stage"):

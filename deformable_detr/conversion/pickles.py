@@ -5,30 +5,13 @@ few classes in checkpoints of other implementations, such as the options of a ru
 their state and do nothing else. Any other class is an error.
 """
 
-import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
-from deformable_detr.engine.checkpoints.sealed_file import ZIP_MAGIC
-
-# Exceptions that PyTorch raises for damaged files, depending on the damage.
-_DAMAGE = (
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    OSError,
-)
+from deformable_detr.messages import shown
+from deformable_detr.torch_files import load_torch_file
 
 
 class Options:
@@ -83,32 +66,8 @@ def read_pickle(path: Path) -> Any:
     """Read a file that `torch.save` wrote; tensors are on the CPU, memory-mapped if possible.
 
     Raises:
-        ValueError: the file is damaged, or holds anything but data.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, holds anything but data, or asks for more memory than its
+            own size.
     """
-    _require_pickle(path)
-    try:
-        with torch.serialization.safe_globals(list(_STAND_INS)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about unusual pickle protocols
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"checkpoint {path} must hold tensors and plain values only, got other objects, "
-            "which could run code when loaded; do not trust this file"
-        ) from error
-    except _DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path} is damaged ({reason})") from error
-
-
-def _require_pickle(path: Path) -> None:
-    """Raise unless the file starts like an archive (new format) or a bare pickle (old)."""
-    with path.open("rb") as file:
-        start = file.read(len(ZIP_MAGIC))
-    if start == ZIP_MAGIC and zipfile.is_zipfile(path):
-        return
-    if start != ZIP_MAGIC and start[:1] == pickle.PROTO:
-        return
-    kind = "is truncated" if start == ZIP_MAGIC else "is not a file that PyTorch wrote"
-    raise ValueError(f"checkpoint {path} {kind} ({path.stat().st_size} bytes)")
+    return load_torch_file(path, f"checkpoint {shown(path)}", stand_ins=_STAND_INS, mmap=True)

@@ -11,8 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deformable_detr.arguments import MOST_ENTRIES, MOST_LEVELS, require_bounded
+from deformable_detr.files import require_regular_file
+from deformable_detr.messages import shown
 from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD
 
+MOST_CHARACTERS = 1 << 24  # of a JSON file, for 100,000 classes
 PREPROCESSOR_FILE = "preprocessor_config.json"
 _PROCESSOR_FILE = "processor_config.json"  # holds the former in files of a whole processor
 _NESTED = "image_processor"
@@ -84,14 +88,31 @@ def read_json_object(path: Path) -> Any:
     """Read a JSON file that must hold an object.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it does not, or is larger than any that transformers writes.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} must be JSON, got {error}") from error
+    require_regular_file(path, "file")
+    with path.open(encoding="utf-8") as file:
+        content = parse_json(file.read(MOST_CHARACTERS + 1), shown(path))
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+        raise ValueError(f"{shown(path)} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def parse_json(text: str, what: str) -> Any:
+    """Parse JSON of a bounded size.
+
+    Raises:
+        ValueError: it is no JSON, is too long, or is nested too deeply.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"{what} must have at most {MOST_CHARACTERS} characters, got more")
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{what} must be nested at most {MOST_LEVELS} deep, got more") from None
+    except ValueError as error:
+        raise ValueError(f"{what} must be JSON, got {error}") from error
+    require_bounded(content, what, most=MOST_ENTRIES)
     return content
 
 
@@ -106,14 +127,16 @@ def _preprocessing(path: Path, content: Mapping[str, Any]) -> Preprocessing:
         "pad_size": "pad_size" not in content,
     }
     differences = [
-        f"{name}: {json.dumps(content.get(name))}" for name, same in pairs.items() if not same
+        f"{name}: {shown(json.dumps(content.get(name)))}"
+        for name, same in pairs.items()
+        if not same
     ]
     kind = content.get("image_processor_type", content.get("feature_extractor_type"))
     if kind is not None and kind not in {f"{k}{end}" for k in _TYPES for end in _ENDINGS}:
-        differences.insert(0, f"image_processor_type: {json.dumps(kind)}")
+        differences.insert(0, f"image_processor_type: {shown(json.dumps(kind))}")
     if not _is_normalized_as_here(content):
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        differences += [f"{n}: {json.dumps(content[n])}" for n in names if n in content]
+        differences += [f"{n}: {shown(json.dumps(content[n]))}" for n in names if n in content]
     return Preprocessing(path, sizes or {}, tuple(differences))
 
 

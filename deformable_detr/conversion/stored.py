@@ -5,20 +5,23 @@ here has lost nothing: in the dictionary of a `.pth` file; in the metadata of a 
 where they are dropped when another program saves other weights in its place.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from deformable_detr.arguments import MOST_ENTRIES, require_bounded
 from deformable_detr.config.upgrade import upgrade
+from deformable_detr.conversion.preprocessing import parse_json
 from deformable_detr.finite import to_json
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import shown
 from deformable_detr.models.deformable_detr import DeformableDETR
+from deformable_detr.torch_files import load_safetensors
 
 KEY = "deformable_detr"
 TENSORS_FILE = "deformable_detr.safetensors"  # beside a `.safetensors` file
@@ -79,7 +82,11 @@ class Stored:
                 f"them, got {type(content).__name__} of {sorted(map(str, given))}; "
                 "convert the original again"
             )
-        return cls(upgrade(config), categories, tensors)
+        require_bounded(categories, f"categories of {what}", most=MOST_ENTRIES)
+        try:
+            return cls(upgrade(config), categories, tensors)
+        except ValueError as error:
+            raise ValueError(f"{KEY!r} of {what} has no usable config: {error}") from error
 
     def to_plain(self) -> dict[str, Any]:
         """Return the value of `KEY` in a `.pth` file."""
@@ -98,17 +105,13 @@ def read_stored(file: Path, what: str) -> Stored | None:
     """Read what is stored with a `.safetensors` file; None if nothing is.
 
     Raises:
-        SafetensorError: the file is damaged.
         ValueError: what is stored is damaged or incomplete.
     """
     with safe_open(file, framework="pt") as opened:
         text = (opened.metadata() or {}).get(KEY)
     if text is None:
         return None
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{KEY!r} of {what} must be JSON, got {error}") from error
+    content = parse_json(text, f"{KEY!r} of {what}")
     if isinstance(content, dict) and (names := content.pop("tensors", None)):
         content["tensors"] = _read_tensors(file.with_name(TENSORS_FILE), names, what)
     return Stored.from_plain(content, what)
@@ -117,8 +120,8 @@ def read_stored(file: Path, what: str) -> Stored | None:
 def _read_tensors(file: Path, names: object, what: str) -> dict[str, Tensor]:
     """Read the tensors beside a `.safetensors` file, which names them."""
     try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
+        tensors = load_safetensors(file, f"file {shown(file)}")
+    except (FileNotFoundError, ValueError) as error:
         raise ValueError(
             f"{what} needs {file} beside it, which `convert` has written with it ({error}); "
             "copy it too"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from deformable_detr import distributed
-from deformable_detr.arguments import MOST_WORKERS, require_integer
+from deformable_detr.arguments import MOST_BATCH, MOST_WORKERS, require_integer
 from deformable_detr.builders import (
     build_dataset,
     build_eval_transform,
@@ -137,7 +137,7 @@ def evaluate(
         UnwrittenError: a file could not be written, as on a full disk; it holds the metrics.
         NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
     """
-    require_integer("batch_size", batch_size, at_least=1)
+    require_integer("batch_size", batch_size, at_least=1, at_most=MOST_BATCH)
     require_integer("num_workers", num_workers, at_least=0, at_most=MOST_WORKERS)
     require_integer("num_pictures", num_pictures, at_least=1)
     require_integer("max_detections", max_detections, at_least=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from deformable_detr.arguments import require_integer
+from deformable_detr.arguments import MOST_NOISE, require_integer
 from deformable_detr.detector import Detector
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
@@ -87,7 +87,7 @@ def explain(
         NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
     """
     require_integer("queries", queries, at_least=0)
-    require_integer("noise", noise, at_least=0)
+    require_integer("noise", noise, at_least=0, at_most=MOST_NOISE)
     for number in cell or ():
         require_integer("row and column of cell", number, at_least=0)
     folder = None if out is None else OutputFolder(as_path("out", out), "out", overwrite=overwrite)

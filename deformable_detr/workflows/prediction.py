@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from deformable_detr.arguments import require_fraction, require_integer
+from deformable_detr.arguments import MOST_BATCH, require_fraction, require_integer
 from deformable_detr.data.image_files import decide_exif
 from deformable_detr.detector import DEFAULT_BATCH_SIZE, DEFAULT_THRESHOLD, Detector
 from deformable_detr.engine.run.progress import Tracked
@@ -117,7 +117,7 @@ def predict(
         NonFinitePredictionsError: the model's logits or boxes of an image are infinite or NaN.
     """
     require_fraction("threshold", threshold)
-    require_integer("batch_size", batch_size, at_least=1)
+    require_integer("batch_size", batch_size, at_least=1, at_most=MOST_BATCH)
     if max_detections is not None:
         require_integer("max_detections", max_detections, at_least=1)
     folder = None if out is None else OutputFolder(as_path("out", out), "out", overwrite=overwrite)

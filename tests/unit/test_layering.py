@@ -22,7 +22,7 @@ ROWS = (
     {"environment", "ground_truth", "quickstart"},
     {
         *("boxes", "coco_json", "config", "distributed", "finite", "labels"),
-        *("output_folder", "photos", "structures", "version"),
+        *("output_folder", "photos", "structures", "torch_files", "version"),
     },
     {"arguments", "files", "packed"},
     {"formats", "messages"},

@@ -3,6 +3,7 @@
 import typer
 
 from deformable_detr.cli.doctor.bundle import bundle
+from deformable_detr.cli.doctor.checkpoint import checkpoint
 from deformable_detr.cli.doctor.data import data
 from deformable_detr.cli.doctor.env import env
 
@@ -10,6 +11,7 @@ app = typer.Typer(help="Find out what is wrong.", no_args_is_help=True)
 app.command()(env)
 app.command()(data)
 app.command()(bundle)
+app.command()(checkpoint)
 
 
 @app.callback()

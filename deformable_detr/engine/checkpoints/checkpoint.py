@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from deformable_detr.arguments import MOST_ENTRIES, require_bounded, require_integer
 from deformable_detr.config.upgrade import upgrade
 from deformable_detr.engine.checkpoints.sealed_file import outline, read_file, write_file
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import in_brief, shown
 
 FORMAT = "deformable_detr"
 FORMAT_VERSION = 1
@@ -93,7 +95,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if content.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"checkpoint {path} must have format version {FORMAT_VERSION}, "
-            f"got {content.get('format_version')!r}; install a matching deformable-detr"
+            f"got {in_brief(content.get('format_version'))}; install a matching deformable-detr"
         )
     # Files of earlier releases do not have these fields.
     content = {"origin": "", "scaler": {}, "evaluated": None, "rules": 1, **content}
@@ -103,8 +105,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"checkpoint {path} is missing {', '.join(absent)}")
     values = {name: content[name] for name in names}
     _check_types(path, values)
-    values["config"] = upgrade(values["config"])
     try:
+        values["config"] = upgrade(values["config"])
+    except ValueError as error:
+        raise ValueError(f"checkpoint {shown(path)} has no usable config: {error}") from error
+    try:
+        require_bounded(values["label_space"], "label_space", most=MOST_ENTRIES)
         values["label_space"] = LabelSpace.from_categories(values["label_space"])
     except ValueError as error:
         raise ValueError(f"checkpoint {path} has no usable label space: {error}") from error
@@ -135,11 +141,25 @@ def _check_types(path: Path, values: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{name} of checkpoint {path} must be {wanted}, got {type(value).__name__}"
             )
+    for name in ("epoch", "step", "evaluated", "rules"):
+        if values[name] is not None:
+            require_integer(f"{name} of checkpoint {shown(path)}", values[name], at_least=0)
+    for category in values["label_space"]:
+        if not isinstance(category, dict):
+            raise ValueError(
+                f"label_space of checkpoint {shown(path)} must hold categories, "
+                f"got {in_brief(category)}"
+            )
     for name in ("model", "ema"):
         for key, value in (values[name] or {}).items():
+            if not isinstance(key, str):
+                raise ValueError(
+                    f"{name} of checkpoint {shown(path)} must have names of tensors as keys, "
+                    f"got {in_brief(key)}"
+                )
             if not isinstance(value, Tensor):
                 raise ValueError(
-                    f"{name}.{key} of checkpoint {path} must be a tensor, "
+                    f"{name}.{shown(key)} of checkpoint {path} must be a tensor, "
                     f"got {type(value).__name__}"
                 )
 
@@ -158,7 +178,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) 
         what: description of the weights for the error, as in "checkpoint runs/a/last.pth".
 
     Raises:
-        ValueError: a name is missing or unexpected, or a shape differs; the model is unchanged.
+        ValueError: a name is missing or unexpected, a shape differs, or integers are given for
+            floating-point numbers; the model is unchanged.
     """
     own = model.state_dict()
     absent = [name for name in own if name not in state_dict]
@@ -168,13 +189,22 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) 
         for name, value in own.items()
         if name in state_dict and state_dict[name].shape != value.shape
     ]
+    converted = [
+        f"{name} is {state_dict[name].dtype} and must be {value.dtype}"
+        for name, value in own.items()
+        if name in state_dict and state_dict[name].is_floating_point() != value.is_floating_point()
+    ]
     problems = []
     if absent:
         problems.append(f"is missing {len(absent)} parameters, first: {absent[0]}")
     if unexpected:
-        problems.append(f"has {len(unexpected)} unexpected parameters, first: {unexpected[0]}")
+        problems.append(
+            f"has {len(unexpected)} unexpected parameters, first: {shown(unexpected[0])}"
+        )
     if reshaped:
         problems.append(f"has {len(reshaped)} parameters of another shape, first: {reshaped[0]}")
+    if converted:
+        problems.append(f"has {len(converted)} parameters of another type, first: {converted[0]}")
     if problems:
         raise ValueError(f"{what} {', '.join(problems)}; use the config it was trained with")
     model.load_state_dict(dict(state_dict))

@@ -5,8 +5,8 @@ comment, its last bytes, is the SHA-256 of all bytes before it.
 """
 
 import hashlib
+import itertools
 import os
-import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -15,9 +15,10 @@ from typing import Any, BinaryIO
 
 import torch
 
-from deformable_detr.files import WriteError, write_whole
+from deformable_detr.files import WriteError, require_regular_file, write_whole
+from deformable_detr.messages import in_brief, shown
+from deformable_detr.torch_files import ZIP_MAGIC, load_torch_file
 
-ZIP_MAGIC = b"PK\x03\x04"  # torch.save writes zip archives
 HASH_LABEL = b"sha256:"
 HASH_BYTES = len(HASH_LABEL) + 2 * hashlib.sha256().digest_size  # in hexadecimal digits
 _END_MAGIC, _END_BYTES = b"PK\x05\x06", 22  # the end record of an archive without a comment
@@ -64,33 +65,25 @@ def read_file(path: Path, *, noun: str = "checkpoint") -> Any:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is incomplete, was altered, or holds more than tensors and plain
-            values.
+            values, or asks for more memory than its own size.
     """
     if path.is_dir():
         raise ValueError(
             f"{noun} must be a file, got the folder {path}; "
             f"a run folder has {path / 'best.pth'} and {path / 'last.pth'}"
         )
-    if not path.is_file():
-        raise FileNotFoundError(f"{noun} {path} does not exist; check the path")
+    if not path.exists():
+        raise FileNotFoundError(f"{noun} {shown(path)} does not exist; check the path")
+    require_regular_file(path, noun)
     _verify(path, noun)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{noun} {path} must hold tensors and plain values only, got other objects, "
-            "which could run code when loaded; do not trust this file"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{noun} {path} is damaged ({reason})") from error
+    return load_torch_file(path, f"{noun} {shown(path)}")
 
 
 def outline(content: Any) -> str:
     """Return a short description of the content of a foreign file."""
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
-    names = ", ".join(repr(key) for key in list(content)[:_SHOWN_KEYS])
+    names = ", ".join(in_brief(key) for key in itertools.islice(content, _SHOWN_KEYS))
     more = ", ..." if len(content) > _SHOWN_KEYS else ""
     return f"a dictionary of {len(content)} keys ({names}{more})"
 
@@ -119,6 +112,13 @@ def content_hash(path: Path) -> str:
             file.seek(0)
             end = _hash(file, size)
     return end.removeprefix(HASH_LABEL).decode("ascii")
+
+
+def is_sealed(path: Path) -> bool:
+    """Return whether a file ends with a hash, which `read_file` compares with its content."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - HASH_BYTES))
+        return file.read().startswith(HASH_LABEL)
 
 
 def _verify(path: Path, noun: str) -> None:

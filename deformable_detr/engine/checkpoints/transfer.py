@@ -95,6 +95,7 @@ def transfer_weights(
             merged[name] = _with_rows(own[name], state_dict[name], rows.pairs)
     _require_enough(own, merged, what)
     require_finite_weights(merged, what)
+    _require_same_kind(own, merged, what)
     model.load_state_dict({**own, **merged})
     return TransferReport(
         kept=tuple(name for name in own if name in merged),
@@ -211,6 +212,13 @@ def _require_enough(own: Mapping[str, Tensor], kept: Mapping[str, Tensor], what:
             f"backbone and the neck, got {len(matching)}, first mismatch: {first}; use the model "
             "settings it was trained with, or, for a backbone alone, model.backbone.weights=FILE"
         )
+
+
+def _require_same_kind(own: Mapping[str, Tensor], kept: Mapping[str, Tensor], what: str) -> None:
+    """Raise if integers are given for floating-point numbers."""
+    for name, value in kept.items():
+        if value.is_floating_point() != own[name].is_floating_point():
+            raise ValueError(f"{name} of {what} must be {own[name].dtype}, got {value.dtype}")
 
 
 def _reinitialized(

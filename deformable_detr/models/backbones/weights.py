@@ -1,13 +1,12 @@
 """Pre-trained weights of a backbone: read from a file, and matched by name or by order."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from deformable_detr.messages import shown
+from deformable_detr.torch_files import SAFETENSORS, load_safetensors, load_torch_file
 
 _BATCH_COUNTER = "num_batches_tracked"
 
@@ -21,24 +20,17 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: no such file.
         ValueError: the file does not contain a state dict.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"backbone weights must be an existing file, got {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(
-            f"backbone weights must be a safetensors file or a .pth file of tensors, got {path} "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+    what = f"backbone weights {shown(path)}"
+    if path.suffix == SAFETENSORS:
+        return load_safetensors(path, what)
+    content = load_torch_file(path, what)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(
         isinstance(value, Tensor) for value in content.values()
     ):
-        raise ValueError(f"backbone weights must be a state dict, got something else in {path}")
+        raise ValueError(f"{what} must hold a state dict, got something else")
     return dict(content)
 
 
