@@ -15,7 +15,7 @@ from deformable_detr import distributed
 from deformable_detr.coco_json.reading import read_json
 from deformable_detr.coco_json.rules import Use, check_annotations
 from deformable_detr.labels import LabelSpace
-from deformable_detr.messages import in_brief, listed
+from deformable_detr.messages import in_brief, listed, shown
 from deformable_detr.structures import Size
 
 EmptyBoxes = Literal["missed", "ignored"]
@@ -179,7 +179,7 @@ def read_all(file: Path, use: Use, empty_boxes: EmptyBoxes) -> GroundTruth:
     truth = GroundTruth.of(file, record)
     if distributed.is_main():
         for line in remarks(truth, empty_boxes):
-            logger.warning("%s: %s", file, line)
+            logger.warning("%s: %s", shown(file), line)
     return truth
 
 

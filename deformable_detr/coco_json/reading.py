@@ -25,7 +25,7 @@ def read_json(file: Path, what: str) -> Any:
     try:
         return _parse(_read_text(file))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{what} {file} must exist, found nothing there") from error
+        raise FileNotFoundError(f"{what} {shown(file)} must exist, found nothing there") from error
     except RecursionError as error:
         raise ValueError(
             f"{what} {shown(file)} must be JSON, got lists nested too deeply"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deformable_detr.coco_json.reading import is_integer, is_number, kind_of
-from deformable_detr.messages import in_brief, listed
+from deformable_detr.messages import in_brief, listed, shown
 
 Use = Literal["training", "scoring"]
 Entry = Mapping[str, Any]
@@ -162,7 +162,7 @@ def check_annotations(record: Any, file: Path, use: Use) -> None:
         _require_unique(annotations, "annotations", describe)
         _require_known(annotations, record, describe)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"{shown(file)}: {error}") from error
 
 
 def check_results(results: Any, file: Path) -> None:
@@ -172,7 +172,9 @@ def check_results(results: Any, file: Path) -> None:
         ValueError: names file, entry, key and value.
     """
     if not isinstance(results, list):
-        raise ValueError(f"results file {file} must hold a list of results, got {kind_of(results)}")
+        raise ValueError(
+            f"results file {shown(file)} must hold a list of results, got {kind_of(results)}"
+        )
     try:
         _require_objects(results, "results")
         _check_entries(results, "results", "scoring", _show_image)
@@ -180,7 +182,7 @@ def check_results(results: Any, file: Path) -> None:
             if "image_id" not in entry and "file_name" not in entry:
                 raise ValueError(f"results[{position}] must have an image_id, got nothing")
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"{shown(file)}: {error}") from error
 
 
 def require_known(used: Iterable[int], known: Iterable[int], key: str, where: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deformable_detr.messages import shown
 from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -89,9 +90,9 @@ def read_json_object(path: Path) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} must be JSON, got {error}") from error
+        raise ValueError(f"{shown(path)} must be JSON, got {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+        raise ValueError(f"{shown(path)} must hold a JSON object, got {type(content).__name__}")
     return content
 
 

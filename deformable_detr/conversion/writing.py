@@ -19,6 +19,7 @@ from deformable_detr.conversion.weights import export_weights
 from deformable_detr.files import write_whole
 from deformable_detr.finite import to_json
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import shown
 from deformable_detr.models.deformable_detr import DeformableDETR
 
 # transformers' names of loss settings, and those of the official code. The weight of the class loss
@@ -57,7 +58,7 @@ def write_weights(
         ValueError: the target has no equivalent of a part of the model.
     """
     if path.exists():
-        raise FileExistsError(f"{path} must not exist yet; choose another name or remove it")
+        raise FileExistsError(f"{shown(path)} must not exist yet; choose another name or remove it")
     state = export_weights(model, to, label_space=label_space)
     stored = Stored.of(model, label_space, config)
     try:
@@ -70,7 +71,7 @@ def write_weights(
                     torch.save(_checkpoint(to, state, label_space, stored), file)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise RuntimeError(
-            f"{path} could not be written ({error}); free space or choose another place"
+            f"{shown(path)} could not be written ({error}); free space or choose another place"
         ) from error
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from deformable_detr.data.annotations import ImageRecord
+from deformable_detr.messages import shown
 from deformable_detr.photos import (
     UNREADABLE,
     Exif,
@@ -192,12 +193,12 @@ def _require_size(
 def _check_file(folder: Path, record: ImageRecord) -> ImageFile:
     """Read the header; raise if the file is missing, unreadable or truncated."""
     path = folder / record.file_name
-    what = f"image {record.image_id} ({path})"
+    what = f"image {record.image_id} ({shown(path)})"
     try:
         header, is_whole = _read_header(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{what} must exist, got no such file; file names are relative to {folder}"
+            f"{what} must exist, got no such file; file names are relative to {shown(folder)}"
         ) from error
     except UNREADABLE as error:
         raise unreadable(what, error) from error

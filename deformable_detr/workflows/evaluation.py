@@ -35,6 +35,7 @@ from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.files import as_path, write_whole
 from deformable_detr.finite import to_json
 from deformable_detr.ground_truth import EmptyBoxes, GroundTruth
+from deformable_detr.messages import counted, shown
 from deformable_detr.visualize.objects import draw_annotations, draw_detections, side_by_side
 from deformable_detr.workflows.places import require_file_place, require_folder_place, run_folder
 from deformable_detr.workflows.session import session
@@ -197,13 +198,13 @@ def evaluate_run(
         dataset = build_dataset(
             settings, "val", label_space=detector.label_space, exif_otherwise=detector.exif
         )
-        logger.info("evaluating %s", path)
+        logger.info("evaluating %s", shown(path))
         evaluator, metrics = measure_validation_set(
             settings, detector, dataset, max_detections=max_detections, callback=callback
         )
         if distributed.is_main():
             write_results(files.results, evaluator)
-        logger.info("the detections are in %s", files.results)
+        logger.info("the detections are in %s", shown(files.results))
     return _result(metrics)
 
 
@@ -242,7 +243,7 @@ def score_results(
             metrics.num_limited,
             metrics.num_images,
             max_detections,
-            results,
+            shown(results),
             max_detections,
         )
     return _result(metrics)
@@ -344,9 +345,9 @@ def _log_counts(annotations: GroundTruth, max_detections: int) -> None:
     """Log the size of a data set; warn of images with more objects than detections are kept."""
     counts = np.bincount(annotations.images[~annotations.is_crowd])
     logger.info(
-        "%d images with %d annotated objects, at most %d detections per image",
-        len(annotations.image_ids),
-        counts.sum(),
+        "%s with %s, at most %d detections per image",
+        counted(len(annotations.image_ids), "image"),
+        counted(int(counts.sum()), "annotated object"),
         max_detections,
     )
     crowded = int((counts > max_detections).sum())

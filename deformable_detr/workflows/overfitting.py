@@ -23,6 +23,7 @@ from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.files import write_whole
 from deformable_detr.finite import to_json
+from deformable_detr.messages import shown
 from deformable_detr.photos import UNREADABLE, open_image, orientation_of
 from deformable_detr.workflows.places import run_folder
 from deformable_detr.workflows.session import session
@@ -124,7 +125,7 @@ def overfit_config(
     if images is None or annotations is None:
         raise ValueError(
             "data.train.images and data.train.annotations must be given for --overfit, got "
-            f"{images} and {annotations}"
+            f"{shown(images)} and {annotations}"
         )
     read_annotations(annotations, empty_boxes=config.data.empty_boxes)  # raises if it is invalid
     chosen = _first_images(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from deformable_detr.config.upgrade import upgrade
 from deformable_detr.engine.checkpoints.sealed_file import outline, read_file, write_file
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import shown
 
 FORMAT = "deformable_detr"
 FORMAT_VERSION = 1
@@ -88,11 +89,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     content = read_file(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(
-            f"checkpoint {path} must be one that this package wrote, got {outline(content)}"
+            f"checkpoint {shown(path)} must be one that this package wrote, got {outline(content)}"
         )
     if content.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"checkpoint {path} must have format version {FORMAT_VERSION}, "
+            f"checkpoint {shown(path)} must have format version {FORMAT_VERSION}, "
             f"got {content.get('format_version')!r}; install a matching deformable-detr"
         )
     # Files of earlier releases do not have these fields.
@@ -100,14 +101,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     names = [field.name for field in fields(Checkpoint)]
     absent = [name for name in names if name not in content]
     if absent:
-        raise ValueError(f"checkpoint {path} is missing {', '.join(absent)}")
+        raise ValueError(f"checkpoint {shown(path)} is missing {', '.join(absent)}")
     values = {name: content[name] for name in names}
     _check_types(path, values)
     values["config"] = upgrade(values["config"])
     try:
         values["label_space"] = LabelSpace.from_categories(values["label_space"])
     except ValueError as error:
-        raise ValueError(f"checkpoint {path} has no usable label space: {error}") from error
+        raise ValueError(f"checkpoint {shown(path)} has no usable label space: {error}") from error
     return Checkpoint(**values)
 
 
@@ -133,13 +134,13 @@ def _check_types(path: Path, values: Mapping[str, Any]) -> None:
         if not isinstance(value, kind):
             wanted = getattr(kind, "__name__", kind)
             raise ValueError(
-                f"{name} of checkpoint {path} must be {wanted}, got {type(value).__name__}"
+                f"{name} of checkpoint {shown(path)} must be {wanted}, got {type(value).__name__}"
             )
     for name in ("model", "ema"):
         for key, value in (values[name] or {}).items():
             if not isinstance(value, Tensor):
                 raise ValueError(
-                    f"{name}.{key} of checkpoint {path} must be a tensor, "
+                    f"{name}.{shown(key)} of checkpoint {shown(path)} must be a tensor, "
                     f"got {type(value).__name__}"
                 )
 
