@@ -165,7 +165,8 @@ def _read_record(path: Path, number: int, line: str) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"line {number} of {shown(path)} must be a JSON object, got {in_brief(line)}; delete the line"
+            f"line {number} of {shown(path)} must be a JSON object, got {in_brief(line)}; "
+            "delete the line"
         ) from error
     return record
 

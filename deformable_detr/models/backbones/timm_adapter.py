@@ -152,7 +152,8 @@ def _tag(name: str, weights: str | Path | None) -> str:
     """Return the suffix of the model's name that asks for pre-trained weights, or nothing."""
     if not timm.is_model(name):
         raise ValueError(
-            f"timm model must be one of timm.list_models(), got {in_brief(name)}; a pre-trained tag "
+            f"timm model must be one of timm.list_models(), got {in_brief(name)}; a pre-trained "
+            "tag "
             "goes into model.backbone.weights"
         )
     if not isinstance(weights, str):
