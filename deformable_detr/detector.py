@@ -33,6 +33,7 @@ from deformable_detr.finite import (
     require_finite_predictions,
 )
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import shown
 from deformable_detr.photos import Exif, ImageLike, as_photo
 from deformable_detr.structures import Detections, ImageBatch, Predictions, Size
 from deformable_detr.visualize.attention import (
@@ -98,7 +99,7 @@ class Detector:
             RuntimeError: the device is not available.
         """
         chosen = choose_device(device)
-        what = f"checkpoint {path}"
+        what = f"checkpoint {shown(path)}"
         weights = read_weights(as_path("checkpoint", path))
         config = validate_config(weights.config, source=what, ignore_unknown=True)
         if weights.assumed:

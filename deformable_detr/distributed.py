@@ -18,6 +18,8 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from deformable_detr.messages import in_brief
+
 _T = TypeVar("_T")
 TIMEOUT_S = 1800.0  # PyTorch's, for gloo
 
@@ -42,7 +44,7 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(
-            f"device must be auto, cpu, cuda, cuda:<index> or mps, got {name!r}"
+            f"device must be auto, cpu, cuda, cuda:<index> or mps, got {in_brief(name)}"
         ) from error
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise RuntimeError("device mps is not available here; choose auto or cpu")

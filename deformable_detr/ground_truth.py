@@ -15,7 +15,7 @@ from deformable_detr import distributed
 from deformable_detr.coco_json.columns import AnnotationColumns, read_columns
 from deformable_detr.coco_json.rules import Use
 from deformable_detr.labels import LabelSpace
-from deformable_detr.messages import in_brief, listed
+from deformable_detr.messages import in_brief, listed, shown
 from deformable_detr.packed import PackedTexts
 
 EmptyBoxes = Literal["missed", "ignored"]
@@ -177,7 +177,7 @@ def read_all(file: Path, use: Use, empty_boxes: EmptyBoxes) -> GroundTruth:
     truth = GroundTruth.from_columns(file, read_columns(file, use))
     if distributed.is_main():
         for line in remarks(truth, empty_boxes):
-            logger.warning("%s: %s", file, line)
+            logger.warning("%s: %s", shown(file), line)
     return truth
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deformable_detr.messages import listed
+from deformable_detr.messages import in_brief, listed, shown
 
 # If labels are category ids, a class head has one row per id; the largest id of LVIS is 1203.
 MAX_RAW_LABELS = 2048
@@ -59,7 +59,7 @@ class LabelSpace:
             category_id = category.get("id")
             if not isinstance(category_id, int) or isinstance(category_id, bool):
                 raise ValueError(
-                    f"categories[{position}].id must be an integer, got {category_id!r}"
+                    f"categories[{position}].id must be an integer, got {in_brief(category_id)}"
                 )
         ordered = sorted(categories, key=lambda category: category["id"])
         return cls(
@@ -175,7 +175,7 @@ class LabelSpace:
     def describe(self, limit: int = 12) -> str:
         """Describe the categories in one line, with at most `limit` of them."""
         pairs = [(category_id, self.names[label]) for category_id, label in self._labels.items()]
-        text = ", ".join(f"{category_id}: {name}" for category_id, name in pairs[:limit])
+        text = ", ".join(f"{category_id}: {shown(name)}" for category_id, name in pairs[:limit])
         more = f", and {len(pairs) - limit} more" if len(pairs) > limit else ""
         layout = f" as labels of {self.num_classes}" if self.unused else ""
         return "{" + text + more + "}" + layout

@@ -181,7 +181,7 @@ def check_annotations(record: Any, file: Path, use: Use) -> None:
         ValueError: names file, entry, key and value of the first problem.
     """
     for problem in find_problems(record, use):
-        raise ValueError(f"{file}: {problem.message}")
+        raise ValueError(f"{shown(file)}: {problem.message}")
 
 
 def find_problems(record: Any, use: Use) -> Iterator[Problem]:
@@ -222,7 +222,9 @@ def check_results(results: Any, file: Path) -> None:
         ValueError: names file, entry, key and value.
     """
     if not isinstance(results, list):
-        raise ValueError(f"results file {file} must hold a list of results, got {kind_of(results)}")
+        raise ValueError(
+            f"results file {shown(file)} must hold a list of results, got {kind_of(results)}"
+        )
     try:
         section = _Section("results", tuple(range(len(results))), results)
         _require_none(_find_other_entries("results", results))
@@ -231,7 +233,7 @@ def check_results(results: Any, file: Path) -> None:
             if "image_id" not in entry and "file_name" not in entry:
                 raise ValueError(f"results[{position}] must have an image_id, got nothing")
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"{shown(file)}: {error}") from error
 
 
 def require_known(used: Iterable[int], known: Iterable[int], key: str, where: str) -> None:

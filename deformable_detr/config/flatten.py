@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from deformable_detr.messages import in_brief
+
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted key and value of all settings of a nested config, in order."""
@@ -21,5 +23,5 @@ def config_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             changes += config_changes(before, after, f"{prefix}{key}.")
         elif before != after:
-            changes.append(f"{prefix}{key}: {before!r} -> {after!r}")
+            changes.append(f"{prefix}{key}: {in_brief(before)} -> {in_brief(after)}")
     return changes

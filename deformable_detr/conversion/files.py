@@ -18,6 +18,7 @@ from deformable_detr.conversion.settings import model_settings
 from deformable_detr.conversion.translate import clean, to_ours
 from deformable_detr.conversion.weights import Weights, choose_source
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import shown
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def read_weights(
         ValueError: the file is damaged, of an unknown kind, or not a complete detector, or its
             preprocessing cannot be reproduced.
     """
-    what = f"checkpoint {path}"
+    what = f"checkpoint {shown(path)}"
     content = read_content(path)
     state, ignored = clean(content.state_dict)
     source = choose_source(source, state, what)
@@ -128,6 +129,6 @@ def _check_preprocessing(given: Preprocessing | None, what: str, *, raises: bool
     if raises:
         raise ValueError(
             f"{problem}: detections would differ from transformers'; fine-tune it with "
-            f"train --finetune-from, or remove {given.path} to ignore the difference"
+            f"train --finetune-from, or remove {shown(given.path)} to ignore the difference"
         )
     logger.warning("%s; images are prepared as the config says", problem)

@@ -8,6 +8,7 @@ from deformable_detr.conversion.sources.detrex import DETREX
 from deformable_detr.conversion.sources.mmdetection import MMDETECTION
 from deformable_detr.conversion.sources.official import OFFICIAL
 from deformable_detr.conversion.sources.transformers import TRANSFORMERS
+from deformable_detr.messages import in_brief, shown
 
 Source = Literal["native", "official", "transformers", "detrex", "mmdet"]
 SOURCES: tuple[Source, ...] = ("native", "official", "transformers", "detrex", "mmdet")
@@ -25,7 +26,7 @@ def layout_of(source: str) -> Layout:
         ValueError: the source is unknown.
     """
     if source not in _LAYOUTS:
-        raise ValueError(f"source must be one of {', '.join(_LAYOUTS)}, got {source!r}")
+        raise ValueError(f"source must be one of {', '.join(_LAYOUTS)}, got {in_brief(source)}")
     return _LAYOUTS[source]
 
 
@@ -44,9 +45,9 @@ def recognize(keys: Collection[str], what: str = "weights") -> str:
     for source, layout in _LAYOUTS.items():
         if layout.signature in keys:
             return source
-    shown = ", ".join(sorted(keys)[:_SHOWN_KEYS])
+    some = ", ".join(map(shown, sorted(keys)[:_SHOWN_KEYS]))
     raise ValueError(
         f"{what} must be a Deformable DETR of {', '.join(SOURCES)}, got {len(keys)} tensors "
-        f"({shown}{', ...' if len(keys) > _SHOWN_KEYS else ''}) without any of "
+        f"({some}{', ...' if len(keys) > _SHOWN_KEYS else ''}) without any of "
         + ", ".join([NATIVE_SIGNATURE, *(layout.signature for layout in _LAYOUTS.values())])
     )

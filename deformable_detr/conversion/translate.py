@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from deformable_detr.conversion.layout import DetectorStructure, Layout, NamePair, name_pairs
+from deformable_detr.messages import shown
 
 _WRAPPER = "module."  # of nn.DataParallel and similar wrappers
 # Counters of batch norm and profilers, and leftovers of self-supervised training.
@@ -58,7 +59,7 @@ def to_ours(
     known = {pair.theirs for group in groups.values() for pair in group}
     extra = [name for name in state if name not in known]
     problems = tuple(
-        f"{problem.format(len(names))}, first: {names[0]}"
+        f"{problem.format(len(names))}, first: {shown(names[0])}"
         for names, problem in (
             (absent, "is missing {} tensors"),
             (extra, "has {} unexpected tensors"),
@@ -106,7 +107,7 @@ def to_theirs(
     nameless = sorted(state.keys() - {pair.ours for pair in pairs})
     if nameless:
         raise ValueError(
-            f"model must have parts that {layout.source} has too, got {nameless[0]}; "
+            f"model must have parts that {layout.source} has too, got {shown(nameless[0])}; "
             "it cannot be expressed there"
         )
     optional = [state[pair.ours] for pair in pairs if pair.zero_if_absent]

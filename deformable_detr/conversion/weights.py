@@ -23,6 +23,7 @@ from deformable_detr.conversion.translate import Translation, clean, to_ours, to
 from deformable_detr.labels import LabelSpace
 from deformable_detr.layers.reparam.base import ReparameterizedBlock
 from deformable_detr.layers.reparam.official_layout import with_official_norms
+from deformable_detr.messages import in_brief, shown
 from deformable_detr.models.deformable_detr import DeformableDETR
 
 _MIMICKING = "mimicking."
@@ -135,7 +136,9 @@ def choose_source(source: str, keys: Mapping[str, Tensor], what: str) -> str:
     if source == "auto":
         return recognize(keys, what)
     if source not in SOURCES:
-        raise ValueError(f"source must be auto or one of {', '.join(SOURCES)}, got {source!r}")
+        raise ValueError(
+            f"source must be auto or one of {', '.join(SOURCES)}, got {in_brief(source)}"
+        )
     return source
 
 
@@ -163,7 +166,8 @@ def _require_fit(
     absent = [name for name in own if name not in state and name not in their_names]
     extra = [name for name in state if name not in own]
     reshaped = [
-        f"{their_names[name]} is {tuple(state[name].shape)} and must be {tuple(tensor.shape)}"
+        f"{shown(their_names[name])} is {tuple(state[name].shape)} and must be "
+        f"{tuple(tensor.shape)}"
         for name, tensor in own.items()
         if name in state and state[name].shape != tensor.shape
     ]

@@ -18,6 +18,7 @@ from deformable_detr.conversion.weights import export_weights
 from deformable_detr.files import write_whole
 from deformable_detr.finite import to_json
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import shown
 from deformable_detr.models.deformable_detr import DeformableDETR
 
 # transformers' names of loss settings, and those of the official code. The weight of the class loss
@@ -58,7 +59,7 @@ def write_weights(
         ValueError: the target has no equivalent of a part of the model.
     """
     if path.exists():
-        raise FileExistsError(f"{path} must not exist yet; choose another name or remove it")
+        raise FileExistsError(f"{shown(path)} must not exist yet; choose another name or remove it")
     state = export_weights(model, to, label_space=label_space)
     stored = Stored.of(model, label_space, config)
     with write_whole(path) as temporary:

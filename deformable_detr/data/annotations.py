@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deformable_detr.ground_truth import EmptyBoxes, GroundTruth, read_all
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import shown
 from deformable_detr.packed import PackedTexts
 from deformable_detr.structures import Size
 
@@ -122,7 +123,7 @@ def read_annotations(
     try:
         label_space = _choose_labels(truth.label_space, label_space, raw_labels=raw_labels)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"{shown(file)}: {error}") from error
     masks = {"crowd": truth.is_crowd, **truth.empty()}
     by_id = np.argsort(truth.image_ids, kind="stable")
     positions = np.empty_like(by_id)

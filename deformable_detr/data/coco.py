@@ -12,6 +12,7 @@ from deformable_detr.data.annotations import read_annotations
 from deformable_detr.data.image_files import ExifRule, check_images
 from deformable_detr.ground_truth import EmptyBoxes
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import shown
 from deformable_detr.photos import Exif, decode
 from deformable_detr.structures import Sample
 
@@ -98,7 +99,7 @@ class CocoDataset(Dataset[Sample]):
             annotations, label_space=label_space, raw_labels=raw_labels, empty_boxes=empty_boxes
         )
         if not images.is_dir():
-            raise FileNotFoundError(f"images must be a folder, got {images}: no such folder")
+            raise FileNotFoundError(f"images must be a folder, got {shown(images)}: no such folder")
         checked = check_images(
             images, parsed.images, exif=exif, otherwise=exif_otherwise, what=str(annotations)
         )
@@ -140,7 +141,7 @@ class CocoDataset(Dataset[Sample]):
 
     def describe(self, index: int) -> str:
         """Return the id and the path of an image, for messages."""
-        return f"image {self.image_ids[index]} ({self.files[index]})"
+        return f"image {self.image_ids[index]} ({shown(self.files[index])})"
 
     def describe_id(self, image_id: int) -> str:
         """Return the id and the path of an image, for messages."""

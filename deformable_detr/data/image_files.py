@@ -12,7 +12,7 @@ from deformable_detr import distributed
 from deformable_detr.data.annotations import ImageRecord
 from deformable_detr.data.image_headers import UPRIGHT, ImageFile, read_header
 from deformable_detr.files import require_regular_file
-from deformable_detr.messages import in_brief
+from deformable_detr.messages import in_brief, shown
 from deformable_detr.photos import UNREADABLE, Exif, decode, unreadable
 from deformable_detr.structures import Size
 
@@ -199,14 +199,14 @@ def _check_files(folder: Path, records: Sequence[ImageRecord], what: str) -> lis
 def _check_file(folder: Path, record: ImageRecord) -> ImageFile:
     """Read the header; raise if the file is missing, unreadable or known to be truncated."""
     path = folder / record.file_name
-    what = f"image {record.image_id} ({path})"
+    what = f"image {record.image_id} ({shown(path)})"
     try:
         require_regular_file(path, f"image {record.image_id}")  # opening a pipe may never return
     except FileNotFoundError as error:
         twin = FolderNames().twin(path)
         hint = f"; found {in_brief(twin)} there" if twin else ""
         raise FileNotFoundError(
-            f"{what} must exist, got no such file; file names are relative to {folder}{hint}"
+            f"{what} must exist, got no such file; file names are relative to {shown(folder)}{hint}"
         ) from error
     try:
         header = read_header(path)

@@ -15,6 +15,7 @@ from deformable_detr.files import write_whole
 from deformable_detr.finite import to_json
 from deformable_detr.losses.criterion import CriterionResult
 from deformable_detr.losses.matcher import Match
+from deformable_detr.messages import in_brief, shown
 from deformable_detr.structures import ModelOutput, Predictions, Target
 
 # Names of the official code's log and weights, by ours.
@@ -164,7 +165,8 @@ def _read_record(path: Path, number: int, line: str) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"line {number} of {path} must be a JSON object, got {line!r}; delete the line"
+            f"line {number} of {shown(path)} must be a JSON object, got {in_brief(line)}; "
+            "delete the line"
         ) from error
     return record
 

@@ -27,7 +27,7 @@ from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.evaluation.results_files import read_results
 from deformable_detr.ground_truth import EmptyBoxes, GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
-from deformable_detr.messages import listed
+from deformable_detr.messages import listed, shown
 from deformable_detr.structures import Detections
 
 NOT_DEFINED = -1.0  # COCO's value where there are no objects
@@ -136,7 +136,7 @@ class CocoEvaluator:
         label_space.contiguous().require_same(
             annotations.label_space,
             this="the label space of the detections",
-            that=f"annotation file {annotations.file}",
+            that=f"annotation file {shown(annotations.file)}",
         )
         self._image_ids = set(annotations.image_ids.tolist())
         self._tables: list[DetectionTable] = []

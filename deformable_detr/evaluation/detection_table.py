@@ -13,6 +13,7 @@ import torch
 from deformable_detr.boxes import xywh_to_xyxy, xyxy_to_xywh
 from deformable_detr.files import write_whole
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import shown
 from deformable_detr.structures import Detections
 
 
@@ -176,6 +177,6 @@ class DetectionTable:
                 return cls(*(columns[field.name] for field in fields(cls))), int(columns["step"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
-                f"detections {path} must be a file that training has written, got: {error}; "
+                f"detections {shown(path)} must be a file that training has written, got: {error}; "
                 "delete it"
             ) from error

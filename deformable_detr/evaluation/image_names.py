@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from deformable_detr.ground_truth import GroundTruth
-from deformable_detr.messages import listed
+from deformable_detr.messages import listed, shown
 
 
 class ImageNames:
@@ -74,9 +74,11 @@ def match_images(files: Sequence[Path], annotations: GroundTruth) -> list[int]:
             )
         [place] = found
         if place in matched:
+            name = shown(annotations.file_names[place])
             raise ValueError(
-                f"images must be different images of annotation file {annotations.file}, got "
-                f"{matched[place]} and {file}, both {annotations.file_names[place]}; leave one out"
+                f"images must be different images of annotation file {shown(annotations.file)}, "
+                f"got {shown(matched[place])} and {shown(file)}, both {name}; "
+                "leave one out"
             )
         matched[place] = file
     return list(matched)
@@ -86,6 +88,7 @@ def _problem(file: Path, candidates: Sequence[str], annotations: GroundTruth) ->
     """Say why the images of the given names do not identify the file."""
     found = f"several: {listed(candidates)}" if candidates else "no such file_name"
     return (
-        f"image {file} must be one image of annotation file {annotations.file}, found {found}; "
+        f"image {shown(file)} must be one image of annotation file {shown(annotations.file)}, "
+        f"found {found}; "
         "leave it out, or predict without annotations"
     )

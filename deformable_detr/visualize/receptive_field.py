@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.finite import require_finite_values
+from deformable_detr.messages import in_brief
 from deformable_detr.structures import Size
 from deformable_detr.visualize.recording import recorded
 
@@ -153,7 +154,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     top = [other for other in modules if "." not in other]
     suggestions = list(dict.fromkeys(near + inside[:_MAX_SUGGESTIONS]))[:_MAX_SUGGESTIONS] or top
     raise ValueError(
-        f"layer must be a module of the model, got {name!r}; the nearest are "
+        f"layer must be a module of the model, got {in_brief(name)}; the nearest are "
         + ", ".join(suggestions)
     )
 

@@ -20,6 +20,7 @@ from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, save_check
 from deformable_detr.environment import current_versions
 from deformable_detr.files import WriteError, as_path, delete, partial_path
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import shown
 from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.output_folder import OutputFile, OutputFolder
 
@@ -48,7 +49,7 @@ class ConversionResult:
         yield f"source: {weights.source}, {len(weights.state_dict)} tensors"
         if weights.ignored:
             first = weights.ignored[0]
-            yield f"ignored, not weights: {len(weights.ignored)} entries, first: {first}"
+            yield f"ignored, not weights: {len(weights.ignored)} entries, first: {shown(first)}"
         rows = weights.num_rows
         if rows is not None and rows > space.num_classes:
             yield f"class rows: kept the {space.num_classes} of {rows} that belong to a category"

@@ -33,6 +33,7 @@ from deformable_detr.evaluation.partial_results import PartialResults
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.files import WriteError, as_path
 from deformable_detr.ground_truth import EmptyBoxes
+from deformable_detr.messages import shown
 from deformable_detr.output_folder import OutputFile
 from deformable_detr.workflows.evaluation_places import EvaluationPlaces, write_results
 from deformable_detr.workflows.measuring import measure, partial_evaluation
@@ -215,7 +216,7 @@ def evaluate_run(
         dataset = build_dataset(
             settings, "val", label_space=detector.label_space, exif_otherwise=detector.exif
         )
-        logger.info("evaluating %s", path)
+        logger.info("evaluating %s", shown(path))
         kept = partial_evaluation(
             files.results, detector, dataset, settings.train.eval_batch, max_detections
         )
@@ -234,7 +235,7 @@ def evaluate_run(
                     place.write(partial(write_results, evaluator))
                 except WriteError as error:
                     _require_written([error], result)
-        logger.info("the detections are in %s", files.results)
+        logger.info("the detections are in %s", shown(files.results))
     return result
 
 
@@ -273,7 +274,7 @@ def score_results(
             metrics.num_limited,
             metrics.num_images,
             max_detections,
-            results,
+            shown(results),
             max_detections,
         )
     return _result(metrics)

@@ -17,6 +17,7 @@ from deformable_detr.engine.checkpoints.transfer import (
     transfer_weights,
 )
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import listed, shown
 from deformable_detr.models.deformable_detr import DeformableDETR
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class FinetuneSource:
 
     def describe(self) -> str:
         """Return a description of the origin of the weights, to store in the run."""
-        return f"fine-tuned from {self.path} ({self.source})"
+        return f"fine-tuned from {shown(self.path)} ({self.source})"
 
     def build_model(
         self,
@@ -82,16 +83,18 @@ class FinetuneSource:
                 weights = converted
                 names = {name for name in model.state_dict() if name.startswith(BACKBONE)}
                 new = names - weights.keys()
-                logger.info("replaced convolutions start from the plain ones of %s", self.path)
+                logger.info(
+                    "replaced convolutions start from the plain ones of %s", shown(self.path)
+                )
         report = transfer_weights(
             model,
             weights,
             old_classes=self.label_space,
             new_classes=label_space,
-            what=str(self.path),
+            what=shown(self.path),
             new_in_backbone=new,
         )
         for name, reason in report.reinitialized.items():
-            logger.debug("re-initialized: %s (%s)", name, reason)
-        logger.debug("ignored: %s", ", ".join(report.ignored))
+            logger.debug("re-initialized: %s (%s)", shown(name), reason)
+        logger.debug("ignored: %s", listed(report.ignored))
         return model, report

@@ -17,6 +17,7 @@ from deformable_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 from deformable_detr.evaluation.partial_results import PartialResults
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.ground_truth import GroundTruth
+from deformable_detr.messages import counted
 from deformable_detr.workflows.unfinished import partial_results_of
 
 logger = logging.getLogger(__name__)
@@ -98,9 +99,9 @@ def _log_counts(annotations: GroundTruth, max_detections: int) -> None:
     """Log the size of a data set; warn of images with more objects than detections are kept."""
     counts = np.bincount(annotations.images[~annotations.is_crowd])
     logger.info(
-        "%d images with %d annotated objects, at most %d detections per image",
-        len(annotations.image_ids),
-        counts.sum(),
+        "%s with %s, at most %d detections per image",
+        counted(len(annotations.image_ids), "image"),
+        counted(int(counts.sum()), "annotated object"),
         max_detections,
     )
     crowded = int((counts > max_detections).sum())

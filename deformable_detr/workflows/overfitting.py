@@ -22,6 +22,7 @@ from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.finite import to_json
+from deformable_detr.messages import shown
 from deformable_detr.output_folder import OutputFile
 from deformable_detr.photos import UNREADABLE, open_image, orientation_of
 from deformable_detr.workflows.places import input_files, run_folder
@@ -130,7 +131,7 @@ def overfit_config(
     if images is None or annotations is None:
         raise ValueError(
             "data.train.images and data.train.annotations must be given for --overfit, got "
-            f"{images} and {annotations}"
+            f"{shown(images)} and {annotations}"
         )
     read_annotations(annotations, empty_boxes=config.data.empty_boxes)  # raises if it is invalid
     chosen = _first_images(

@@ -22,7 +22,7 @@ from deformable_detr.files import WriteError, as_path, encoded
 from deformable_detr.finite import NonFinitePredictionsError, to_json
 from deformable_detr.ground_truth import GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
-from deformable_detr.messages import SHOWN, shown
+from deformable_detr.messages import SHOWN, counted, shown
 from deformable_detr.output_folder import OutputFolder
 from deformable_detr.photos import JPEG_SUFFIXES, Exif, photo_suffixes, read_photo
 from deformable_detr.structures import Detections, Size
@@ -133,7 +133,9 @@ def predict(
             checkpoint = Detector.from_checkpoint(checkpoint, str(chosen))
         if listed is not None:
             checkpoint.label_space.contiguous().require_same(
-                listed.label_space, this="the detector", that=f"annotation file {listed.file}"
+                listed.label_space,
+                this="the detector",
+                that=f"annotation file {shown(listed.file)}",
             )
         exif = _exif(files, identities, listed, otherwise=checkpoint.exif)
         settings: dict[str, Any] = {
@@ -143,10 +145,10 @@ def predict(
             "batch_size": batch_size,
         }
         logger.info(
-            "%d images, score threshold %g, %s, %s",
-            len(files),
+            "%s, score threshold %g, %s, %s",
+            counted(len(files), "image"),
             threshold,
-            "all classes" if classes is None else f"classes {', '.join(classes)}",
+            "all classes" if classes is None else f"classes {', '.join(map(shown, classes))}",
             "no limit of detections" if max_detections is None else f"limit {max_detections}",
         )
         drawing = _Drawing(folder, pictures, checkpoint.label_space)
@@ -284,14 +286,14 @@ def _exif(
         files,
         [sizes[identities[file].image_id] for file in files],
         otherwise=otherwise,
-        what=str(listed.file),
+        what=shown(listed.file),
     )
 
 
 def _nothing_read(failures: Sequence[str]) -> str:
     """Describe images of which none could be read."""
     more = [f"and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
-    heading = f"{len(failures)} of {len(failures)} images could not be read"
+    heading = f"{len(failures)} of {counted(len(failures), 'image')} could not be read"
     return "\n".join([heading, *failures[:SHOWN], *more])
 
 
@@ -376,7 +378,7 @@ def _images_in(folder: Path) -> list[Path]:
             f"{found or 'none'}"
         )
     if passed:
-        logger.warning("folder %s: passed over %s", folder, found)
+        logger.warning("folder %s: passed over %s", shown(folder), found)
     return images
 
 

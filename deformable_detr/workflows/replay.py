@@ -9,6 +9,7 @@ from deformable_detr.engine.checkpoints.checkpoint import load_weights
 from deformable_detr.engine.failures.bundle import FailureBundle
 from deformable_detr.engine.failures.replay import Examination, examine
 from deformable_detr.files import as_path
+from deformable_detr.messages import shown
 from deformable_detr.workflows.session import kept_torch_state
 
 
@@ -36,7 +37,7 @@ def replay_bundle(path: str | Path) -> ReplayResult:
         ValueError: the file is not a bundle, or is damaged.
     """
     found = FailureBundle.load(as_path("bundle", path))
-    what = f"bundle {path}"
+    what = f"bundle {shown(path)}"
     config = validate_config(found.config, source=what, ignore_unknown=True)
     with kept_torch_state("cpu"):
         model = build_model(

@@ -21,6 +21,7 @@ from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.environment import cpu_name, current_versions, num_cores
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.files import as_path
+from deformable_detr.messages import shown
 from deformable_detr.output_folder import require_folder_place
 from deformable_detr.photos import Exif
 from deformable_detr.reporting.findings import Findings
@@ -123,8 +124,8 @@ def report_after_training(config: RunConfig, files: RunFolder, dataset: CocoData
             "the report could not be written (%s: %s); the run is complete. Try again with: "
             "deformable-detr report %s",
             type(error).__name__,
-            error,
-            files.path,
+            shown(error),
+            shown(files.path),
         )
 
 

@@ -34,6 +34,7 @@ from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import fit, total_steps
 from deformable_detr.evaluation.coco_eval import STATISTICS
 from deformable_detr.files import as_path, write_whole
+from deformable_detr.messages import shown
 from deformable_detr.output_folder import require_folder_place
 from deformable_detr.workflows.finetuning import FinetuneSource
 from deformable_detr.workflows.places import (
@@ -199,7 +200,7 @@ def _train(
         ):
             fit(state, build_loop(config, data, state, files, stop))
         report_after_training(config, files, data.val)
-    logger.info("finished; the run is in %s", files.path)
+    logger.info("finished; the run is in %s", shown(files.path))
 
 
 def _open_folder(
@@ -243,7 +244,8 @@ def _check_finetune_from(
         )
     if overwrite and path.resolve().parent == folder.resolve():
         raise ValueError(
-            f"--finetune-from must be outside the run folder that --overwrite deletes, got {path}; "
+            "--finetune-from must be outside the run folder that --overwrite deletes, got "
+            f"{shown(path)}; "
             "choose another --run-dir"
         )
 
@@ -253,7 +255,7 @@ def _restore(state: TrainState, path: Path, checkpoint: Checkpoint, data: Traini
     logger.info("resuming after step %d, epoch %d", checkpoint.step, checkpoint.epoch)
     if checkpoint.rules < RULES and distributed.is_main():
         logger.warning(
-            "checkpoint %s is of an earlier version; from here on, %s", path, CHANGED_RULES
+            "checkpoint %s is of an earlier version; from here on, %s", shown(path), CHANGED_RULES
         )
     for change in config_changes(checkpoint.config, state.config):
         logger.info("  the config has changed: %s", change)
@@ -289,7 +291,7 @@ def _log_header(
     )
     recipe, deviations = nearest_recipe(config)
     lines = {
-        "run folder": str(folder),
+        "run folder": shown(folder),
         "device": describe_device(state.device, config.model.attention.backend),
         "parameters": describe_parameters(state.model),
         "training": describe_dataset(len(data.train), data.train.num_dropped),

@@ -33,6 +33,7 @@ from deformable_detr.engine.run.stopping import StopRequest
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import TrainLoop, total_steps
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import shown
 from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.workflows.finetuning import FinetuneSource
 
@@ -88,7 +89,7 @@ def _check_objects(train: CocoDataset, *, num_queries: int) -> None:
         left_out = ", ".join(f"{count} {reason}" for reason, count in train.num_dropped.items())
         raise ValueError(
             f"data.train.annotations must have at least one object to learn, got none in "
-            f"{train.annotations.file}; annotations left out: {left_out}"
+            f"{shown(train.annotations.file)}; annotations left out: {left_out}"
         )
     crowded = int((train.num_objects > num_queries).sum())
     if crowded and distributed.is_main():

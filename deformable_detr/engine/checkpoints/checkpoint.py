@@ -90,11 +90,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     content = read_file(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(
-            f"checkpoint {path} must be one that this package wrote, got {outline(content)}"
+            f"checkpoint {shown(path)} must be one that this package wrote, got {outline(content)}"
         )
     if content.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"checkpoint {path} must have format version {FORMAT_VERSION}, "
+            f"checkpoint {shown(path)} must have format version {FORMAT_VERSION}, "
             f"got {in_brief(content.get('format_version'))}; install a matching deformable-detr"
         )
     # Files of earlier releases do not have these fields.
@@ -102,7 +102,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     names = [field.name for field in fields(Checkpoint)]
     absent = [name for name in names if name not in content]
     if absent:
-        raise ValueError(f"checkpoint {path} is missing {', '.join(absent)}")
+        raise ValueError(f"checkpoint {shown(path)} is missing {', '.join(absent)}")
     values = {name: content[name] for name in names}
     _check_types(path, values)
     try:
@@ -113,7 +113,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         require_bounded(values["label_space"], "label_space", most=MOST_ENTRIES)
         values["label_space"] = LabelSpace.from_categories(values["label_space"])
     except ValueError as error:
-        raise ValueError(f"checkpoint {path} has no usable label space: {error}") from error
+        raise ValueError(f"checkpoint {shown(path)} has no usable label space: {error}") from error
     return Checkpoint(**values)
 
 
@@ -139,7 +139,7 @@ def _check_types(path: Path, values: Mapping[str, Any]) -> None:
         if not isinstance(value, kind):
             wanted = getattr(kind, "__name__", kind)
             raise ValueError(
-                f"{name} of checkpoint {path} must be {wanted}, got {type(value).__name__}"
+                f"{name} of checkpoint {shown(path)} must be {wanted}, got {type(value).__name__}"
             )
     for name in ("epoch", "step", "evaluated", "rules"):
         if values[name] is not None:
@@ -159,7 +159,7 @@ def _check_types(path: Path, values: Mapping[str, Any]) -> None:
                 )
             if not isinstance(value, Tensor):
                 raise ValueError(
-                    f"{name}.{shown(key)} of checkpoint {path} must be a tensor, "
+                    f"{name}.{shown(key)} of checkpoint {shown(path)} must be a tensor, "
                     f"got {type(value).__name__}"
                 )
 

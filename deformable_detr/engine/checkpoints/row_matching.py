@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import shown
 
 _MAX_NAMES = 12  # in one line
 
@@ -106,4 +107,4 @@ def _notes(
         named = [name for name in names if name is not None]
         if named:
             more = f", and {len(named) - _MAX_NAMES} more" if len(named) > _MAX_NAMES else ""
-            yield f"{len(named)} {fate}: {', '.join(named[:_MAX_NAMES])}{more}"
+            yield f"{len(named)} {fate}: {', '.join(map(shown, named[:_MAX_NAMES]))}{more}"

@@ -48,7 +48,7 @@ def write_file(
     except (OSError, RuntimeError) as error:
         reason = error.reason if isinstance(error, WriteError) else error
         raise RuntimeError(
-            f"{noun} {path} could not be written ({reason}); what was there before is "
+            f"{noun} {shown(path)} could not be written ({reason}); what was there before is "
             "untouched; free space or choose another run folder"
         ) from error
 
@@ -69,7 +69,7 @@ def read_file(path: Path, *, noun: str = "checkpoint") -> Any:
     """
     if path.is_dir():
         raise ValueError(
-            f"{noun} must be a file, got the folder {path}; "
+            f"{noun} must be a file, got the folder {shown(path)}; "
             f"a run folder has {path / 'best.pth'} and {path / 'last.pth'}"
         )
     if not path.exists():
@@ -126,19 +126,23 @@ def _verify(path: Path, noun: str) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC and not zipfile.is_zipfile(path):
-            raise ValueError(f"{noun} {path} is not a file that PyTorch wrote ({size} bytes)")
+            raise ValueError(
+                f"{noun} {shown(path)} is not a file that PyTorch wrote ({size} bytes)"
+            )
         file.seek(max(0, size - HASH_BYTES))
         end = file.read()
         file.seek(0)
         is_sealed = end.startswith(HASH_LABEL)
         if is_sealed and _hash(file, size - HASH_BYTES) != end:
             raise ValueError(
-                f"{noun} {path} has been altered since it was written: "
+                f"{noun} {shown(path)} has been altered since it was written: "
                 "its content does not have the SHA-256 that it ends with"
             )
     has_no_comment = end[-_END_BYTES:].startswith(_END_MAGIC) and end.endswith(b"\0\0")
     if not is_sealed and not has_no_comment:
-        raise ValueError(f"{noun} {path} is truncated, or its end has been altered ({size} bytes)")
+        raise ValueError(
+            f"{noun} {shown(path)} is truncated, or its end has been altered ({size} bytes)"
+        )
 
 
 def _hash(file: BinaryIO, size: int) -> bytes:

@@ -12,6 +12,7 @@ from deformable_detr.config.upgrade import upgrade
 from deformable_detr.data.collate import Batch
 from deformable_detr.engine.checkpoints.sealed_file import read_file, write_file
 from deformable_detr.engine.precision import low_precision
+from deformable_detr.messages import shown
 from deformable_detr.structures import ImageBatch, Target
 
 FORMAT = "deformable_detr failure"
@@ -105,14 +106,15 @@ class FailureBundle:
         """
         if not path.exists():
             raise FileNotFoundError(
-                f"bundle {path} does not exist; a run whose step fails leaves "
+                f"bundle {shown(path)} does not exist; a run whose step fails leaves "
                 "failure_step_N_rank_R.pth in its folder"
             )
         content = read_file(path, noun="bundle")
         names = {field.name for field in fields(cls)}
         if not isinstance(content, dict) or content.keys() != names | {"format"}:
             raise ValueError(
-                f"bundle {path} must be one that this version wrote, got another kind of file; "
+                f"bundle {shown(path)} must be one that this version wrote, got another kind of "
+                "file; "
                 "a checkpoint is evaluated with `deformable-detr evaluate`"
             )
         values = {name: content[name] for name in names}

@@ -112,7 +112,7 @@ class RunFolder:
             if checkpoint.is_file():
                 return checkpoint
         raise FileNotFoundError(
-            f"run folder {self.path} has neither best.pth nor last.pth to evaluate; "
+            f"run folder {shown(self.path)} has neither best.pth nor last.pth to evaluate; "
             "give the --run-dir of a run, or a file with --finetune-from"
         )
 
@@ -155,13 +155,13 @@ class RunFolder:
         if resume and not self.last.is_file():
             remedy = "start without --resume"
             if self.previous.is_file():
-                remedy = f"--resume auto continues from {self.previous}"
+                remedy = f"--resume auto continues from {shown(self.previous)}"
             raise FileNotFoundError(
-                f"run folder {self.path} has no last.pth to resume from; {remedy}"
+                f"run folder {shown(self.path)} has no last.pth to resume from; {remedy}"
             )
         if not resume and not overwrite and self._is_in_use():
             raise ValueError(
-                f"run folder must be new or empty, got {self.path}, which holds files; "
+                f"run folder must be new or empty, got {shown(self.path)}, which holds files; "
                 "choose another --run-dir, or give --resume or --overwrite"
             )
 
@@ -229,7 +229,9 @@ class RunFolder:
             try:
                 table.write(self.detections, step=step)
             except OSError as error:
-                logger.warning("detections %s could not be written (%s)", self.detections, error)
+                logger.warning(
+                    "detections %s could not be written (%s)", shown(self.detections), error
+                )
 
     def rewind(self, step: int, *, is_evaluated: bool = True) -> None:
         """Drop the records after `step`, in the main process only.

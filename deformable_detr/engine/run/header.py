@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from deformable_detr.messages import counted
 from deformable_detr.ops import Backend, resolve_backend
 
 
@@ -19,8 +20,7 @@ def describe_batch(*, total_batch: int, micro_batch: int, world_size: int) -> st
         )
     return (
         f"{total_batch} = {micro_batch} images x "
-        f"{world_size} {'process' if world_size == 1 else 'processes'} x "
-        f"{accumulation} {'accumulation' if accumulation == 1 else 'accumulations'}"
+        f"{counted(world_size, 'process')} x {counted(accumulation, 'accumulation')}"
     )
 
 
@@ -48,6 +48,9 @@ def describe_learning_rates(optimizer: Optimizer) -> str:
 def describe_dataset(num_images: int, num_dropped: Mapping[str, int]) -> str:
     """Describe the size of a data set, and the boxes dropped from it by reason."""
     dropped = ", ".join(
-        f"{count} boxes dropped: {reason}" for reason, count in num_dropped.items() if count
+        f"{counted(count, 'box')} dropped: {reason}"
+        for reason, count in num_dropped.items()
+        if count
     )
-    return f"{num_images:,} images" + (f" ({dropped})" if dropped else "")
+    images = "1 image" if num_images == 1 else f"{num_images:,} images"
+    return images + (f" ({dropped})" if dropped else "")

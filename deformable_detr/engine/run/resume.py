@@ -6,6 +6,7 @@ from pathlib import Path
 from deformable_detr import distributed
 from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from deformable_detr.engine.run.folder import Resume, RunFolder
+from deformable_detr.messages import shown
 
 logger = logging.getLogger(__name__)
 
@@ -58,17 +59,17 @@ def _newest_whole(files: RunFolder) -> tuple[Path, Checkpoint] | None:
             logger.warning(
                 "%s; continuing from %s, step %d; the damaged file is now %s",
                 problems[0],
-                path,
+                shown(path),
                 checkpoint.step,
-                files.damaged,
+                shown(files.damaged),
             )
         return path, checkpoint
     if problems:
         raise ValueError("; ".join([*problems, "start from scratch with --overwrite"]))
     if files.best.is_file():
         raise FileNotFoundError(
-            f"run folder {files.path} has a best.pth but neither last.pth nor previous.pth to "
-            "resume from; a new run would overwrite it: choose another --run-dir"
+            f"run folder {shown(files.path)} has a best.pth but neither last.pth nor "
+            "previous.pth to resume from; a new run would overwrite it: choose another --run-dir"
         )
     return None
 

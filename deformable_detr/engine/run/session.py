@@ -17,6 +17,7 @@ from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.stopping import PreemptedError
 from deformable_detr.engine.state import TrainState
 from deformable_detr.files import write_whole
+from deformable_detr.messages import shown
 
 try:
     import fcntl
@@ -50,9 +51,8 @@ def locked(files: RunFolder, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
             lock = files.lock.open("ab")
             _acquire(lock, files, wait_s)
         except OSError as error:
-            failure = (
-                f"run folder {files.path} cannot be written to ({error}); choose another --run-dir"
-            )
+            place = f"run folder {shown(files.path)}"
+            failure = f"{place} cannot be written to ({error}); choose another --run-dir"
         except RuntimeError as error:
             failure = str(error)
     try:
@@ -76,8 +76,9 @@ def _acquire(lock: BinaryIO, files: RunFolder, wait_s: float) -> None:
                 return _warn_of_no_lock(files, error.strerror)
         if time.monotonic() > end:
             raise RuntimeError(
-                f"run folder must not be in use, got {files.path}, which {_holder(files.state)} "
-                "is writing to; wait for that run or end it, or choose another --run-dir"
+                f"run folder must not be in use, got {shown(files.path)}, which "
+                f"{_holder(files.state)} is writing to; wait for that run or end it, or choose "
+                "another --run-dir"
             )
         time.sleep(0.2)
 
@@ -85,7 +86,7 @@ def _acquire(lock: BinaryIO, files: RunFolder, wait_s: float) -> None:
 def _warn_of_no_lock(files: RunFolder, reason: str | None) -> None:
     logger.warning(
         "run folder %s cannot be locked (%s); make sure that nothing else writes to it",
-        files.path,
+        shown(files.path),
         reason,
     )
 

@@ -14,6 +14,7 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from deformable_detr.messages import in_brief, shown
 from deformable_detr.models.backbones.base import Backbone, freeze, require_strides
 from deformable_detr.models.backbones.probing import UnfitNetworkError, probe_network
 from deformable_detr.models.backbones.weights import load_backbone_weights
@@ -151,14 +152,17 @@ def _tag(name: str, weights: str | Path | None) -> str:
     """Return the suffix of the model's name that asks for pre-trained weights, or nothing."""
     if not timm.is_model(name):
         raise ValueError(
-            f"timm model must be one of timm.list_models(), got {name!r}; a pre-trained tag "
+            f"timm model must be one of timm.list_models(), got {in_brief(name)}; a pre-trained "
+            "tag "
             "goes into model.backbone.weights"
         )
     if not isinstance(weights, str):
         return ""
     tags = [entry.partition(".")[2] for entry in timm.list_pretrained(f"{name}.*")]
     if weights not in tags:
-        raise ValueError(f"weights of {name} must be a file or one of {tags}, got {weights!r}")
+        raise ValueError(
+            f"weights of {name} must be a file or one of {tags}, got {in_brief(weights)}"
+        )
     return f".{weights}"
 
 
@@ -197,7 +201,7 @@ def _build_without_numbers(name: str, **options: Any) -> Any:
 def _refusal(name: str, reason: str) -> str:
     return (
         f"model.backbone.name must be a model of timm with feature maps of images of any size, "
-        f"got {name}: {reason}; models that work are {', '.join(_WORKING)}"
+        f"got {shown(name)}: {reason}; models that work are {', '.join(_WORKING)}"
     )
 
 

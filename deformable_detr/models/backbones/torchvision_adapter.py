@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from deformable_detr.layers.reparam.folding import fold_frozen_norms
+from deformable_detr.messages import in_brief
 from deformable_detr.models.backbones.base import Backbone, freeze, require_strides
 from deformable_detr.models.backbones.weights import load_backbone_weights
 
@@ -163,7 +164,7 @@ def _load(network: nn.Module, name: str, weights: str | Path | None) -> None:
     by_name = {member.name.lower(): member for member in published}
     if weights.lower() not in by_name:
         raise ValueError(
-            f"weights of {name} must be a file or one of {sorted(by_name)}, got {weights!r}"
+            f"weights of {name} must be a file or one of {sorted(by_name)}, got {in_brief(weights)}"
         )
     state = by_name[weights.lower()].get_state_dict(progress=False, check_hash=True)
     network.load_state_dict(
