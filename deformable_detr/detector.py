@@ -43,6 +43,7 @@ from deformable_detr.visualize.attention import (
 
 DEFAULT_THRESHOLD = 0.3  # focal losses give low scores; there are few false positives above this
 DEFAULT_BATCH_SIZE = 4
+WAITING_BYTES = 160 * 2**20  # of images that wait for others of their processed size
 
 logger = logging.getLogger(__name__)
 _Batch = list[tuple[int, Tensor, Size]]  # position, processed image, original size
@@ -195,7 +196,10 @@ class Detector:
 
         Yields:
             The position of an image and its detections, in the order in which batches of images of
-            the same processed size are filled.
+            the same processed size are filled. At most 160 MiB of images wait for their batch, as
+            processed, beside one batch; of an iterator the Pillow images count too, since whoever
+            makes them may keep them until they are found. Beyond that the images that have waited
+            longest run as a smaller batch.
 
         Raises:
             NonFinitePredictionsError: as for `predict`; its `position` is that of the image.
@@ -236,15 +240,25 @@ class Detector:
 
     def _batches(self, images: Iterable[ImageLike], batch_size: int) -> Iterator[_Batch]:
         """Yield position, processed image and original size of images of one processed size."""
-        waiting: dict[Size, _Batch] = {}
+        waiting: dict[Size, _Batch] = {}  # the first has waited longest
+        sizes_in_bytes: dict[int, int] = {}  # of the waiting images, by position
         for position, image in enumerate(images):
             photo = as_photo(image, exif=self.exif)
+            original = (photo.height, photo.width)
             tensor = self.preprocess(photo)
-            batch = waiting.setdefault((tensor.shape[1], tensor.shape[2]), [])
-            batch.append((position, tensor, (photo.height, photo.width)))
-            if len(batch) == batch_size:
+            is_kept = isinstance(image, Image.Image) and not isinstance(images, Sequence)
+            sizes_in_bytes[position] = tensor.nbytes + 4 * photo.height * photo.width * is_kept
+            size = (tensor.shape[1], tensor.shape[2])
+            batch = waiting.setdefault(size, [])
+            batch.append((position, tensor, original))
+            limit = WAITING_BYTES + batch_size * tensor.nbytes
+            del image, photo, tensor  # not to be kept while the batch runs
+            ready = [size] if len(batch) == batch_size else []
+            while ready or sum(sizes_in_bytes.values()) > limit:
+                batch = waiting.pop(ready.pop() if ready else next(iter(waiting)))
+                for one, _, _ in batch:
+                    del sizes_in_bytes[one]
                 yield batch
-                del waiting[tensor.shape[1], tensor.shape[2]]
         yield from waiting.values()
 
     def _labels(self, classes: Sequence[str] | None) -> list[int]:

@@ -24,7 +24,7 @@ ROWS = (
         *("boxes", "coco_json", "config", "distributed", "finite", "labels", "photos"),
         *("structures", "version"),
     },
-    {"arguments", "files"},
+    {"arguments", "files", "pixels"},
     {"messages"},
 )
 ONLY_FOR_CONFIG = {"__init__", "benchmark", "builders", "cli", "detector", "workflows"}
