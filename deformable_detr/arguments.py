@@ -1,6 +1,8 @@
-"""Checks of numbers that users give; errors name the argument, its range and its value."""
+"""Checks of arguments that users give; errors name the argument, its range and its value."""
 
+from collections.abc import Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from deformable_detr.messages import in_brief
@@ -27,3 +29,18 @@ def require_fraction(name: str, value: Any) -> None:
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= 1:
         raise ValueError(f"{name} must be between 0 and 1, got {in_brief(value)}")
+
+
+def require_path(name: str, value: Any) -> None:
+    """Raise a ValueError unless the value is a path: a `Path`, or a text that is not empty."""
+    if not isinstance(value, str | Path) or value == "":
+        raise ValueError(f"{name} must be a path, got {in_brief(value)}")
+
+
+def require_names(name: str, value: Any) -> None:
+    """Raise a ValueError unless the value is a list of texts; one text is none."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise ValueError(f"{name} must be a list of names, such as ['tree'], got {in_brief(value)}")
+    for one in value:
+        if not isinstance(one, str):
+            raise ValueError(f"{name} must hold names, got {in_brief(one)}")

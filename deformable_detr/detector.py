@@ -15,7 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from deformable_detr.arguments import require_fraction, require_integer
+from deformable_detr.arguments import (
+    require_fraction,
+    require_integer,
+    require_names,
+    require_path,
+)
 from deformable_detr.builders import build_eval_transform, clips_in_evaluation
 from deformable_detr.builders.weights import model_with_weights, numbered_classes
 from deformable_detr.config.loading import validate_config
@@ -32,6 +37,7 @@ from deformable_detr.finite import (
     require_finite_predictions,
 )
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import listed
 from deformable_detr.photos import Exif, ImageLike, as_photo
 from deformable_detr.structures import Detections, ImageBatch, Predictions, Size
 from deformable_detr.visualize.attention import (
@@ -97,6 +103,7 @@ class Detector:
             ValueError: the file does not hold a detector, or does not determine its settings.
             RuntimeError: the device is not available.
         """
+        require_path("checkpoint", path)
         chosen = choose_device(device)
         what = f"checkpoint {path}"
         weights = read_weights(Path(path))
@@ -150,8 +157,8 @@ class Detector:
         One line of the log counts the images in which `max_detections` has left out detections.
 
         Args:
-            images: paths, Pillow images, uint8 arrays (height, width, 3), or tensors
-                (3, height, width), uint8 or floating in [0, 1]; one, or a list or tuple.
+            images: paths, Pillow images, arrays (height, width, channels) or tensors (channels,
+                height, width), as for `deformable_detr.photos.as_photo`; one, or a list or tuple.
             threshold: score threshold, in [0, 1].
             classes: names of the classes to detect; None for all.
             max_detections: maximum number of detections per image, of all classes together; None
@@ -263,13 +270,15 @@ class Detector:
 
     def _labels(self, classes: Sequence[str] | None) -> list[int]:
         """Return the labels of the given classes."""
+        if classes is not None:
+            require_names("classes", classes)
         names, labels = self.label_space.names, self.label_space.category_labels
         known = {names[label] for label in labels}
         unknown = [name for name in classes or () if name not in known]
-        if unknown or classes == []:
+        if unknown or (classes is not None and len(classes) == 0):
             raise ValueError(
                 "classes must be names of the detector's classes, "
-                f"got {', '.join(unknown) or 'none'}; it knows {self.label_space.describe()}"
+                f"got {listed(unknown) or 'none'}; it knows {self.label_space.describe()}"
             )
         return [label for label in labels if classes is None or names[label] in classes]
 

@@ -104,9 +104,16 @@ def open_image(file: Path | BinaryIO) -> Iterator[Image.Image]:
         OSError, SyntaxError, ValueError, ...: see `UNREADABLE`.
     """
     if isinstance(file, Path):
-        with _open_regular(file) as opened, open_image(opened) as image:
+        with _open_regular(file) as opened, _open_known(opened) as image:
             yield image
-        return
+    else:
+        with _open_known(file) as image:
+            yield image
+
+
+@contextmanager
+def _open_known(file: BinaryIO) -> Iterator[Image.Image]:
+    """Open a file of a known format and within the limits."""
     with _identify(file) as image:
         for height, width in (stored_size(image), *_tile_sizes(image)):
             require_pixels(height, width, image.format)

@@ -1,5 +1,6 @@
 """`deformable-detr predict`: detect objects in images, draw them and write them to a file."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from deformable_detr.cli.options import Checkpoint, Device, whole
 
 def predict(
     photos: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(metavar="IMAGE_OR_FOLDER", help="Image files, and folders of images."),
     ],
     checkpoint: Checkpoint,
@@ -32,7 +33,11 @@ def predict(
         typer.Option(help="Score threshold in [0, 1]; lower scores are dropped."),
     ] = 0.3,
     classes: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="Detect these classes only.")
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="Detect these classes only. A comma in a name is written as \\,",
+        ),
     ] = None,
     max_detections: Annotated[
         int | None,
@@ -53,7 +58,7 @@ def predict(
     read are listed at the end, with exit code 2; the others are processed. If none can be read, no
     detections.json is written.
     """
-    names = None if classes is None else [name.strip() for name in classes.split(",")]
+    names = None if classes is None else _names(classes)
     result = deformable_detr.predict(
         photos,
         checkpoint=checkpoint,
@@ -73,3 +78,8 @@ def predict(
             f"{num_failed} of {result.num_photos} images could not be read; the others were "
             "processed\n" + "\n".join(result.failures)
         )
+
+
+def _names(text: str) -> list[str]:
+    """Split at commas; one with a backslash before it belongs to a name."""
+    return [name.replace("\\,", ",").strip() for name in re.split(r"(?<!\\),", text)]

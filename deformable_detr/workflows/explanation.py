@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from deformable_detr.arguments import require_integer
+from deformable_detr.arguments import require_integer, require_names, require_path
 from deformable_detr.detector import Detector
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
+from deformable_detr.messages import in_brief
 from deformable_detr.models.necks.level_fusion import LevelFusion
 from deformable_detr.photos import ImageLike, as_photo
 from deformable_detr.structures import ImageBatch
@@ -82,9 +83,17 @@ def explain(
     """
     require_integer("queries", queries, at_least=0)
     require_integer("noise", noise, at_least=0)
+    if cell is not None and not (isinstance(cell, tuple | list) and len(cell) == 2):
+        raise ValueError(f"cell must be (row, column), got {in_brief(cell)}")
     for number in cell or ():
         require_integer("row and column of cell", number, at_least=0)
+    require_names("deform", deform)
+    if erf is not None:
+        require_names("erf", [erf])
+    if not isinstance(checkpoint, Detector):
+        require_path("checkpoint", checkpoint)
     if out is not None:
+        require_path("out", out)
         require_folder_place("out", Path(out))
     with kept_torch_state(device) as chosen:
         if not isinstance(checkpoint, Detector):

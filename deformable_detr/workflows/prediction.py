@@ -8,18 +8,23 @@ from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from deformable_detr.arguments import require_fraction, require_integer
+from deformable_detr.arguments import (
+    require_fraction,
+    require_integer,
+    require_names,
+    require_path,
+)
 from deformable_detr.data.image_files import decide_exif
 from deformable_detr.detector import DEFAULT_BATCH_SIZE, DEFAULT_THRESHOLD, Detector
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.image_names import match_images
-from deformable_detr.files import write_whole
+from deformable_detr.files import require_regular_file, write_whole
 from deformable_detr.finite import NonFinitePredictionsError, to_json
 from deformable_detr.ground_truth import GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
-from deformable_detr.messages import SHOWN
+from deformable_detr.messages import SHOWN, in_brief
 from deformable_detr.photos import JPEG_SUFFIXES, Exif, photo_suffixes, read_photo
 from deformable_detr.structures import Detections
 from deformable_detr.visualize.objects import draw_detections
@@ -110,6 +115,13 @@ def predict(
     require_integer("batch_size", batch_size, at_least=1)
     if max_detections is not None:
         require_integer("max_detections", max_detections, at_least=1)
+    if classes is not None:
+        require_names("classes", classes)
+    for name, path in (("out", out), ("annotations", annotations)):
+        if path is not None:
+            require_path(name, path)
+    if not isinstance(checkpoint, Detector):
+        require_path("checkpoint", checkpoint)
     folder = None if out is None else Path(out)
     if folder is not None:
         require_folder_place("out", folder)
@@ -261,11 +273,17 @@ def find_photos(paths: Sequence[str | Path]) -> list[Path]:
         FileNotFoundError: a path does not exist.
         ValueError: a folder holds no image.
     """
+    if not isinstance(paths, Sequence) or isinstance(paths, bytes):
+        raise ValueError(f"photos must be a path, or a list of paths, got {in_brief(paths)}")
     named: list[Path] = []
-    for path in map(Path, paths):
-        if not path.is_file() and not path.is_dir():
-            raise FileNotFoundError(f"image or folder {path} must exist, found nothing there")
-        named += [path] if path.is_file() else _images_in(path)
+    for given in paths:
+        require_path("image or folder", given)
+        path = Path(given)
+        if path.is_dir():
+            named += _images_in(path)
+        else:
+            require_regular_file(path, "image or folder")
+            named.append(path)
     files: dict[Path, Path] = {}
     repeated = [str(one) for one in named if files.setdefault(one.resolve(), one) is not one]
     if repeated:
