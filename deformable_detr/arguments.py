@@ -1,6 +1,6 @@
-"""Checks of numbers that users give; errors name the argument, its range and its value."""
+"""Checks of arguments that users give; errors name the argument, its range and its value."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from numbers import Integral, Real
 from typing import Any
 
@@ -64,3 +64,12 @@ def require_bounded(content: object, what: str, *, most: int = MOST_VALUES) -> N
         waiting += [(part, level + 1) for part in value]
         if isinstance(value, Mapping):
             waiting += [(part, level + 1) for part in value.values()]
+
+
+def require_names(name: str, value: Any) -> None:
+    """Raise a ValueError unless the value is a list of texts; one text is none."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise ValueError(f"{name} must be a list of names, such as ['tree'], got {in_brief(value)}")
+    for one in value:
+        if not isinstance(one, str):
+            raise ValueError(f"{name} must hold names, got {in_brief(one)}")

@@ -15,7 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from deformable_detr.arguments import MOST_BATCH, require_fraction, require_integer
+from deformable_detr.arguments import (
+    MOST_BATCH,
+    require_fraction,
+    require_integer,
+    require_names,
+)
 from deformable_detr.builders import build_eval_transform, clips_in_evaluation
 from deformable_detr.builders.weights import model_with_weights, numbered_classes
 from deformable_detr.config.loading import validate_config
@@ -33,7 +38,7 @@ from deformable_detr.finite import (
     require_finite_predictions,
 )
 from deformable_detr.labels import LabelSpace
-from deformable_detr.messages import shown
+from deformable_detr.messages import listed, shown
 from deformable_detr.photos import Exif, ImageLike, as_photo
 from deformable_detr.structures import Detections, ImageBatch, Predictions, Size
 from deformable_detr.visualize.attention import (
@@ -45,6 +50,7 @@ from deformable_detr.visualize.attention import (
 
 DEFAULT_THRESHOLD = 0.3  # focal losses give low scores; there are few false positives above this
 DEFAULT_BATCH_SIZE = 4
+WAITING_BYTES = 160 * 2**20  # of images that wait for others of their processed size
 
 logger = logging.getLogger(__name__)
 _Batch = list[tuple[int, Tensor, Size]]  # position, processed image, original size
@@ -98,9 +104,10 @@ class Detector:
             ValueError: the file does not hold a detector, or does not determine its settings.
             RuntimeError: the device is not available.
         """
+        path = as_path("checkpoint", path)
         chosen = choose_device(device)
         what = f"checkpoint {shown(path)}"
-        weights = read_weights(as_path("checkpoint", path))
+        weights = read_weights(path)
         config = validate_config(weights.config, source=what, ignore_unknown=True)
         if weights.assumed:
             assumed = ", ".join(weights.assumed)
@@ -151,8 +158,8 @@ class Detector:
         One line of the log counts the images in which `max_detections` has left out detections.
 
         Args:
-            images: paths, Pillow images, uint8 arrays (height, width, 3), or tensors
-                (3, height, width), uint8 or floating in [0, 1]; one, or a list or tuple.
+            images: paths, Pillow images, arrays (height, width, channels) or tensors (channels,
+                height, width), as for `deformable_detr.photos.as_photo`; one, or a list or tuple.
             threshold: score threshold, in [0, 1].
             classes: names of the classes to detect; None for all.
             max_detections: maximum number of detections per image, of all classes together; None
@@ -197,7 +204,10 @@ class Detector:
 
         Yields:
             The position of an image and its detections, in the order in which batches of images of
-            the same processed size are filled.
+            the same processed size are filled. At most 160 MiB of images wait for their batch, as
+            processed, beside one batch; of an iterator the Pillow images count too, since whoever
+            makes them may keep them until they are found. Beyond that the images that have waited
+            longest run as a smaller batch.
 
         Raises:
             NonFinitePredictionsError: as for `predict`; its `position` is that of the image.
@@ -259,26 +269,38 @@ class Detector:
 
     def _batches(self, images: Iterable[ImageLike], batch_size: int) -> Iterator[_Batch]:
         """Yield position, processed image and original size of images of one processed size."""
-        waiting: dict[Size, _Batch] = {}
+        waiting: dict[Size, _Batch] = {}  # the first has waited longest
+        sizes_in_bytes: dict[int, int] = {}  # of the waiting images, by position
         for position, image in enumerate(images):
             photo = as_photo(image, exif=self.exif)
+            original = (photo.height, photo.width)
             tensor = self.preprocess(photo)
-            batch = waiting.setdefault((tensor.shape[1], tensor.shape[2]), [])
-            batch.append((position, tensor, (photo.height, photo.width)))
-            if len(batch) == batch_size:
+            is_kept = isinstance(image, Image.Image) and not isinstance(images, Sequence)
+            sizes_in_bytes[position] = tensor.nbytes + 4 * photo.height * photo.width * is_kept
+            size = (tensor.shape[1], tensor.shape[2])
+            batch = waiting.setdefault(size, [])
+            batch.append((position, tensor, original))
+            limit = WAITING_BYTES + batch_size * tensor.nbytes
+            del image, photo, tensor  # not to be kept while the batch runs
+            ready = [size] if len(batch) == batch_size else []
+            while ready or sum(sizes_in_bytes.values()) > limit:
+                batch = waiting.pop(ready.pop() if ready else next(iter(waiting)))
+                for one, _, _ in batch:
+                    del sizes_in_bytes[one]
                 yield batch
-                del waiting[tensor.shape[1], tensor.shape[2]]
         yield from waiting.values()
 
     def _labels(self, classes: Sequence[str] | None) -> list[int]:
         """Return the labels of the given classes."""
+        if classes is not None:
+            require_names("classes", classes)
         names, labels = self.label_space.names, self.label_space.category_labels
         known = {names[label] for label in labels}
         unknown = [name for name in classes or () if name not in known]
-        if unknown or classes == []:
+        if unknown or (classes is not None and len(classes) == 0):
             raise ValueError(
                 "classes must be names of the detector's classes, "
-                f"got {', '.join(unknown) or 'none'}; it knows {self.label_space.describe()}"
+                f"got {listed(unknown) or 'none'}; it knows {self.label_space.describe()}"
             )
         return [label for label in labels if classes is None or names[label] in classes]
 

@@ -35,6 +35,8 @@ def choose_device(name: str = "auto") -> torch.device:
         ValueError: the name is not a device name.
         RuntimeError: the device is not available.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"device must be a name such as auto, cpu or cuda:1, got {name!r}")
     if name == "auto":
         if torch.cuda.is_available():
             name = "cuda"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deformable_detr.formats import kind_of_folder
-from deformable_detr.messages import shown
+from deformable_detr.messages import in_brief, shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,8 +50,10 @@ def as_path(name: str, value: str | Path) -> Path:
         value: the path.
 
     Raises:
-        ValueError: `value` is "".
+        ValueError: `value` is "", or neither a text nor a path.
     """
+    if not isinstance(value, str | Path):
+        raise ValueError(f"{name} must be a path, got {in_brief(value)}")
     if not str(value):
         raise ValueError(f"{name} must be a path, got an empty text")
     return Path(value)

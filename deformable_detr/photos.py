@@ -1,24 +1,42 @@
 """Load paths, arrays, tensors and Pillow images as RGB images: the only reader of image files.
 
 An image is what a viewer shows of its first frame: palettes, color models and 16 bits become 8-bit
-RGB, and transparent pixels lie on white. Color profiles are not applied.
+RGB, and transparent pixels lie on white. Color profiles are not applied. `pixels.limits` bounds
+what a file may ask for, before it is decoded.
 """
 
 import logging
+import os
+import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from deformable_detr.files import require_regular_file
+from deformable_detr.messages import shown
+from deformable_detr.pixels.arrays import array_pixels, tensor_pixels
+from deformable_detr.pixels.limits import (
+    MAX_PIXELS_VARIABLE,
+    MOST_PAGES,
+    TooLargeImageError,
+    count_pages,
+    max_pixels,
+    pillow_limit,
+    require_few_scans,
+    require_pixels,
+)
+
 _LOGGER = logging.getLogger(__name__)
 
-ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
+ImageLike = str | Path | Image.Image | npt.NDArray[Any] | Tensor
 Exif = Literal["upright", "stored"]
 """Which pixels of a file are meant: turned as its EXIF orientation says, or as stored."""
 
@@ -52,9 +70,11 @@ _TURNS = {
 }
 _INVERSE = {6: 8, 8: 6}  # the other turns are their own inverse
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
-_WIDTH, _HEIGHT = 256, 257
+_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 322, 323
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 _WHITE = {12: 4095, 16: 65535}  # largest value by bits
+_CHECKED_BY_PILLOW = ("GIF", "WEBP")  # which allocate pixels as they are opened
+_BLOCK_ROWS = 64  # that are converted at once
 _KNOWN_AS_16_BITS = ("PNG", "PPM", None)  # formats of which mode I holds 16 bits; None: in memory
 
 
@@ -72,9 +92,71 @@ def photo_suffixes() -> tuple[str, ...]:
     return tuple(sorted(suffix for suffix, kind in suffixes if kind in readable))
 
 
-def open_image(file: Path | BinaryIO) -> Image.Image:
-    """Open an image file of a known format as `PIL.Image.open`, without decoding it."""
-    return Image.open(file, formats=_openable())
+@contextmanager
+def open_image(file: Path | BinaryIO) -> Iterator[Image.Image]:
+    """Open an image file of a known format, without decoding it.
+
+    Args:
+        file: path of a file, or an open one, which stays open.
+
+    Raises:
+        TooLargeImageError: it has more pixels than `max_pixels`, or too many scans.
+        OSError, SyntaxError, ValueError, ...: see `UNREADABLE`.
+    """
+    if isinstance(file, Path):
+        with _open_regular(file) as opened, _open_known(opened) as image:
+            yield image
+    else:
+        with _open_known(file) as image:
+            yield image
+
+
+@contextmanager
+def _open_known(file: BinaryIO) -> Iterator[Image.Image]:
+    """Open a file of a known format and within the limits."""
+    with _identify(file) as image:
+        for height, width in (stored_size(image), *_tile_sizes(image)):
+            require_pixels(height, width, image.format)
+        if image.format in ("JPEG", "MPO"):
+            require_few_scans(file)
+        yield image
+
+
+@contextmanager
+def _open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that is not a pipe or a device, of which reading may never end."""
+
+    def open_without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    require_regular_file(path, "image")
+    with open(path, "rb", opener=open_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):  # replaced in between
+            raise ValueError("no regular file")
+        if status.st_size == 0:  # or a file of the kernel, which may be endless
+            raise ValueError("an empty file")
+        yield file
+
+
+def _identify(file: BinaryIO) -> Image.Image:
+    """Open as `PIL.Image.open`, whose limit of pixels and its warning are not ours."""
+    file.seek(0)
+    start = file.read(16)
+    for kind in _openable():
+        factory, accepts = Image.OPEN[kind]
+        accepted = True if accepts is None else accepts(start)
+        if isinstance(accepted, str) or not accepted:  # a text says why not
+            continue
+        file.seek(0)
+        try:
+            if kind in _CHECKED_BY_PILLOW:
+                with pillow_limit():
+                    return factory(file, "")
+            return factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue
+    raise UnidentifiedImageError
 
 
 def read_photo(path: Path, *, exif: Exif = "upright") -> Image.Image:
@@ -86,11 +168,11 @@ def read_photo(path: Path, *, exif: Exif = "upright") -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an image, is truncated, or has more than 16 bits per channel.
+        ValueError: it is no regular file, no image, truncated, or has more pixels than `max_pixels`
+            or more than 16 bits per channel.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"image {path} must exist, got no such file")
-    return decode(path, f"image {path}", exif=exif, warns_of_pages=True)
+    require_regular_file(path, "image")
+    return decode(path, f"image {shown(path)}", exif=exif, warns_of_pages=True)
 
 
 def decode(
@@ -102,7 +184,8 @@ def decode(
         file: path of the file, or an open one.
         what: name of the image in errors.
         exif: as for `read_photo`.
-        warns_of_pages: log a warning if the file has several pages, of which the first is read.
+        warns_of_pages: log a warning if a TIFF file has several pages, of which the first is read.
+            Frames of animations are one image, of which the first shows the state at the start.
 
     Raises:
         ValueError: the file does not exist, is not an image, is truncated, or has more than 16 bits
@@ -110,8 +193,9 @@ def decode(
     """
     try:
         with open_image(file) as image:
-            if warns_of_pages and num_pages(image) > 1:
-                _LOGGER.warning("%s has %d pages; only the first is read", what, num_pages(image))
+            if warns_of_pages and (pages := num_pages(image)) > 1:
+                number = f"more than {MOST_PAGES}" if pages > MOST_PAGES else pages
+                _LOGGER.warning("%s has %s pages; only the first is read", what, number)
             problem = _depth_problem(image)
             if problem is None:
                 return _to_photo(image, exif)
@@ -122,10 +206,17 @@ def decode(
 
 def unreadable(what: str, error: Exception) -> ValueError:
     """Return the error for a file that cannot be read as an image."""
-    reason: object = error
+    if isinstance(error, TooLargeImageError):
+        return ValueError(f"{what} {error}")
+    reason = shown(error)
     if isinstance(error, UnidentifiedImageError):
         formats = ", ".join(_openable())
-        reason = f"none of the formats {formats}; convert it to JPEG or PNG ({error})"
+        reason = f"none of the formats {formats}; convert it to JPEG or PNG"
+    elif isinstance(error, Image.DecompressionBombError):
+        return ValueError(
+            f"{what} must have at most {max_pixels()} pixels, got more than twice as many; cut or "
+            f"reduce it, or set the environment variable {MAX_PIXELS_VARIABLE} to more"
+        )
     return ValueError(f"{what} must be a readable image, got: {reason}")
 
 
@@ -146,17 +237,23 @@ def orientation_of(image: Image.Image, *, may_decode: bool = True) -> int:
 
 
 def num_pages(image: Image.Image) -> int:
-    """Return the number of pages of an opened TIFF file; 1 for other formats."""
-    try:
-        return getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-    except UNREADABLE:  # a damaged further page
+    """Return the number of pages of an opened TIFF file, at most `MOST_PAGES` + 1; else 1."""
+    file = getattr(image, "fp", None)
+    if image.format != "TIFF" or file is None:
         return 1
+    return count_pages(file)
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:
     """Return (height, width) of the stored pixels of an opened file."""
     tags = getattr(image, "tag_v2", None)  # of TIFF, Pillow may give the upright size
     return (image.height, image.width) if tags is None else (tags[_HEIGHT], tags[_WIDTH])
+
+
+def _tile_sizes(image: Image.Image) -> list[tuple[int, int]]:
+    """Return (height, width) of the tiles of an opened TIFF file; each is decoded whole."""
+    tags = getattr(image, "tag_v2", {})
+    return [(tags[_TILE_HEIGHT], tags[_TILE_WIDTH])] if _TILE_WIDTH in tags else []
 
 
 def upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
@@ -182,8 +279,7 @@ def _depth_problem(image: Image.Image) -> str | None:
     if image.mode == "I" and is_known:
         is_known = image.format in _KNOWN_AS_16_BITS
         if is_known:
-            pixels = np.asarray(image)
-            low, high = int(pixels.min()), int(pixels.max())
+            low, high = (int(value) for value in np.ravel(image.getextrema()))
             is_known, found = 0 <= low <= high <= _WHITE[16], f"{found}, values {low} to {high}"
     if is_known:
         return None
@@ -197,15 +293,29 @@ def _values(tag: Any) -> tuple[Any, ...]:
 def _to_photo(image: Image.Image, exif: Exif) -> Image.Image:
     """Return a new RGB image without EXIF data, so that nobody turns it again."""
     orientation = orientation_of(image)
-    image.load()
+    _load(image)
     is_turned = orientation != 1 and orientation_of(image) == 1  # Pillow turns TIFF
-    photo = _to_rgb(image)
+    turn = None
     if is_turned and exif == "stored":
-        photo = photo.transpose(_TURNS[_INVERSE.get(orientation, orientation)])
+        turn = _TURNS[_INVERSE.get(orientation, orientation)]
     elif not is_turned and exif == "upright" and orientation != 1:
-        photo = photo.transpose(_TURNS[orientation])
+        turn = _TURNS[orientation]
+    if turn is not None and image.mode == "RGB" and not _has_transparent_color(image):
+        photo = image.transpose(turn)  # without another copy
+    else:
+        photo = _to_rgb(image)
+        photo = photo if turn is None else photo.transpose(turn)
     photo.info.clear()
     return photo
+
+
+def _load(image: Image.Image) -> None:
+    """Decode the pixels; Pillow compares those of TIFF with its limit once more."""
+    if image.format == "TIFF" and image.height * image.width > (Image.MAX_IMAGE_PIXELS or 0):
+        with pillow_limit():
+            image.load()
+    else:
+        image.load()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -215,7 +325,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("La", "RGBa"):  # colors multiplied by alpha
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode in ("LA", "PA", "RGBA") or _has_transparent_color(image):
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         alpha = image.getchannel("A")
         if alpha.getextrema() != (255, 255):
             white = Image.new("RGB", image.size, "white")
@@ -237,13 +347,17 @@ def _has_transparent_color(image: Image.Image) -> bool:
 def _eight_bit_gray(image: Image.Image) -> npt.NDArray[np.uint8]:
     tags = getattr(image, "tag_v2", {})
     white = _WHITE.get(_values(tags.get(_BITS, 16))[0], _WHITE[16])
-    values = np.asarray(image).astype(np.int64)
-    gray = (values * 255 // white).clip(0, 255).astype(np.uint8)
-    if tags.get(_PHOTOMETRIC) == 0:  # 0 is white; Pillow inverts up to 8 bits only
-        gray = 255 - gray
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        gray[values == transparent] = 255
+    gray = np.empty((image.height, image.width), np.uint8)
+    for top in range(0, image.height, _BLOCK_ROWS):  # a copy of all would take 8 bytes per pixel
+        rows = gray[top : top + _BLOCK_ROWS]
+        block = image.crop((0, top, image.width, top + len(rows)))
+        values = np.asarray(block).astype(np.int64)
+        rows[:] = (values * 255 // white).clip(0, 255)
+        if tags.get(_PHOTOMETRIC) == 0:  # 0 is white; Pillow inverts up to 8 bits only
+            rows[:] = 255 - rows
+        if isinstance(transparent, int):
+            rows[values == transparent] = 255
     return gray
 
 
@@ -251,63 +365,46 @@ def as_photo(image: ImageLike, *, exif: Exif = "upright") -> Image.Image:
     """Convert to an RGB image; an image that already is one is returned itself.
 
     Args:
-        image: a path, a Pillow image of any mode, an array (height, width, 3) of uint8, or a
-            tensor (3, height, width), uint8 or floating in [0, 1]. Channels are RGB.
+        image: a path; a Pillow image of any mode; an array (height, width), or (height, width,
+            channels); or a tensor (height, width), or (channels, height, width). Arrays and tensors
+            are uint8, uint16, where 65535 is white, or floating in [0, 1]; channels are gray, RGB,
+            or RGB and alpha.
         exif: as for `read_photo`; also of a Pillow image that has an EXIF orientation.
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ValueError: the image is none of these.
+        ValueError: the image is none of these, or has more pixels than
+            `deformable_detr.pixels.limits.max_pixels`.
     """
     if isinstance(image, str | Path):
+        if image == "":
+            raise ValueError("image must be a path, got an empty text")
         return read_photo(Path(image), exif=exif)
     if isinstance(image, Image.Image):
-        is_plain = image.mode == "RGB" and not _has_transparent_color(image)
-        if is_plain and orientation_of(image) == 1:
-            image.load()
-            return image
-        problem = _depth_problem(image)
-        if problem is not None:
-            raise ValueError(f"image {problem}")
-        return _to_photo(image, exif)
+        return _pillow_photo(image, exif)
     if isinstance(image, Tensor):
-        return Image.fromarray(_tensor_pixels(image))
-    return Image.fromarray(_array_pixels(image))
-
-
-def _array_pixels(image: Any) -> npt.NDArray[np.uint8]:
-    if not isinstance(image, np.ndarray):
+        pixels = tensor_pixels(image)
+    elif isinstance(image, np.ndarray):
+        pixels = array_pixels(image)
+    else:
         raise ValueError(
             "image must be a path, a Pillow image, an array or a tensor, "
             f"got {type(image).__name__}"
         )
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(
-            "image array must be uint8 of shape (height, width, 3), "
-            f"got {image.dtype} of shape {image.shape}"
-        )
-    return image
+    photo = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    return photo if photo.mode == "RGB" else _to_rgb(photo)
 
 
-def _tensor_pixels(image: Tensor) -> npt.NDArray[np.uint8]:
-    is_float = image.is_floating_point()
-    if (
-        image.ndim != 3
-        or image.shape[0] != 3
-        or image.numel() == 0
-        or not (is_float or image.dtype == torch.uint8)
-    ):
-        raise ValueError(
-            "image tensor must be uint8 or floating, of shape (3, height, width), "
-            f"got {image.dtype} of shape {tuple(image.shape)}"
-        )
-    if is_float:
-        low, high = (float(bound) for bound in image.aminmax())
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"floating image tensor must be in [0, 1], got [{low:g}, {high:g}]; "
-                "do not normalize it, the detector does"
-            )
-        image = (image.float() * 255).round().to(torch.uint8)
-    pixels: npt.NDArray[np.uint8] = image.permute(1, 2, 0).contiguous().cpu().numpy()
-    return pixels
+def _pillow_photo(image: Image.Image, exif: Exif) -> Image.Image:
+    try:
+        require_pixels(image.height, image.width, image.format)
+        is_plain = image.mode == "RGB" and not _has_transparent_color(image)
+        if is_plain and orientation_of(image) == 1:
+            _load(image)
+            return image
+        problem = _depth_problem(image)
+        if problem is None:
+            return _to_photo(image, exif)
+    except UNREADABLE as error:
+        raise unreadable("image", error) from error
+    raise ValueError(f"image {problem}")

@@ -1,5 +1,6 @@
 """`deformable-detr predict`: detect objects in images, draw them and write them to a file."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from deformable_detr.messages import counted, shown
 
 def predict(
     photos: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(metavar="IMAGE_OR_FOLDER", help="Image files, and folders of images."),
     ],
     checkpoint: Checkpoint,
@@ -35,7 +36,11 @@ def predict(
         typer.Option(help="Score threshold in [0, 1]; lower scores are dropped."),
     ] = 0.3,
     classes: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="Detect these classes only.")
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="Detect these classes only. A comma in a name is written as \\,",
+        ),
     ] = None,
     max_detections: Annotated[
         int | None,
@@ -59,7 +64,7 @@ def predict(
     read are listed at the end, with exit code 2; the others are processed. If none can be read, no
     detections.json is written.
     """
-    names = None if classes is None else [name.strip() for name in classes.split(",")]
+    names = None if classes is None else _names(classes)
     result = deformable_detr.predict(
         photos,
         checkpoint=checkpoint,
@@ -81,3 +86,8 @@ def predict(
             f"{num_failed} of {counted(result.num_photos, 'image')} could not be read; "
             "the others were processed\n" + "\n".join(result.failures)
         )
+
+
+def _names(text: str) -> list[str]:
+    """Split at commas; one with a backslash before it belongs to a name."""
+    return [name.replace("\\,", ",").strip() for name in re.split(r"(?<!\\),", text)]

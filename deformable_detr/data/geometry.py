@@ -1,5 +1,6 @@
 """Geometric operations on samples: image, boxes and areas change together."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -9,19 +10,26 @@ from torch import Tensor
 from deformable_detr.boxes import area_xyxy, clip_xyxy
 from deformable_detr.structures import Sample, Size
 
+ORDINARY_RATIO = 20  # of the longer to the shorter side; the official rule holds up to it
+MOST_PIXELS = 2**25  # of a resized image without a maximum size: 128 MiB
+
 
 def resized_size(size: Size, short_side: int, max_size: int | None) -> Size:
     """Return the (height, width) whose shorter side is `short_side`.
 
     The longer side is truncated to an integer. If it would exceed `max_size`, the shorter side
-    is reduced instead (rounded half to even), as in the official code.
+    is reduced instead (rounded half to even), as in the official code. This rounding can make the
+    longer side exceed `max_size` by up to half the ratio of the sides; of strips longer than 20:1
+    it is cut to `max_size`. Without `max_size` the result has at most 2**25 pixels.
     """
     short, long = min(size), max(size)
     if max_size is not None and long / short * short_side > max_size:
         short_side = max(round(max_size * short / long), 1)
-    if short == short_side:
-        return size
-    long_side = int(short_side * long / short)
+    elif max_size is None and short_side * short_side * long > MOST_PIXELS * short:
+        short_side = max(math.isqrt(MOST_PIXELS * short // long), 1)
+    long_side = long if short == short_side else int(short_side * long / short)
+    if long > ORDINARY_RATIO * short:
+        long_side = min(long_side, max_size or MOST_PIXELS // short_side)
     return (short_side, long_side) if size[0] <= size[1] else (long_side, short_side)
 
 

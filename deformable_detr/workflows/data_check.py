@@ -9,7 +9,7 @@ from typing import Any
 from deformable_detr.coco_json.reading import read_json
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
-from deformable_detr.files import require_regular_file, write_whole
+from deformable_detr.files import as_path, require_regular_file, write_whole
 from deformable_detr.finite import to_json
 from deformable_detr.inspection.agreement import inspect_agreement
 from deformable_detr.inspection.content import entries_of, inspect_content
@@ -19,7 +19,7 @@ from deformable_detr.inspection.photo_files import PhotoFile, read_photos
 from deformable_detr.inspection.photos_of_set import inspect_photos, photo_names
 from deformable_detr.inspection.repair import Repair
 from deformable_detr.messages import shown
-from deformable_detr.workflows.places import require_file_place, require_folder_place
+from deformable_detr.output_folder import require_file_place, require_folder_place
 
 NUM_QUERIES = 300  # of the default configs
 SPLITS = ("train", "val")
@@ -126,9 +126,9 @@ def check_data(
         FileNotFoundError: there is nothing at `path`, or no folder of the images.
         ValueError: `path` is no file and no folder of the layout, or `fix` exists.
     """
-    path = Path(path)
-    sets = _sets(path, None if images is None else Path(images), photos=photos)
-    fix = None if fix is None else _require_new(Path(fix), path, sets)
+    path = as_path("path", path)
+    sets = _sets(path, None if images is None else as_path("images", images), photos=photos)
+    fix = None if fix is None else _require_new(as_path("fix", fix), path, sets)
     for one in sets:
         _read(one)
         if one.record is not None:

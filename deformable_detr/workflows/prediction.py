@@ -10,7 +10,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from deformable_detr.arguments import MOST_BATCH, require_fraction, require_integer
+from deformable_detr.arguments import (
+    MOST_BATCH,
+    require_fraction,
+    require_integer,
+    require_names,
+)
 from deformable_detr.data.image_files import decide_exif
 from deformable_detr.detector import DEFAULT_BATCH_SIZE, DEFAULT_THRESHOLD, Detector
 from deformable_detr.engine.run.progress import Tracked
@@ -18,11 +23,11 @@ from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.image_names import match_images
 from deformable_detr.evaluation.partial_results import PartialResults
-from deformable_detr.files import WriteError, as_path, encoded
+from deformable_detr.files import WriteError, as_path, encoded, require_regular_file
 from deformable_detr.finite import NonFinitePredictionsError, to_json
 from deformable_detr.ground_truth import GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
-from deformable_detr.messages import SHOWN, counted, shown
+from deformable_detr.messages import SHOWN, counted, in_brief, shown
 from deformable_detr.output_folder import OutputFolder
 from deformable_detr.photos import JPEG_SUFFIXES, Exif, photo_suffixes, read_photo
 from deformable_detr.structures import Detections, Size
@@ -120,6 +125,10 @@ def predict(
     require_integer("batch_size", batch_size, at_least=1, at_most=MOST_BATCH)
     if max_detections is not None:
         require_integer("max_detections", max_detections, at_least=1)
+    if classes is not None:
+        require_names("classes", classes)
+    if not isinstance(checkpoint, Detector):
+        checkpoint = as_path("checkpoint", checkpoint)
     folder = None if out is None else OutputFolder(as_path("out", out), "out", overwrite=overwrite)
     files = find_photos([photos] if isinstance(photos, str | Path) else photos)
     pictures = {} if folder is None else picture_names(files)
@@ -343,13 +352,15 @@ def find_photos(paths: Sequence[str | Path]) -> list[Path]:
         FileNotFoundError: a path does not exist.
         ValueError: a folder holds no image.
     """
+    if not isinstance(paths, Sequence) or isinstance(paths, bytes):
+        raise ValueError(f"photos must be a path, or a list of paths, got {in_brief(paths)}")
     named: list[Path] = []
     for path in [as_path("image or folder", one) for one in paths]:
-        if not path.is_file() and not path.is_dir():
-            raise FileNotFoundError(
-                f"image or folder {shown(path)} must exist, found nothing there"
-            )
-        named += [path] if path.is_file() else _images_in(path)
+        if path.is_dir():
+            named += _images_in(path)
+        else:
+            require_regular_file(path, "image or folder")
+            named.append(path)
     files: dict[Path, Path] = {}
     repeated = [str(one) for one in named if files.setdefault(one.resolve(), one) is not one]
     if repeated:

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ from helpers.tiny_checkpoint import LABEL_SPACE, write_checkpoint, write_random_
 from PIL import Image
 from torch import nn
 
+import deformable_detr.detector
 from deformable_detr.data.transforms import Resize
 from deformable_detr.detector import Detector
 from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint, save_checkpoint
@@ -205,3 +206,41 @@ def test_a_checkpoint_with_missing_parameters_is_refused(tmp_path: Path) -> None
 def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"device must be auto, cpu, cuda.* got 'gpu'"):
         Detector.from_checkpoint(tmp_path / "last.pth", device="gpu")
+
+
+@pytest.mark.parametrize("kind", ["generator", "list"])
+def test_waiting_images_are_bounded_whatever_their_order(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Each size comes once, then all again: without a bound all would wait for the second."""
+    limit = 400_000
+    monkeypatch.setattr(deformable_detr.detector, "WAITING_BYTES", limit)
+    widths = [*range(32, 64), *range(32, 64)]
+    images = [_photo(width, 32) for width in widths]
+    given, most = [], 0
+
+    def one_by_one() -> Iterator[Image.Image]:
+        for image in images:
+            given.append(image)
+            yield image
+
+    model = FixedModel()
+    source = one_by_one() if kind == "generator" else images
+    positions: list[int] = []
+    for position, found in _detector(model).predict_each(source, threshold=0.0, batch_size=2):
+        positions.append(position)
+        assert found.boxes_xyxy[0, 2] == widths[position]
+        most = max(most, len(given) - len(positions))
+
+    assert sorted(positions) == list(range(len(images)))
+    assert all(shape[0] <= 2 for shape in model.batch_shapes)
+    per_image = 3 * 4 * 32 * 32 + (4 * 32 * 32 if kind == "generator" else 0)  # at least
+    assert most <= (limit + 2 * 3 * 4 * 32 * 64) // per_image + 1
+    assert len(model.batch_shapes) > 40  # those that waited longest did not find their second
+
+
+def test_a_batch_is_never_smaller_for_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deformable_detr.detector, "WAITING_BYTES", 0)
+    model = FixedModel()
+    _detector(model).predict([_photo(64, 32)] * 9, batch_size=4)
+    assert [shape[0] for shape in model.batch_shapes] == [4, 4, 1]

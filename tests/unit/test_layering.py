@@ -24,7 +24,7 @@ ROWS = (
         *("boxes", "coco_json", "config", "distributed", "finite", "labels"),
         *("output_folder", "photos", "structures", "torch_files", "version"),
     },
-    {"arguments", "files", "packed"},
+    {"arguments", "files", "packed", "pixels"},
     {"formats", "messages"},
 )
 ONLY_FOR_CONFIG = {"__init__", "benchmark", "builders", "cli", "detector", "workflows"}

@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,37 @@ def test_resized_size_without_limit_and_at_the_requested_size():
     assert resized_size((300, 1200), 480, None) == (480, 1920)
     assert resized_size((480, 1000), 480, None) == (480, 1000)
     assert resized_size((64, 64), 32, 100) == (32, 32)
-    assert resized_size((1, 5000), 800, 1333) == (1, 5000)
+    assert resized_size((1, 5000), 800, 1333) == (1, 1333)
+
+
+def official_size(size, short_side, max_size):
+    short, long = min(size), max(size)
+    if max_size is not None and long / short * short_side > max_size:
+        short_side = round(max_size * short / long)
+    if short == short_side:
+        return size
+    sides = (short_side, int(short_side * long / short))
+    return sides if size[0] <= size[1] else sides[::-1]
+
+
+def test_sizes_of_strips_are_bounded_and_all_others_official():
+    """Of strips the official rule exceeds max_size by more, and has no limit before a crop."""
+    drawn = random.Random(7)
+    num_strips = 0
+    for _ in range(3000):
+        size = tuple(round(2 ** drawn.uniform(0, 16)) for _ in range(2))
+        short_side, max_size = drawn.choice([(480, 800), (800, 1333), (600, None), (32, 64)])
+        result = resized_size(size, short_side, max_size)
+        assert min(result) >= 1
+        assert result[0] * result[1] <= 2**25
+        if max(size) > 20 * min(size):
+            num_strips += 1
+            assert max_size is None or max(result) <= max_size, (size, result)
+        else:
+            assert result == official_size(size, short_side, max_size), size
+    assert num_strips > 100
+    assert resized_size((1, 75), 800, 1333) == (18, 1333)
+    assert resized_size((4, 2000), 600, None) == (259, 129500)
 
 
 def test_resize_scales_each_axis_by_its_own_ratio():
