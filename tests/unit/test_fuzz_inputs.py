@@ -1,6 +1,7 @@
 """The search with hostile inputs notices faults that are planted."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import pytest
 from fuzzing.edits import RECORD_EDITS, drawn, edited
 from fuzzing.pool import Worker
 from fuzzing.sound import Sound, annotations, write_sound
+from fuzzing.worker import TRIALS, Trial
 from helpers.scripts import load_script
+
+from deformable_detr import Detector
 
 script = load_script("fuzz_inputs")
 
@@ -74,15 +78,48 @@ FAULTS = {  # the last two end the worker
 }
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
+    return write_sound(tmp_path_factory.mktemp("fuzz") / "sound")
+
+
+def test_sound_inputs_are_accepted_everywhere(sound: Sound, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for source, name in (
+        (sound.annotations, "hostile.json"),
+        (sound.config, "config.yaml"),
+        (sound.checkpoint, "hostile.pth"),
+        (sound.photos / "1.png", "images/1.png"),
+    ):
+        shutil.copyfile(source, tmp_path / name)
+    array = {"dtype": "u1", "shape": [40, 48, 3], "fill": "noise", "layout": "F"}
+    detector = Detector.from_checkpoint(sound.checkpoint, "cpu")
+    for kind, info in (
+        ("annotations", {}),
+        ("config", {}),
+        ("override", {"override": "train.epochs=3"}),
+        ("checkpoint", {"checkpoint": "hostile.pth"}),
+        ("photo", {"photo": "1.png"}),
+        ("array", {"array": array}),
+    ):
+        trial = Trial(["hostile"])
+        TRIALS[kind](trial, {"folder": str(tmp_path), **info}, sound, detector)
+        assert trial.problems == []
+        assert trial.steps
+        assert all(ok for ok, _ in trial.steps.values()), (kind, trial.steps)
+
+
 @pytest.mark.slow
 def test_planted_faults_are_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sound: Sound,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def plant(seed: int, index: int, sound: Sound, folder: Path) -> dict[str, Any]:
         return {"kind": "planted", "fault": names[index], "names": ["hostile"]}
 
     names = ["none", "refused", *FAULTS]
-    sound = write_sound(tmp_path / "sound")
     program = tmp_path / "planted.py"
     program.write_text(PLANTED)
     worker = Worker(sound, program=(str(program),), wait_s=15)
