@@ -138,8 +138,8 @@ def sound_columns(content: bytes, use: Use) -> AnnotationColumns | None:
             return None
         columns = _columns(found)
         return columns if _is_sound(found, columns) else None
-    except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
-        return None  # not JSON, of another type, or beyond int64
+    except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError, AttributeError):
+        return None  # not JSON, of another type, beyond int64, or a rule of a key not read here
 
 
 def _is_utf8(content: bytes) -> bool:
@@ -163,10 +163,9 @@ def _lacks_required(content: _Content, use: Use) -> bool:
     if content.annotations is UNSET and use != "scoring":
         return True
     return any(
-        getattr(entry, rule.key, UNSET) is UNSET
+        UNSET in map(operator.attrgetter(rule.key), _entries(content, rule.section))
         for rule in RULES
         if rule.section != "results" and getattr(rule, use) == REQUIRED
-        for entry in _entries(content, rule.section)
     )
 
 
