@@ -48,8 +48,9 @@ class CocoDataset(Dataset[Sample]):
     """COCO detection dataset: images sorted by id, each with the objects to learn.
 
     All checks happen in the constructor, before the first step: the annotation file is valid, and
-    each image exists, is complete and has the annotated size. Images without objects are kept;
-    crowds, boxes without area and boxes outside their image are dropped and counted.
+    each image exists and has the annotated size; JPEG and PNG files are complete. Every process of
+    a run must construct it, since rank 0 checks the images for all. Images without objects are
+    kept; crowds, boxes without area and boxes outside their image are dropped and counted.
 
     Sizes and boxes refer either to the upright images or to the stored pixels, before any EXIF
     orientation. The annotated sizes decide, for the whole set: see `check_images`. Images are

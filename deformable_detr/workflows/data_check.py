@@ -1,5 +1,6 @@
 """Check of data sets: every problem in one pass, and a repaired copy."""
 
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -173,6 +174,8 @@ def _sets(path: Path, images: Path | None, *, photos: bool) -> list[_Set]:
 
 
 def _require_new(fix: Path, path: Path, sets: list[_Set]) -> Path:
+    if "\0" in str(fix):
+        raise ValueError(f"fix must be a path, got {shown(fix)}, with a null byte")
     if path.is_dir():
         require_folder_place("fix", fix)
     else:
@@ -188,7 +191,20 @@ def _require_new(fix: Path, path: Path, sets: list[_Set]) -> Path:
                 f"fix must be outside the folder of the images, got {shown(fix)}; nothing is "
                 "written there"
             )
+    _require_writable(fix if path.is_dir() else fix.parent)
     return fix
+
+
+def _require_writable(folder: Path) -> None:
+    """Create a folder, and a file in it for a moment: before the images are read."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"fix must be a place that can be written, got {shown(folder)}: {error.strerror}"
+        ) from error
 
 
 def _read(one: _Set) -> None:

@@ -9,6 +9,8 @@ from helpers.coco_files import CocoFiles
 from helpers.command_line import CommandLine
 from helpers.planted_faults import write_sound_set
 
+from deformable_detr import check_data
+
 
 @pytest.fixture
 def files(tmp_path: Path) -> CocoFiles:
@@ -68,6 +70,12 @@ def test_fix_writes_new_paths_only(files: CocoFiles, run: CommandLine, tmp_path:
         assert "fix must be a new path" in error
     error = run.fails("doctor", "data", files.annotations, "--fix", files.images / "new.json")
     assert "fix must be outside the folder of the images" in error
+    blocked = tmp_path / "other.json" / "b.json"
+    assert "fix must be" in run.fails("doctor", "data", files.annotations, "--fix", blocked)
+    place = "/proc/nowhere/b.json"
+    assert "fix must be" in run.fails("doctor", "data", files.annotations, "--fix", place)
+    with pytest.raises(ValueError, match=r"fix must be a path, got nu.*ll, with a null byte"):
+        check_data(files.annotations, fix="nu\0ll")
     assert files.annotations.read_bytes() == content
     assert other.read_text() == "mine"
     outcome = run("doctor", "data", files.annotations, "--fix", tmp_path / "new" / "b.json")
