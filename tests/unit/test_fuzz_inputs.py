@@ -147,8 +147,8 @@ def test_planted_faults_are_noticed(
     [
         (0, "12 images\n", []),
         (2, "12 images\nerror: it is wrong\n", []),
-        (2, "usage\n", ["must end in one line of error"]),
-        (2, "error: one\nerror: two\n", ["must end in one line of error"]),
+        (2, "usage\n", ["must have one line of error"]),
+        (2, "error: one\nerror: two\n", ["must have one line of error"]),
         (0, "a \x1b[2J\n", ["no short printable line"]),
         (1, "Traceback (most recent call last):\nTypeError: x\n", ["traceback: TypeError: x"]),
         (-11, "", ["exit code -11"]),
