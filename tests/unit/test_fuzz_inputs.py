@@ -166,3 +166,9 @@ def test_inputs_depend_on_the_seed_only() -> None:
     assert repr(first) == repr(again) != repr(other)
     kinds = {repr(edited(annotations(), drawn(RECORD_EDITS, seed))) for seed in range(20)}
     assert len(kinds) > 15
+
+
+@pytest.mark.slow
+def test_sixty_inputs_work_or_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code = script.main(["--seed", "11", "--inputs", "60", "--commands", "10"])
+    assert code == 0, capsys.readouterr().out
