@@ -292,7 +292,8 @@ def _array(dtype: str, shape: list[int], fill: str, layout: str) -> Any:
         values = np.full(shape, float(fill))
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        array = values.astype(dtype)
+        array = np.asarray(values).astype(dtype)
+    array = np.array(array)  # of a scalar, too
     match layout:
         case "F":
             return np.asfortranarray(array)
