@@ -113,7 +113,7 @@ def annotations() -> dict[str, Any]:
             }
             for n in range(1, 6)
         ],
-        "categories": CATEGORIES,
+        "categories": [dict(one) for one in CATEGORIES],
     }
 
 

@@ -47,7 +47,8 @@ class Trial:
         problems: what is wrong with the outcomes.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], *, is_list: bool = False) -> None:
+        self._is_list = is_list  # a refusal may have a line per setting
         # A message may cut a long name, and shows either end of it.
         parts = (part for name in map(_comparable, names) for part in (name[:END], name[-END:]))
         self._names = [part for part in parts if part]
@@ -63,7 +64,7 @@ class Trial:
             self.steps[name] = (False, f"{type(error).__name__}: {message[:PATCH]}")
             if isinstance(error, NOT_REFUSALS):
                 self._wrong(name, error, "is no refusal")
-            elif len(message) > LONG or not message.isprintable() or not message:
+            elif not self._is_short(message):
                 self._wrong(name, error, f"must be one short printable line ({len(message)})")
             elif not any(one in _comparable(message) for one in self._names):
                 self._wrong(name, error, "does not name the input")
@@ -84,6 +85,10 @@ class Trial:
             self.problems.append(f"accepted by {', '.join(accepted)}; refused: {refused}")
         elif len(set(map(repr, accepted.values()))) > 1:
             self.problems.append(f"findings differ: {accepted}")
+
+    def _is_short(self, message: str) -> bool:
+        lines = message.split("\n") if self._is_list else [message]
+        return 0 < len(message) <= LONG and all(line.isprintable() for line in lines)
 
     def _wrong(self, name: str, error: BaseException, what: str) -> None:
         text = ascii(str(error)[:PATCH])
@@ -218,7 +223,7 @@ def try_checkpoint(trial: Trial, info: Info, sound: Sound, detector: Detector) -
         ),
     )
     trial.run("train", lambda: _train(info, sound, sound.photos, sound.annotations, file))
-    for name in ("predict", "evaluate", "train"):
+    for name in ("predict", "evaluate"):  # fine-tuning takes the weights alone
         if loaded is None and trial.steps[name][0]:
             trial.problems.append(f"{name} accepts a checkpoint that from_checkpoint refuses")
 
@@ -287,7 +292,8 @@ def _array(dtype: str, shape: list[int], fill: str, layout: str) -> Any:
         values = np.full(shape, float(fill))
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        array = values.astype(dtype)
+        array = np.asarray(values).astype(dtype)
+    array = np.array(array)  # of a scalar, too
     match layout:
         case "F":
             return np.asfortranarray(array)
@@ -333,7 +339,7 @@ def main() -> None:
         info = json.loads(line)
         messages.problems.clear()
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak
-        trial, begin = Trial(info["names"]), time.process_time()
+        trial, begin = _trial(info), time.process_time()
         TRIALS[info["kind"]](trial, info, sound, detector)
         answer = {
             "steps": {name: ok for name, (ok, _) in trial.steps.items()},
@@ -343,6 +349,10 @@ def main() -> None:
             "peak_mb": _peak_mb(),
         }
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def _trial(info: Info) -> Trial:
+    return Trial(info["names"], is_list=info["kind"] in ("config", "override"))
 
 
 def _limit_memory() -> None:

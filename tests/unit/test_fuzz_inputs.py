@@ -147,8 +147,8 @@ def test_planted_faults_are_noticed(
     [
         (0, "12 images\n", []),
         (2, "12 images\nerror: it is wrong\n", []),
-        (2, "usage\n", ["must end in one line of error"]),
-        (2, "error: one\nerror: two\n", ["must end in one line of error"]),
+        (2, "usage\n", ["must have one line of error"]),
+        (2, "error: one\nerror: two\n", ["must have one line of error"]),
         (0, "a \x1b[2J\n", ["no short printable line"]),
         (1, "Traceback (most recent call last):\nTypeError: x\n", ["traceback: TypeError: x"]),
         (-11, "", ["exit code -11"]),
@@ -166,3 +166,9 @@ def test_inputs_depend_on_the_seed_only() -> None:
     assert repr(first) == repr(again) != repr(other)
     kinds = {repr(edited(annotations(), drawn(RECORD_EDITS, seed))) for seed in range(20)}
     assert len(kinds) > 15
+
+
+@pytest.mark.slow
+def test_sixty_inputs_work_or_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code = script.main(["--seed", "11", "--inputs", "60", "--commands", "10"])
+    assert code == 0, capsys.readouterr().out
