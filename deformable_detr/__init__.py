@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from deformable_detr.engine.metrics import official_losses
     from deformable_detr.engine.run.stopping import PreemptedError
     from deformable_detr.structures import Target
-    from deformable_detr.workflows.data_check import check_data
+    from deformable_detr.workflows.doctor.data_check import check_data
     from deformable_detr.workflows.evaluation import evaluate
     from deformable_detr.workflows.explanation import explain
     from deformable_detr.workflows.overfitting import overfit
@@ -47,7 +47,7 @@ _MODULES = {
     "Target": "structures",
     "build_criterion": "builders",
     "build_model": "builders",
-    "check_data": "workflows.data_check",
+    "check_data": "workflows.doctor.data_check",
     "evaluate": "workflows.evaluation",
     "explain": "workflows.explanation",
     "export_weights": "conversion.weights",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deformable_detr.files import require_regular_file
-from deformable_detr.formats import TO_COCO, recognize
+from deformable_detr.files.formats import TO_COCO, kind_of_content
 from deformable_detr.messages import shown
 
 _LARGEST_INTEGER = 2**63 - 1  # of int64, which holds ids
@@ -41,7 +41,7 @@ def parse_json(content: bytes, file: Path, what: str) -> Any:
             f"{what} {shown(file)} must be JSON, got lists nested too deeply"
         ) from error
     except ValueError as error:  # of JSON or of UTF-8
-        kind = recognize(file)
+        kind = kind_of_content(content)
         advice = f"; {TO_COCO}" if what == "annotation file" else ""
         other = f"{kind}{advice}" if kind and kind != "a JSON file" else ""
         raise ValueError(

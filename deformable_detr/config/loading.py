@@ -23,7 +23,7 @@ from deformable_detr.config.problems import (
 from deformable_detr.config.upgrade import upgrade
 from deformable_detr.config.yaml12 import MOST_CHARACTERS, Yaml12Loader, load_yaml
 from deformable_detr.files import require_regular_file
-from deformable_detr.formats import kind_of_folder, recognize
+from deformable_detr.files.formats import kind_of_folder, recognize
 from deformable_detr.messages import in_brief, listed, shown
 
 logger = logging.getLogger(__name__)

@@ -108,7 +108,7 @@ def _describe(detail: ErrorDetails, source: str, overrides: Sequence[str]) -> st
         case "extra_forbidden":
             if row := find_renamed(names):
                 value = row.new_value(given)
-                text = value if isinstance(value, str) else json.dumps(value)
+                text = value if isinstance(value, str) else json.dumps(value, allow_nan=False)
                 return f"{where}: has been renamed; write {row.new}: {shown(text)}"
             if ".".join(names) in setting_keys():
                 return f"{where}: unknown key of this kind; it belongs to another kind"

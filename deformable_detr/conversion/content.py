@@ -21,8 +21,8 @@ from deformable_detr.engine.checkpoints.checkpoint import (
     weights_for_inference,
 )
 from deformable_detr.engine.checkpoints.sealed_file import outline
+from deformable_detr.files.torch_files import SAFETENSORS, load_safetensors
 from deformable_detr.messages import in_brief, shown
-from deformable_detr.torch_files import SAFETENSORS, load_safetensors
 
 CONFIG_FILE = "config.json"
 SAFETENSORS_FILE = "model.safetensors"

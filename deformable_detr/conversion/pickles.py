@@ -10,8 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from deformable_detr.files.torch_files import load_torch_file
 from deformable_detr.messages import shown
-from deformable_detr.torch_files import load_torch_file
 
 
 class Options:

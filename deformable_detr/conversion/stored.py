@@ -17,11 +17,11 @@ from torch import Tensor
 from deformable_detr.arguments import MOST_ENTRIES, require_bounded
 from deformable_detr.config.upgrade import upgrade
 from deformable_detr.conversion.preprocessing import parse_json
+from deformable_detr.files.torch_files import load_safetensors
 from deformable_detr.finite import to_json
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import shown
 from deformable_detr.models.deformable_detr import DeformableDETR
-from deformable_detr.torch_files import load_safetensors
 
 KEY = "deformable_detr"
 TENSORS_FILE = "deformable_detr.safetensors"  # beside a `.safetensors` file

@@ -15,8 +15,8 @@ from pathlib import Path
 from PIL import Image
 
 from deformable_detr.files import encoded, write_whole
+from deformable_detr.files.output_folder import require_folder_place
 from deformable_detr.messages import shown
-from deformable_detr.output_folder import require_folder_place
 from deformable_detr.quickstart.tree_photos import (
     OTHER_SITE_PHOTOS,
     TRAIN_PHOTO,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from deformable_detr.files import write_whole
+from deformable_detr.files.output_folder import require_folder_place
 from deformable_detr.messages import shown
-from deformable_detr.output_folder import require_folder_place
 from deformable_detr.quickstart.wheels import PinnedWheel
 
 WeightsName = Literal["mobilenet_v2", "efficientnet_lite0"]

@@ -19,10 +19,10 @@ from deformable_detr.conversion.writing import FOLDER_FILES, write_weights
 from deformable_detr.engine.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from deformable_detr.environment import current_versions
 from deformable_detr.files import WriteError, as_path, delete, partial_path
+from deformable_detr.files.output_folder import OutputFile, OutputFolder
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import shown
 from deformable_detr.models.deformable_detr import DeformableDETR
-from deformable_detr.output_folder import OutputFile, OutputFolder
 
 Target = Literal["official", "transformers", "detrex", "mmdet", "native"]
 

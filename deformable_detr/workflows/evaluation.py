@@ -32,9 +32,9 @@ from deformable_detr.evaluation.coco_eval import (
 from deformable_detr.evaluation.partial_results import PartialResults
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.files import WriteError, as_path
+from deformable_detr.files.output_folder import OutputFile
 from deformable_detr.ground_truth import EmptyBoxes
 from deformable_detr.messages import shown
-from deformable_detr.output_folder import OutputFile
 from deformable_detr.workflows.evaluation_places import EvaluationPlaces, write_results
 from deformable_detr.workflows.measuring import measure, partial_evaluation
 from deformable_detr.workflows.places import input_files, run_folder

@@ -9,8 +9,8 @@ from deformable_detr.data.coco import CocoDataset
 from deformable_detr.detector import DEFAULT_THRESHOLD
 from deformable_detr.evaluation.coco_eval import CocoEvaluator
 from deformable_detr.files import WriteError, as_path, encoded
+from deformable_detr.files.output_folder import OutputFile, OutputFolder
 from deformable_detr.finite import to_json
-from deformable_detr.output_folder import OutputFile, OutputFolder
 from deformable_detr.visualize.objects import draw_annotations, draw_detections, side_by_side
 
 

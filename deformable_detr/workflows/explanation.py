@@ -13,9 +13,9 @@ from deformable_detr.detector import Detector
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.files import as_path, encoded
+from deformable_detr.files.output_folder import OutputFolder
 from deformable_detr.messages import in_brief
 from deformable_detr.models.necks.level_fusion import LevelFusion
-from deformable_detr.output_folder import OutputFolder
 from deformable_detr.photos import ImageLike, as_photo
 from deformable_detr.structures import ImageBatch
 from deformable_detr.visualize.attention import image_share, record_outputs

@@ -21,9 +21,9 @@ from deformable_detr.data.annotations import read_annotations
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.tracking import Callback
+from deformable_detr.files.output_folder import OutputFile
 from deformable_detr.finite import to_json
 from deformable_detr.messages import shown
-from deformable_detr.output_folder import OutputFile
 from deformable_detr.photos import UNREADABLE, open_image, orientation_of
 from deformable_detr.workflows.places import input_files, run_folder
 from deformable_detr.workflows.session import session

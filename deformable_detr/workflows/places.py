@@ -7,7 +7,7 @@ from pathlib import Path
 from deformable_detr.config import ConfigError, RunConfig
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.files import as_path
-from deformable_detr.formats import TO_COCO
+from deformable_detr.files.formats import TO_COCO
 from deformable_detr.messages import shown
 
 BASELINE = "deformable_detr_r50"

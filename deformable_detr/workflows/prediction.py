@@ -24,11 +24,11 @@ from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.image_names import match_images
 from deformable_detr.evaluation.partial_results import PartialResults
 from deformable_detr.files import WriteError, as_path, encoded, require_regular_file
+from deformable_detr.files.output_folder import OutputFolder
 from deformable_detr.finite import NonFinitePredictionsError, to_json
 from deformable_detr.ground_truth import GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import SHOWN, counted, in_brief, shown
-from deformable_detr.output_folder import OutputFolder
 from deformable_detr.photos import JPEG_SUFFIXES, Exif, photo_suffixes, read_photo
 from deformable_detr.structures import Detections, Size
 from deformable_detr.visualize.objects import draw_detections

@@ -21,8 +21,8 @@ from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.environment import cpu_name, current_versions, num_cores
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.files import as_path
+from deformable_detr.files.output_folder import require_folder_place
 from deformable_detr.messages import shown
-from deformable_detr.output_folder import require_folder_place
 from deformable_detr.photos import Exif
 from deformable_detr.reporting.findings import Findings
 from deformable_detr.reporting.gallery import Photo

@@ -34,8 +34,8 @@ from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import fit, total_steps
 from deformable_detr.evaluation.coco_eval import STATISTICS
 from deformable_detr.files import as_path, write_whole
+from deformable_detr.files.output_folder import require_folder_place
 from deformable_detr.messages import shown
-from deformable_detr.output_folder import require_folder_place
 from deformable_detr.workflows.finetuning import FinetuneSource
 from deformable_detr.workflows.places import (
     BASELINE,

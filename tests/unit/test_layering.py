@@ -22,10 +22,10 @@ ROWS = (
     {"environment", "ground_truth", "quickstart"},
     {
         *("boxes", "coco_json", "config", "distributed", "finite", "labels"),
-        *("output_folder", "photos", "structures", "torch_files", "version"),
+        *("photos", "structures", "version"),
     },
     {"arguments", "files", "packed", "pixels"},
-    {"formats", "messages"},
+    {"messages"},
 )
 ONLY_FOR_CONFIG = {"__init__", "benchmark", "builders", "cli", "detector", "workflows"}
 UPGRADE = "deformable_detr.config.upgrade"  # works on plain JSON, so that any module may use it

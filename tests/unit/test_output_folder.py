@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deformable_detr.files import WriteError, partial_path
-from deformable_detr.output_folder import (
+from deformable_detr.files.output_folder import (
     MANIFEST,
     OutputFile,
     OutputFolder,
@@ -116,7 +116,7 @@ def test_what_appears_during_the_work_is_kept_and_the_result_written_beside(
 def test_the_manifest_does_not_grow_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deformable_detr.output_folder._FEW_LINES", 10)
+    monkeypatch.setattr("deformable_detr.files.output_folder._FEW_LINES", 10)
     for number in range(40):
         put(tmp_path, "a.txt", str(number))
     lines = (tmp_path / MANIFEST).read_text().splitlines()

@@ -34,7 +34,7 @@ def bundle(
     The exit code is 1 if the step does not fail here.
     """
     # PyTorch code is imported when the command runs, so that --help is fast.
-    from deformable_detr.workflows.replay import replay_bundle
+    from deformable_detr.workflows.doctor.replay import replay_bundle
 
     replay = replay_bundle(path)
     found, examination = replay.bundle, replay.examination

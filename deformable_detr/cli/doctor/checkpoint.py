@@ -33,7 +33,7 @@ def checkpoint(
     The exit code is 1 if it cannot.
     """
     # PyTorch code is imported when the command runs, so that --help is fast.
-    from deformable_detr.workflows.checkpoint_check import check_checkpoint
+    from deformable_detr.workflows.doctor.checkpoint_check import check_checkpoint
 
     report = check_checkpoint(path, config=config)
     for name, value in report.describe():

@@ -11,7 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from deformable_detr.inspection.findings import Finding
-    from deformable_detr.workflows.data_check import DataCheck
+    from deformable_detr.workflows.doctor.data_check import DataCheck
 
 EXIT_ERRORS = 1
 SHOWN_EXAMPLES = 3
@@ -50,7 +50,7 @@ def data(
 
     Exit code 0: no errors; 1: errors; 2: the command cannot do its work.
     """
-    from deformable_detr.workflows.data_check import check_data
+    from deformable_detr.workflows.doctor.data_check import check_data
 
     check = check_data(path, images=images, photos=photos, fix=fix)
     if json_:

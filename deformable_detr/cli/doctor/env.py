@@ -10,7 +10,7 @@ from rich.table import Table
 from deformable_detr.cli.terminal import echo, sentence
 
 if TYPE_CHECKING:
-    from deformable_detr.workflows.installation import Installation
+    from deformable_detr.workflows.doctor.installation import Installation
 
 EXIT_BROKEN = 1
 
@@ -27,7 +27,7 @@ def env(
     # PyTorch code is imported when the command runs, so that --help is fast.
     try:
         from deformable_detr.finite import to_json
-        from deformable_detr.workflows.installation import examine_installation
+        from deformable_detr.workflows.doctor.installation import examine_installation
     except ImportError as error:
         echo(f"broken: a package cannot be imported ({error}); reinstall it with pip")
         raise typer.Exit(EXIT_BROKEN) from None

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import torch
 
 from deformable_detr.files import WriteError, require_regular_file, write_whole
+from deformable_detr.files.torch_files import ZIP_MAGIC, load_torch_file
 from deformable_detr.messages import in_brief, shown
-from deformable_detr.torch_files import ZIP_MAGIC, load_torch_file
 
 HASH_LABEL = b"sha256:"
 HASH_BYTES = len(HASH_LABEL) + 2 * hashlib.sha256().digest_size  # in hexadecimal digits

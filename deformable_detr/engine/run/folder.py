@@ -14,8 +14,8 @@ from deformable_detr.engine.run.tracking import Tracking
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.partial_results import partial_results_files
 from deformable_detr.files import partial_path
+from deformable_detr.files.output_folder import MANIFEST
 from deformable_detr.messages import listed, shown
-from deformable_detr.output_folder import MANIFEST
 
 logger = logging.getLogger(__name__)
 Resume = bool | Literal["auto"]  # "auto": resume if there is a run

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from deformable_detr.files.torch_files import SAFETENSORS, load_safetensors, load_torch_file
 from deformable_detr.messages import shown
-from deformable_detr.torch_files import SAFETENSORS, load_safetensors, load_torch_file
 
 _BATCH_COUNTER = "num_batches_tracked"
 

@@ -12,8 +12,8 @@ from helpers.command_line import CommandLine
 from deformable_detr.benchmark.ops.workload import Shape
 from deformable_detr.ops import library
 from deformable_detr.version import __version__
-from deformable_detr.workflows import installation
-from deformable_detr.workflows.installation import Speed, examine_installation, measure_speed
+from deformable_detr.workflows.doctor import installation
+from deformable_detr.workflows.doctor.installation import Speed, examine_installation, measure_speed
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +151,7 @@ def test_each_fault_is_found_with_a_remedy(
 def test_a_torch_that_cannot_be_imported_is_one_line(
     run: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "deformable_detr.workflows.installation", None)
+    monkeypatch.setitem(sys.modules, "deformable_detr.workflows.doctor.installation", None)
 
     outcome = run("doctor", "env")
 

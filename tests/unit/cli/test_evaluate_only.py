@@ -10,7 +10,7 @@ from helpers.command_line import CommandLine
 from helpers.tiny_checkpoint import CONFIG, LABEL_SPACE, write_checkpoint
 
 from deformable_detr.config.loading import to_yaml
-from deformable_detr.output_folder import MANIFEST
+from deformable_detr.files.output_folder import MANIFEST
 
 CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
 

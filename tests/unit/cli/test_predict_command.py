@@ -15,7 +15,7 @@ from deformable_detr.cli.evaluate import evaluate
 from deformable_detr.cli.predict import predict
 from deformable_detr.detector import DEFAULT_THRESHOLD
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
-from deformable_detr.output_folder import MANIFEST
+from deformable_detr.files.output_folder import MANIFEST
 from deformable_detr.workflows.prediction import find_photos, picture_names
 
 PER_PHOTO = 15  # 5 queries, 3 classes

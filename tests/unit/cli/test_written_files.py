@@ -12,7 +12,7 @@ from helpers.full_disk import nearly_full_disk
 from helpers.tiny_checkpoint import LABEL_SPACE
 
 import deformable_detr
-from deformable_detr.output_folder import MANIFEST
+from deformable_detr.files.output_folder import MANIFEST
 from deformable_detr.workflows.evaluation import UnwrittenError
 
 CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))

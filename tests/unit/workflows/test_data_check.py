@@ -25,7 +25,7 @@ from helpers.turned_images import write_turned_set
 from deformable_detr import train
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.inspection.kinds import KINDS
-from deformable_detr.workflows.data_check import DataCheck, check_data
+from deformable_detr.workflows.doctor.data_check import DataCheck, check_data
 
 NUM_PLANTED = 200
 PER_SET = 14

@@ -11,6 +11,7 @@ from deformable_detr.coco_json.reading import read_json
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.files import as_path, require_regular_file, write_whole
+from deformable_detr.files.output_folder import require_file_place, require_folder_place
 from deformable_detr.finite import to_json
 from deformable_detr.inspection.agreement import inspect_agreement
 from deformable_detr.inspection.content import entries_of, inspect_content
@@ -20,7 +21,6 @@ from deformable_detr.inspection.photo_files import PhotoFile, read_photos
 from deformable_detr.inspection.photos_of_set import inspect_photos, photo_names
 from deformable_detr.inspection.repair import Repair
 from deformable_detr.messages import shown
-from deformable_detr.output_folder import require_file_place, require_folder_place
 
 NUM_QUERIES = 300  # of the default configs
 SPLITS = ("train", "val")

@@ -24,7 +24,12 @@ def recognize(file: Path) -> str:
         file: a regular file that exists.
     """
     with file.open("rb") as opened:
-        head = opened.read(_HEAD)
+        return kind_of_content(opened.read(_HEAD))
+
+
+def kind_of_content(content: bytes) -> str:
+    """Return what a file with this content is, as `recognize` does."""
+    head = content[:_HEAD]
     for signature, kind in _SIGNATURES:
         if head.startswith(signature):
             return kind

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deformable_detr.formats import kind_of_folder
+from deformable_detr.files.formats import kind_of_folder
 from deformable_detr.messages import in_brief, shown
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""What `deformable-detr doctor` does: installation, data set, checkpoint, failure bundle."""
