@@ -12,6 +12,7 @@ from deformable_detr.config.upgrade import upgrade
 from deformable_detr.data.collate import Batch
 from deformable_detr.engine.checkpoints.sealed_file import read_file, write_file
 from deformable_detr.engine.precision import low_precision
+from deformable_detr.messages import shown
 from deformable_detr.structures import ImageBatch, Target
 
 FORMAT = "deformable_detr failure"
@@ -116,7 +117,12 @@ class FailureBundle:
                 "a checkpoint is evaluated with `deformable-detr evaluate`"
             )
         values = {name: content[name] for name in names}
-        return cls(**{**values, "config": upgrade(values["config"])})
+        if not isinstance(values["config"], dict):
+            raise ValueError(f"config of bundle {shown(path)} must be a dictionary, got another")
+        try:
+            return cls(**{**values, "config": upgrade(values["config"])})
+        except ValueError as error:
+            raise ValueError(f"bundle {shown(path)} has no usable config: {error}") from error
 
 
 def batch_to_plain(batch: Batch) -> dict[str, Any]:
