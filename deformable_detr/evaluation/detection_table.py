@@ -16,6 +16,9 @@ from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import shown
 from deformable_detr.structures import Detections
 
+_MOST_SHRINKING = 50
+_SLACK = 1 << 20
+
 
 @dataclass(frozen=True)
 class DetectionTable:
@@ -173,10 +176,20 @@ class DetectionTable:
             ValueError: the file is damaged or of another kind.
         """
         try:
+            _require_bounded(path)
             with path.open("rb") as file, np.load(file) as columns:
                 return cls(*(columns[field.name] for field in fields(cls))), int(columns["step"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"detections {shown(path)} must be a file that training has written, got: {error}; "
                 "delete it"
             ) from error
+
+
+def _require_bounded(path: Path) -> None:
+    """Raise unless arrays are about as large as their file; scores and boxes hardly shrink."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        held = sum(entry.file_size for entry in archive.infolist())
+    if held > _MOST_SHRINKING * size + _SLACK:
+        raise ValueError(f"{size} bytes for {held}")

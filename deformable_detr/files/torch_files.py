@@ -67,7 +67,7 @@ def load_torch_file(
         ValueError: it is no such file, is damaged, holds more than tensors and plain values, or
             asks for more memory than its own size.
     """
-    require_regular_file(path, what.partition(" ")[0])
+    require_regular_file(path, what.removesuffix(shown(path)).strip())
     try:
         is_archive = _check_pickles(path, what)
         with torch.serialization.safe_globals(list(stand_ins)), warnings.catch_warnings():
@@ -95,7 +95,7 @@ def load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: it is no such file, is damaged, or has tensors of unusual types.
     """
-    require_regular_file(path, what.partition(" ")[0])
+    require_regular_file(path, what.removesuffix(shown(path)).strip())
     try:
         tensors = load_file(path)
     except (SafetensorError, *_DAMAGE) as error:

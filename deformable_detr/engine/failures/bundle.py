@@ -118,7 +118,12 @@ class FailureBundle:
                 "a checkpoint is evaluated with `deformable-detr evaluate`"
             )
         values = {name: content[name] for name in names}
-        return cls(**{**values, "config": upgrade(values["config"])})
+        if not isinstance(values["config"], dict):
+            raise ValueError(f"config of bundle {shown(path)} must be a dictionary, got another")
+        try:
+            return cls(**{**values, "config": upgrade(values["config"])})
+        except ValueError as error:
+            raise ValueError(f"bundle {shown(path)} has no usable config: {error}") from error
 
 
 def batch_to_plain(batch: Batch) -> dict[str, Any]:

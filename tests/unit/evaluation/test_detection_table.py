@@ -128,3 +128,11 @@ def test_numbers_that_are_not_finite_are_refused_with_image_and_share(
     table.write(tmp_path / "table.npz", step=1)  # as earlier versions wrote it
     with pytest.raises(ValueError, match=r"table\.npz must .* 1 of 1 detections .*; delete it"):
         DetectionTable.read(tmp_path / "table.npz")
+
+
+def test_arrays_much_larger_than_their_file_are_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "table.npz", seen=np.zeros(4_000_000))
+    with pytest.raises(ValueError, match=r"table\.npz must be a file that training has written"):
+        DetectionTable.read(tmp_path / "table.npz")
+    with pytest.raises(ValueError, match=r"\d+ bytes for 32000\d+"):
+        DetectionTable.read(tmp_path / "table.npz")
