@@ -120,7 +120,9 @@ def test_a_config_that_does_not_fit_is_refused(run: CommandLine, tmp_path: Path)
     message = run.fails(
         "convert", source, tmp_path / "out.pth", "--config", "deformable_detr_r50_refine"
     )
-    assert message.startswith(f"checkpoint {source} is missing ")
+    assert message.startswith(
+        f"checkpoint {source} must hold the weights that its settings ask for, got "
+    )
     assert not (tmp_path / "out.pth").exists()
 
 

@@ -134,4 +134,4 @@ def test_a_missing_image_is_named(run: CommandLine, checkpoint: Path, tmp_path: 
 
     message = run.fails("explain", tmp_path / "none.jpg", *options)
 
-    assert message == f"image {tmp_path / 'none.jpg'} must exist, got no such file"
+    assert message == f"image {tmp_path / 'none.jpg'} must exist, found nothing there"

@@ -143,7 +143,7 @@ def test_backbone_weights_are_loaded_only_if_the_file_has_another_backbone(
         build_run_model(config, LABEL_SPACE, source, resume=False)
 
     build(18)
-    with pytest.raises(FileNotFoundError, match=r"must be an existing file, got none\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth must exist, found nothing there"):
         build(34)
 
 
