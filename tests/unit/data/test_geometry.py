@@ -95,6 +95,7 @@ def test_sizes_of_strips_are_bounded_and_all_others_official():
         else:
             assert result == official_size(size, short_side, max_size), size
     assert num_strips > 100
+    assert resized_size((10, 200), 480, 1333) == (67, 1340)  # as the official code has it
     assert resized_size((1, 75), 800, 1333) == (18, 1333)
     assert resized_size((4, 2000), 600, None) == (259, 129500)
 

@@ -107,6 +107,8 @@ def test_next_epoch_starts_at_its_first_step():
     sampler.start_at(4)
     sampler.set_epoch(1)
     assert list(sampler) == global_order(1, epoch=1)
+    sampler.start_at(0)
+    assert list(sampler) == global_order(1, epoch=1)
 
 
 def test_length_equals_number_of_batches():

@@ -16,6 +16,7 @@ from deformable_detr.data.transforms import (
     RandomSizeCrop,
     RandomSoften,
     RandomZoomCrop,
+    Resize,
     coco_train_transform,
     to_model_input,
 )
@@ -268,6 +269,7 @@ def test_model_input_boxes_are_relative_to_the_processed_image():
         (lambda: RandomSoften(1.2), "probability must be in 0..1, got 1.2"),
         (lambda: RandomSoften(0.5, (0.5, 1.5)), "scale must be two numbers in (0, 1]"),
         (lambda: RandomZoomCrop(0), "size must be positive, got 0"),
+        (lambda: Resize(0, 8), "short_side must be positive, got 0"),
         (
             lambda: RandomZoomCrop(8, (2, 1)),
             "scale must be two positive numbers, the smaller first",
@@ -280,3 +282,16 @@ def test_invalid_arguments_are_rejected(build, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - compared in full below
         build()
     assert message in str(caught.value)
+
+
+def test_the_smallest_sizes_are_accepted():
+    sample = make_sample()
+    assert Resize(1, 8)(sample, generator()).size == (1, 1)
+    assert RandomSizeCrop(1, 1)(sample, generator()).size == (1, 1)
+    assert RandomZoomCrop(1)(sample, generator()).size == (1, 1)
+
+
+def test_about_half_of_the_images_are_softened_by_default():
+    sample = make_sample()
+    changed = [not is_same(result, sample) for result in results(RandomSoften(), sample)]
+    assert 0.35 < sum(changed) / len(changed) < 0.65

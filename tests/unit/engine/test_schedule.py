@@ -42,5 +42,7 @@ def test_impossible_lengths_raise() -> None:
         StepSchedule(drop_steps=0)
     with pytest.raises(ValueError, match="warmup_steps must be at least 0, got -1"):
         CosineSchedule(10, warmup_steps=-1)
+    with pytest.raises(ValueError, match="warmup_steps must be at least 0, got -1"):
+        StepSchedule(10, warmup_steps=-1)
     with pytest.raises(ValueError, match="total_steps must be greater than warmup_steps 5, got 5"):
         CosineSchedule(5, warmup_steps=5)

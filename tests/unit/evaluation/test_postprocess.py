@@ -98,6 +98,19 @@ def test_labels_without_a_category_are_selected_and_then_dropped() -> None:
     assert found.labels.tolist() == [0, 1]
 
 
+def test_detections_below_the_threshold_are_left_out() -> None:
+    logits = torch.tensor([[[2.0], [0.0], [-2.0]]])
+    predictions = Predictions(logits, torch.full((1, 3, 4), 0.5))
+    space = LabelSpace((1,), ("a",))
+    counts = {
+        threshold: len(
+            to_detections(predictions, [(8, 8)], label_space=space, threshold=threshold)[0]
+        )
+        for threshold in (0.0, 0.3, 0.6, 0.9)
+    }
+    assert counts == {0.0: 3, 0.3: 2, 0.6: 1, 0.9: 0}
+
+
 def test_boxes_are_clipped_to_the_image_of_each() -> None:
     boxes = torch.tensor([0.0, 0.0, 1.0, 4.0]).expand(2, 1, 4)
     sizes, space = [(10, 20), (30, 40)], LabelSpace((0,), ("a",))

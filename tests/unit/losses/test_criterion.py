@@ -7,6 +7,7 @@ from helpers.models import make_target
 from helpers.recipe import paper_criterion, paper_matcher
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
+from deformable_detr import distributed
 from deformable_detr.boxes import cxcywh_to_xyxy
 from deformable_detr.structures import ModelOutput, Predictions, Target
 
@@ -229,3 +230,12 @@ def test_matches_are_returned_for_every_layer():
     result = paper_criterion()(output, [make_target(0, 1), make_target(2)])
     assert list(result.matches) == ["", "decoder_0/", "encoder/"]
     assert result.last_match is result.matches[""]
+
+
+@pytest.mark.parametrize(("objects", "own", "official"), [(0, 0.25, 1), (2, 0.5, 1), (8, 2, 2)])
+def test_the_divisor_of_a_step_of_four_processes(
+    monkeypatch: pytest.MonkeyPatch, objects: int, own: float, official: float
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    assert paper_criterion().divisor(objects) == own
+    assert paper_criterion(official_divisor=True).divisor(objects) == official
