@@ -29,7 +29,10 @@ def model_with_weights(weights: Weights, config: RunConfig, what: str) -> Deform
     require_finite_weights(weights.state_dict, what)
     space = weights.label_space
     num_classes = number_of_rows(weights.state_dict) if space is None else space.num_classes
-    model = build_model(config, num_classes=num_classes, load_backbone_weights=False)
+    try:
+        model = build_model(config, num_classes=num_classes, load_backbone_weights=False)
+    except ValueError as error:
+        raise ValueError(f"{what} has no usable config: {error}") from error
     state = weights.state_dict
     if weights.source != "native":  # no other format has the counters of batch norms
         state = {**{n: t for n, t in model.state_dict().items() if n.endswith(COUNTER)}, **state}

@@ -17,10 +17,11 @@ from deformable_detr.conversion.preprocessing import (
 from deformable_detr.conversion.stored import KEY, Stored, read_stored
 from deformable_detr.engine.checkpoints.checkpoint import (
     FORMAT,
-    load_checkpoint,
+    Checkpoint,
+    checkpoint_of,
     weights_for_inference,
 )
-from deformable_detr.engine.checkpoints.sealed_file import outline
+from deformable_detr.engine.checkpoints.sealed_file import outline, require_unaltered
 from deformable_detr.files.torch_files import SAFETENSORS, load_safetensors
 from deformable_detr.messages import in_brief, shown
 
@@ -92,7 +93,8 @@ def read_content(path: Path) -> FileContent:
     else:
         loaded = read_pickle(file)
         if isinstance(loaded, Mapping) and loaded.get("format") == FORMAT:
-            return _native(file)
+            require_unaltered(file)
+            return _native(checkpoint_of(loaded, file))
         content = content_of(loaded, what)
     if file.suffix != SAFETENSORS and file.name not in _FOLDER_FILES:
         return content  # a file of another format, which other files beside it do not describe
@@ -144,8 +146,7 @@ def _file_in(folder: Path) -> Path:
     )
 
 
-def _native(path: Path) -> FileContent:
-    checkpoint = load_checkpoint(path)
+def _native(checkpoint: Checkpoint) -> FileContent:
     about = {"categories": checkpoint.label_space.to_json(), "config": checkpoint.config}
     return FileContent(weights_for_inference(checkpoint), about)
 

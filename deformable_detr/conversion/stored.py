@@ -5,12 +5,13 @@ here has lost nothing: in the dictionary of a `.pth` file; in the metadata of a 
 where they are dropped when another program saves other weights in its place.
 """
 
+import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -107,14 +108,22 @@ def read_stored(file: Path, what: str) -> Stored | None:
     Raises:
         ValueError: what is stored is damaged or incomplete.
     """
-    with safe_open(file, framework="pt") as opened:
-        text = (opened.metadata() or {}).get(KEY)
+    text = _metadata(file).get(KEY)
     if text is None:
         return None
     content = parse_json(text, f"{KEY!r} of {what}")
     if isinstance(content, dict) and (names := content.pop("tensors", None)):
         content["tensors"] = _read_tensors(file.with_name(TENSORS_FILE), names, what)
     return Stored.from_plain(content, what)
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    """Read the metadata of a sound `.safetensors` file; `safe_open` opens names in UTF-8 only."""
+    with file.open("rb") as opened:
+        (size,) = struct.unpack("<Q", opened.read(8))
+        header: dict[str, Any] = json.loads(opened.read(size))
+    metadata: dict[str, str] = header.get("__metadata__") or {}
+    return metadata
 
 
 def _read_tensors(file: Path, names: object, what: str) -> dict[str, Tensor]:

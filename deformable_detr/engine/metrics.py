@@ -3,15 +3,17 @@
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from deformable_detr import distributed
-from deformable_detr.files import write_whole
+from deformable_detr.arguments import LARGEST_COUNT
+from deformable_detr.files import require_regular_file, write_whole
 from deformable_detr.finite import to_json
 from deformable_detr.losses.criterion import CriterionResult
 from deformable_detr.losses.matcher import Match
@@ -20,6 +22,8 @@ from deformable_detr.structures import ModelOutput, Predictions, Target
 
 # Names of the official code's log and weights, by ours.
 OFFICIAL_NAMES = {"loss_class": "loss_ce", "loss_l1": "loss_bbox", "loss_giou": "loss_giou"}
+# Kinds of records that hold numbers only, and numbers that each of the kind has.
+_NUMBERS = {"train": ("total",), "evaluation": ("AP", "AP50")}
 
 
 @torch.no_grad()
@@ -155,20 +159,71 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a metrics file, oldest first."""
-    lines = path.read_text(encoding="ascii").splitlines()
+    """Return the records of a metrics file, oldest first.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no file, or a line is no record; the message names the line.
+    """
+    lines = _read_text(path).splitlines()
     return [_read_record(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _read_text(path: Path) -> str:
+    require_regular_file(path, "metrics file")
+    try:
+        return path.read_text(encoding="ascii")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"metrics file {shown(path)} must be ASCII, got another byte at {error.start}; "
+            "delete its line"
+        ) from error
 
 
 def _read_record(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"line {number} of {shown(path)} must be a JSON object, got {in_brief(line)}; "
-            "delete the line"
-        ) from error
-    return record
+        record = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        problem = f"must be a JSON object, got {in_brief(line)}"
+    else:
+        problem = _problem_of(record)
+    if problem:
+        raise ValueError(f"line {number} of {shown(path)} {problem}; delete the line")
+    return cast("dict[str, Any]", record)
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _problem_of(record: Mapping[str, Any]) -> str:
+    """Describe what a record must have and has not; "" if it is as a run writes it."""
+    if not isinstance(record.get("kind"), str):
+        return f"must have a kind, got {in_brief(record.get('kind'))}"
+    step = record.get("step")
+    if type(step) is not int or not 0 <= step <= LARGEST_COUNT:
+        return f"must have a step of 0..{LARGEST_COUNT}, got {in_brief(step)}"
+    if record["kind"] == "start" and not _are_texts(record.get("environment")):
+        return f"must have texts in environment, got {in_brief(record.get('environment'))}"
+    if record["kind"] in _NUMBERS:
+        for name in _NUMBERS[record["kind"]]:
+            if name not in record:
+                return f"must have {name}, got {in_brief(record)}"
+        for name, value in record.items():
+            if name != "kind" and not _is_finite(value):
+                return f"must have a finite number for {in_brief(name)}, got {in_brief(value)}"
+    return ""
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
+
+
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 def forget_records_after(path: Path, step: int, *, is_evaluated: bool = True) -> None:
@@ -179,7 +234,7 @@ def forget_records_after(path: Path, step: int, *, is_evaluated: bool = True) ->
         step: the run continues after this step.
         is_evaluated: whether the run was evaluated at that step before it was saved.
     """
-    text = path.read_text(encoding="ascii")
+    text = _read_text(path)
     lines = text[: text.rfind("\n") + 1].splitlines()
     records = [_read_record(path, number, line) for number, line in enumerate(lines, start=1)]
     kept = [

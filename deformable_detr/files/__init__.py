@@ -88,6 +88,15 @@ def require_regular_file(path: Path, what: str) -> None:
         raise ValueError(f"{place} must be a regular file, found {kind}")
 
 
+def is_utf8(path: Path) -> bool:
+    """Return whether a path is valid UTF-8; libraries that are not of Python open no other one."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def partial_path(path: Path) -> Path:
     """Return the temporary name of a file that is being written; a leftover is incomplete."""
     name = f".{path.name}.partial"

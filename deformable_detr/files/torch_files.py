@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
-from deformable_detr.files import require_regular_file
+from deformable_detr.files import is_utf8, require_regular_file
 from deformable_detr.messages import in_brief, shown
 
 ZIP_MAGIC = b"PK\x03\x04"  # torch.save writes zip archives
@@ -70,10 +70,18 @@ def load_torch_file(
     require_regular_file(path, what.removesuffix(shown(path)).strip())
     try:
         is_archive = _check_pickles(path, what)
-        with torch.serialization.safe_globals(list(stand_ins)), warnings.catch_warnings():
+        with (
+            torch.serialization.safe_globals(list(stand_ins)),
+            warnings.catch_warnings(),
+            path.open("rb") as file,
+        ):
             warnings.simplefilter("ignore")  # warnings about unusual pickle protocols
+            is_named = is_utf8(path)  # PyTorch opens no other names itself
             content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=mmap and is_archive
+                path if is_named else file,
+                map_location="cpu",
+                weights_only=True,
+                mmap=mmap and is_archive and is_named,
             )
     except pickle.UnpicklingError as error:
         raise ValueError(
@@ -97,7 +105,7 @@ def load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
     """
     require_regular_file(path, what.removesuffix(shown(path)).strip())
     try:
-        tensors = load_file(path)
+        tensors = load_file(path) if is_utf8(path) else load(path.read_bytes())
     except (SafetensorError, *_DAMAGE) as error:
         raise ValueError(f"{what} must be a safetensors file ({_reason(error)})") from error
     require_sound_tensors(tensors, path.stat().st_size, what)

@@ -300,7 +300,9 @@ def _exif(
 
 
 def _nothing_read(failures: Sequence[str]) -> str:
-    """Describe images of which none could be read."""
+    """Describe images of which none could be read: one in a line, several with a line each."""
+    if len(failures) == 1:
+        return failures[0]
     more = [f"and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
     heading = f"{len(failures)} of {counted(len(failures), 'image')} could not be read"
     return "\n".join([heading, *failures[:SHOWN], *more])

@@ -352,7 +352,7 @@ def main() -> None:
 
 
 def _trial(info: Info) -> Trial:
-    return Trial(info["names"], is_list=info["kind"] in ("config", "override"))
+    return Trial(info["names"], is_list=info["kind"] in ("config", "override", "checkpoint"))
 
 
 def _limit_memory() -> None:

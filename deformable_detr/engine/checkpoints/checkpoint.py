@@ -87,7 +87,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a complete checkpoint of this package.
     """
-    content = read_file(path)
+    return checkpoint_of(read_file(path), path)
+
+
+def checkpoint_of(content: Any, path: Path) -> Checkpoint:
+    """Return the checkpoint that the content of a file is.
+
+    Args:
+        content: the content, with tensors on the CPU.
+        path: the file.
+
+    Raises:
+        ValueError: it is not a complete checkpoint of this package.
+    """
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(
             f"checkpoint {shown(path)} must be one that this package wrote, got {outline(content)}"

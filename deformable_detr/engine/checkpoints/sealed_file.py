@@ -75,7 +75,7 @@ def read_file(path: Path, *, noun: str = "checkpoint") -> Any:
     if not path.exists():
         raise FileNotFoundError(f"{noun} {shown(path)} does not exist; check the path")
     require_regular_file(path, noun)
-    _verify(path, noun)
+    require_unaltered(path, noun)
     return load_torch_file(path, f"{noun} {shown(path)}")
 
 
@@ -121,8 +121,12 @@ def is_sealed(path: Path) -> bool:
         return file.read().startswith(HASH_LABEL)
 
 
-def _verify(path: Path, noun: str) -> None:
-    """Raise if the file is not an archive, or its content does not match the hash at its end."""
+def require_unaltered(path: Path, noun: str = "checkpoint") -> None:
+    """Raise if the file is not an archive, or its content does not match the hash at its end.
+
+    Raises:
+        ValueError: it is not.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC and not zipfile.is_zipfile(path):

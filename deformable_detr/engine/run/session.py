@@ -16,7 +16,7 @@ from deformable_detr import distributed
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.stopping import PreemptedError
 from deformable_detr.engine.state import TrainState
-from deformable_detr.files import write_whole
+from deformable_detr.files import require_regular_file, write_whole
 from deformable_detr.messages import shown
 
 try:
@@ -93,9 +93,10 @@ def _warn_of_no_lock(files: RunFolder, reason: str | None) -> None:
 
 def _holder(state: Path) -> str:
     try:
+        require_regular_file(state, "state file")
         content = json.loads(state.read_text(encoding="ascii"))
-        return f"process {content['pid']} on {content['host']}"
-    except (OSError, ValueError, KeyError):
+        return f"process {shown(content['pid'])} on {shown(content['host'])}"
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "another process"
 
 

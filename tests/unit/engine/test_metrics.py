@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -53,25 +54,30 @@ def test_means_are_over_the_values_since_the_last_read() -> None:
 
 def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    records = [{"kind": "train", "step": 1, "total": 0.1}, {"kind": "evaluation", "step": 2}]
+    records = [
+        {"kind": "train", "step": 1, "total": 0.1},
+        {"kind": "evaluation", "step": 2, "AP": -1.0, "AP50": 0.5},
+        {"kind": "start", "step": 2, "environment": {"CPU": "x"}, "exif": {"train": "upright"}},
+    ]
     for record in records:
         append_record(path, record)
     assert read_records(path) == records
-    assert path.read_text().count("\n") == 2
+    assert path.read_text().count("\n") == 3
 
 
 def test_records_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for step in (1, 2, 3):
-        append_record(path, {"step": step})
+        append_record(path, {"kind": "memory", "step": step})
     forget_records_after(path, 2)
-    assert read_records(path) == [{"step": 1}, {"step": 2}]
+    assert [record["step"] for record in read_records(path)] == [1, 2]
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_evaluation_that_a_resumed_run_repeats_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    records = [{"kind": kind, "step": step} for step in (1, 2) for kind in ("train", "evaluation")]
+    numbers = {"train": {"total": 1.0}, "evaluation": {"AP": 0.1, "AP50": 0.2}}
+    records = [{"kind": kind, "step": step, **numbers[kind]} for step in (1, 2) for kind in numbers]
     for record in records:
         append_record(path, record)
     forget_records_after(path, 2, is_evaluated=True)
@@ -82,13 +88,54 @@ def test_an_evaluation_that_a_resumed_run_repeats_is_dropped(tmp_path: Path) -> 
 
 def test_a_truncated_last_line_is_dropped_on_resume(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2, "tot')
+    path.write_text('{"kind": "memory", "step": 1}\n{"kind": "memory", "step": 2, "tot')
     forget_records_after(path, 2)
-    assert path.read_text() == '{"step": 1}\n'
+    assert path.read_text() == '{"kind": "memory", "step": 1}\n'
 
 
 def test_a_truncated_line_is_named_in_the_error(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"st')
+    path.write_text('{"kind": "memory", "step": 1}\n{"st')
     with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl must be a JSON object"):
         read_records(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "null",
+        "[1]",
+        "{",
+        "[" * 100_000,
+        "\u00e9\x1b[2J",
+        '{"kind": "train"}',
+        '{"step": 1, "total": 1}',
+        '{"kind": ["train"], "step": 1}',
+        '{"kind": "memory", "step": "1"}',
+        '{"kind": "memory", "step": true}',
+        '{"kind": "memory", "step": 1' + "0" * 5000 + "}",
+        '{"kind": "train", "step": 1}',
+        '{"kind": "train", "step": 1, "total": "1"}',
+        '{"kind": "train", "step": 1, "total": NaN}',
+        '{"kind": "train", "step": 1, "total": 1e999}',
+        '{"kind": "train", "step": 1, "total": 1, "lr": [1]}',
+        '{"kind": "evaluation", "step": 1, "AP": null, "AP50": 0.1}',
+        '{"kind": "start", "step": 1, "environment": {"CPU": 1}}',
+        '{"kind": "start", "step": 1, "environment": ["\\u001b[2J"]}',
+    ],
+)
+def test_a_hostile_line_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"kind": "train", "step": 1, "total": 1.0}}\n{line}\n', encoding="utf-8")
+    for read in (read_records, lambda path: forget_records_after(path, 1)):
+        with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl|must be ASCII") as raised:
+            read(path)
+        assert str(raised.value).isprintable()
+        assert str(raised.value).endswith(("delete the line", "delete its line"))
+
+
+def test_a_metrics_file_that_never_ends_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match=r"metrics file .* must be a regular file, found a named"):
+        read_records(tmp_path / "metrics.jsonl")

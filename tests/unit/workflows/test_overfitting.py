@@ -103,10 +103,10 @@ def test_the_verdict_depends_on_the_last_evaluation_and_the_object_sizes(
     words: str,
 ) -> None:
     for record in (
-        {"kind": "train", "total": 9.0},
-        {"kind": "evaluation", "AP50": 0.0},
-        {"kind": "train", "total": 2.0},
-        {"kind": "evaluation", "AP50": ap50},
+        {"kind": "train", "step": 1, "total": 9.0},
+        {"kind": "evaluation", "step": 1, "AP": 0.0, "AP50": 0.0},
+        {"kind": "train", "step": 1, "total": 2.0},
+        {"kind": "evaluation", "step": 1, "AP": 0.0, "AP50": ap50},
     ):
         append_record(tmp_path / "metrics.jsonl", record)
     with caplog.at_level(logging.INFO):

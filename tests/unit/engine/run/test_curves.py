@@ -10,7 +10,7 @@ from deformable_detr.engine.run.curves import ap_chart, draw_curves, loss_chart,
 
 
 def records(*, evaluations: bool = True) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [{"kind": "start", "step": 0}]
+    found: list[dict[str, Any]] = [{"kind": "start", "step": 0, "environment": {}}]
     for step in range(10, 110, 10):
         terms = {"total": 90 / step, "loss_class": 20 / step, "loss_l1": 5 / step}
         found.append({"kind": "train", "step": step, "lr": 1e-4, "loss_giou": 9 / step, **terms})

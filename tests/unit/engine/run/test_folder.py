@@ -117,7 +117,7 @@ def test_resuming_and_overwriting_exclude_each_other(tmp_path: Path) -> None:
 def test_a_record_has_a_kind_and_can_be_dropped(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.rewind(0)
-    folder.record("train", {"step": 1})
-    folder.record("evaluation", {"step": 2})
+    folder.record("train", {"step": 1, "total": 1.0})
+    folder.record("evaluation", {"step": 2, "AP": 0.1, "AP50": 0.2})
     folder.rewind(1)
-    assert read_records(folder.metrics) == [{"kind": "train", "step": 1}]
+    assert read_records(folder.metrics) == [{"kind": "train", "step": 1, "total": 1.0}]

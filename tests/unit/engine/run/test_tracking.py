@@ -46,7 +46,7 @@ def test_a_failed_tracker_is_named_once_and_the_others_continue(
     folder.tracking.open("TensorBoard", lambda: failing)
     with caplog.at_level(logging.WARNING):
         for step in range(1, 5):
-            folder.record("train", {"step": step})
+            folder.record("train", {"step": step, "total": 1.0})
         folder.tracking.close()
     assert [record["step"] for record in read_records(folder.metrics)] == [1, 2, 3, 4]
     assert failing.calls == 2
@@ -61,15 +61,15 @@ def test_a_tracker_that_cannot_be_opened_does_not_stop_the_run(
     folder = RunFolder(tmp_path)
     folder.tensorboard.write_text("a file where a folder should be")
     folder.tracking.open("TensorBoard", lambda: TensorBoard(folder.tensorboard, first_step=1))
-    folder.record("train", {"step": 1})
-    assert read_records(folder.metrics) == [{"kind": "train", "step": 1}]
+    folder.record("train", {"step": 1, "total": 1.0})
+    assert read_records(folder.metrics) == [{"kind": "train", "step": 1, "total": 1.0}]
     [warning] = caplog.messages
     assert warning.startswith("TensorBoard is disabled after an error (FileExistsError")
 
 
 def test_a_full_disk_leaves_no_partial_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    append_record(path, {"step": 1})
+    append_record(path, {"kind": "memory", "step": 1})
     opened = Path.open
 
     class FullDisk:
@@ -90,9 +90,9 @@ def test_a_full_disk_leaves_no_partial_line(tmp_path: Path) -> None:
         return FullDisk(opened(self, *arguments, **options))
 
     with mock.patch.object(Path, "open", open_full), pytest.raises(OSError, match="No space"):
-        append_record(path, {"step": 2})
-    append_record(path, {"step": 3})
-    assert read_records(path) == [{"step": 1}, {"step": 3}]
+        append_record(path, {"kind": "memory", "step": 2})
+    append_record(path, {"kind": "memory", "step": 3})
+    assert [record["step"] for record in read_records(path)] == [1, 3]
 
 
 def test_a_metrics_file_that_cannot_be_written_does_not_stop_the_run(
@@ -100,8 +100,8 @@ def test_a_metrics_file_that_cannot_be_written_does_not_stop_the_run(
 ) -> None:
     folder = RunFolder(tmp_path)
     folder.metrics.mkdir()
-    folder.record("train", {"step": 1})
-    folder.record("train", {"step": 2})
+    folder.record("train", {"step": 1, "total": 1.0})
+    folder.record("train", {"step": 2, "total": 1.0})
     assert len(caplog.messages) == 1
     assert f"{folder.metrics} is disabled after an error" in caplog.messages[0]
 
