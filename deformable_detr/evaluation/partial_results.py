@@ -7,7 +7,8 @@ identity of the work, so that the same command continues; each other line has on
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -78,13 +79,17 @@ class PartialResults:
         identity: what the detections depend on, see `identity_of`.
         num_images: number of images of the work.
         usable: whether an image that is in a file need not be computed again.
+        overwrite: delete a file of other work, or of another kind, that is in the way; None if
+            the command has no such option, so that an error does not name it.
+        inputs: files of the work, which are never deleted.
 
     Attributes:
         found: detections by image that were found before; those that this process has to add.
         done: all images found before, by any process.
 
     Raises:
-        ValueError: there is a file of other work, or another kind of file in its place.
+        ValueError: there is a file of other work, or another kind of file in its place, without
+            `overwrite`; or an input is in its place.
     """
 
     def __init__(
@@ -94,14 +99,24 @@ class PartialResults:
         *,
         num_images: int,
         usable: Callable[[Key], bool] = lambda _: True,
+        overwrite: bool | None = None,
+        inputs: Collection[Path] = (),
     ) -> None:
         self.path = partial_results_path(result, distributed.rank())
         self.found: dict[Key, Detections] = {}
         self._result, self._identity, self._num_images = result, dict(identity), num_images
         self._file: BinaryIO | None = None
         self._end = 0  # of the whole batches in this process's file
+        in_the_way = []
         for path in partial_results_files(result):
-            batches, end = _read(path, self._identity)
+            _require_no_input(path, inputs)
+            try:
+                batches, end = _read(path, self._identity)
+            except _ForeignError as error:
+                if not overwrite:
+                    raise error.with_remedy(names_overwrite=overwrite is not None) from None
+                in_the_way.append((path, error))
+                continue
             if path == self.path:
                 self._end = end
             for batch in batches:
@@ -112,6 +127,12 @@ class PartialResults:
         for key in {key for keys in held[: distributed.rank()] for key in keys}:
             self.found.pop(key, None)
         self._count = len(self.done)
+        # All processes have read all files. Each deletes its own, which it may open at any time.
+        others = {partial_results_path(result, rank) for rank in range(len(held))} - {self.path}
+        for path, reason in in_the_way:
+            if path == self.path or (distributed.is_main() and path not in others):
+                logger.warning("%s is deleted, as --overwrite says", reason.what)
+                path.unlink(missing_ok=True)
 
     def __enter__(self) -> "PartialResults":
         if self.done and distributed.is_main():
@@ -184,6 +205,34 @@ class PartialResults:
             rest = rest[self._file.write(rest) :]
 
 
+class _ForeignError(ValueError):
+    """There is a file that this work must not continue.
+
+    Args:
+        what: the file, and what it is.
+        remedy: what else to do than to delete it.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.what, self._remedy = what, remedy
+
+    def with_remedy(self, *, names_overwrite: bool) -> ValueError:
+        """Return the error for the user."""
+        delete = "give --overwrite to delete the file" if names_overwrite else "delete the file"
+        return ValueError(f"{self.what}; {self._remedy}, {delete}, or choose another output")
+
+
+def _require_no_input(path: Path, inputs: Iterable[Path]) -> None:
+    for one in inputs:
+        with suppress(FileNotFoundError):
+            if path.samefile(one):
+                raise ValueError(
+                    f"{shown(path)} must not be an input, as it is written and deleted; choose "
+                    "another output"
+                )
+
+
 def _read(path: Path, identity: Mapping[str, Any]) -> tuple[list[dict[Key, Detections]], int]:
     """Read the whole batches of a file, and the offset of their end.
 
@@ -209,10 +258,10 @@ def _read(path: Path, identity: Mapping[str, Any]) -> tuple[list[dict[Key, Detec
         return [], 0
     if before != identity:
         names = {name for name in {**before, **identity} if before.get(name) != identity.get(name)}
-        raise ValueError(
+        raise _ForeignError(
             f"{shown(path)} holds {sum(map(len, batches))} images of other work, which differs in "
-            f"{listed(sorted(names))}; repeat that command to finish it, delete the file, or "
-            "choose another output"
+            f"{listed(sorted(names))}",
+            "repeat that command to finish it",
         )
     return batches, end
 
@@ -227,9 +276,9 @@ def _identity_in(header: bytes, path: Path) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         identity = None
     if not isinstance(identity, dict):
-        raise ValueError(
-            f"{shown(path)} must be partial results of this package, found another kind of file; "
-            "move it, or choose another output"
+        raise _ForeignError(
+            f"{shown(path)} must be partial results of this package, found another kind of file",
+            "move it",
         )
     return identity
 

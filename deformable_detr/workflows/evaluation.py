@@ -125,7 +125,7 @@ def evaluate(
             was found is kept beside it, in `OUT.partial.jsonl`, and the same call continues.
         pictures: folder for pictures of annotated and detected objects side by side.
         num_pictures: number of pictures, spread evenly over the images.
-        overwrite: as for `predict`, of `out` and the files in `pictures`.
+        overwrite: as for `predict`, of `out`, what is kept beside it, and the files in `pictures`.
         empty_boxes: whether annotated boxes without area inside their image count as "missed"
             objects, as in COCO's evaluation, or are "ignored", left out.
         exif: as the setting `data.exif`; "auto" follows the detector if no image shows it.
@@ -156,7 +156,15 @@ def evaluate(
         )
         places.check((checkpoint, annotations), dataset, count=num_pictures)
         results = None if places.out is None else places.out.path
-        kept = partial_evaluation(results, detector, dataset, batch_size, max_detections)
+        kept = partial_evaluation(
+            results,
+            detector,
+            dataset,
+            batch_size,
+            max_detections,
+            overwrite=overwrite,
+            inputs=[checkpoint],
+        )
         with kept as found_before:
             evaluator, metrics = measure(
                 detector,
@@ -218,7 +226,12 @@ def evaluate_run(
         )
         logger.info("evaluating %s", shown(path))
         kept = partial_evaluation(
-            files.results, detector, dataset, settings.train.eval_batch, max_detections
+            files.results,
+            detector,
+            dataset,
+            settings.train.eval_batch,
+            max_detections,
+            inputs=[path],
         )
         with kept as found_before:
             evaluator, metrics = measure_validation_set(

@@ -1,6 +1,7 @@
 """Measurement of a detector on a data set, which continues from partial results."""
 
 import logging
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -81,6 +82,9 @@ def partial_evaluation(
     dataset: CocoDataset,
     batch_size: int,
     max_detections: int,
+    *,
+    overwrite: bool | None = None,
+    inputs: Iterable[object] = (),
 ) -> AbstractContextManager[PartialResults | None]:
     """Open the partial results of an evaluation beside its file of results, if it writes one."""
     return partial_results_of(
@@ -88,6 +92,8 @@ def partial_evaluation(
         detector,
         dataset.files,
         annotations=dataset.annotations.file,
+        overwrite=overwrite,
+        inputs=inputs,
         max_detections=max_detections,
         batch_size=batch_size,
         exif=dataset.exif,

@@ -107,8 +107,9 @@ def predict(
         classes: names of the classes to detect; None for all.
         max_detections: maximum number of detections per image; None for all above the threshold. A
             warning counts the images where it leaves out some.
-        overwrite: replace files in `out` that this program did not write, or that have changed
-            since. Without it such a file is an error before any work. Inputs are never replaced.
+        overwrite: replace files in `out` that this program did not write, that have changed since,
+            or that were kept of other work. Without it such a file is an error before any image is
+            read. Inputs are never replaced.
         device: as for `Detector.from_checkpoint`; a detector stays on its device.
         batch_size: images per batch.
         callback: called with "progress", the number of finished images and their total.
@@ -132,8 +133,8 @@ def predict(
     folder = None if out is None else OutputFolder(as_path("out", out), "out", overwrite=overwrite)
     files = find_photos([photos] if isinstance(photos, str | Path) else photos)
     pictures = {} if folder is None else picture_names(files)
+    given = [Path(one) for one in (checkpoint, annotations) if isinstance(one, str | Path)]
     if folder is not None:
-        given = [Path(one) for one in (checkpoint, annotations) if isinstance(one, str | Path)]
         folder.check([*pictures.values(), DETECTIONS_FILE], inputs=[*files, *given])
     listed = None if annotations is None else read_ground_truth(as_path("annotations", annotations))
     identities = _identities(files, listed)
@@ -167,6 +168,8 @@ def predict(
             files,
             annotations=None if listed is None else listed.file,
             usable=lambda key: drawing.take_over(Path(str(key))),
+            overwrite=overwrite,
+            inputs=given,
             **settings,
             exif=exif,
             clip_boxes=checkpoint.clip_boxes,

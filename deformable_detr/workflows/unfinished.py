@@ -1,6 +1,6 @@
 """Partial results of a command that runs a detector over images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ def partial_results_of(
     *,
     annotations: Path | None,
     usable: Callable[[Key], bool] = lambda _: True,
+    overwrite: bool | None = None,
+    inputs: Iterable[object] = (),
     **settings: Any,
 ) -> AbstractContextManager[PartialResults | None]:
     """Open the partial results of a detector on images; None if there is no result to write.
@@ -26,6 +28,8 @@ def partial_results_of(
         files: the images.
         annotations: annotation file, or None.
         usable: see `PartialResults`.
+        overwrite: see `PartialResults`.
+        inputs: other files that the command reads; anything but paths is passed over.
         settings: settings that the detections depend on, besides those of the detector.
 
     Raises:
@@ -41,4 +45,12 @@ def partial_results_of(
         image_size=str(detector.transform),
         device=detector.device.type,
     )
-    return PartialResults(result, identity, num_images=len(files), usable=usable)
+    paths = [Path(one) for one in (annotations, *inputs) if isinstance(one, str | Path)]
+    return PartialResults(
+        result,
+        identity,
+        num_images=len(files),
+        usable=usable,
+        overwrite=overwrite,
+        inputs=[*files, *paths],
+    )

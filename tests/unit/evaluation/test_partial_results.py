@@ -236,3 +236,35 @@ def test_the_identity_depends_on_weights_settings_images_and_annotations(tmp_pat
     files[2].write_bytes(b"2")
     assert changed(first) == ["annotations"]
     assert now(threshold=0.1) != now(threshold=0.2)
+
+
+@pytest.mark.parametrize("content", [None, b"notes"])
+def test_what_is_in_the_way_is_deleted_with_overwrite(
+    result: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(result)
+    if content is not None:
+        path.write_bytes(content)
+    other = partial_results_path(result, 1)  # of a process that there is no longer
+    other.write_bytes(path.read_bytes())
+    identity = {"checkpoint": "b"}
+    with pytest.raises(ValueError, match="give --overwrite to delete the file, or choose"):
+        opened(result, identity, overwrite=False)
+    assert opened(result, identity, overwrite=True).done == set()
+    assert partial_results_files(result) == []
+    assert sum("is deleted, as --overwrite says" in one for one in caplog.messages) == 2
+
+
+def test_own_results_are_continued_with_overwrite(result: Path) -> None:
+    write(result)
+    assert len(opened(result, overwrite=True).done) == 6
+
+
+@pytest.mark.parametrize("overwrite", [None, True])
+def test_an_input_is_not_deleted(result: Path, tmp_path: Path, overwrite: bool | None) -> None:
+    path = write(result)
+    given = tmp_path / "checkpoint.pth"
+    given.symlink_to(path)
+    with pytest.raises(ValueError, match="must not be an input"):
+        opened(result, {"checkpoint": "b"}, overwrite=overwrite, inputs=[given, tmp_path / "no"])
+    assert path.exists()

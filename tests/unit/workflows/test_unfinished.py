@@ -151,6 +151,9 @@ def test_other_settings_do_not_replace_what_was_found(
     with pytest.raises(ValueError, match="4 images of other work, which differs in threshold;"):
         predict(images, detector, tmp_path, threshold=0.5)
     assert contents(tmp_path) == before
+    found = predict(images, detector, tmp_path, threshold=0.5, overwrite=True)
+    assert len(found.detections) == len(list(images.images.iterdir()))
+    assert not (tmp_path / KEPT).exists()
 
 
 def evaluate(images: CocoFiles, detector: Detector, **options: Any) -> Any:
