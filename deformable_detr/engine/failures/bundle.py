@@ -1,6 +1,6 @@
 """FailureBundle: one file with everything that is needed to run a failed step again."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deformable_detr.arguments import LARGEST_SEED
 from deformable_detr.config.upgrade import upgrade
 from deformable_detr.data.collate import Batch
 from deformable_detr.engine.checkpoints.sealed_file import read_file, write_file
+from deformable_detr.engine.failures.replay import Examination
 from deformable_detr.engine.precision import low_precision
-from deformable_detr.messages import shown
+from deformable_detr.messages import in_brief, shown
 from deformable_detr.structures import ImageBatch, Target
 
 FORMAT = "deformable_detr failure"
@@ -118,12 +120,99 @@ class FailureBundle:
                 "a checkpoint is evaluated with `deformable-detr evaluate`"
             )
         values = {name: content[name] for name in names}
-        if not isinstance(values["config"], dict):
-            raise ValueError(f"config of bundle {shown(path)} must be a dictionary, got another")
+        what = f"bundle {shown(path)}"
+        _check_types(values, what)
         try:
             return cls(**{**values, "config": upgrade(values["config"])})
         except ValueError as error:
-            raise ValueError(f"bundle {shown(path)} has no usable config: {error}") from error
+            raise ValueError(f"{what} has no usable config: {error}") from error
+
+
+def _check_types(values: Mapping[str, Any], what: str) -> None:
+    """Raise if a field has another type or shape than in `FailureBundle`."""
+    for name, kinds in _KINDS.items():
+        if not isinstance(values[name], kinds) or isinstance(values[name], bool):
+            kind = kinds[-1].__name__
+            raise ValueError(f"{name} of {what} must be {kind}, got {in_brief(values[name])}")
+    for name, fits in _CONTENTS.items():
+        if not fits(values[name]):
+            raise ValueError(
+                f"{name} of {what} must be as a run writes it, got {in_brief(values[name])}"
+            )
+    shape, mask = tuple(values["images"].shape), tuple(values["padding_mask"].shape)
+    if len(shape) != 4 or shape[1] != 3 or mask != (shape[0], *shape[2:]):
+        raise ValueError(
+            f"images and padding_mask of {what} must be (N, 3, H, W) and (N, H, W), "
+            f"got {shape} and {mask}"
+        )
+    if len(values["targets"]) != shape[0]:
+        raise ValueError(
+            f"targets of {what} must be one for each of {shape[0]} images, "
+            f"got {len(values['targets'])}"
+        )
+    try:
+        for target in values["targets"]:
+            Target(**target)
+    except ValueError as error:
+        raise ValueError(f"targets of {what} must be sound, got: {error}") from error
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, dict) and all(
+        isinstance(name, str) and isinstance(one, int | float) for name, one in values.items()
+    )
+
+
+def _is_target(value: Any) -> bool:
+    kinds = {"boxes": Tensor, "labels": Tensor, "image_id": int, "original_size": tuple | list}
+    return (
+        isinstance(value, dict)
+        and value.keys() == kinds.keys()
+        and all(isinstance(value[name], kind) for name, kind in kinds.items())
+    )
+
+
+def _is_examination(value: dict[str, Any]) -> bool:
+    return (
+        value.keys() == {field.name for field in fields(Examination)}
+        and all(isinstance(value[name], str) for name in ("refusal", "forward", "backward"))
+        and _are_numbers({name: value[name] for name in ("loss", "largest_input")})
+        and _are_numbers(value["gradient_norms"])
+    )
+
+
+# Types of the fields; an error names the last one.
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("step", "rank", "dropout_seed"), (int,)),
+    **dict.fromkeys(("message", "cause", "precision"), (str,)),
+    **dict.fromkeys(("images", "padding_mask"), (Tensor,)),
+    **dict.fromkeys(("targets", "weight_norms", "bad_weights", "label_space"), (list,)),
+    **dict.fromkeys(
+        ("scaler", "learning_rates", "examination", "model", "config", "versions"), (dict,)
+    ),
+    "num_boxes": (int, float),
+}
+# What the fields hold.
+_CONTENTS: dict[str, Callable[[Any], bool]] = {
+    "dropout_seed": lambda seed: 0 <= seed <= LARGEST_SEED,
+    "num_boxes": lambda number: number > 0,
+    "precision": lambda name: name in ("float32", "float16", "bfloat16"),
+    "images": lambda images: images.dtype == torch.float32,
+    "padding_mask": lambda mask: mask.dtype == torch.bool,
+    "targets": lambda targets: all(map(_is_target, targets)),
+    "weight_norms": lambda norms: all(
+        isinstance(one, list | tuple)
+        and len(one) == 2
+        and _are_numbers({"step": one[0], "norm": one[1]})
+        for one in norms
+    ),
+    "learning_rates": _are_numbers,
+    "scaler": lambda scaler: isinstance(scaler.get("scale", 1.0), int | float),
+    "examination": _is_examination,
+    "model": lambda model: all(
+        isinstance(name, str) and isinstance(one, Tensor) for name, one in model.items()
+    ),
+}
 
 
 def batch_to_plain(batch: Batch) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deformable_detr.builders import build_criterion, build_model
+from deformable_detr.builders.model_size import require_held_by
 from deformable_detr.config.loading import validate_config
 from deformable_detr.engine.checkpoints.checkpoint import load_weights
 from deformable_detr.engine.failures.bundle import FailureBundle
@@ -39,6 +40,7 @@ def replay_bundle(path: str | Path) -> ReplayResult:
     found = FailureBundle.load(as_path("bundle", path))
     what = f"bundle {shown(path)}"
     config = validate_config(found.config, source=what, ignore_unknown=True)
+    require_held_by(found.model, config.model, what)
     with kept_torch_state("cpu"):
         model = build_model(
             config, num_classes=len(found.label_space), load_backbone_weights=False

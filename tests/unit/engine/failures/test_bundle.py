@@ -1,7 +1,7 @@
 import errno
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -101,3 +101,33 @@ def test_a_bundle_is_written_atomically(path: Path, monkeypatch: pytest.MonkeyPa
         bundle.save(path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir() if file.suffix == ".partial"] == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "\x1b[2J"},
+        {"dropout_seed": -1},
+        {"num_boxes": 0},
+        {"message": None},
+        {"precision": "\x1b[2J" * 1000},
+        {"images": torch.zeros(3)},
+        {"images": [1]},
+        {"padding_mask": torch.zeros(2, 8, 8)},
+        {"targets": []},
+        {"targets": [{}]},
+        {"targets": [1, 2]},
+        {"weight_norms": [1]},
+        {"learning_rates": {"default": "1"}},
+        {"scaler": {"scale": "x"}},
+        {"examination": {}},
+        {"model": {1: torch.zeros(1)}},
+        {"config": 7},
+    ],
+)
+def test_a_hostile_field_is_named(path: Path, changes: dict[str, Any]) -> None:
+    replace(FailureBundle.load(path), **changes).save(path)
+    with pytest.raises(ValueError, match=r"bundle .*failure_step_0_rank_0\.pth") as raised:
+        FailureBundle.load(path)
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 600
