@@ -40,7 +40,9 @@ WAYS = ("kill", "Ctrl-C", "full disk", "file size")
 EARLIEST = 0.5  # of the duration; before, PyTorch is imported
 FOREIGN = "notes of the user.txt"
 TIMEOUT_S = 300.0
-INTERRUPTED = (75, 130)  # exit codes after Ctrl-C: saved, ended
+# Exit codes after Ctrl-C: saved, ended, and ended by the signal itself, 130 in a shell too:
+# it came while Python was exiting, after all work.
+INTERRUPTED = (75, 130, -signal.SIGINT)
 COLUMNS = "{:14} {:10} {:>5} {:>5} {:>6}  {}"
 SMALL = (
     "model.backbone={kind: timm, name: mobilenetv3_small_050, out_strides: [16]}",

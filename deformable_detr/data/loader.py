@@ -1,16 +1,20 @@
 """Data loader for training and evaluation."""
 
 import signal
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from functools import partial
+
+from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from deformable_detr import distributed
 from deformable_detr.data.coco import CocoDataset
-from deformable_detr.data.collate import collate
+from deformable_detr.data.collate import Batch, collate
 from deformable_detr.data.samplers import EvaluationSampler, StepSampler
 from deformable_detr.data.transformed import TransformedDataset
 from deformable_detr.data.transforms import Resize
-from deformable_detr.data.watched import WatchedLoader, WatchedSamples
+from deformable_detr.data.watched import SampleError, WatchedLoader, WatchedSamples
+from deformable_detr.structures import Target
 
 
 def build_loader(
@@ -42,7 +46,7 @@ def build_loader(
         WatchedSamples(dataset, num_workers),  # type: ignore[arg-type]  # collate makes batches
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=partial(collate, max_padded_pixels=max_padded_pixels),
+        collate_fn=partial(_collate_shared, max_padded_pixels=max_padded_pixels),
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         worker_init_fn=_ignore_signals,
@@ -85,6 +89,32 @@ def build_evaluation_loader(
         pin_memory=pin_memory,
         timeout_s=timeout_s,
     )
+
+
+def _collate_shared(
+    samples: Sequence[tuple[Tensor, Target]], *, max_padded_pixels: int | None
+) -> Batch:
+    """Collate; in a worker, move the batch to shared memory.
+
+    Otherwise a thread of the worker's queue does so when it sends the batch; if it fails, it drops
+    the batch, and the main process waits for it forever.
+    """
+    batch = collate(samples, max_padded_pixels=max_padded_pixels)
+    if get_worker_info() is None:
+        return batch
+    tensors = [batch.images.images, batch.images.padding_mask]
+    tensors += [tensor for target in batch.targets for tensor in (target.boxes, target.labels)]
+    try:
+        for tensor in tensors:
+            if tensor.numel():
+                tensor.share_memory_()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise SampleError(
+            f"a batch has no room in shared memory ({reason}); give /dev/shm more room (docker: "
+            "--shm-size=8g), raise limits of files and their sizes, or set data.num_workers=0"
+        ) from error
+    return batch
 
 
 def _ignore_signals(worker: int) -> None:

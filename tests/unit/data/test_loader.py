@@ -168,6 +168,37 @@ def test_error_names_the_image_of_a_worker_that_dies_or_hangs(files, harm):
     assert re.search(reasons[harm], message)
 
 
+WITHOUT_ROOM = """
+import resource
+import sys
+from pathlib import Path
+
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.loader import build_evaluation_loader
+from deformable_detr.data.transforms import Resize
+from deformable_detr.data.watched import SampleError
+
+dataset = CocoDataset(Path(sys.argv[1]), Path(sys.argv[2]))
+options = {"batch_size": 2, "num_workers": 1, "pin_memory": False}
+loader = build_evaluation_loader(dataset, Resize(32, 40), **options)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # shared memory is a file too
+try:
+    next(iter(loader))
+except SampleError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def test_a_batch_without_room_in_shared_memory_is_an_error(files):
+    """It would be dropped, and waited for forever."""
+    command = [sys.executable, "-c", WITHOUT_ROOM, files.images, files.annotations]
+    environment = {**os.environ, "PYTHONPATH": str(Path(deformable_detr.__file__).parents[1])}
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert re.fullmatch(r"error: a batch has no room in shared memory \(.*\).*\n", ended.stderr)
+
+
 class Interrupt:
     """Transform that interrupts its own process, as a terminal does all of a command."""
 
