@@ -27,6 +27,7 @@ from deformable_detr.config.loading import validate_config
 from deformable_detr.conversion.files import read_weights
 from deformable_detr.data.transforms import Resize, normalize
 from deformable_detr.distributed import choose_device
+from deformable_detr.engine.memory import FreedMemory
 from deformable_detr.evaluation.postprocess import (
     count_above,
     to_detections,
@@ -237,6 +238,7 @@ class Detector:
             require_integer("max_detections", max_detections, at_least=1)
         labels = self._labels(classes)
         num_limited = 0
+        freed = FreedMemory(self.device)
         for batch in self._batches(images, batch_size):
             last = self._run(batch)
             found = to_detections(
@@ -258,6 +260,7 @@ class Detector:
                 (position, detections.to("cpu"))
                 for (position, _, _), detections in zip(batch, found, strict=True)
             ]
+            freed.after_batch((batch[0][1].shape[1], batch[0][1].shape[2]))
         if num_limited:
             logger.warning(
                 "max_detections %d has left out detections with a score of at least %g in %d "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
 from deformable_detr.engine.failures.watchdog import Watchdog
+from deformable_detr.engine.memory import FreedMemory
 from deformable_detr.engine.run.stopping import StopRequest
 from deformable_detr.engine.state import TrainState
 from deformable_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
@@ -65,6 +66,7 @@ def evaluate(
         NonFinitePredictionsError: on every rank, if a prediction of one is infinite or NaN.
     """
     share = _Share(loader, model, owner)
+    freed = FreedMemory(device)
     with _eval_mode(model):
         for batch in share:
             output = model(batch.images.to(device, non_blocking=True))
@@ -82,6 +84,8 @@ def evaluate(
                 evaluator.update(found)
                 if keep is not None:
                     keep(found)
+            height, width = batch.images.images.shape[2:]
+            freed.after_batch((height, width))
     share.raise_together()
     evaluator.synchronize()
     metrics = evaluator.compute() if distributed.is_main() else None

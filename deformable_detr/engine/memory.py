@@ -1,5 +1,6 @@
-"""Memory in training: peak usage, out-of-memory errors that describe the batch, and warm-up."""
+"""Memory: peak usage, out-of-memory errors that describe the batch, warm-up, freed memory."""
 
+import ctypes
 import re
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
 
 _STATUS = Path("/proc/self/status")
+_BATCHES_PER_TRIM = 4  # more often costs time, more rarely memory
 _BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, getrusage(2)
 
 
@@ -173,3 +175,38 @@ def _random_batch(num_images: int, size: Size) -> Batch:
     )
     target = Target(torch.tensor([[0.5, 0.5, 0.9, 0.9]]), torch.zeros(1, dtype=torch.int64))
     return Batch(images, (target,) * num_images)
+
+
+class FreedMemory:
+    """Return of freed memory to the system, while a model runs on images of many sizes on a CPU.
+
+    glibc keeps the memory of activations for later ones. If each batch has another size, they do
+    not fit, and memory grows with the number of sizes. Batches of one size are not slowed down.
+
+    Args:
+        device: device of the model; nothing is done for another one than the CPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_used = device.type == "cpu"
+        self._last: Size | None = None
+        self._changes = 0
+
+    def after_batch(self, size: Size) -> None:
+        """Return freed memory after some batches that differ in size from the ones before them.
+
+        Args:
+            size: (height, width) of the batch.
+        """
+        self._changes += self._is_used and size != self._last
+        self._last = size
+        if self._changes > _BATCHES_PER_TRIM:
+            self._changes = 0
+            _trim()
+
+
+def _trim() -> None:
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc only
+        if trim is not None:
+            trim(0)

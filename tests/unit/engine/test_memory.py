@@ -3,8 +3,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from helpers.tiny_training import tiny_state
 
+from deformable_detr.engine import memory
 from deformable_detr.engine.memory import record_peak_memory
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
@@ -42,3 +45,23 @@ def test_the_peak_of_an_epoch_is_recorded_and_described(tmp_path: Path) -> None:
     (record,) = read_records(folder.metrics)
     assert (record["kind"], record["step"], record["epoch"]) == ("memory", 7, 2)
     assert line == f"step 7: peak memory resident {record['peak_resident_mb']:,.0f} MB"
+
+
+@pytest.mark.parametrize(
+    ("device", "sizes", "trims"),
+    [
+        ("cpu", [(8, side) for side in range(50)], 10),
+        ("cpu", [(8, 8)] * 50, 0),
+        ("cpu", [(8, 8)] * 25 + [(8, 9)] * 25, 0),
+        ("meta", [(8, side) for side in range(50)], 0),
+    ],
+)
+def test_freed_memory_is_returned_while_sizes_change(
+    monkeypatch: pytest.MonkeyPatch, device: str, sizes: list[tuple[int, int]], trims: int
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(memory, "_trim", lambda: calls.append(None))
+    freed = memory.FreedMemory(torch.device(device))
+    for size in sizes:
+        freed.after_batch(size)
+    assert len(calls) == trims
