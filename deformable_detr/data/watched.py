@@ -7,6 +7,9 @@ import signal
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,14 +93,69 @@ class WatchedLoader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator
         with _interrupts_blocked():
             iterator = super().__iter__()
+        _DEATHS.install()
         atexit.register(_end_at_exit, weakref.ref(iterator))
         try:
-            yield from iterator
+            while True:
+                with _DEATHS.raised():
+                    batch = next(iterator, None)
+                if batch is None:
+                    return
+                yield batch
         except (RuntimeError, OSError, EOFError) as error:
             assert isinstance(self.dataset, WatchedSamples)
             explained = self.dataset.explain(error)
             _end_workers(iterator)
             raise explained from error
+
+
+class _Deaths:
+    """Deaths of workers, which PyTorch reports by an error in its handler of SIGCHLD.
+
+    The handler runs wherever the main process is: in the model as a rule, and not in the loader,
+    which names the image. So the error is kept until a batch is awaited.
+    """
+
+    def __init__(self) -> None:
+        self._handler: Any = None  # of PyTorch
+        self._is_awaited = False
+        self._error: RuntimeError | None = None
+
+    def install(self) -> None:
+        """Stand before PyTorch's handler, if it is there; only the main thread can."""
+        if not hasattr(signal, "SIGCHLD") or current_thread() is not main_thread():
+            return
+        handler = signal.getsignal(signal.SIGCHLD)
+        if callable(handler) and handler != self._handle:
+            self._handler = handler
+            signal.signal(signal.SIGCHLD, self._handle)
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Raise the error of a worker that has died before, or dies in the block."""
+        self._is_awaited = True
+        try:
+            error, self._error = self._error, None
+            if error is not None:
+                raise error
+            yield
+        finally:
+            self._is_awaited = False
+
+    def forget(self) -> None:
+        """Drop the error of workers that have been ended."""
+        self._error = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self._handler(number, frame)
+        except RuntimeError as error:
+            if self._is_awaited:
+                raise
+            self._error = error
+
+
+_DEATHS = _Deaths()
 
 
 @contextmanager
@@ -135,3 +193,4 @@ def _end_workers(iterator: object) -> None:
         for worker in iterator._workers:
             worker.kill()
             worker.join()
+        _DEATHS.forget()

@@ -16,6 +16,7 @@ from deformable_detr.arguments import (
     require_integer,
     require_names,
 )
+from deformable_detr.data.found_photos import find_photos
 from deformable_detr.data.image_files import decide_exif
 from deformable_detr.detector import DEFAULT_BATCH_SIZE, DEFAULT_THRESHOLD, Detector
 from deformable_detr.engine.run.progress import Tracked
@@ -23,20 +24,18 @@ from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.image_names import match_images
 from deformable_detr.evaluation.partial_results import PartialResults
-from deformable_detr.files import WriteError, as_path, encoded, require_regular_file
+from deformable_detr.files import WriteError, as_path, encoded
 from deformable_detr.files.output_folder import OutputFolder
 from deformable_detr.finite import NonFinitePredictionsError, to_json
 from deformable_detr.ground_truth import GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
-from deformable_detr.messages import SHOWN, counted, in_brief, shown
-from deformable_detr.photos import JPEG_SUFFIXES, Exif, photo_suffixes, read_photo
+from deformable_detr.messages import SHOWN, counted, shown
+from deformable_detr.photos import JPEG_SUFFIXES, Exif, read_photo
 from deformable_detr.structures import Detections, Size
 from deformable_detr.visualize.objects import draw_detections
 from deformable_detr.workflows.session import kept_torch_state
 from deformable_detr.workflows.unfinished import partial_results_of
 
-NUM_NAMED = 3  # names of passed-over files in a message
-HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 JPEG_QUALITY = 92
 DETECTIONS_FILE = "detections.json"
 _T = TypeVar("_T")
@@ -346,62 +345,6 @@ class _Reader:
             yield from items
         except NonFinitePredictionsError as error:
             raise error.renamed(f"image {self._read[error.position]}") from None
-
-
-def find_photos(paths: Sequence[str | Path]) -> list[Path]:
-    """List the image files: files as given, and from a folder those with an image suffix.
-
-    A file that is named by several paths is listed once. What a folder holds besides is logged.
-
-    Raises:
-        FileNotFoundError: a path does not exist.
-        ValueError: a folder holds no image.
-    """
-    if not isinstance(paths, Sequence) or isinstance(paths, bytes):
-        raise ValueError(f"photos must be a path, or a list of paths, got {in_brief(paths)}")
-    named: list[Path] = []
-    for path in [as_path("image or folder", one) for one in paths]:
-        if path.is_dir():
-            named += _images_in(path)
-        else:
-            require_regular_file(path, "image or folder")
-            named.append(path)
-    files: dict[Path, Path] = {}
-    repeated = [str(one) for one in named if files.setdefault(one.resolve(), one) is not one]
-    if repeated:
-        logger.warning("images named again are read once: %s", _counted(repeated))
-    return list(files.values())
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """List the images of a folder, and log what is passed over."""
-    images: list[Path] = []
-    passed: dict[str, list[str]] = {}
-    for path in sorted(folder.iterdir()):
-        suffix = path.suffix.lower()
-        if path.is_dir():
-            passed.setdefault("subfolders, to be named themselves", []).append(path.name)
-        elif path.is_file() and suffix in photo_suffixes():
-            images.append(path)
-        elif suffix in HEIF_SUFFIXES:
-            passed.setdefault("HEIF files, to be converted to JPEG", []).append(path.name)
-        else:
-            passed.setdefault("other files", []).append(path.name)
-    found = "; ".join(f"{kind}: {_counted(names)}" for kind, names in passed.items())
-    if not images:
-        raise ValueError(
-            f"folder {shown(folder)} must hold images ({', '.join(photo_suffixes())}), found "
-            f"{found or 'none'}"
-        )
-    if passed:
-        logger.warning("folder %s: passed over %s", shown(folder), found)
-    return images
-
-
-def _counted(names: Sequence[str]) -> str:
-    """Return the number of names, and the first of them."""
-    more = ", ..." if len(names) > NUM_NAMED else ""
-    return f"{len(names)} ({', '.join(map(shown, names[:NUM_NAMED]))}{more})"
 
 
 def picture_names(files: Sequence[Path]) -> dict[Path, str]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from helpers.scripts import load_script
 
+from deformable_detr.data.found_photos import find_photos
 from deformable_detr.files import partial_path
-from deformable_detr.workflows.prediction import find_photos
 
 check = load_script("check_interruptions")
 INPUTS: dict[str, str] = {}

@@ -13,10 +13,11 @@ from PIL import Image
 import deformable_detr
 from deformable_detr.cli.evaluate import evaluate
 from deformable_detr.cli.predict import predict
+from deformable_detr.data.found_photos import find_photos
 from deformable_detr.detector import DEFAULT_THRESHOLD
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.files.output_folder import MANIFEST
-from deformable_detr.workflows.prediction import find_photos, picture_names
+from deformable_detr.workflows.prediction import picture_names
 
 PER_PHOTO = 15  # 5 queries, 3 classes
 
@@ -107,10 +108,12 @@ def test_if_no_image_can_be_read_there_are_no_results(
 
     message = run.fails("predict", *files, "--checkpoint", checkpoint, "--out", tmp_path / "out")
 
-    first, *named = message.splitlines()
-    assert first == f"{count} of {count} images could not be read"
-    assert named[0].startswith(f"image {files[0]} must be a readable image")
-    assert (len(named), named[-1] == "and 2 more") == ((1, False) if count == 1 else (6, True))
+    lines = message.splitlines()
+    if count > 1:
+        assert lines.pop(0) == f"{count} of {count} images could not be read"
+        assert lines.pop() == "and 2 more"
+    assert lines[0].startswith(f"image {files[0]} must be a readable image")
+    assert len(lines) == min(count, 5)
     assert not (tmp_path / "out").exists()
 
 

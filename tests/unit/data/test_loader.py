@@ -16,6 +16,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import deformable_detr
 from deformable_detr.data import loader as loader_module
+from deformable_detr.data import watched
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.collate import Batch, collate
 from deformable_detr.data.loader import build_evaluation_loader, build_loader
@@ -197,6 +198,23 @@ def test_a_batch_without_room_in_shared_memory_is_an_error(files):
         command, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert re.fullmatch(r"error: a batch has no room in shared memory \(.*\).*\n", ended.stderr)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_worker_that_dies_while_the_main_process_computes_is_named_at_the_next_batch(files):
+    sampler = sampler_for(open_set(files), 0, 1)
+    third = list(sampler)[2][0].index  # prefetched when the first has arrived
+    dataset = open_set(files, transform=Sabotage(third + 1, "kill"))
+    batches = iter(loader_for(dataset, sampler, num_workers=1))
+    next(batches)
+    end = time.monotonic() + 10
+    while watched._DEATHS._error is None:
+        sum(range(1000))  # where PyTorch's error would come
+        assert time.monotonic() < end
+    named = rf"while loading image {third + 1} .*killed by signal: Killed"
+    with pytest.raises(SampleError, match=named):
+        list(batches)
+    assert watched._DEATHS._error is None
 
 
 class Interrupt:

@@ -9,11 +9,12 @@ from PIL import Image, ImageFile
 from torch import nn
 
 from deformable_detr import photos as photo_files
+from deformable_detr.data.found_photos import find_photos
 from deformable_detr.data.transforms import Resize
 from deformable_detr.detector import Detector
 from deformable_detr.structures import ImageBatch, ModelOutput, Predictions
 from deformable_detr.workflows.explanation import explain
-from deformable_detr.workflows.prediction import find_photos, predict
+from deformable_detr.workflows.prediction import predict
 
 
 @pytest.fixture

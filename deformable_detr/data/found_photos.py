@@ -1,0 +1,69 @@
+"""Image files that a user names: files, and what is in folders."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from deformable_detr.files import as_path, require_regular_file
+from deformable_detr.messages import in_brief, shown
+from deformable_detr.photos import photo_suffixes
+
+NUM_NAMED = 3  # names of passed-over files in a message
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+logger = logging.getLogger(__name__)
+
+
+def find_photos(paths: Sequence[str | Path]) -> list[Path]:
+    """List the image files: files as given, and from a folder those with an image suffix.
+
+    A file that is named by several paths is listed once. What a folder holds besides is logged.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: a folder holds no image.
+    """
+    if not isinstance(paths, Sequence) or isinstance(paths, bytes):
+        raise ValueError(f"photos must be a path, or a list of paths, got {in_brief(paths)}")
+    named: list[Path] = []
+    for path in [as_path("image or folder", one) for one in paths]:
+        if path.is_dir():
+            named += _images_in(path)
+        else:
+            require_regular_file(path, "image or folder")
+            named.append(path)
+    files: dict[Path, Path] = {}
+    repeated = [str(one) for one in named if files.setdefault(one.resolve(), one) is not one]
+    if repeated:
+        logger.warning("images named again are read once: %s", _counted(repeated))
+    return list(files.values())
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """List the images of a folder, and log what is passed over."""
+    images: list[Path] = []
+    passed: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()):
+        suffix = path.suffix.lower()
+        if path.is_dir():
+            passed.setdefault("subfolders, to be named themselves", []).append(path.name)
+        elif path.is_file() and suffix in photo_suffixes():
+            images.append(path)
+        elif suffix in HEIF_SUFFIXES:
+            passed.setdefault("HEIF files, to be converted to JPEG", []).append(path.name)
+        else:
+            passed.setdefault("other files", []).append(path.name)
+    found = "; ".join(f"{kind}: {_counted(names)}" for kind, names in passed.items())
+    if not images:
+        raise ValueError(
+            f"folder {shown(folder)} must hold images ({', '.join(photo_suffixes())}), found "
+            f"{found or 'none'}"
+        )
+    if passed:
+        logger.warning("folder %s: passed over %s", shown(folder), found)
+    return images
+
+
+def _counted(names: Sequence[str]) -> str:
+    """Return the number of names, and the first of them."""
+    more = ", ..." if len(names) > NUM_NAMED else ""
+    return f"{len(names)} ({', '.join(map(shown, names[:NUM_NAMED]))}{more})"
