@@ -102,6 +102,8 @@ def mutants_of(file: Path) -> list[tuple[Mutant, str]]:
     for node, parent, field, index in _places(tree):
         for new in _replacements(node):
             before, after = ast.unparse(node), ast.unparse(new)
+            if before == after:  # such as equal arguments that change places
+                continue
             _put(parent, field, index, new)
             mutant = Mutant(name, _line_of(node), _line(before), _line(after))
             found.setdefault(

@@ -98,6 +98,19 @@ def test_labels_without_a_category_are_selected_and_then_dropped() -> None:
     assert found.labels.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("labels", [None, [0]])
+def test_predictions_that_are_not_finite_are_named_as_described(labels: list[int] | None) -> None:
+    predictions = Predictions(torch.full((2, 1, 1), math.nan), torch.full((2, 1, 4), 0.5))
+    with pytest.raises(NonFinitePredictionsError, match="for image number 0;"):
+        to_detections(
+            predictions,
+            [(8, 8)] * 2,
+            label_space=LabelSpace((1,), ("a",)),
+            labels=labels,
+            describe="image number {}".format,
+        )
+
+
 def test_detections_below_the_threshold_are_left_out() -> None:
     logits = torch.tensor([[[2.0], [0.0], [-2.0]]])
     predictions = Predictions(logits, torch.full((1, 3, 4), 0.5))
