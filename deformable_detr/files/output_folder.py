@@ -49,6 +49,7 @@ class OutputFolder:
         self._argument = argument
         self._overwrite = overwrite
         self._found: dict[str, _State | None] = {}
+        self._contents: dict[str, list[_Content]] | None = None  # for `holds`
         self._has_written = False
 
     def check(self, names: Iterable[str], *, inputs: Iterable[Path] = ()) -> None:
@@ -76,6 +77,12 @@ class OutputFolder:
             if foreign and not self._overwrite:
                 self._refuse(foreign, known)
         self._found |= found
+
+    def holds(self, name: str) -> bool:
+        """Return whether a file is there, on the manifest and unchanged."""
+        if self._contents is None:
+            self._contents = self._known()
+        return self._state(name) is not None and self._is_ours(self.path / name, self._contents)
 
     def write(self, name: str, write: Callable[[Path], object]) -> Path:
         """Write a file whole, and return its path.

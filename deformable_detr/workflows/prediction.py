@@ -228,10 +228,10 @@ class _Drawing:
         """Return whether the picture of an image was written before, and need not be drawn."""
         if self._folder is None or file not in self._pictures:
             return False
-        picture = self._folder.path / self._pictures[file]
-        if not picture.is_file():
+        name = self._pictures[file]
+        if not self._folder.holds(name):
             return False
-        self.written[file] = picture
+        self.written[file] = self._folder.path / name
         return True
 
     def draw(self, file: Path, photo: Image.Image, found: Detections) -> None:

@@ -46,6 +46,7 @@ WRITTEN_IN_PLACE = {
     "quickstart/wheels.py: requirements.write_text",
     "conversion/stored.py: save_file",
     "conversion/writing.py: (folder / name).write_text",
+    "workflows/doctor/data_check.py: place.write_text",
     "engine/metrics.py: path.open",
     "evaluation/partial_results.py: self.path.open",
     "engine/run/session.py: files.lock.open",

@@ -253,14 +253,17 @@ def _write_repaired(check: DataCheck, sets: list[_Set], path: Path, fix: Path) -
         repaired.append(_Set(one.file, one.images, Findings(one.file), repair.record, one.photos))
         repaired[-1].inspect()
     _inspect_together(repaired)
-    for one in repaired:
-        place = fix / one.file.name if path.is_dir() else fix
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(place) as temporary:
-            temporary.write_text(to_json(one.record, f"annotation file {place}"), encoding="utf-8")
-    if path.is_dir():
-        for split in SPLITS:
-            _link(fix / split, path / split)
+    fix.parent.mkdir(parents=True, exist_ok=True)
+    with write_whole(fix) as temporary:  # a folder as a whole, too
+        for one in repaired:
+            place = temporary
+            if path.is_dir():
+                place = temporary / one.file.name
+                temporary.mkdir(exist_ok=True)
+            place.write_text(to_json(one.record, f"annotation file {one.file.name}"), "utf-8")
+        if path.is_dir():
+            for split in SPLITS:
+                _link(temporary / split, path / split)
     errors = (finding for finding in _result(repaired).findings if finding.level == "error")
     return replace(check, repairs=dict(done), fixed=fix, left=tuple(errors))
 
@@ -273,6 +276,6 @@ def _link(link: Path, folder: Path) -> None:
         link.symlink_to(folder.resolve(), target_is_directory=True)
     except OSError as error:
         raise OSError(
-            f"{shown(link)} could not be linked to {shown(folder)} ({error.strerror}); the "
-            "annotation files are written, copy the folder there"
+            f"{shown(folder)} could not be linked to ({error.strerror}); repair the annotation "
+            "files one by one"
         ) from error

@@ -25,6 +25,7 @@ from helpers.turned_images import write_turned_set
 from deformable_detr import train
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.inspection.kinds import KINDS
+from deformable_detr.workflows.doctor import data_check
 from deformable_detr.workflows.doctor.data_check import DataCheck, check_data
 
 NUM_PLANTED = 200
@@ -270,6 +271,26 @@ def test_a_repaired_folder_trains(tmp_path: Path) -> None:
     run = tmp_path / "run"
     train("deformable_detr_r50", data=fixed, overrides=settings, run_dir=run, device="cpu")
     assert (run / "last.pth").is_file()
+
+
+def test_a_repaired_folder_appears_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, fixed = folder_of(tmp_path / "sound"), tmp_path / "fixed"
+    contents = iter(['{"images": []}', KeyboardInterrupt()])
+
+    def interrupted(*_: object) -> str:
+        content = next(contents)
+        if isinstance(content, BaseException):
+            raise content
+        return content
+
+    with monkeypatch.context() as patched:
+        patched.setattr(data_check, "to_json", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            check_data(folder, fix=fixed)
+    assert check_data(folder, fix=fixed).left == ()
+    assert {path.name for path in fixed.iterdir()} == {"train.json", "train", "val.json", "val"}
 
 
 def test_the_page_has_the_table_of_kinds() -> None:

@@ -103,6 +103,20 @@ def test_an_interrupted_prediction_continues_to_the_same_bytes(
     assert list(result.detections) == sorted(images.images.iterdir())
 
 
+def test_an_image_whose_picture_was_edited_is_processed_again(
+    images: CocoFiles, detector: Detector, undisturbed: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        predict(images, detector, tmp_path, callback=interrupt_at(3))
+    edited = tmp_path / "0001.png"
+    edited.write_bytes(b"edited")
+    with pytest.raises(ValueError, match=r"must not replace .*0001\.png \(changed since"):
+        predict(images, detector, tmp_path)
+    assert edited.read_bytes() == b"edited"
+    predict(images, detector, tmp_path, overwrite=True)
+    assert contents(tmp_path) == contents(undisturbed)
+
+
 def test_an_image_whose_picture_is_gone_is_processed_again(
     images: CocoFiles,
     detector: Detector,
