@@ -173,3 +173,13 @@ def test_created_folders_are_removed_if_nothing_could_be_written(tmp_path: Path)
     with pytest.raises(WriteError, match=r"c/x could not be written \(No space left on device\)"):
         outputs.write("x", full)
     assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+
+
+def test_an_edit_that_keeps_the_size_is_noticed(tmp_path: Path) -> None:
+    path = put(tmp_path, "a.txt", "abc")
+    assert OutputFolder(tmp_path, "out").holds("a.txt")
+    path.write_text("abd")
+    assert not OutputFolder(tmp_path, "out").holds("a.txt")
+    with pytest.raises(ValueError, match=r"a\.txt \(changed since"):
+        put(tmp_path, "a.txt", "new")
+    assert path.read_text() == "abd"

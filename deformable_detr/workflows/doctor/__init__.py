@@ -1,1 +1,1 @@
-"""What `deformable-detr doctor` does: installation, data set, checkpoint, failure bundle."""
+"""Workflows of `deformable-detr doctor`: installation, data set, checkpoint, failure bundle."""
