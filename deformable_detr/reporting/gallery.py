@@ -52,14 +52,14 @@ def false_positive_pictures(
         image_id = int(matched.detected.image_ids[one.number])
         box = _box(matched.detected.boxes_xywh[one.number])
         photo = read_photo(image_id)
-        around = np.flatnonzero(matched.annotated.image_ids == image_id).tolist()
-        around.sort(key=lambda number: number == one.nearest)  # drawn on top of the others
+        around = np.flatnonzero(matched.annotated.image_ids == image_id)
+        boxes = matched.annotated.boxes_xywh
         outlines = [
-            Outline(_box(matched.annotated.boxes_xywh[number]), ANNOTATED, LINE_PX)
-            if number == one.nearest
-            else Outline(_box(matched.annotated.boxes_xywh[number]), OTHER_ANNOTATED, OTHER_LINE_PX)
-            for number in around
+            Outline(_box(row), OTHER_ANNOTATED, OTHER_LINE_PX)
+            for row in _distinct(boxes[around[around != one.nearest]])
         ]
+        if one.nearest is not None:  # drawn on top of the others
+            outlines.append(Outline(_box(boxes[one.nearest]), ANNOTATED, LINE_PX))
         name = class_name(matched.names[matched.detected.labels[one.number]])
         pictures.append(
             ErrorPicture(
@@ -115,6 +115,12 @@ def _best_detection(matched: MatchedObjects, number: int, around: npt.NDArray[np
     best = int(overlaps.argmax())
     name = class_name(matched.names[matched.detected.labels[around[best]]])
     return f"best detection: {name}, IoU {float(overlaps[best, 0]):.2f}"
+
+
+def _distinct(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Drop all but the last of equal boxes, of which a damaged file may have thousands."""
+    _, from_end = np.unique(boxes[::-1], axis=0, return_index=True)
+    return boxes[np.sort(len(boxes) - 1 - from_end)]
 
 
 def _box(row: object) -> Box:
