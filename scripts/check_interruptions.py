@@ -186,9 +186,9 @@ COMMANDS = {
     ),
     "convert": Command(
         lambda material, out: [
-            *("convert", material.checkpoint, out / "official.pth", "--to", "official"),
+            *("convert", material.checkpoint, out / "native.pth", "--to", "native"),
         ],
-        ("official.pth",),
+        ("native.pth",),
     ),
     "report": Command(lambda _, out: ["report", out / "run"], ("run/report.html",)),
 }
@@ -312,6 +312,8 @@ def run(
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, number)  # as a terminal does
             text, _ = process.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise CheckError(f"no end within {TIMEOUT_S:g} s") from error
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -402,8 +404,9 @@ def check_command(
         for trial in range(trials):
             draws = random.Random(f"{seed} {name} {way} {trial}")
             place.prepare()
-            ended, verdict = interrupt(place, way, reference, sizes, draws), "continues"
+            ended, verdict = Ended(0, "", TIMEOUT_S), "continues"
             try:
+                ended = interrupt(place, way, reference, sizes, draws)
                 check_trial(place, way, ended, inputs)
                 again = run(place.command(again=True))
                 if again.code != reference.code or "Traceback" in again.text:
