@@ -6,11 +6,10 @@ detections, no annotations, no `info`.
 """
 
 import contextlib
-import copy
 import io
 import math
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Set
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pycocotools.cocoeval import COCOeval
 
 from deformable_detr.arguments import require_integer
 from deformable_detr.distributed import all_gather_objects
+from deformable_detr.evaluation.box_scorer import BoxScorer
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
 from deformable_detr.evaluation.results_files import read_results
@@ -227,7 +227,7 @@ def run_coco(
     if len(table.seen) == 0:
         raise ValueError("at least one image must be evaluated, got none")
     with contextlib.redirect_stdout(io.StringIO()):
-        scorer = _BoxScorer(
+        scorer = BoxScorer(
             _index(ground_truth), _index(_as_annotations(ground_truth, table)), "bbox"
         )
         # A category without objects and detections has no metrics; each one takes 200 kB.
@@ -276,42 +276,6 @@ def distinct_names(label_space: LabelSpace) -> list[str]:
         name if counts[name] == 1 else f"{name} (category {category_id})"
         for category_id, name in zip(label_space.category_ids, label_space.names, strict=True)
     ]
-
-
-class _BoxScorer(COCOeval):  # type: ignore[misc]  # pycocotools has no types
-    """pycocotools' evaluator, spared the pairs of image and category that hold nothing."""
-
-    def evaluate(self) -> None:
-        """Match each pair of image and category; `evalImgs` is None where it is empty."""
-        params = self.params
-        seen = set(params.imgIds)
-        for one in self.cocoGt.dataset["annotations"]:
-            one["ignore"] = one["iscrowd"]
-        self._gts, self._dts = (
-            _by_image_and_category(coco.dataset["annotations"], seen)
-            for coco in (self.cocoGt, self.cocoDt)
-        )
-        pairs = self._gts.keys() | self._dts.keys()
-        self.ious = {pair: self.computeIoU(*pair) for pair in pairs}
-        self.evalImgs = [
-            self.evaluateImg(image_id, category_id, areas, params.maxDets[-1])
-            if (image_id, category_id) in pairs
-            else None
-            for category_id in params.catIds
-            for areas in params.areaRng
-            for image_id in params.imgIds
-        ]
-        self._paramsEval = copy.deepcopy(params)
-
-
-def _by_image_and_category(
-    annotations: list[dict[str, Any]], seen: Set[int]
-) -> dict[tuple[int, int], list[dict[str, Any]]]:
-    groups: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
-    for one in annotations:
-        if one["image_id"] in seen:
-            groups[one["image_id"], one["category_id"]].append(one)
-    return groups
 
 
 def _index(content: Mapping[str, Any]) -> COCO:
