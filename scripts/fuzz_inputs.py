@@ -6,8 +6,8 @@ names and arrays: half of them written by hand, half by hypothesis. A worker pro
 imported the package, gives each to everything that takes it. Wrong are a traceback, a message that
 is no short printable line or does not name the input, training, evaluation and prediction that
 differ, more than 10 s of processor time or 2 GB of memory, a hang, and a change of the photos or of
-the run they are tried with. `--commands` tries some of them as whole commands, too: exit code 0, 1
-or 2, no traceback, and one line that begins with "error:" if it is 2.
+the run they are tried with. `--commands` tries the first ones as whole commands: exit code 0, 1 or
+2, no traceback, and one line that begins with "error:" if it is 2.
 
 Prints each failure with its index, which `--only` repeats, and a table by kind. The exit code is 1
 if there is one. Needs Linux.
@@ -16,6 +16,7 @@ Usage: python scripts/fuzz_inputs.py [--seed 0] [--inputs 500] [--commands 10] [
 """
 
 import argparse
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -200,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             worker.stop()
         tried = 0
-        for index in indices:
+        for index in options.only or itertools.count():
             if tried == options.commands:
                 break
             folder = place.resolve() / "commands" / str(index)
