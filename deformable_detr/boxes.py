@@ -78,9 +78,9 @@ def giou_xyxy(first: Tensor, second: Tensor) -> Tensor:
     return intersection / union - (hull - union) / hull
 
 
-def inverse_sigmoid(probability: Tensor) -> Tensor:
-    """Compute the logit of values in [0, 1], finite at both ends."""
+def inverse_sigmoid(probability: Tensor, *, eps: float = INVERSE_SIGMOID_EPS) -> Tensor:
+    """Compute the logit of values in [0, 1], finite at both ends: +-log(eps)."""
     probability = probability.clamp(0, 1)
-    numerator = probability.clamp(min=INVERSE_SIGMOID_EPS)
-    denominator = (1 - probability).clamp(min=INVERSE_SIGMOID_EPS)
+    numerator = probability.clamp(min=eps)
+    denominator = (1 - probability).clamp(min=eps)
     return (numerator / denominator).log()

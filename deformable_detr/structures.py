@@ -264,20 +264,30 @@ class Queries:
 
     Attributes:
         query: (N, Q, C) content.
-        query_pos: (N, Q, C) position embedding, the same in all layers.
+        query_pos: (N, Q, C) position embedding, the same in all layers; None if each layer computes
+            it from its references.
         reference_points: (N, Q, 2) points (x, y) or (N, Q, 4) boxes cxcywh, relative to the
             image without padding, in [0, 1].
+        attention_mask: (Q, Q) bool, True where the query of a row does not attend to that of a
+            column; None if all attend to all.
     """
 
     query: Tensor
-    query_pos: Tensor
+    query_pos: Tensor | None
     reference_points: Tensor
+    attention_mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         require(
-            self.query.shape == self.query_pos.shape,
+            self.query_pos is None or self.query.shape == self.query_pos.shape,
             f"query_pos must have the shape of query {_shape(self.query)}, "
-            f"got {_shape(self.query_pos)}",
+            f"got {self.query_pos is not None and _shape(self.query_pos)}",
+        )
+        require(
+            self.attention_mask is None
+            or _shape(self.attention_mask) == (self.query.shape[1], self.query.shape[1]),
+            f"attention_mask must have shape {(self.query.shape[1], self.query.shape[1])}, "
+            f"got {self.attention_mask is not None and _shape(self.attention_mask)}",
         )
         require(
             self.reference_points.shape[:2] == self.query.shape[:2]
@@ -310,18 +320,40 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class Denoised:
+    """Predictions of the denoising queries, which start from noisy copies of the objects.
+
+    Group g has 2 T slots, T being the largest number of objects of an image here: slot
+    2 g T + t is the positive query of object t, slot (2 g + 1) T + t its negative one. Slots of
+    objects that an image does not have are empty.
+
+    Attributes:
+        layers: predictions of all decoder layers for D = 2 G T slots, first layer first.
+        targets: the objects that were copied, one target per image.
+        num_groups: G.
+    """
+
+    layers: tuple[Predictions, ...]
+    targets: tuple[Target, ...]
+    num_groups: int
+
+
+@dataclass(frozen=True)
 class ModelOutput:
     """Predictions of a forward pass.
 
     Attributes:
         last: predictions of the last decoder layer.
         auxiliary: predictions of the earlier decoder layers, first layer first.
-        encoder: proposals of all S tokens of a two-stage model; else None.
+        encoder: proposals of a two-stage model: of all S tokens, or of the Q chosen ones where
+            they are ranked by class; else None.
+        denoised: predictions of the denoising queries, in training; else None.
     """
 
     last: Predictions
     auxiliary: tuple[Predictions, ...]
     encoder: Predictions | None
+    denoised: Denoised | None = None
 
 
 @dataclass(frozen=True)

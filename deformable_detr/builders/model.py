@@ -134,6 +134,9 @@ def _build_detector(
             embed_dim=config.embed_dim,
             box_refinement=config.decoder.box_refinement,
             two_stage=config.queries.kind == "two_stage",
+            position=config.decoder.position,
+            look_forward_twice=config.decoder.look_forward_twice,
+            share_heads=config.decoder.share_heads,
             gradient_checkpointing=gradient_checkpointing,
         ),
         mimicking=_build_mimicking(config, backbone.channels[-1], num_classes=num_classes),
@@ -317,7 +320,9 @@ def build_position(config: PositionConfig, *, embed_dim: int) -> nn.Module:
     """Build the position embedding."""
     match config:
         case SinePositionConfig():
-            return SinePositionEmbedding(embed_dim)
+            return SinePositionEmbedding(
+                embed_dim, temperature=config.temperature, offset=config.offset
+            )
         case LearnedPositionConfig():
             return LearnedPositionEmbedding(embed_dim, max_cells=config.max_cells)
         case _:
@@ -335,6 +340,8 @@ def build_queries(config: ModelConfig, *, num_classes: int) -> LearnedQueries | 
                 num_classes=num_classes,
                 embed_dim=config.embed_dim,
                 content=config.queries.content,
+                ranking=config.queries.ranking,
+                has_positions=config.decoder.position == "query",
                 base_size=config.queries.base_size,
             )
         case _:

@@ -70,6 +70,12 @@ class SinePositionConfig(FrozenModel):
     """Fixed sine embeddings of the position within the image."""
 
     kind: Literal["sine"] = "sine"
+    temperature: float = Field(10000.0, ge=1, le=1e6)
+    """Ratio of the longest to the shortest wavelength; 20 in the official DINO."""
+
+    offset: float = Field(-0.5, ge=-1, le=1)
+    """Number of cells that is added to the count of cells, which begins at 1; 0 in the official
+    DINO."""
 
 
 class LearnedPositionConfig(FrozenModel):
@@ -124,6 +130,18 @@ class DecoderConfig(LayerStackConfig):
     """Iterative box refinement: each layer refines the boxes of the previous one. Required by
     two-stage queries."""
 
+    position: Literal["query", "reference"] = "query"
+    """Source of the query positions: `query` has them from the queries, the same in all layers;
+    `reference` computes them from the references anew in each layer, as in DINO, where the heads
+    then read a common norm of the layers' outputs. `reference` needs two-stage queries."""
+
+    look_forward_twice: bool = False
+    """Let the loss of a layer also train the box head of the layer before, as in DINO. Needs
+    `box_refinement`."""
+
+    share_heads: bool = False
+    """Use the same heads in all layers. Without `box_refinement`, they always are."""
+
 
 class LearnedQueriesConfig(FrozenModel):
     """Learned queries, the same for all images."""
@@ -140,9 +158,14 @@ class TwoStageQueriesConfig(FrozenModel):
     num_queries: int = Field(300, gt=0, le=10_000)
     """Number of queries per image."""
 
-    content: Literal["box", "memory"] = "box"
+    content: Literal["box", "memory", "learned"] = "box"
     """Content of a query: `box` embeds the proposal's box, as in the paper; `memory` takes the
-    features of its encoder token."""
+    features of its encoder token; `learned` has a vector for each rank, as in DINO."""
+
+    ranking: Literal["objectness", "class"] = "objectness"
+    """Score that ranks the proposals: `objectness` is trained on all of them to find objects of any
+    class, as in the paper; `class` is the highest of the class scores, which are trained on the
+    best proposals, as in DINO."""
 
     base_size: float = Field(0.05, gt=0.01, lt=0.99)
     """Width and height of the initial boxes of the finest level, as a fraction of the image; they
@@ -160,6 +183,25 @@ class MimickingConfig(FrozenModel):
 
     crop_size_px: int = Field(224, gt=0, le=2048)
     """Side length in pixels to which crops are resized."""
+
+
+class DenoisingConfig(FrozenModel):
+    """Contrastive denoising of DINO.
+
+    In training, additional queries start from noisy copies of the objects: near ones, from which
+    the objects are restored, and far ones, which are rejected.
+    """
+
+    num_queries: int = Field(100, gt=0, le=10_000)
+    """Number of near copies per image, in groups of one for each object; there are as many far
+    ones. An image with more objects gets a random choice of them."""
+
+    label_noise: Probability = 0.5
+    """Twice the probability that a copy gets a random class."""
+
+    box_noise: float = Field(1.0, gt=0, le=2)
+    """Maximum shift of a corner of a near copy, in halves of the box's width and height; far copies
+    are shifted by up to twice as much, at least by this."""
 
 
 class ModelConfig(FrozenModel):
@@ -189,6 +231,10 @@ class ModelConfig(FrozenModel):
     decoder: DecoderConfig = DecoderConfig()
     """The decoder."""
 
+    denoising: DenoisingConfig | None = None
+    """Contrastive denoising, which stabilizes the matching of two-stage models in training. Null
+    for none, `{}` for the defaults."""
+
     mimicking: MimickingConfig | None = None
     """Feature mimicking: an auxiliary training loss on objects cropped from the image. Null for
     none, `{}` for the defaults."""
@@ -207,6 +253,21 @@ class ModelConfig(FrozenModel):
             )
         if self.queries.kind == "two_stage" and not self.decoder.box_refinement:
             raise ValueError("decoder.box_refinement must be true for two_stage queries, got false")
+        if self.decoder.look_forward_twice and not self.decoder.box_refinement:
+            raise ValueError(
+                "decoder.box_refinement must be true for decoder.look_forward_twice, got false"
+            )
+        if self.queries.kind != "two_stage":
+            # Their references are points, which say nothing of a size.
+            if self.decoder.position == "reference":
+                raise ValueError(
+                    "queries.kind must be two_stage for decoder.position: reference, got "
+                    f"{self.queries.kind}"
+                )
+            if self.denoising is not None:
+                raise ValueError(
+                    f"queries.kind must be two_stage for denoising, got {self.queries.kind}"
+                )
         if self.mimicking is not None and self.backbone.norm != "frozen_batch_norm":
             raise ValueError(
                 "backbone.norm must be frozen_batch_norm with mimicking, whose crops would enter "

@@ -9,39 +9,61 @@ TEMPERATURE = 10000.0  # Attention Is All You Need, section 3.5
 _EPS = 1e-6
 
 
-def sine_features(positions: Tensor, num_features: int) -> Tensor:
+def sine_features(
+    positions: Tensor, num_features: int, *, temperature: float = TEMPERATURE
+) -> Tensor:
     """Compute sines and cosines of positions at geometrically spaced wavelengths, interleaved.
 
-    Feature 2j is sin(p / t_j), feature 2j + 1 is cos(p / t_j), t_j = 10000^(2j / num_features).
+    Feature 2j is sin(p / t_j), feature 2j + 1 is cos(p / t_j), with t_j = T^(2j / num_features).
 
     Args:
         positions: (...) angles.
         num_features: number of features per position, even.
+        temperature: T, the ratio of the longest to the shortest wavelength.
 
     Returns:
         (..., num_features) in the dtype of `positions`.
     """
     pair = torch.arange(num_features // 2, dtype=positions.dtype, device=positions.device)
-    angles = positions[..., None] / TEMPERATURE ** (2 * pair / num_features)
+    angles = positions[..., None] / temperature ** (2 * pair / num_features)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+
+
+def box_embedding(boxes: Tensor, num_features: int) -> Tensor:
+    """Compute the sine embedding of boxes: center x, center y, width, height, in this order.
+
+    Args:
+        boxes: (..., 4) cxcywh in [0, 1].
+        num_features: a multiple of 8; each of the four numbers gets a quarter.
+
+    Returns:
+        (..., num_features).
+    """
+    return sine_features(boxes * (2 * math.pi), num_features // 4).flatten(-2)
 
 
 class SinePositionEmbedding(nn.Module):
     """Fixed embedding of a cell's position within the image without padding.
 
-    Cell centers are normalized to (0, 2 pi) by the image's own extent. The first half of the
-    channels embeds y, the second half x. Unlike in DETR, half a cell is subtracted, so that 0 and
-    2 pi are the outer edges.
+    Cells are counted from 1, and normalized to 2 pi by the image's own extent. The first half of
+    the channels embeds y, the second half x. In Deformable DETR half a cell is subtracted, so that
+    0 and 2 pi are the outer edges; DETR and DINO do not.
 
     Args:
         embed_dim: C, a multiple of 4.
+        temperature: see `sine_features`; 20 in the official DINO.
+        offset: cells that are added to the count; 0 in the official DINO.
     """
 
-    def __init__(self, embed_dim: int) -> None:
+    def __init__(
+        self, embed_dim: int, *, temperature: float = TEMPERATURE, offset: float = -0.5
+    ) -> None:
         super().__init__()
         if embed_dim % 4:
             raise ValueError(f"embed_dim must be a multiple of 4, got {embed_dim}")
         self.embed_dim = embed_dim
+        self.temperature = temperature
+        self.offset = offset
 
     def forward(self, padding_mask: Tensor) -> Tensor:
         """Embed (N, H, W) bool, True on padding, as (N, C, H, W) float32.
@@ -53,8 +75,8 @@ class SinePositionEmbedding(nn.Module):
         for axis in (1, 2):  # y, then x
             count = valid.cumsum(axis, dtype=torch.float32)
             extent = count.select(axis, -1).unsqueeze(axis)
-            angle = (count - 0.5) / (extent + _EPS) * (2 * math.pi)
-            features.append(sine_features(angle, self.embed_dim // 2))
+            angle = (count + self.offset) / (extent + _EPS) * (2 * math.pi)
+            features.append(sine_features(angle, self.embed_dim // 2, temperature=self.temperature))
         return torch.cat(features, dim=-1).permute(0, 3, 1, 2)
 
 

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from deformable_detr.boxes import inverse_sigmoid
+from deformable_detr.boxes import INVERSE_SIGMOID_EPS, inverse_sigmoid
 from deformable_detr.layers.mlp import MLP
 from deformable_detr.layers.precision import at_least_float32, without_autocast
 
@@ -52,17 +52,20 @@ def initial_size_logits(num_heads: int, *, two_stage: bool) -> list[float]:
     return [first] + [0.0] * (num_heads - 1)
 
 
-def boxes_from_offsets(offsets: Tensor, reference_points: Tensor) -> Tensor:
+def boxes_from_offsets(
+    offsets: Tensor, reference_points: Tensor, *, eps: float = INVERSE_SIGMOID_EPS
+) -> Tensor:
     """Compute boxes from a head's output and the references to which it is relative.
 
     Args:
         offsets: (N, Q, 4) in logit space.
         reference_points: (N, Q, 2) points, added to the center only, or (N, Q, 4) boxes.
+        eps: distance that references keep from 0 and 1, see `inverse_sigmoid`.
 
     Returns:
         (N, Q, 4) cxcywh in (0, 1).
     """
-    reference = inverse_sigmoid(reference_points)
+    reference = inverse_sigmoid(reference_points, eps=eps)
     if reference.shape[-1] == 2:
         reference = nn.functional.pad(reference, (0, 2))
     return (offsets + reference).sigmoid()

@@ -3,7 +3,8 @@ import math
 import torch
 from helpers.golden import golden_memory
 
-from deformable_detr.models.proposals import ProposalQueries, box_embedding, proposal_logits
+from deformable_detr.layers.position import box_embedding
+from deformable_detr.models.proposals import ProposalQueries, proposal_logits
 from deformable_detr.structures import Memory
 
 FULL_LEVELS = ((100, 134), (50, 67), (25, 34), (13, 17))
