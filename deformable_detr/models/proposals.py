@@ -63,7 +63,6 @@ class ProposalQueries(nn.Module):
         self.memory_norm = nn.LayerNorm(embed_dim)
         self.class_head = ClassHead(embed_dim, num_classes)
         self.box_head = BoxHead(embed_dim)
-        nn.init.xavier_uniform_(self.memory_proj.weight)
         self.has_positions = has_positions
         self.content_of_box = content == "box"
         self.query_proj: nn.Linear | None = None
@@ -72,6 +71,8 @@ class ProposalQueries(nn.Module):
         if made_from_box := embed_dim * (has_positions + self.content_of_box):
             self.query_proj = nn.Linear(2 * embed_dim, made_from_box)
             self.query_norm = nn.LayerNorm(made_from_box)
+        nn.init.xavier_uniform_(self.memory_proj.weight)
+        if self.query_proj is not None:
             nn.init.xavier_uniform_(self.query_proj.weight)
         self.content: nn.Parameter | None = None
         if content == "learned":
