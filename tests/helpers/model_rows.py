@@ -275,6 +275,7 @@ def model_rows() -> dict[str, Row]:
     two_stage, learned = "model.queries[two_stage]", "model.queries[learned]"
     position = "model.position"
     refines = ("model.decoder.box_refinement=true",)
+    boxes = (*refines, "model.queries={kind: two_stage}")
     return {
         "model.embed_dim": Row(128, widths),
         f"{position}[sine].kind": Row(
@@ -283,6 +284,10 @@ def model_rows() -> dict[str, Row]:
             "SinePositionEmbedding",
             (f"{position}.kind=learned",),
         ),
+        f"{position}[sine].temperature": Row(
+            20.0, lambda c: detector(c).memory_builder.position.temperature
+        ),
+        f"{position}[sine].offset": Row(0.0, lambda c: detector(c).memory_builder.position.offset),
         f"{position}[learned].kind": Row(
             "learned",
             lambda c: type(detector(c).memory_builder.position).__name__,
@@ -297,16 +302,29 @@ def model_rows() -> dict[str, Row]:
             "learned",
             lambda c: type(queries(c)).__name__,
             "LearnedQueries",
-            (*refines, "model.queries={kind: two_stage}"),
+            boxes,
         ),
         f"{two_stage}.kind": Row(
             "two_stage", lambda c: type(queries(c)).__name__, "ProposalQueries", refines
         ),
         f"{learned}.num_queries": Row(7, lambda c: len(queries(c).embed)),
         f"{two_stage}.num_queries": Row(7, lambda c: queries(c).num_queries),
-        f"{two_stage}.content": Row("memory", lambda c: queries(c).content),
+        f"{two_stage}.content": Row("learned", lambda c: queries(c).content is not None, True),
+        f"{two_stage}.ranking": Row("class", lambda c: queries(c).ranking),
         f"{two_stage}.base_size": Row(0.1, lambda c: queries(c).base_size),
         "model.decoder.box_refinement": Row(True, lambda c: detector(c).decoder.box_refinement),
+        "model.decoder.position": Row(
+            "reference", lambda c: detector(c).decoder.norm is not None, True, boxes
+        ),
+        "model.decoder.look_forward_twice": Row(
+            True, lambda c: detector(c).decoder.look_forward_twice, given=refines
+        ),
+        "model.decoder.share_heads": Row(
+            True,
+            lambda c: len(detector(c).decoder.box_heads),
+            1,
+            (*refines, "model.decoder.num_layers=2"),
+        ),
         "model.mimicking.max_regions": Row(3, mimicking("max_regions")),
         "model.mimicking.crop_size_px": Row(32, mimicking("crop_size_px")),
     }

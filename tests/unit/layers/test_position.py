@@ -23,6 +23,24 @@ def test_sine_embedding_golden_values():
     assert embedding.isfinite().all()
 
 
+def test_sine_embedding_of_dino_golden_values():
+    padding_mask = torch.zeros(1, 2, 3, dtype=torch.bool)
+    padding_mask[:, :, 2] = True
+    embedding = SinePositionEmbedding(256, temperature=20, offset=0)(padding_mask)[0]
+    row = [0.0000013, -1, 0.1431715, -0.9896979, 0.9864829]
+    golden = {
+        (0, 0): [*row, 0.0000013, -1, 0.1431715, 0.9864829],
+        (0, 1): [*row, -0.0000027, 1, -0.2833931, 0.9462968],
+        (1, 1): [
+            -0.0000027, 1, -0.2833931, 0.9590038, 0.9462968,
+            -0.0000027, 1, -0.2833931, 0.9462968,
+        ],
+    }  # fmt: skip
+    for (y, x), expected in golden.items():
+        actual = embedding[[0, 1, 2, 3, 127, 128, 129, 130, 255], y, x]
+        torch.testing.assert_close(actual, torch.tensor(expected), rtol=0, atol=1e-5)
+
+
 def test_sine_embedding_does_not_depend_on_padding():
     padding_mask = torch.ones(1, 5, 7, dtype=torch.bool)
     padding_mask[:, :4, :6] = False

@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 from helpers.golden import golden_memory
 
@@ -66,6 +67,8 @@ def test_golden_box_embedding():
     golden = [-1e-7, -1, 0.4087512, -0.9929264, -0.1187316, 0.9929264, -0.1187318, -0.6808878]
     expected = torch.tensor([*golden, 0.7323877])
     torch.testing.assert_close(embedding[channels], expected, rtol=0, atol=1e-5)
+    narrow = box_embedding(torch.tensor([[0.25, 0.5, 0.75, 1.0]]), 32)
+    assert torch.equal(narrow[0, :8], box_embedding(torch.full((4,), 0.25), 32)[8:16])
 
 
 def test_the_best_tokens_of_class_0_become_queries():
@@ -78,6 +81,47 @@ def test_the_best_tokens_of_class_0_become_queries():
     expected = proposals.boxes.gather(1, best[..., None].expand(-1, -1, 4))
     torch.testing.assert_close(queries.reference_points, expected)
     assert proposals.boxes.shape == (2, 60, 4)
+
+
+def randomized(**options):
+    part = ProposalQueries(5, num_classes=3, embed_dim=32, base_size=0.05, **options)
+    for parameter in part.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return part
+
+
+def test_ranked_by_class_the_chosen_tokens_are_supervised_with_gradient():
+    memory = plain_memory(((6, 8), (3, 4)))
+    part = randomized(ranking="class")
+    queries, chosen = part(memory)
+    part.ranking = "objectness"
+    _, everything = part(memory)
+    best = everything.logits.max(dim=-1).values.topk(5).indices[..., None]
+    assert not torch.equal(best[..., 0], everything.logits[..., 0].topk(5).indices)
+    assert torch.equal(chosen.logits, everything.logits.gather(1, best.expand(-1, -1, 3)))
+    assert torch.equal(chosen.boxes, everything.boxes.gather(1, best.expand(-1, -1, 4)))
+    assert torch.equal(queries.reference_points, chosen.boxes)
+    assert not queries.reference_points.requires_grad
+    (chosen.logits.square().sum() + chosen.boxes.square().sum()).backward()
+    assert all(parameter.grad.any() for parameter in part.class_head.parameters())
+    assert all(parameter.grad.any() for parameter in part.box_head.parameters())
+
+
+@pytest.mark.parametrize("has_positions", [True, False])
+def test_learned_content_goes_by_rank(has_positions):
+    part = randomized(content="learned", has_positions=has_positions)
+    queries, _ = part(plain_memory(((6, 8), (3, 4))))
+    assert torch.equal(queries.query, part.content.expand(2, -1, -1))
+    few, _ = part(plain_memory(((1, 3),)))
+    assert torch.equal(few.query, part.content[:3].expand(2, -1, -1))
+    names = {name.partition(".")[0] for name, _ in part.named_parameters()}
+    assert ("query_proj" in names) == ("query_norm" in names) == has_positions
+    if has_positions:
+        embedding = box_embedding(queries.reference_points, 64)
+        expected = part.query_norm(part.query_proj(embedding))
+        torch.testing.assert_close(queries.query_pos, expected)
+    else:
+        assert queries.query_pos is None
 
 
 def test_only_the_box_is_detached():
