@@ -174,6 +174,9 @@ def test_decoder_of_dino(twice, position, share_heads):
     )
     assert len(built.box_heads) == len(built.class_heads) == (1 if share_heads else 3)
     queries, memory = memory_and_queries(last=4)
+    references = queries.reference_points.detach().clone()
+    references[0, 0] = torch.tensor([2e-4, 0.9999, 2e-5, 1.0])  # beyond either eps
+    queries = replace(queries, reference_points=references)
     wanted, classes = dino_predictions(
         built, queries, memory, twice=twice, norm=position == "reference"
     )
