@@ -10,8 +10,43 @@ from deformable_detr.config.base import FrozenModel, Positive, Probability
 _LONGEST_TIMEOUT_S = 2_000_000  # the milliseconds of a wait are held in 32 bits
 
 
+class FocalLossConfig(FrozenModel):
+    """Focal loss, with `focal_alpha` and `focal_gamma`."""
+
+    kind: Literal["focal"] = "focal"
+
+
+class QualityLossConfig(FrozenModel):
+    """Binary cross-entropy whose targets grow with the IoU of the box.
+
+    A query with score p that is matched at IoU u has the target max(floor, p^score_power *
+    u^iou_power). The defaults are those of Align-DETR; `score_power: 0`, `iou_power: 1.5`, `gamma:
+    1.5`, `floor: 0` are those of DEIM. Both have `class_weight: 1`.
+    """
+
+    kind: Literal["quality"] = "quality"
+    score_power: float = Field(0.25, ge=0, le=1)
+    """Exponent of the score in the target."""
+
+    iou_power: float = Field(0.75, ge=0, le=10)
+    """Exponent of the IoU in the target."""
+
+    gamma: float = Field(2.0, ge=0, le=10)
+    """Exponent of the score in the weight of background; larger values down-weight easy examples
+    more."""
+
+    floor: float = Field(0.01, ge=0, lt=1)
+    """Least target of a matched query."""
+
+
+ClassLossConfig = Annotated[FocalLossConfig | QualityLossConfig, Field(discriminator="kind")]
+
+
 class LossConfig(FrozenModel):
     """Matching costs, loss weights, and parameters of the focal loss and cost."""
+
+    class_loss: ClassLossConfig = FocalLossConfig()
+    """Class loss of all layers."""
 
     class_cost: float = Field(2.0, ge=0)
     """Weight of the focal class cost in matching."""
@@ -23,7 +58,7 @@ class LossConfig(FrozenModel):
     """Weight of the generalized IoU of boxes in matching."""
 
     class_weight: float = Field(2.0, ge=0)
-    """Weight of the focal class loss."""
+    """Weight of the class loss."""
 
     l1_weight: float = Field(5.0, ge=0)
     """Weight of the L1 loss of boxes."""
