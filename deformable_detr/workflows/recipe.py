@@ -1,4 +1,4 @@
-"""Official recipes, and the settings in which a run deviates from the nearest one."""
+"""Published recipes, and the settings in which a run deviates from the nearest one."""
 
 import json
 from collections.abc import Mapping
@@ -14,6 +14,10 @@ RECIPES = (
     "deformable_detr_r50_two_stage",
     "deformable_detr_r50_single_scale",
     "deformable_detr_r50_single_scale_dc5",
+    "dino_r50",
+    "dino_r50_24ep",
+    "dino_r50_5scale",
+    "dino_r50_official",
 )
 # Settings of data paths, speed, logging and randomness: they do not make another recipe.
 FREE_SETTINGS = frozenset(
