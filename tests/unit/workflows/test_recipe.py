@@ -90,7 +90,7 @@ TWO_STAGE = {
     "model.queries.base_size": 0.05,
     "model.queries.ranking": "objectness",
 }
-# Options of the official DINO_4scale.py with its script of training, under the names of this package.
+# Options of the official DINO_4scale.py and its training script, under the names of this package.
 DINO_OFFICIAL = {
     **TWO_STAGE,
     "model.position.temperature": 20.0,  # pe_temperatureH, pe_temperatureW
