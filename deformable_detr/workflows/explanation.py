@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from deformable_detr.arguments import MOST_NOISE, require_integer, require_names
+from deformable_detr.arguments import MOST_NOISE, checked, require_integer
 from deformable_detr.detector import Detector
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.files import as_path, encoded
 from deformable_detr.files.output_folder import OutputFolder
-from deformable_detr.messages import in_brief
 from deformable_detr.models.necks.level_fusion import LevelFusion
 from deformable_detr.photos import ImageLike, as_photo
 from deformable_detr.structures import ImageBatch
@@ -46,6 +45,7 @@ class ExplanationResult:
     files: dict[str, Path]
 
 
+@checked
 def explain(
     photo: ImageLike,
     *,
@@ -89,13 +89,8 @@ def explain(
     """
     require_integer("queries", queries, at_least=0)
     require_integer("noise", noise, at_least=0, at_most=MOST_NOISE)
-    if cell is not None and not (isinstance(cell, tuple | list) and len(cell) == 2):
-        raise ValueError(f"cell must be (row, column), got {in_brief(cell)}")
     for number in cell or ():
         require_integer("row and column of cell", number, at_least=0)
-    require_names("deform", deform)
-    if erf is not None:
-        require_names("erf", [erf])
     if not isinstance(checkpoint, Detector):
         checkpoint = as_path("checkpoint", checkpoint)
     folder = None if out is None else OutputFolder(as_path("out", out), "out", overwrite=overwrite)
