@@ -1,7 +1,7 @@
 """Explanation: pictures of what a detector attends to in an image."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from deformable_detr.visualize.receptive_field import effective_receptive_field
 from deformable_detr.workflows.session import kept_torch_state
 
 Cell = tuple[int, int]
+_NOISE_PIXELS = 2**19  # of noise images that run at once; the backward pass keeps 4 kB for each
 _MOST_CHECKED = 1000  # queries whose pictures are looked for before the work; models have 300
 
 
@@ -158,12 +159,19 @@ class _View:
         }
 
     def receptive_field(self, layer: str, cell: Cell | None, noise: int) -> dict[str, Image.Image]:
-        images = self._batch.images
-        if noise:
-            generator = torch.Generator().manual_seed(0)
-            shape = (noise, *images.shape[1:])
-            images = torch.randn(shape, generator=generator).to(images)
-        field = effective_receptive_field(self._detector.model, images, layer, cell=cell)
+        model, image = self._detector.model, self._batch.images
+        if not noise:
+            field = effective_receptive_field(model, image, layer, cell=cell)
+            return {f"erf_{layer}": draw_receptive_field(self._image, field)}
+        generator = torch.Generator().manual_seed(0)
+        at_once = max(1, _NOISE_PIXELS // image[0, 0].numel())
+        strength = torch.zeros((), dtype=torch.float64)
+        for first in range(0, noise, at_once):
+            count = min(at_once, noise - first)
+            images = torch.randn((count, *image.shape[1:]), generator=generator).to(image)
+            field = effective_receptive_field(model, images, layer, cell=cell)
+            strength = strength + count / noise * field.strength
+        field = replace(field, strength=strength)
         return {f"erf_{layer}": draw_receptive_field(self._image, field)}
 
     def deform_points(self, layers: Sequence[str], cell: Cell | None) -> dict[str, Image.Image]:
