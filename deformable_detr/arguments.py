@@ -125,6 +125,8 @@ def require_type(name: str, value: Any, annotation: Any) -> Any:
     Raises:
         ValueError: it has another type, or is an empty path.
     """
+    if type(value) is annotation:
+        return value
     kinds = _kinds(annotation)
     if fault := _fault(name, value, kinds):
         raise ValueError(fault)

@@ -6,7 +6,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from deformable_detr.arguments import checked
+from deformable_detr.arguments import checked, require_type
 from deformable_detr.messages import in_brief
 
 _P = ParamSpec("_P")
@@ -14,12 +14,22 @@ _R = TypeVar("_R")
 
 
 def checked_operator(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Decorate an operator as `checked` does; a graph is traced without the check of types."""
-    eager = checked(function)
+    """Decorate an operator as `checked` does, at no cost to calls that succeed.
+
+    Operators run many times in each step: types are looked at after an error only. A graph is
+    traced without the check.
+    """
+    with_check = checked(function)
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return (function if torch.compiler.is_compiling() else eager)(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except (AttributeError, IndexError, TypeError, ValueError):
+            pass
+        return with_check(*args, **kwargs)
 
     return call
 
@@ -30,6 +40,9 @@ def as_device(device: torch.device | str) -> torch.device:
     Raises:
         ValueError: there is no such name.
     """
+    if isinstance(device, torch.device):
+        return device
+    require_type("device", device, str)
     try:
         return torch.device(device)
     except RuntimeError as error:

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -44,8 +44,8 @@ def resolve_backend(backend: Backend, device: torch.device | str) -> Literal["na
         ValueError: `backend` is not one of `Backend`, or `device` is not a device name.
         RuntimeError: the back-end is not available for `device`.
     """
-    require_type("backend", backend, Backend)
-    require_type("device", device, torch.device | str)
+    if not isinstance(backend, str) or backend not in get_args(Backend):
+        require_type("backend", backend, Backend)
     device = as_device(device)
     if backend == "reference":
         return "reference"
@@ -65,7 +65,7 @@ def _warn_of_reference(device_type: str, obstacle: str) -> None:
         f"deformable attention runs in plain PyTorch on {device_type}, "
         f"{_REFERENCE_COST[device_type]}: {obstacle}",
         RuntimeWarning,
-        stacklevel=6,
+        stacklevel=5,
     )
 
 
