@@ -4,13 +4,14 @@ import functools
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from deformable_detr.arguments import LARGEST_SEED, require_bounded
+from deformable_detr.arguments import LARGEST_SEED, checked, require_bounded
 from deformable_detr.config import ConfigError, RunConfig
 from deformable_detr.config.problems import (
     describe_problems,
@@ -39,6 +40,7 @@ _USE = (
 )
 
 
+@checked
 def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> RunConfig:
     """Read a config and apply overrides.
 
@@ -292,11 +294,9 @@ def _without(content: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
 
 def _as_nested(overrides: Overrides) -> Iterator[dict[str, Any]]:
     """Yield each override as nested content, as in a file."""
-    if isinstance(overrides, str):
-        raise ConfigError(f"overrides must be a list or a mapping, got {in_brief(overrides)}")
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
-            plain = str(value) if isinstance(value, Path) else value
+            plain = _plain(key, value)
             yield _nest(key, _parse_value(key, plain) if isinstance(plain, str) else plain)
         return
     for override in overrides:
@@ -304,6 +304,22 @@ def _as_nested(overrides: Overrides) -> Iterator[dict[str, Any]]:
         if not separator or not all(key.split(".")):
             raise ConfigError(f"override must be dotted.key=value, got {in_brief(override)}")
         yield _nest(key, _parse_value(key, text))
+
+
+def _plain(key: str, value: Any) -> Any:
+    """Return the value of an override as YAML has it: of a path, or a number of NumPy."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Real) and not isinstance(value, int | float):
+        value = int(value) if isinstance(value, Integral) else float(value)
+    _require_bounded({key: value}, "overrides")
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"override {shown(key)} must be a YAML value, got {in_brief(value)}"
+        ) from error
+    return value
 
 
 def _keys_of(overrides: Overrides) -> list[str]:

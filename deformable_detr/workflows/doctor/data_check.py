@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from deformable_detr.arguments import checked, require_integer
 from deformable_detr.coco_json.reading import read_json
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
@@ -16,7 +17,7 @@ from deformable_detr.finite import to_json
 from deformable_detr.inspection.agreement import inspect_agreement
 from deformable_detr.inspection.content import entries_of, inspect_content
 from deformable_detr.inspection.findings import Finding, Findings
-from deformable_detr.inspection.kinds import KINDS
+from deformable_detr.inspection.kinds import KINDS, Level
 from deformable_detr.inspection.photo_files import PhotoFile, read_photos
 from deformable_detr.inspection.photos_of_set import inspect_photos, photo_names
 from deformable_detr.inspection.repair import Repair
@@ -50,12 +51,15 @@ class DataCheck:
     fixed: Path | None = None
     left: tuple[Finding, ...] = ()
 
-    def count(self, level: str) -> int:
+    @checked
+    def count(self, level: Level) -> int:
         """Return the number of findings of a level: "error", "warning" or "count"."""
         return sum(number for kind, number in self.counts.items() if KINDS[kind].level == level)
 
+    @checked
     def as_json(self, *, examples: int = 100) -> dict[str, Any]:
-        """Return plain values for JSON, with the first findings of each kind."""
+        """Return plain values for JSON, with the first `examples` findings of each kind."""
+        require_integer("examples", examples, at_least=0)
         seen: Counter[str] = Counter()
         kept = []
         for finding in self.findings:
@@ -103,6 +107,7 @@ class _Set:
         inspect_photos(self.record, self.images, listed, self.findings)
 
 
+@checked
 def check_data(
     path: str | Path,
     *,
