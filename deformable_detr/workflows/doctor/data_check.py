@@ -128,8 +128,9 @@ def check_data(
         ValueError: `path` is no file and no folder of the layout, or `fix` exists.
     """
     path = as_path("path", path)
-    sets = _sets(path, None if images is None else as_path("images", images), photos=photos)
-    fix = None if fix is None else _require_new(as_path("fix", fix), path, sets)
+    images = None if images is None else as_path("images", images)
+    sets = _sets(path, images, photos=photos)
+    fix = None if fix is None else _require_new(as_path("fix", fix), path, images)
     for one in sets:
         _read(one)
         if one.record is not None:
@@ -164,7 +165,7 @@ def _sets(path: Path, images: Path | None, *, photos: bool) -> list[_Set]:
     require_regular_file(path, "annotation file")
     if not photos:
         return [_Set(path, None, Findings(path))]
-    folder = path.with_suffix("") if images is None else images
+    [folder] = _image_folders(path, images)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"images must be a folder, got {shown(folder)}: no such folder; name it with --images "
@@ -173,7 +174,14 @@ def _sets(path: Path, images: Path | None, *, photos: bool) -> list[_Set]:
     return [_Set(path, folder, Findings(path))]
 
 
-def _require_new(fix: Path, path: Path, sets: list[_Set]) -> Path:
+def _image_folders(path: Path, images: Path | None) -> list[Path]:
+    """List the folders of the images, read or not."""
+    if path.is_dir():
+        return [path / split for split in SPLITS]
+    return [path.with_suffix("") if images is None else images]
+
+
+def _require_new(fix: Path, path: Path, images: Path | None) -> Path:
     if "\0" in str(fix):
         raise ValueError(f"fix must be a path, got {shown(fix)}, with a null byte")
     if path.is_dir():
@@ -185,7 +193,7 @@ def _require_new(fix: Path, path: Path, sets: list[_Set]) -> Path:
         raise ValueError(
             f"fix must be a new path, got {shown(fix)}, which exists; nothing is replaced"
         )
-    for folder in [one.images for one in sets if one.images is not None]:
+    for folder in _image_folders(path, images):
         if fix.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
                 f"fix must be outside the folder of the images, got {shown(fix)}; nothing is "

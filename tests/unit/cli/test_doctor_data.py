@@ -68,8 +68,10 @@ def test_fix_writes_new_paths_only(files: CocoFiles, run: CommandLine, tmp_path:
     for place in (files.annotations, other, link, tmp_path / "a" / ".." / "a.json"):
         error = run.fails("doctor", "data", files.annotations, "--fix", place)
         assert "fix must be a new path" in error
-    error = run.fails("doctor", "data", files.annotations, "--fix", files.images / "new.json")
-    assert "fix must be outside the folder of the images" in error
+    for options in ([], ["--no-photos"]):
+        fix = ["--fix", files.images / "new.json", *options]
+        error = run.fails("doctor", "data", files.annotations, *fix)
+        assert "fix must be outside the folder of the images" in error
     blocked = tmp_path / "other.json" / "b.json"
     assert "fix must be" in run.fails("doctor", "data", files.annotations, "--fix", blocked)
     place = "/proc/nowhere/b.json"

@@ -277,6 +277,9 @@ def test_a_repaired_folder_appears_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, fixed = folder_of(tmp_path / "sound"), tmp_path / "fixed"
+    for photos in (True, False):
+        with pytest.raises(ValueError, match="fix must be outside the folder of the images"):
+            check_data(folder, fix=folder / "val" / "fixed", photos=photos)
     contents = iter(['{"images": []}', KeyboardInterrupt()])
 
     def interrupted(*_: object) -> str:
