@@ -25,6 +25,7 @@ from helpers.turned_images import write_turned_set
 from deformable_detr import train
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.inspection.kinds import KINDS
+from deformable_detr.inspection.repair import Repair
 from deformable_detr.workflows.doctor import data_check
 from deformable_detr.workflows.doctor.data_check import DataCheck, check_data
 
@@ -117,6 +118,15 @@ def test_disagreement_of_two_sets_is_found(tmp_path: Path) -> None:
     check = check_data(folder)
     found = [(one.kind, one.position) for one in check.findings]
     assert found == [("categories-differ", None), ("image-in-both-sets", 5)]
+    other = CocoFiles(folder / "train", folder / "train.json")
+    sound, record = other.read(), other.read()
+    record["images"].append(record["images"][3] | {"file_name": "05.png"})  # an ambiguous id
+    record["annotations"] = [one for one in record["annotations"] if one["image_id"] != 4]
+    other.write(record)
+    assert record["images"][3]["id"] == 4
+    left = check_data(folder, fix=tmp_path / "fixed").left
+    assert [one.kind for one in left] == ["categories-differ"]
+    other.write(sound)
     files.annotations.unlink()
     shutil.rmtree(folder / "train")
     assert set(check_data(folder).counts) == {"file-missing", "folder-missing"}
@@ -234,6 +244,32 @@ def test_what_is_sound_is_not_changed_by_a_repair(tmp_path: Path) -> None:
     check = check_data(files.annotations, fix=tmp_path / "b.json")
     assert (check.repairs, check.left) == ({}, ())
     assert json.loads((tmp_path / "b.json").read_text()) == record
+
+
+def repaired(annotations: list[tuple[int, int, int]]) -> list[int]:
+    """Return the ids that a repair leaves of (id, category, left side of the box)."""
+    record = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 48, "width": 64}],
+        "categories": [{"id": number, "name": str(number)} for number in (1, 2, 3)],
+        "annotations": [
+            {"id": one, "image_id": 1, "category_id": category, "bbox": [left, 5, 9, 9]}
+            for one, category, left in annotations
+        ],
+    }
+    return [entry["id"] for entry in Repair(record, {}).record["annotations"]]
+
+
+def test_all_copies_of_objects_are_deleted_and_no_other_object() -> None:
+    assert repaired([(1, 1, 5), (2, 2, 5), (3, 3, 5), (4, 2, 5), (5, 2, 6)]) == [1, 2, 3, 5]
+
+
+@pytest.mark.parametrize("largest", [7, 2**63 - 2, 2**63 - 1])
+def test_repeated_ids_become_unused_ones_of_64_bits(largest: int) -> None:
+    ids = [3, largest, 3, 3, 3, 1]
+    found = repaired([(one, 1, left) for left, one in enumerate(ids)])
+    assert len(set(found)) == 6
+    assert [found[0], found[1], found[5]] == [3, largest, 1]
+    assert max(found) < 2**63
 
 
 @pytest.mark.parametrize(
