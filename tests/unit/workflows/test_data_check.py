@@ -136,6 +136,7 @@ def crowds_with_masks(record: dict[str, Any]) -> None:
     mask = {"counts": [0, 10, 3062], "size": [48, 64]}
     for entry in record["annotations"][::2]:
         entry |= {"iscrowd": 1, "segmentation": mask, "bbox": [0, 0, 64, 48], "area": 10}
+    record["annotations"][0]["bbox"] = [70, 50, 5, 5]  # a region may lie anywhere
 
 
 def sparse_ids(record: dict[str, Any]) -> None:
