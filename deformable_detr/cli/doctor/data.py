@@ -76,7 +76,8 @@ def _print(check: "DataCheck") -> None:
     if check.fixed is not None:
         console.print(f"written: {cell(check.fixed)}", soft_wrap=True)
     for finding in check.left:
-        console.print(f"[bold red]left:[/] {escape(finding.message)}; {escape(finding.remedy)}")
+        text = f"{cell(Path(finding.file))}: {escape(finding.message)}; {escape(finding.remedy)}"
+        console.print(f"[bold red]left:[/] {text}")
 
 
 def _table(check: "DataCheck") -> Table:

@@ -256,7 +256,7 @@ def _write_repaired(check: DataCheck, sets: list[_Set], path: Path, fix: Path) -
     done = Counter[str]()
     repaired = []
     for one in sets:
-        repair = Repair(one.record, one.photos)
+        repair = _repair(one)
         done.update(repair.done)
         repaired.append(_Set(one.file, one.images, Findings(one.file), repair.record, one.photos))
         repaired[-1].inspect()
@@ -274,6 +274,16 @@ def _write_repaired(check: DataCheck, sets: list[_Set], path: Path, fix: Path) -
                 _link(temporary / split, path / split)
     errors = (finding for finding in _result(repaired).findings if finding.level == "error")
     return replace(check, repairs=dict(done), fixed=fix, left=tuple(errors))
+
+
+def _repair(one: _Set) -> Repair:
+    try:
+        return Repair(one.record, one.photos)
+    except RecursionError as error:
+        raise ValueError(
+            f"annotation file {shown(one.file)} must not have lists nested so deeply; remove what "
+            "is not COCO's, or leave out --fix"
+        ) from error
 
 
 def _link(link: Path, folder: Path) -> None:
