@@ -290,3 +290,10 @@ def test_what_is_no_image_is_refused_in_one_line(image: object) -> None:
     with pytest.raises(ValueError, match=r"^(floating )?image .*must be") as caught:
         as_photo(image)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_tensor_without_a_shape_is_refused_in_one_line() -> None:
+    image = torch.nested.nested_tensor([torch.zeros(4, 4)], layout=torch.strided)
+    with pytest.raises(ValueError, match=r"^image tensor must be dense, got a nested one$"):
+        as_photo(image)

@@ -241,6 +241,12 @@ def test_what_training_refuses_is_an_error_and_what_is_repaired_is_not_refused(
 def test_what_is_sound_is_not_changed_by_a_repair(tmp_path: Path) -> None:
     files = CocoFiles(tmp_path / "a", tmp_path / "a.json")
     record = write_sound_set(files, 0) | {"info": {"year": 2017}, "licenses": []}
+    crowds_with_masks(record)
+    crowd = record["annotations"][2]
+    record["annotations"].append(crowd | {"id": 999})  # crowds may be equal
+    boxes = [[-0.9, -0.9, 20.8, 20], [0.5, 0.25, 63.5, 48]]  # of rounded corners
+    for entry, box in zip(record["annotations"][1::2], boxes, strict=False):
+        entry |= {"bbox": box, "area": box[2] * box[3]}
     files.write(record)
     check = check_data(files.annotations, fix=tmp_path / "b.json")
     assert (check.repairs, check.left) == ({}, ())
