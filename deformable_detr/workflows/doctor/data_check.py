@@ -188,11 +188,7 @@ def _require_new(fix: Path, path: Path, images: Path | None) -> Path:
         require_folder_place("fix", fix)
     else:
         require_file_place("fix", fix)
-    is_empty_folder = path.is_dir() and fix.is_dir() and not any(fix.iterdir())
-    if (fix.exists() or fix.is_symlink()) and not is_empty_folder:
-        raise ValueError(
-            f"fix must be a new path, got {shown(fix)}, which exists; nothing is replaced"
-        )
+    _require_nothing_at(fix, path)
     for folder in _image_folders(path, images):
         if fix.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
@@ -201,6 +197,14 @@ def _require_new(fix: Path, path: Path, images: Path | None) -> Path:
             )
     _require_writable(fix if path.is_dir() else fix.parent)
     return fix
+
+
+def _require_nothing_at(fix: Path, path: Path) -> None:
+    is_empty_folder = path.is_dir() and fix.is_dir() and not any(fix.iterdir())
+    if (fix.exists() or fix.is_symlink()) and not is_empty_folder:
+        raise ValueError(
+            f"fix must be a new path, got {shown(fix)}, which exists; nothing is replaced"
+        )
 
 
 def _require_writable(folder: Path) -> None:
@@ -272,6 +276,7 @@ def _write_repaired(check: DataCheck, sets: list[_Set], path: Path, fix: Path) -
         if path.is_dir():
             for split in SPLITS:
                 _link(temporary / split, path / split)
+        _require_nothing_at(fix, path)  # it may have appeared during the check
     errors = (finding for finding in _result(repaired).findings if finding.level == "error")
     return replace(check, repairs=dict(done), fixed=fix, left=tuple(errors))
 

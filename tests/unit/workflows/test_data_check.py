@@ -339,6 +339,15 @@ def test_a_repaired_folder_appears_as_a_whole(
     assert {path.name for path in fixed.iterdir()} == {"train.json", "train", "val.json", "val"}
 
 
+def test_what_appears_during_the_check_is_not_replaced(tmp_path: Path) -> None:
+    files, fixed = CocoFiles(tmp_path / "a", tmp_path / "a.json"), tmp_path / "b.json"
+    files.write(write_sound_set(files, 0))
+    with pytest.raises(ValueError, match=r"fix must be a new path, got .*b\.json, which exists"):
+        check_data(files.annotations, fix=fixed, callback=lambda *_: fixed.write_text("mine"))
+    assert fixed.read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "a.json", "b.json"}
+
+
 def test_the_page_has_the_table_of_kinds() -> None:
     page = (Path(__file__).parents[3] / "docs" / "doctor.md").read_text(encoding="utf-8")
     rows = [
