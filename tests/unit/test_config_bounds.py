@@ -34,8 +34,11 @@ HOSTILE = {
     "a tag of Python": ("a: !!python/object:os.system x", "a tag that does not fit its value"),
     **{
         f"{tag} of a text": (f"a: !!{tag} text", "a tag that does not fit its value")
-        for tag in ("int", "float", "bool", "null", "timestamp")
+        for tag in ("int", "float", "bool", "null", "timestamp", "map", "seq")
     },
+    "a mapping that is a list": ("!!map [a, b]", "a tag that does not fit its value"),
+    "a text that is a mapping": ("a: !!str {b: 1}", "a tag that does not fit its value"),
+    "a character beyond Unicode": ('a: "\\U00110000"', "chr() arg not in range"),
 }
 
 

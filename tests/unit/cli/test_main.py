@@ -7,7 +7,7 @@ import pytest
 from helpers.command_line import CommandLine
 
 from deformable_detr.cli import evaluate
-from deformable_detr.cli.terminal import PrintableFormatter, print_traceback
+from deformable_detr.cli.terminal import PrintableFormatter, echo, print_traceback
 from deformable_detr.version import __version__
 from deformable_detr.workflows import evaluation
 
@@ -141,6 +141,9 @@ def test_a_traceback_and_a_log_line_hold_nothing_that_a_terminal_acts_on(
         assert r"\x1b[31m\u202e\udcff\x07xx" in text
     record = logging.LogRecord("a", 20, "a", 1, "in %s", (Path("a\nb"),), None)
     assert formatter.format(record) == r"in a\nb"
+    capsys.readouterr()
+    echo("\x1b[31m")
+    assert capsys.readouterr().out == "\\x1b[31m\n"
 
 
 @pytest.mark.parametrize(
