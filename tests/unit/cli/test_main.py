@@ -1,4 +1,5 @@
 import logging
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -168,3 +169,20 @@ def test_an_interrupt_exits_with_code_130_and_no_traceback(
 
     assert outcome.code == 130
     assert outcome.err == "interrupted\n"
+
+
+def test_an_interrupt_at_the_exit_ends_without_a_traceback() -> None:
+    """All work is done, and libraries have functions that run at the exit."""
+    program = (
+        "import atexit, signal, sys, time\n"
+        "atexit.register(lambda: (signal.raise_signal(signal.SIGINT), time.sleep(1)))\n"
+        "from deformable_detr.cli.main import main\n"
+        "sys.argv = ['deformable-detr', '--version']\n"
+        "main()\n"
+    )
+
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert result.returncode == -signal.SIGINT
+    assert result.stderr == ""
+    assert __version__ in result.stdout
