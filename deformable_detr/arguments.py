@@ -1,8 +1,13 @@
 """Checks of arguments that users give; errors name the argument, its range and its value."""
 
-from collections.abc import Mapping, Sequence, Set
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from functools import partial
 from numbers import Integral, Real
-from typing import Any
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from deformable_detr.messages import in_brief
 
@@ -15,6 +20,20 @@ MOST_NOISE = 1000  # noise images of a receptive field
 MOST_VALUES = 4096  # of a config, which has about 150
 MOST_LEVELS = 20
 MOST_ENTRIES = 1 << 20  # values of all categories of a detector, or of another JSON file
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_NUMBERS: dict[Any, Any] = {int: Integral, float: Real}
+_LISTS = (Sequence, Iterable)
+_NAMES: dict[Any, str] = {
+    NoneType: "None",
+    Path: "a path",
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    Callable: "a function",
+    Mapping: "a mapping",
+}
 
 
 def require_integer(name: str, value: Any, *, at_least: int, at_most: int = LARGEST_COUNT) -> None:
@@ -66,10 +85,127 @@ def require_bounded(content: object, what: str, *, most: int = MOST_VALUES) -> N
             waiting += [(part, level + 1) for part in value.values()]
 
 
-def require_names(name: str, value: Any) -> None:
-    """Raise a ValueError unless the value is a list of texts; one text is none."""
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise ValueError(f"{name} must be a list of names, such as ['tree'], got {in_brief(value)}")
-    for one in value:
-        if not isinstance(one, str):
-            raise ValueError(f"{name} must hold names, got {in_brief(one)}")
+def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorate a function that users call: an argument of another type than annotated is an error.
+
+    It is one before the first line of the function runs. Paths are texts or `Path`, and not empty;
+    flags are True or False; a text is no list of texts. Numbers of NumPy become those of Python.
+    What an annotation does not say, such as a range, is left to the function.
+
+    Raises:
+        ValueError: an argument has none of its types; the message names it, with its value.
+    """
+    parameters = inspect.signature(function).parameters
+    names = [name for name, one in parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
+
+    @functools.cache
+    def annotations() -> dict[str, Any]:  # at the first call: they may name what is defined later
+        return get_type_hints(function)
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        given = [*zip(names, args, strict=False), *kwargs.items()]
+        # A missing or an unknown name is the TypeError of the call below.
+        values = [require_type(name, one, annotations().get(name, Any)) for name, one in given]
+        count = min(len(names), len(args))
+        named = dict(zip(kwargs, values[count:], strict=True))
+        return function(*values[:count], *args[count:], **named)  # type: ignore[arg-type]
+
+    return call
+
+
+def require_type(name: str, value: Any, annotation: Any) -> Any:
+    """Return the value, a number of NumPy as one of Python; raise if it has another type.
+
+    Args:
+        name: name of the argument in errors.
+        value: what was given.
+        annotation: a type as in a signature.
+
+    Raises:
+        ValueError: it has another type, or is an empty path.
+    """
+    if type(value) is annotation:
+        return value
+    kinds = _kinds(annotation)
+    if fault := _fault(name, value, kinds):
+        raise ValueError(fault)
+    if int in kinds and isinstance(value, Integral):
+        return value if isinstance(value, int) else int(value)
+    if float in kinds and isinstance(value, Real) and not isinstance(value, int):
+        try:
+            return float(value)
+        except OverflowError as error:  # of a fraction
+            raise ValueError(f"{name} must be a number, got {in_brief(value)}") from error
+    return value
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """Return the types of a union, without nesting; of another type, itself."""
+    if get_origin(annotation) in (Union, UnionType):
+        return tuple(kind for part in get_args(annotation) for kind in _kinds(part))
+    return (annotation,)
+
+
+def _fault(name: str, value: Any, kinds: Sequence[Any]) -> str:
+    """Say what is wrong with a value that should have one of several types; "" if nothing is."""
+    if isinstance(value, str) and not value and Path in kinds:
+        return f"{name} must be a path, got an empty text"
+    in_parts = []
+    for kind in filter(partial(_is_one, value), kinds):
+        if not (found := _fault_of_parts(name, value, kind)):
+            return ""
+        in_parts.append(found)
+    allowed = " or ".join(dict.fromkeys(_described(kind, Path in kinds) for kind in kinds))
+    return in_parts[0] if in_parts else f"{name} must be {allowed}, got {in_brief(value)}"
+
+
+def _is_one(value: Any, kind: Any) -> bool:
+    """Return whether a value has a type, whatever its entries have."""
+    origin = get_origin(kind) or kind
+    if origin is Any:
+        return True
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in get_args(kind))
+    if origin in _NUMBERS:
+        return isinstance(value, _NUMBERS[origin]) and not isinstance(value, bool)
+    if origin is tuple:
+        return isinstance(value, tuple | list) and (
+            ... in get_args(kind) or len(value) == len(get_args(kind))
+        )
+    if origin in _LISTS and isinstance(value, str | bytes | bytearray | Mapping):
+        return False
+    return isinstance(value, origin)
+
+
+def _fault_of_parts(name: str, value: Any, kind: Any) -> str:
+    """Say what is wrong with the entries of a list or a mapping."""
+    origin, parts = get_origin(kind), get_args(kind)
+    entries: list[tuple[str, Any, Any]] = []
+    if origin is Mapping:
+        entries += [(f"key of {name}", key, parts[0]) for key in value]
+        entries += [(f"{name}[{in_brief(key)}]", one, parts[1]) for key, one in value.items()]
+    elif origin is tuple and ... not in parts:
+        entries += [(f"{name}[{i}]", *one) for i, one in enumerate(zip(value, parts, strict=True))]
+    elif origin in (*_LISTS, tuple) and isinstance(value, Sequence):  # an iterator is read once
+        entries += [(f"{name}[{i}]", one, parts[0]) for i, one in enumerate(value)]
+    faults = (_fault(place, one, _kinds(part)) for place, one, part in entries)
+    return next(filter(None, faults), "")
+
+
+def _described(kind: Any, is_path: bool = False) -> str:
+    """Describe a type for a message; a text beside a path is a path."""
+    origin, parts = get_origin(kind) or kind, get_args(kind)
+    if origin is Literal:
+        values = ", ".join(map(repr, parts))
+        return f"one of {values}" if len(parts) > 1 else values
+    if kind is str and is_path:
+        return _described(Path)
+    if origin in _LISTS or ... in parts:
+        inner = _kinds(parts[0])
+        each = dict.fromkeys(_described(one, Path in inner).split()[-1] for one in inner)
+        return "a list of " + " or ".join(f"{one}s" for one in each)
+    if origin is tuple:
+        return f"({', '.join(map(_described, parts))})"
+    article = "an" if origin.__name__[0] in "AEIOUn" else "a"  # as in ndarray
+    return _NAMES.get(origin) or f"{article} {origin.__name__}"

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from deformable_detr.arguments import (
     MOST_BATCH,
+    checked,
     require_fraction,
     require_integer,
-    require_names,
 )
 from deformable_detr.builders import build_eval_transform, clips_in_evaluation
 from deformable_detr.builders.weights import model_with_weights, numbered_classes
@@ -71,6 +71,7 @@ class Detector:
             "upright" image, or as "stored".
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
@@ -91,6 +92,7 @@ class Detector:
         self.exif: Exif = exif
 
     @classmethod
+    @checked
     def from_checkpoint(cls, path: str | Path, device: str = "auto") -> "Detector":
         """Load a detector from a file of this package or of another implementation.
 
@@ -145,6 +147,7 @@ class Detector:
         batch_size: int = ...,
     ) -> list[Detections]: ...
 
+    @checked
     def predict(
         self,
         images: ImageLike | Sequence[ImageLike],
@@ -192,6 +195,7 @@ class Detector:
         ordered = [found[position] for position in range(len(photos))]
         return ordered[0] if single else ordered
 
+    @checked
     def predict_each(
         self,
         images: Iterable[ImageLike],
@@ -222,6 +226,7 @@ class Detector:
         ):
             yield from batch
 
+    @checked
     def predict_batches(
         self,
         images: Iterable[ImageLike],
@@ -295,8 +300,6 @@ class Detector:
 
     def _labels(self, classes: Sequence[str] | None) -> list[int]:
         """Return the labels of the given classes."""
-        if classes is not None:
-            require_names("classes", classes)
         names, labels = self.label_space.names, self.label_space.category_labels
         known = {names[label] for label in labels}
         unknown = [name for name in classes or () if name not in known]
@@ -307,6 +310,7 @@ class Detector:
             )
         return [label for label in labels if classes is None or names[label] in classes]
 
+    @checked
     def explain(self, image: ImageLike, *, queries: int = 3) -> list[QueryAttention]:
         """Return what the queries of the best detections attend to in the last decoder layer.
 
@@ -335,6 +339,7 @@ class Detector:
         share = image_share(self.model, (height, width))
         return attention_of_best(last, calls[-1], queries, share=share)
 
+    @checked
     def preprocess(self, photo: Image.Image) -> Tensor:
         """Resize and normalize an image for the model; returns (3, h, w)."""
         return normalize(self.transform.resize_image(photo))

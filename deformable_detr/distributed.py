@@ -29,14 +29,14 @@ def choose_device(name: str = "auto") -> torch.device:
 
     Args:
         name: "auto" is the GPU of this process's local rank, else Apple's MPS, else the CPU;
-            "cuda" is the GPU of the local rank; otherwise a PyTorch device name.
+            "cuda" is the GPU of the local rank; otherwise cpu, cuda:<index> or mps.
 
     Raises:
         ValueError: the name is not a device name.
         RuntimeError: the device is not available.
     """
     if not isinstance(name, str):
-        raise ValueError(f"device must be a name such as auto, cpu or cuda:1, got {name!r}")
+        raise ValueError(f"device must be a name such as auto, cpu or cuda:1, got {in_brief(name)}")
     if name == "auto":
         if torch.cuda.is_available():
             name = "cuda"
@@ -44,6 +44,8 @@ def choose_device(name: str = "auto") -> torch.device:
             name = "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps") or str(device) != name:
+            raise RuntimeError("of another kind, or of a large index, which PyTorch wraps")
     except RuntimeError as error:
         raise ValueError(
             f"device must be auto, cpu, cuda, cuda:<index> or mps, got {in_brief(name)}"

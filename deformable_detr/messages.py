@@ -23,6 +23,8 @@ def in_brief(value: Any) -> str:
         return f"a {type(value).__name__} with a very long integer"
     except RecursionError:
         return f"a {type(value).__name__} nested too deeply"
+    except Exception:  # of a foreign class
+        return f"a {type(value).__name__}"
     return _cut(printable(text))
 
 

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from deformable_detr.arguments import checked, require_type
+
 Size = tuple[int, int]  # (height, width)
 LevelShapes = tuple[Size, ...]
 # Mean and standard deviation of R, G and B in [0, 1], by which images are normalized.
@@ -115,6 +117,10 @@ class Target(_Movable):
     original_size: Size = (1, 1)
 
     def __post_init__(self) -> None:
+        require_type("boxes", self.boxes, Tensor)
+        require_type("labels", self.labels, Tensor)
+        require_type("image_id", self.image_id, int)
+        require_type("original_size", self.original_size, Size)
         require(
             self.boxes.ndim == 2 and self.boxes.shape[1] == 4,
             f"boxes must have shape (T, 4), got {_shape(self.boxes)}",
@@ -371,6 +377,8 @@ class Detections(_Movable):
     boxes_xyxy: Tensor
 
     def __post_init__(self) -> None:
+        for name in ("scores", "labels", "boxes_xyxy"):
+            require_type(name, getattr(self, name), Tensor)
         count = len(self.scores)
         require(
             _shape(self.labels) == (count,) and _shape(self.boxes_xyxy) == (count, 4),
@@ -381,10 +389,12 @@ class Detections(_Movable):
     def __len__(self) -> int:
         return len(self.scores)
 
+    @checked
     def above(self, threshold: float) -> "Detections":
         """Select the detections with a score of at least `threshold`."""
         return self.select(self.scores >= threshold)
 
+    @checked
     def select(self, keep: Tensor) -> "Detections":
         """Select the detections at the given indices, or where the given mask is True."""
         return Detections(self.scores[keep], self.labels[keep], self.boxes_xyxy[keep])

@@ -22,7 +22,9 @@ from deformable_detr.engine.precision import autocast
 from deformable_detr.engine.schedule import StepSchedule
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import train_step
+from deformable_detr.environment import memory_bytes
 from deformable_detr.labels import LabelSpace
+from deformable_detr.messages import counted, shown
 from deformable_detr.structures import ImageBatch, Target
 
 CONFIG = "deformable_detr_r50"  # six encoder layers and six decoder layers
@@ -35,6 +37,7 @@ SETTINGS = {
 OBJECTS = 7  # per image: COCO's mean
 NUM_CLASSES = 80
 WARM_UP_STEPS = 1
+LEAST_BYTES = 200  # per pixel of a batch: the first maps of a small backbone, for the backward pass
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,8 @@ def _serve(connection: Connection, setup: _Setup) -> None:
         }
         while name := connection.recv():
             connection.send(requests[name]())
+    except (RuntimeError, MemoryError) as error:  # such as too little memory
+        connection.send(error)
     finally:
         distributed.stop()
 
@@ -150,7 +155,28 @@ def _ask(connections: list[Connection], request: str) -> list[Any]:
     """Send a request to processes that run concurrently, and return their answers."""
     for connection in connections:
         connection.send(request)
-    return [connection.recv() for connection in connections]
+    try:
+        answers = [connection.recv() for connection in connections]
+    except (EOFError, OSError) as error:
+        raise RuntimeError(
+            "a process of the benchmark has ended, as the system ends one for too little memory; "
+            "lower the size and the number of images"
+        ) from error
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise RuntimeError(f"a process of the benchmark has failed: {shown(answer)}")
+    return answers
+
+
+def _require_memory(size: int, images: int) -> None:
+    """Raise if the machine has less memory than the first maps of a batch need."""
+    memory, needed = memory_bytes(), LEAST_BYTES * images * size * size
+    if memory is not None and needed > memory[0]:
+        raise ValueError(
+            f"size and images must fit into memory, got {counted(images, 'image')} of {size} x "
+            f"{size}, which need at least {needed / 1e9:.0f} GB of {memory[0] / 1e9:.0f} GB; lower "
+            "them"
+        )
 
 
 def measure_settings(
@@ -166,9 +192,14 @@ def measure_settings(
         rounds: number of rounds, at least 2, after a warm-up round.
         overrides: KEY=VALUE settings, for a model other than the paper's.
 
+    Raises:
+        ValueError: the machine has too little memory for the images.
+        RuntimeError: a process has failed, as for too little memory.
+
     Yields:
         Lines to print: CPU time, and peak memory above weights and gradients.
     """
+    _require_memory(size, images)
     setups = [_Setup((*overrides, *own), size, images) for own in SETTINGS.values()]
     with _processes(setups) as connections:
         memory = [_ask([connection], "memory")[0] for connection in connections]
@@ -198,9 +229,14 @@ def measure_processes(
         rounds: number of rounds, at least 2, after a warm-up round.
         overrides: KEY=VALUE settings, for a model other than the paper's.
 
+    Raises:
+        ValueError: the machine has too little memory for the images.
+        RuntimeError: a process has failed, as for too little memory.
+
     Yields:
         Lines to print, by the wall clock.
     """
+    _require_memory(size, images)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 from typing_extensions import assert_never
 
+from deformable_detr.arguments import checked
 from deformable_detr.builders.model_size import require_memory_for
 from deformable_detr.config import (
     ACBlockConfig,
@@ -74,6 +75,7 @@ _WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 _COCO_CLASSES = {False: 80, True: 91}  # contiguous; raw category ids, which end at 90
 
 
+@checked
 def build_model(
     config: RunConfig, *, num_classes: int | None = None, load_backbone_weights: bool = True
 ) -> DeformableDETR:

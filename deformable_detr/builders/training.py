@@ -5,6 +5,7 @@ import numpy.typing as npt
 from torch.optim import Optimizer
 from typing_extensions import assert_never
 
+from deformable_detr.arguments import checked
 from deformable_detr.config import (
     AdamWConfig,
     CosineScheduleConfig,
@@ -31,6 +32,7 @@ MIMICKING_WEIGHT = 0.1  # of both mimicking losses (Deformable ConvNets v2)
 OFFSET_RATE = 0.1  # offset generators' share of the backbone's learning rate (Zhu, CVPR 2019)
 
 
+@checked
 def build_criterion(config: RunConfig) -> SetCriterion:
     """Build the losses of a run, with their matcher."""
     loss = config.loss

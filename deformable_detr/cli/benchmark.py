@@ -12,6 +12,7 @@ from deformable_detr.cli.terminal import echo
 
 # Commands import PyTorch code when they run, so that --help is fast.
 EXIT_LIMIT_MISSED = 1
+MOST_ROUNDS = 1000
 
 app = typer.Typer(help="Measure the speed of this machine.", no_args_is_help=True)
 
@@ -37,7 +38,9 @@ _ImagesOption = Annotated[
 ]
 _RoundsOption = Annotated[
     int,
-    typer.Option(parser=whole(2), help="Number of rounds; each measures all variants once."),
+    typer.Option(
+        parser=whole(2, MOST_ROUNDS), help="Number of rounds; each measures all variants once."
+    ),
 ]
 
 
@@ -84,7 +87,10 @@ def processes(
 def layers(
     rounds: Annotated[
         int,
-        typer.Option(parser=whole(1), help="Number of rounds; each measures all variants once."),
+        typer.Option(
+            parser=whole(1, MOST_ROUNDS),
+            help="Number of rounds; each measures all variants once.",
+        ),
     ] = 15,
 ) -> None:
     """Time deformable layers against plain functions, and fused backbones against plain ones.
@@ -117,7 +123,8 @@ def ops(
     rounds: Annotated[
         int,
         typer.Option(
-            parser=whole(1), help="Number of rounds; each measures all implementations once."
+            parser=whole(1, MOST_ROUNDS),
+            help="Number of rounds; each measures all implementations once.",
         ),
     ] = 9,
     as_json: Annotated[

@@ -1,7 +1,10 @@
 """`deformable-detr`: entry point that registers the subcommands and reports their errors."""
 
+import atexit
 import re
+import signal
 import sys
+import threading
 from typing import Annotated, Any
 
 import typer
@@ -92,3 +95,14 @@ def main() -> None:
     except Exception:  # a bug
         sys.excepthook = print_traceback
         raise
+    finally:
+        # The last one that is registered runs first, before those of libraries.
+        atexit.unregister(_end_on_interrupt)
+        atexit.register(_end_on_interrupt)
+
+
+def _end_on_interrupt() -> None:
+    """Let Ctrl-C end the process without a traceback: all work is done."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if is_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

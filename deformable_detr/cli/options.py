@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deformable_detr.arguments import LARGEST_COUNT, require_integer
+from deformable_detr.arguments import LARGEST_COUNT, require_fraction, require_integer
 from deformable_detr.messages import in_brief
 
 
@@ -27,6 +27,17 @@ def whole(at_least: int, at_most: int = LARGEST_COUNT) -> Callable[[str | int], 
     return parse
 
 
+def fraction(value: str | float) -> float:
+    """Parse an option in [0, 1]; an error names the option, the range and the value."""
+    try:
+        number = float(value)
+        require_fraction("it", number)
+    except ValueError:
+        raise typer.BadParameter(f"must be a number in 0..1, got {in_brief(value)}") from None
+    return number
+
+
+fraction.__name__ = "float"  # shown in the help
 Device = Annotated[
     str,
     typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps; auto is CUDA, else MPS, else CPU."),

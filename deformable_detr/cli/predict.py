@@ -8,7 +8,7 @@ import typer
 
 import deformable_detr
 from deformable_detr.arguments import MOST_BATCH
-from deformable_detr.cli.options import Checkpoint, Device, Overwrite, whole
+from deformable_detr.cli.options import Checkpoint, Device, Overwrite, fraction, whole
 from deformable_detr.cli.terminal import echo
 from deformable_detr.messages import counted, shown
 
@@ -33,7 +33,7 @@ def predict(
     ] = None,
     threshold: Annotated[
         float,
-        typer.Option(help="Score threshold in [0, 1]; lower scores are dropped."),
+        typer.Option(parser=fraction, help="Score threshold in [0, 1]; lower scores are dropped."),
     ] = 0.3,
     classes: Annotated[
         str | None,

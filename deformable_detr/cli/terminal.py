@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import sys
+import threading
 import traceback
 from pathlib import Path, PurePath
 from types import TracebackType
@@ -46,7 +47,13 @@ class PrintableFormatter(logging.Formatter):
 
 
 def set_up_output() -> None:
-    """Log to stderr, and escape characters that the encoding of the terminal lacks."""
+    """Log to stderr, and escape characters that the encoding of the terminal lacks.
+
+    An error that ends a thread is printed by `print_thread_error`, unless the caller has set a
+    function for it.
+    """
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = print_thread_error
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -82,6 +89,18 @@ def print_traceback(
     """Print an error with its traceback to stderr; for `sys.excepthook`."""
     text = "".join(traceback.format_exception(kind, error, place))
     sys.stderr.write(_printable_traceback(text) + "\n")
+
+
+def print_thread_error(ended: threading.ExceptHookArgs) -> None:
+    """Print the error that has ended a thread to stderr, as TensorBoard's on a full disk.
+
+    One of the system is a line, another one, a bug, has its traceback. The process goes on.
+    """
+    if isinstance(ended.exc_value, OSError):
+        reason = in_lines(_describe(ended.exc_value))
+        sys.stderr.write(f"a thread in the background has ended: {reason}\n")
+    elif ended.exc_value is not None:
+        print_traceback(ended.exc_type, ended.exc_value, ended.exc_traceback)
 
 
 def _describe(error: BaseException) -> str:

@@ -4,13 +4,14 @@ import functools
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from deformable_detr.arguments import LARGEST_SEED, require_bounded
+from deformable_detr.arguments import LARGEST_SEED, checked, require_bounded
 from deformable_detr.config import ConfigError, RunConfig
 from deformable_detr.config.problems import (
     describe_problems,
@@ -22,7 +23,7 @@ from deformable_detr.config.problems import (
 )
 from deformable_detr.config.upgrade import upgrade
 from deformable_detr.config.yaml12 import MOST_CHARACTERS, Yaml12Loader, load_yaml
-from deformable_detr.files import require_regular_file
+from deformable_detr.files import is_utf8, require_regular_file
 from deformable_detr.files.formats import kind_of_folder, recognize
 from deformable_detr.messages import in_brief, listed, shown
 
@@ -39,6 +40,7 @@ _USE = (
 )
 
 
+@checked
 def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> RunConfig:
     """Read a config and apply overrides.
 
@@ -105,6 +107,9 @@ def validate_config(
     for key, number in _too_large(content, source):
         place = locate(key.removeprefix(f"{source}.").split("."), source, overrides)
         raise ConfigError(f"{place}: must be at most {LARGEST_SEED}, got {in_brief(number)}")
+    for key, text in _not_utf8(content, source):
+        place = locate(key.removeprefix(f"{source}.").split("."), source, overrides)
+        raise ConfigError(f"{place}: must have no lone surrogate, got {in_brief(text)}")
     try:
         return RunConfig.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
@@ -271,15 +276,29 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 def _too_large(content: Any, path: str) -> Iterator[tuple[str, int]]:
     """Yield path and value of all integers, keys included, that no setting can hold."""
-    if isinstance(content, int) and abs(content) > LARGEST_SEED:
-        yield path, content
-    elif isinstance(content, Mapping):
+    for place, value in _values(content, path):
+        if isinstance(value, int) and abs(value) > LARGEST_SEED:
+            yield place, value
+
+
+def _not_utf8(content: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield path and value of all texts, keys included, that JSON cannot hold."""
+    for place, value in _values(content, path):
+        if isinstance(value, str) and not is_utf8(value):
+            yield place, value
+
+
+def _values(content: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield path and value of all values; keys have the path of their section."""
+    if isinstance(content, Mapping):
         for key, value in content.items():
-            yield from _too_large(key, path)
-            yield from _too_large(value, f"{path}.{key}")
+            yield path, key
+            yield from _values(value, f"{path}.{key}")
     elif isinstance(content, list | tuple):
         for value in content:
-            yield from _too_large(value, path)
+            yield from _values(value, path)
+    else:
+        yield path, content
 
 
 def _without(content: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
@@ -292,11 +311,9 @@ def _without(content: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
 
 def _as_nested(overrides: Overrides) -> Iterator[dict[str, Any]]:
     """Yield each override as nested content, as in a file."""
-    if isinstance(overrides, str):
-        raise ConfigError(f"overrides must be a list or a mapping, got {in_brief(overrides)}")
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
-            plain = str(value) if isinstance(value, Path) else value
+            plain = _plain(key, value)
             yield _nest(key, _parse_value(key, plain) if isinstance(plain, str) else plain)
         return
     for override in overrides:
@@ -304,6 +321,22 @@ def _as_nested(overrides: Overrides) -> Iterator[dict[str, Any]]:
         if not separator or not all(key.split(".")):
             raise ConfigError(f"override must be dotted.key=value, got {in_brief(override)}")
         yield _nest(key, _parse_value(key, text))
+
+
+def _plain(key: str, value: Any) -> Any:
+    """Return the value of an override as YAML has it: of a path, or a number of NumPy."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Real) and not isinstance(value, int | float):
+        value = int(value) if isinstance(value, Integral) else float(value)
+    _require_bounded({key: value}, "overrides")
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"override {shown(key)} must be a YAML value, got {in_brief(value)}"
+        ) from error
+    return value
 
 
 def _keys_of(overrides: Overrides) -> list[str]:

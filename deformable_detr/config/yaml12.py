@@ -10,7 +10,11 @@ from deformable_detr.messages import in_brief, shown
 
 MOST_CHARACTERS = 1 << 17  # of a text; the largest config of the package has 2300
 _PREFIX = "tag:yaml.org,2002:"
-_STRUCTURES = (f"{_PREFIX}map", f"{_PREFIX}seq", f"{_PREFIX}str")
+_STRUCTURES: dict[str, type[yaml.Node]] = {
+    f"{_PREFIX}map": yaml.MappingNode,
+    f"{_PREFIX}seq": yaml.SequenceNode,
+    f"{_PREFIX}str": yaml.ScalarNode,
+}
 
 
 class Yaml12Loader(yaml.SafeLoader):
@@ -72,12 +76,15 @@ def load_yaml(text: str) -> Any:
     """
     if len(text) > MOST_CHARACTERS:
         raise yaml.YAMLError(f"more than {MOST_CHARACTERS} characters")
-    return yaml.load(text, Loader=Yaml12Loader)
+    try:
+        return yaml.load(text, Loader=Yaml12Loader)
+    except ValueError as error:  # of PyYAML, for a character beyond Unicode such as "\UFFFFFFFF"
+        raise yaml.YAMLError(str(error)) from error
 
 
 def _require_plain_tag(loader: Yaml12Loader, node: yaml.Node | None) -> None:
     """Raise for a tag that YAML's JSON schema does not have, or that does not fit its value."""
-    if node is None or node.tag in _STRUCTURES:
+    if node is None or isinstance(node, _STRUCTURES.get(node.tag, ())):
         return
     if isinstance(node, yaml.ScalarNode) and node.tag.startswith(_PREFIX):
         implicit = loader.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]

@@ -22,6 +22,7 @@ from deformable_detr.engine.checkpoints.checkpoint import (
     weights_for_inference,
 )
 from deformable_detr.engine.checkpoints.sealed_file import outline, require_unaltered
+from deformable_detr.files import require_regular_file
 from deformable_detr.files.torch_files import SAFETENSORS, load_safetensors
 from deformable_detr.messages import in_brief, shown
 
@@ -86,8 +87,10 @@ def read_content(path: Path) -> FileContent:
     """
     what = f"checkpoint {shown(path)}"
     file = _file_in(path) if path.is_dir() else path
-    if not file.exists():
-        raise FileNotFoundError(f"{what} does not exist; check the path")
+    try:
+        require_regular_file(file, "checkpoint")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{what} does not exist; check the path") from error
     if file.suffix == SAFETENSORS:
         content = _safetensors(file, what)
     else:

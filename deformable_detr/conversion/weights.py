@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deformable_detr.arguments import checked
 from deformable_detr.conversion.class_rows import (
     ClassRows,
     class_rows,
@@ -20,6 +21,7 @@ from deformable_detr.conversion.detector_structure import structure_of_model
 from deformable_detr.conversion.recognition import SOURCES, layout_of, recognize
 from deformable_detr.conversion.stored import COUNTER
 from deformable_detr.conversion.translate import Translation, clean, to_ours, to_theirs
+from deformable_detr.files import as_path
 from deformable_detr.labels import LabelSpace
 from deformable_detr.layers.reparam.base import ReparameterizedBlock
 from deformable_detr.layers.reparam.official_layout import with_official_norms
@@ -75,6 +77,7 @@ class ImportReport:
     class_rows: str
 
 
+@checked
 def import_weights(
     model: DeformableDETR, weights: Mapping[str, Any] | str | Path, source: str = "auto"
 ) -> ImportReport:
@@ -95,7 +98,7 @@ def import_weights(
     """
     what = f"checkpoint {weights}" if isinstance(weights, str | Path) else "weights"
     content = (
-        read_content(Path(weights))
+        read_content(as_path("weights", weights))
         if isinstance(weights, str | Path)
         else content_of(weights, what)
     )
@@ -181,6 +184,7 @@ def _require_fit(
         raise ValueError(f"{what} {', '.join(problems)}; build the model that it was trained as")
 
 
+@checked
 def export_weights(
     model: DeformableDETR, to: str, *, label_space: LabelSpace | None = None
 ) -> dict[str, Tensor]:

@@ -20,10 +20,12 @@ def find_photos(paths: Sequence[str | Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a folder holds no image.
+        ValueError: a folder holds no image, or there are no paths.
     """
     if not isinstance(paths, Sequence) or isinstance(paths, bytes):
         raise ValueError(f"photos must be a path, or a list of paths, got {in_brief(paths)}")
+    if not paths:
+        raise ValueError("photos must be a path, or a list of paths, got none")
     named: list[Path] = []
     for path in [as_path("image or folder", one) for one in paths]:
         if path.is_dir():

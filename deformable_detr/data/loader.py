@@ -70,7 +70,7 @@ def build_evaluation_loader(
         dataset: the images.
         transform: resizing of images before the model.
         batch_size: maximum number of images per batch; all have the same size after `transform`.
-        num_workers: see `build_loader`.
+        num_workers: see `build_loader`; at most one for each batch is started.
         pin_memory: see `build_loader`.
         timeout_s: see `build_loader`.
         done: indices of images that are left out, where they are all of a batch.
@@ -85,7 +85,7 @@ def build_evaluation_loader(
     return build_loader(
         TransformedDataset(dataset, transform, seed=0),  # `transform` draws nothing
         sampler,
-        num_workers=num_workers,
+        num_workers=min(num_workers, len(sampler)),
         pin_memory=pin_memory,
         timeout_s=timeout_s,
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deformable_detr import distributed
-from deformable_detr.arguments import LARGEST_COUNT
+from deformable_detr.arguments import LARGEST_COUNT, checked
 from deformable_detr.files import require_regular_file, write_whole
 from deformable_detr.finite import to_json
 from deformable_detr.losses.criterion import CriterionResult
@@ -71,6 +71,7 @@ def _cardinality_error(predictions: Predictions, targets: Sequence[Target]) -> T
 
 
 @torch.no_grad()
+@checked
 def official_losses(
     output: ModelOutput, targets: Sequence[Target], result: CriterionResult
 ) -> dict[str, Tensor]:

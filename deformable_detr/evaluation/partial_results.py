@@ -289,14 +289,17 @@ def _parsed(line: bytes) -> tuple[Key, int, Detections] | None:
         return None
     try:
         content = json.loads(line)
+        key, left = content["image"], content["left_in_batch"]
         detections = Detections(
             torch.tensor(content["scores"], dtype=torch.float32),
             torch.tensor(content["labels"], dtype=torch.int64),
             torch.tensor(content["boxes_xyxy"], dtype=torch.float32).view(-1, 4),
         )
-        return content["image"], content["left_in_batch"], detections
     except (ValueError, KeyError, TypeError, RuntimeError, RecursionError):
         return None
+    is_sound = type(key) in (str, int) and type(left) is int
+    is_finite = detections.scores.isfinite().all() and detections.boxes_xyxy.isfinite().all()
+    return (key, left, detections) if is_sound and is_finite else None
 
 
 def _describe_file(file: Path) -> bytes:

@@ -88,7 +88,7 @@ def require_regular_file(path: Path, what: str) -> None:
         raise ValueError(f"{place} must be a regular file, found {kind}")
 
 
-def is_utf8(path: Path) -> bool:
+def is_utf8(path: str | Path) -> bool:
     """Return whether a path is valid UTF-8; libraries that are not of Python open no other one."""
     try:
         str(path).encode("utf-8")

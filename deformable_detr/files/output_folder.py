@@ -68,12 +68,14 @@ class OutputFolder:
         existing = [name for name, state in found.items() if state is not None]
         if existing:
             protected = _identities(inputs)
-            known = self._known()
-            foreign = []
             for name in existing:
                 self._require_replaceable(self.path / name, protected)
-                if name != MANIFEST and not self._is_ours(self.path / name, known):
-                    foreign.append(name)
+            known = self._known()  # opened only now: it may have been a named pipe
+            foreign = [
+                name
+                for name in existing
+                if name != MANIFEST and not self._is_ours(self.path / name, known)
+            ]
             if foreign and not self._overwrite:
                 self._refuse(foreign, known)
         self._found |= found

@@ -5,6 +5,7 @@ one value, by objects that only a call creates. Such files are refused, before t
 that is possible.
 """
 
+import io
 import pickle
 import pickletools
 import struct
@@ -28,7 +29,9 @@ MOST_OPCODES = 5_000_000  # of a pickle; a checkpoint of ResNet-101 has 200,000
 _BARE_PICKLES = 5  # before the tensors of the format without an archive
 _MOST_VIEWS = 4  # times the size of the file, for tensors that share memory
 _SLACK = 1 << 20
+_FEW_BYTES = 8_000_000  # of a pickle that cannot have too many steps
 _CALLS = {"builtins bytearray", "__builtin__ bytearray"}  # which allocate what they are told
+_CALL_BYTES = tuple(one.replace(" ", "\n").encode() for one in _CALLS)
 _DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
@@ -198,8 +201,10 @@ def _check_archive(file: BinaryIO, size: int, what: str) -> None:
             )
         for entry in entries:
             if entry.filename.endswith("/data.pkl"):
-                with archive.open(entry) as pickled:
-                    _check_opcodes(pickled, what)
+                pickled = archive.read(entry)
+                # Reading opcodes takes longer than loading: only where a call may be among them.
+                if len(pickled) > _FEW_BYTES or any(call in pickled for call in _CALL_BYTES):
+                    _check_opcodes(io.BytesIO(pickled), what)
 
 
 def _check_opcodes(file: Any, what: str) -> None:

@@ -25,7 +25,12 @@ def inspect_agreement(
         }
         text = "; ".join(f"only {name} has {in_brief(dict(pairs))}" for name, pairs in only.items())
         findings.add("categories-differ", text, section="categories")
-    by_digest = {photo.digest: name for name, photo in train_photos.items() if photo.digest}
+    listed = {str(entry.get("file_name")) for _, entry in entries_of(train, "images")}
+    by_digest = {
+        photo.digest: name
+        for name, photo in train_photos.items()
+        if photo.digest and name in listed
+    }
     for position, entry in entries_of(val, "images"):
         name = entry.get("file_name")
         photo = val_photos.get(name) if isinstance(name, str) else None

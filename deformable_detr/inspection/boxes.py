@@ -122,10 +122,13 @@ def find_copies(
     repeats = np.flatnonzero((rows[:, 1:] == rows[:, :-1]).all(axis=0)) + 1
     same, other = np.zeros(len(among), np.bool_), np.zeros(len(among), np.bool_)
     first = np.arange(len(among))
+    known: dict[int, set[int]] = {}  # categories of a box, by the index of the first object
     for place in repeats.tolist():
         later, earlier = places[order[place]], places[order[place - 1]]
         first[later] = first[earlier]
-        group = [earlier, first[earlier]]
-        is_same = objects.categories[later] in objects.categories[group]
-        (same if is_same else other)[later] = True
+        at = int(first[later])
+        categories = known.setdefault(at, {int(objects.categories[at])})
+        category = int(objects.categories[later])
+        (same if category in categories else other)[later] = True
+        categories.add(category)
     return [("box-twice", same, first), ("box-of-two-categories", other, first)]

@@ -5,6 +5,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -240,14 +241,15 @@ class Repair:
         self._count("areas computed from boxes")
 
     def _number_annotations(self) -> None:
-        ids = [entry["id"] for entry in self.record["annotations"] if _has_id(entry)]
-        following = max([0, *ids]) + 1
+        entries = self.record["annotations"]
+        used = {entry["id"] for entry in entries if _has_id(entry)}
+        largest = max([0, *used])
+        start = largest + 1 if largest + len(entries) < 2**63 else 1  # ids are of 64 bits
+        free = (number for number in count(start) if number not in used)
         seen: set[int] = set()
-        for entry in self.record["annotations"]:
+        for entry in entries:
             if not _has_id(entry) or entry["id"] in seen:
-                if following >= 2**63:
-                    following = next(one for one in range(1, 2**63) if one not in {*ids, *seen})
-                entry["id"], following = following, following + 1
+                entry["id"] = next(free)
                 self._count("annotations numbered again")
             seen.add(entry["id"])
 

@@ -47,6 +47,8 @@ def tensor_pixels(image: Tensor) -> Pixels:
     Raises:
         ValueError: as for `array_pixels`.
     """
+    if image.is_nested:  # which has no shape
+        raise ValueError("image tensor must be dense, got a nested one")
     shape = tuple(image.shape) if image.ndim == 3 else (1, *image.shape)
     is_known = image.dtype in _TENSOR_KINDS or image.is_floating_point()
     is_dense = image.layout == torch.strided and not image.is_meta

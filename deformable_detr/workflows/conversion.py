@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from deformable_detr.arguments import checked
 from deformable_detr.builders.weights import (
     model_with_weights,
     numbered_classes,
@@ -65,6 +66,7 @@ class ConversionResult:
                 yield f"assumed, not stored in the file (override with --config): {assumption}"
 
 
+@checked
 def convert(
     source: str | Path,
     out: str | Path,

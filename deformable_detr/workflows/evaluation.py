@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from deformable_detr import distributed
-from deformable_detr.arguments import MOST_BATCH, MOST_WORKERS, require_integer
+from deformable_detr.arguments import MOST_BATCH, MOST_WORKERS, checked, require_integer
 from deformable_detr.builders import (
     build_dataset,
     build_eval_transform,
@@ -64,6 +64,7 @@ class EvaluationResult:
     max_detections: int = MAX_DETECTIONS
 
     @classmethod
+    @checked
     def of(cls, metrics: CocoMetrics) -> "EvaluationResult":
         """Build the result from the metrics of a data set."""
         return cls(
@@ -92,6 +93,7 @@ class UnwrittenError(WriteError):
         self.result = result
 
 
+@checked
 def evaluate(
     checkpoint: str | Path | Detector,
     *,
@@ -181,6 +183,7 @@ def evaluate(
     return result
 
 
+@checked
 def evaluate_run(
     config: str | Path | RunConfig,
     *,
@@ -252,6 +255,7 @@ def evaluate_run(
     return result
 
 
+@checked
 def score_results(
     results: str | Path,
     annotations: str | Path,

@@ -1,20 +1,19 @@
 """Explanation: pictures of what a detector attends to in an image."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from deformable_detr.arguments import MOST_NOISE, require_integer, require_names
+from deformable_detr.arguments import MOST_NOISE, checked, require_integer
 from deformable_detr.detector import Detector
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.files import as_path, encoded
 from deformable_detr.files.output_folder import OutputFolder
-from deformable_detr.messages import in_brief
 from deformable_detr.models.necks.level_fusion import LevelFusion
 from deformable_detr.photos import ImageLike, as_photo
 from deformable_detr.structures import ImageBatch
@@ -30,6 +29,7 @@ from deformable_detr.visualize.receptive_field import effective_receptive_field
 from deformable_detr.workflows.session import kept_torch_state
 
 Cell = tuple[int, int]
+_NOISE_PIXELS = 2**19  # of noise images that run at once; the backward pass keeps 4 kB for each
 _MOST_CHECKED = 1000  # queries whose pictures are looked for before the work; models have 300
 
 
@@ -46,6 +46,7 @@ class ExplanationResult:
     files: dict[str, Path]
 
 
+@checked
 def explain(
     photo: ImageLike,
     *,
@@ -89,13 +90,8 @@ def explain(
     """
     require_integer("queries", queries, at_least=0)
     require_integer("noise", noise, at_least=0, at_most=MOST_NOISE)
-    if cell is not None and not (isinstance(cell, tuple | list) and len(cell) == 2):
-        raise ValueError(f"cell must be (row, column), got {in_brief(cell)}")
     for number in cell or ():
         require_integer("row and column of cell", number, at_least=0)
-    require_names("deform", deform)
-    if erf is not None:
-        require_names("erf", [erf])
     if not isinstance(checkpoint, Detector):
         checkpoint = as_path("checkpoint", checkpoint)
     folder = None if out is None else OutputFolder(as_path("out", out), "out", overwrite=overwrite)
@@ -163,12 +159,19 @@ class _View:
         }
 
     def receptive_field(self, layer: str, cell: Cell | None, noise: int) -> dict[str, Image.Image]:
-        images = self._batch.images
-        if noise:
-            generator = torch.Generator().manual_seed(0)
-            shape = (noise, *images.shape[1:])
-            images = torch.randn(shape, generator=generator).to(images)
-        field = effective_receptive_field(self._detector.model, images, layer, cell=cell)
+        model, image = self._detector.model, self._batch.images
+        if not noise:
+            field = effective_receptive_field(model, image, layer, cell=cell)
+            return {f"erf_{layer}": draw_receptive_field(self._image, field)}
+        generator = torch.Generator().manual_seed(0)
+        at_once = max(1, _NOISE_PIXELS // image[0, 0].numel())
+        strength = torch.zeros((), dtype=torch.float64)
+        for first in range(0, noise, at_once):
+            count = min(at_once, noise - first)
+            images = torch.randn((count, *image.shape[1:]), generator=generator).to(image)
+            field = effective_receptive_field(model, images, layer, cell=cell)
+            strength = strength + count / noise * field.strength
+        field = replace(field, strength=strength)
         return {f"erf_{layer}": draw_receptive_field(self._image, field)}
 
     def deform_points(self, layers: Sequence[str], cell: Cell | None) -> dict[str, Image.Image]:

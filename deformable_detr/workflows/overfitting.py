@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deformable_detr import distributed
-from deformable_detr.arguments import require_integer
+from deformable_detr.arguments import checked, require_integer
 from deformable_detr.builders import build_dataset
 from deformable_detr.coco_json.reading import read_json
 from deformable_detr.config import RunConfig
@@ -58,6 +58,7 @@ class OverfitResult:
     training: TrainingResult
 
 
+@checked
 def overfit(
     config: str | Path | RunConfig,
     num_images: int,

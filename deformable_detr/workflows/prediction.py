@@ -12,9 +12,9 @@ from PIL import Image
 
 from deformable_detr.arguments import (
     MOST_BATCH,
+    checked,
     require_fraction,
     require_integer,
-    require_names,
 )
 from deformable_detr.data.found_photos import find_photos
 from deformable_detr.data.image_files import decide_exif
@@ -68,6 +68,7 @@ class PredictionResult:
         return sum(len(found) for found in self.detections.values())
 
 
+@checked
 def predict(
     photos: str | Path | Sequence[str | Path],
     *,
@@ -125,8 +126,6 @@ def predict(
     require_integer("batch_size", batch_size, at_least=1, at_most=MOST_BATCH)
     if max_detections is not None:
         require_integer("max_detections", max_detections, at_least=1)
-    if classes is not None:
-        require_names("classes", classes)
     if not isinstance(checkpoint, Detector):
         checkpoint = as_path("checkpoint", checkpoint)
     folder = None if out is None else OutputFolder(as_path("out", out), "out", overwrite=overwrite)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from deformable_detr import distributed
+from deformable_detr.arguments import checked
 from deformable_detr.builders import build_dataset
 from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import Overrides, load_run_config, to_yaml
@@ -47,6 +48,7 @@ def describe_environment(config: RunConfig, device: torch.device) -> dict[str, s
     }
 
 
+@checked
 def report(
     run_dir: str | Path,
     *,

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from deformable_detr import distributed
+from deformable_detr.arguments import checked
 from deformable_detr.config import RunConfig
 from deformable_detr.config.flatten import config_changes
 from deformable_detr.config.loading import Overrides, load_config, load_run_config, to_yaml
@@ -76,6 +77,7 @@ class TrainingResult:
     checkpoint: Path
     metrics: dict[str, float]
 
+    @checked
     def detector(self, device: str = "auto") -> Detector:
         """Load the detector of `checkpoint`.
 
@@ -85,6 +87,7 @@ class TrainingResult:
         return Detector.from_checkpoint(self.checkpoint, device)
 
 
+@checked
 def train(
     config: str | Path | RunConfig | None = None,
     *,

@@ -34,8 +34,11 @@ HOSTILE = {
     "a tag of Python": ("a: !!python/object:os.system x", "a tag that does not fit its value"),
     **{
         f"{tag} of a text": (f"a: !!{tag} text", "a tag that does not fit its value")
-        for tag in ("int", "float", "bool", "null", "timestamp")
+        for tag in ("int", "float", "bool", "null", "timestamp", "map", "seq")
     },
+    "a mapping that is a list": ("!!map [a, b]", "a tag that does not fit its value"),
+    "a text that is a mapping": ("a: !!str {b: 1}", "a tag that does not fit its value"),
+    "a character beyond Unicode": ('a: "\\U00110000"', "chr() arg not in range"),
 }
 
 
@@ -137,3 +140,21 @@ def test_the_bound_is_exact() -> None:
         require_bounded([0] * MOST_VALUES, "it")
     with pytest.raises(ValueError, match="it must be nested at most 20 deep"):
         require_bounded(deep(21), "it")
+
+
+@pytest.mark.parametrize(
+    ("setting", "place"),
+    [
+        (r'train.seed="\ud800"', "override train.seed"),
+        (r'data.train={images: ["a", {b: "x\udc00"}]}', "override data.train"),
+        (r'data={"\ud800": 1}', "override data"),
+    ],
+)
+def test_a_lone_surrogate_is_named(tmp_path: Path, setting: str, place: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{place}.*: must have no lone surrogate, got '.*\\u"):
+        load_config("quickstart", [setting])
+    key, _, value = setting.partition("=")
+    path = tmp_path / "x.yaml"
+    path.write_text(f"{key.split('.')[0]}: {{{key.split('.')[-1]}: {value}}}")
+    with pytest.raises(ConfigError, match=r"^x\.yaml\..*: must have no lone surrogate, got '.*\\u"):
+        load_config(path)

@@ -75,6 +75,15 @@ def test_images_of_the_same_processed_size_form_batches_and_keep_their_order() -
     assert corners == sizes
 
 
+def test_freed_memory_is_returned_while_images_change_their_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr("deformable_detr.engine.memory._trim", lambda: calls.append(None))
+    _detector().predict([_photo(32 + side, 32) for side in range(11)])
+    assert len(calls) == 2
+
+
 def test_all_kinds_of_images_may_be_mixed(tmp_path: Path) -> None:
     _photo(64, 32).save(tmp_path / "photo.png")
     images = [

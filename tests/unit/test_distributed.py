@@ -56,9 +56,12 @@ def test_a_missing_gpu_is_an_error_unless_the_device_is_auto() -> None:
         distributed.choose_device("cuda")
 
 
-def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"device must be auto, cpu, .* got 'gpu'"):
-        distributed.choose_device("gpu")
+@pytest.mark.parametrize(
+    "name", ["gpu", "", "meta", "xpu", "cuda:300", "cuda:-1", f"cuda:{10**30}", "cpu:1000000"]
+)
+def test_an_unknown_device_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"device must be auto, cpu, .* got '{name[:9]}"):
+        distributed.choose_device(name)
 
 
 def test_a_launcher_needs_a_device_that_can_communicate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,15 @@ def test_an_interrupted_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
 
 
+def test_the_content_is_on_the_disk_before_the_file_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = tmp_path / "a", []
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append(path.exists()))
+    write(path, "new")
+    assert synced == [False]
+
+
 PACKAGE = Path(__file__).parents[2] / "deformable_detr"
 WRITES = {
     *("write_text", "write_bytes", "save", "savefig", "save_file"),

@@ -15,7 +15,12 @@ from helpers.image_formats import PNG_SIGNATURE, png, png_chunk, tiff
 from PIL import Image
 
 from deformable_detr.photos import as_photo, decode, num_pages, open_image, read_photo
-from deformable_detr.pixels.limits import DEFAULT_MAX_PIXELS, MAX_PIXELS_VARIABLE, MOST_SCANS
+from deformable_detr.pixels.limits import (
+    DEFAULT_MAX_PIXELS,
+    MAX_PIXELS_VARIABLE,
+    MOST_SCANS,
+    require_pixels,
+)
 
 PIXELS = np.zeros((2, 3, 3), np.uint8)
 TOO_MANY = "must have at most 67108864 pixels, got 30000 x 30000 (height x width); cut or reduce it"
@@ -127,6 +132,9 @@ def test_a_format_that_takes_more_memory_has_a_lower_limit(tmp_path: Path) -> No
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"at most {DEFAULT_MAX_PIXELS // 4} pixels of a JPEG2000"):
         read_photo(path)
+    require_pixels(2**12, 2**13, "AVIF")  # half of them
+    with pytest.raises(ValueError, match=f"at most {DEFAULT_MAX_PIXELS // 2} pixels of an? AVIF"):
+        require_pixels(2**12, 2**13 + 1, "AVIF")
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "1e9", "x" * 5000, "9" * 30])
@@ -143,7 +151,10 @@ def test_many_scans_of_a_jpeg_file_are_refused(tmp_path: Path) -> None:
     content = file.getvalue()
     tables = content.rindex(b"\xff\xc4")
     path = tmp_path / "a.jpg"
-    path.write_bytes(content[:-2] + content[tables:-2] * MOST_SCANS + content[-2:])
+    further = MOST_SCANS - content.count(b"\xff\xda")
+    path.write_bytes(content[:-2] + content[tables:-2] * further + content[-2:])
+    assert read_photo(path).size == (16, 16)
+    path.write_bytes(content[:-2] + content[tables:-2] * (further + 1) + content[-2:])
     with pytest.raises(ValueError, match=r"a.jpg must have at most 64 scans, .* save it again"):
         read_photo(path)
 
@@ -279,3 +290,10 @@ def test_what_is_no_image_is_refused_in_one_line(image: object) -> None:
     with pytest.raises(ValueError, match=r"^(floating )?image .*must be") as caught:
         as_photo(image)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_tensor_without_a_shape_is_refused_in_one_line() -> None:
+    image = torch.nested.nested_tensor([torch.zeros(4, 4)], layout=torch.strided)
+    with pytest.raises(ValueError, match=r"^image tensor must be dense, got a nested one$"):
+        as_photo(image)

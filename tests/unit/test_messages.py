@@ -1,5 +1,7 @@
 """Foreign values and texts in messages: what they may hold, and how long they are."""
 
+from pathlib import Path
+
 import pytest
 
 from deformable_detr.messages import counted, in_brief, in_lines, listed, printable, shown
@@ -15,7 +17,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-@pytest.mark.parametrize("form", [in_brief, shown, lambda text: listed([text]), printable])
+@pytest.mark.parametrize(
+    "form",
+    [in_brief, shown, lambda text: shown(Path(text)), lambda text: listed([text]), printable],
+)
 def test_nothing_reaches_the_terminal_that_it_would_act_on(form, text):
     printed = form(text)
     assert printed.isprintable()
@@ -47,6 +52,7 @@ def test_a_number_has_its_noun(noun, plural):
 def test_a_message_keeps_its_own_lines():
     assert in_lines("a\nb\tc") == "a\nb\\tc"
     assert len(in_lines(HOSTILE["long"])) == 2000
+    assert in_lines("a\n" * 1000).split("\n")[99:] == ["a", "... and 901 more lines"]
 
 
 def test_a_value_that_has_no_repr():

@@ -3,23 +3,28 @@
 import math
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
+from helpers.coco_files import write_coco_set
 from helpers.command_line import CommandLine
 from helpers.config_fields import choose_kinds, config_fields, dotted
+from helpers.tiny_checkpoint import LABEL_SPACE
+from typer.testing import CliRunner
 
 import deformable_detr
 from deformable_detr import Detector
-from deformable_detr.arguments import require_integer
+from deformable_detr.arguments import LARGEST_COUNT, MOST_BATCH, MOST_WORKERS, require_integer
 from deformable_detr.cli.main import app
 from deformable_detr.config import ConfigError, TrainConfig
 from deformable_detr.config.loading import load_config, validate_config
 
 HUGE = "9" * 5000  # more digits than Python converts
 TOO_LARGE = ("10000000000000000000000", "9" * 200, HUGE, "-" + HUGE, "1e39", "1e400", "-1e400")
+CATEGORIES = dict(zip(LABEL_SPACE.category_ids, LABEL_SPACE.names, strict=True))
 LONG = pytest.param(10**5000, id="5001 digits")
 NUMBERS = [
     key
@@ -116,34 +121,73 @@ def test_a_path_or_name_that_looks_like_a_number_stays_a_text(
         assert value == (Path(text) if text is not None and key.startswith("data") else text)
 
 
-def number_options(group: typer.Typer) -> Iterator[tuple[str, Any]]:
-    """Yield name and declaration of the options of all commands that are an int or a float."""
+def number_options(group: typer.Typer, *above: str) -> Iterator[tuple[list[str], str]]:
+    """Yield the options of all commands that are an int or a float: path of the command, name."""
     for below in group.registered_groups:
-        yield from number_options(below.typer_instance)
+        yield from number_options(below.typer_instance, *above, below.name)
     for command in group.registered_commands:
-        for name, hint in get_type_hints(command.callback, include_extras=True).items():
-            kind, *declaration = get_args(hint) or [None]
-            if {int, float} & {kind, *get_args(kind)}:
-                yield f"{command.callback.__name__} {name}", declaration[0]
+        for name, hint in get_type_hints(command.callback).items():
+            if {int, float} & {hint, *get_args(hint)}:
+                path = [*above, command.name or command.callback.__name__]
+                yield path, f"--{name.replace('_', '-')}"
 
 
-def test_every_number_option_checks_its_range() -> None:
-    options = dict(number_options(app))
-    assert {"evaluate num_workers", "train overfit", "ops rounds"} <= options.keys()
-    options.pop("predict threshold")  # tested below
-    for option in options.values():
-        for text in (HUGE, "1" + "0" * 30, "-1", "nan", "1e400", "2.5"):
-            with pytest.raises(typer.BadParameter, match="must be an integer in") as error:
-                option.parser(text)
-            assert_one_line(str(error.value))
+NUMBER_OPTIONS = list(number_options(app))
 
 
-@pytest.mark.parametrize("threshold", ["nan", "inf", "1e400", "-1"])
-def test_a_threshold_that_is_no_fraction_is_refused(run: CommandLine, threshold: str) -> None:
-    message = run.fails(
-        "predict", "x.png", "--checkpoint", "x", "--out", "y", "--threshold", threshold
+def test_the_walk_finds_options_of_all_levels() -> None:
+    assert (["evaluate"], "--num-workers") in NUMBER_OPTIONS
+    assert (["predict"], "--threshold") in NUMBER_OPTIONS
+    assert (["benchmark", "ops"], "--rounds") in NUMBER_OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    NUMBER_OPTIONS,
+    ids=[" ".join([*path, name]) for path, name in NUMBER_OPTIONS],
+)
+def test_every_number_option_names_its_range(command: list[str], option: str) -> None:
+    runner = CliRunner()
+    for text in (HUGE, "1" + "0" * 30, "1e9", "-1", "nan", "inf", "1e400", "2.5", "", "True"):
+        # The first given option is looked at first, so that no other one is needed.
+        error = runner.invoke(app, [*command, option, text], standalone_mode=False).exception
+        assert isinstance(error, typer.BadParameter)
+        message = error.format_message()
+        assert_one_line(message, option, text[:20])
+        assert re.search(r"must be (an integer|a number) in -?\d+\.\.\d+, got", message)
+
+
+def test_the_largest_numbers_of_options_are_bounded_by_the_input(
+    run: CommandLine, checkpoint: Path, tmp_path: Path
+) -> None:
+    files = write_coco_set(
+        tmp_path / "set", num_images=2, size=(48, 64), categories=CATEGORIES, empty=[]
     )
-    assert_one_line(message, "threshold must be between 0 and 1")
+    most, batch = str(LARGEST_COUNT), str(MOST_BATCH)
+    by = ("--checkpoint", checkpoint, "--device", "cpu", "--out")
+    outcomes = [
+        run(
+            *("predict", files.images, *by, tmp_path / "a", "--threshold", "0"),
+            *("--max-detections", most, "--batch-size", batch),
+        ),
+        run(
+            *("evaluate", *by, tmp_path / "b.json", "--images", files.images),
+            *("--annotations", files.annotations, "--max-detections", most),
+            *("--pictures", tmp_path / "b", "--num-pictures", most),
+            *("--batch-size", batch, "--num-workers", str(MOST_WORKERS)),
+        ),
+        run(
+            *("explain", next(files.images.iterdir()), *by, tmp_path / "c"),
+            *("--queries", most),
+        ),
+    ]
+    assert [(outcome.code, outcome.err) for outcome in outcomes if outcome.code] == []
+
+
+def test_a_benchmark_that_needs_more_memory_than_there_is(run: CommandLine) -> None:
+    for command in ("training", "processes"):
+        message = run.fails("benchmark", command, "--size", "8192", "--images", "1024")
+        assert_one_line(message, "size and images must fit", "1024 images of 8192 x 8192", " GB")
 
 
 @pytest.mark.parametrize("cell", [f"{HUGE},1", f"1,{HUGE}", "1,-1", "1", "1,2,3", "1,nan"])
@@ -174,7 +218,8 @@ def test_functions_name_the_argument(value: Any, tmp_path: Path) -> None:
 
 def test_a_detector_refuses_a_threshold_that_is_no_fraction(checkpoint: Path) -> None:
     detector = Detector.from_checkpoint(checkpoint, "cpu")
-    for value in (math.nan, "0.5", None, 10**5000, True):
-        with pytest.raises(ValueError, match="threshold must be between 0 and 1, got") as error:
+    message = "threshold must be (between 0 and 1|a number), got"
+    for value in (math.nan, "0.5", None, 10**5000, True, Fraction(10**400)):
+        with pytest.raises(ValueError, match=message) as error:
             next(detector.predict_each([], threshold=value))
         assert_one_line(str(error.value))

@@ -2,6 +2,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -183,3 +184,33 @@ def test_an_edit_that_keeps_the_size_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.txt \(changed since"):
         put(tmp_path, "a.txt", "new")
     assert path.read_text() == "abd"
+
+
+@pytest.mark.parametrize("kind", ["folder", "named pipe"])
+def test_a_manifest_that_is_no_file_is_refused_and_not_opened(tmp_path: Path, kind: str) -> None:
+    if kind == "folder":
+        (tmp_path / MANIFEST).mkdir()
+    else:
+        os.mkfifo(tmp_path / MANIFEST)  # opening it would never return
+    with pytest.raises(ValueError, match=rf"^out must not replace .*{MANIFEST}, which is "):
+        put(tmp_path, "a.txt", "1", overwrite=True)
+
+
+def test_nothing_is_written_through_a_link_that_appears_as_the_manifest(tmp_path: Path) -> None:
+    outputs = OutputFolder(tmp_path, "out")
+    outputs.check(["a.txt"])
+    (tmp_path / "input").write_text("mine")
+    (tmp_path / MANIFEST).symlink_to("input")
+    with pytest.raises(WriteError, match=r"a\.txt could not be written"):
+        outputs.write("a.txt", lambda temporary: temporary.write_text("1"))
+    assert (tmp_path / "input").read_text() == "mine"
+    assert not (tmp_path / "a.txt").exists()
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_an_input_that_is_named_through_a_link_is_kept(tmp_path: Path, link: Any) -> None:
+    put(tmp_path / "out", "a.txt", "mine")
+    link(tmp_path / "input", tmp_path / "out" / "a.txt")
+    outputs = OutputFolder(tmp_path / "out", "out", overwrite=True)
+    with pytest.raises(ValueError, match=r"^out must not replace an input, got .*a\.txt"):
+        outputs.check(["a.txt"], inputs=[tmp_path / "input"])

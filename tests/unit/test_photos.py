@@ -348,3 +348,15 @@ def test_a_truncated_image_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"image .*cut.png must be a readable image"):
         read_photo(path)
+
+
+def test_each_value_of_16_bits_is_the_same_gray_in_a_file_an_array_and_a_tensor(
+    tmp_path: Path,
+) -> None:
+    values = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    path = tmp_path / "a.png"
+    Image.fromarray(values).save(path)
+    expected = values.astype(np.int64) * 255 // 65535
+    for image in (path, values, values.astype(">u2"), torch.from_numpy(values)):
+        photo = as_photo(image)
+        assert all((np.asarray(photo)[..., channel] == expected).all() for channel in range(3))

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deformable_detr.cli.terminal import cell
+
 if TYPE_CHECKING:
     from deformable_detr.inspection.findings import Finding
     from deformable_detr.workflows.doctor.data_check import DataCheck
@@ -72,9 +74,10 @@ def _print(check: "DataCheck") -> None:
     for text, number in check.repairs.items():
         console.print(f"{number:6} {text}")
     if check.fixed is not None:
-        console.print(f"written: {escape(str(check.fixed))}", soft_wrap=True)
+        console.print(f"written: {cell(check.fixed)}", soft_wrap=True)
     for finding in check.left:
-        console.print(f"[bold red]left:[/] {escape(finding.message)}; {escape(finding.remedy)}")
+        text = f"{cell(Path(finding.file))}: {escape(finding.message)}; {escape(finding.remedy)}"
+        console.print(f"[bold red]left:[/] {text}")
 
 
 def _table(check: "DataCheck") -> Table:
@@ -97,6 +100,7 @@ def _text(found: list["Finding"]) -> str:
     first = found[0]
     lines = [f"[bold]{escape(first.meaning)}[/]"]
     if first.level != "count":
-        lines += [escape(f"{one.file}: {one.message}") for one in found[:SHOWN_EXAMPLES]]
+        examples = found[:SHOWN_EXAMPLES]
+        lines += [f"{cell(Path(one.file))}: {escape(one.message)}" for one in examples]
         lines.append(f"[italic]{escape(first.remedy)}[/]")
     return "\n".join(lines)

@@ -72,9 +72,10 @@ def read_file(path: Path, *, noun: str = "checkpoint") -> Any:
             f"{noun} must be a file, got the folder {shown(path)}; "
             f"a run folder has {path / 'best.pth'} and {path / 'last.pth'}"
         )
-    if not path.exists():
-        raise FileNotFoundError(f"{noun} {shown(path)} does not exist; check the path")
-    require_regular_file(path, noun)
+    try:
+        require_regular_file(path, noun)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{noun} {shown(path)} does not exist; check the path") from error
     require_unaltered(path, noun)
     return load_torch_file(path, f"{noun} {shown(path)}")
 

@@ -7,11 +7,13 @@ import torch
 import torchvision
 from torch import Tensor
 
+from deformable_detr.ops.checks import checked_operator
 from deformable_detr.ops.deform_conv.arguments import checked_geometry, compute_dtype
 from deformable_detr.ops.geometry import ConvGeometry, IntPair
 from deformable_detr.ops.sampling import finite_offsets, sampled_taps
 
 
+@checked_operator
 def deform_conv2d(
     input: Tensor,
     offset: Tensor,

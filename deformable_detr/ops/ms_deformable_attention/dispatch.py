@@ -7,7 +7,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from deformable_detr.arguments import checked, require_type
 from deformable_detr.ops import library
+from deformable_detr.ops.checks import as_device, checked_operator
 from deformable_detr.ops.ms_deformable_attention import native, reference
 from deformable_detr.structures import LevelShapes
 
@@ -23,9 +25,14 @@ _REFERENCE_COST = {
 }
 
 
+@checked
 def available_backends(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Return, for every back-end, the reason why it does not support `device`, or ""."""
-    return {"native": library.obstacle(torch.device(device)), "reference": ""}
+    """Return, for every back-end, the reason why it does not support `device`, or "".
+
+    Raises:
+        ValueError: `device` is not a device name.
+    """
+    return {"native": library.obstacle(as_device(device)), "reference": ""}
 
 
 # In a compiled graph the choice is a constant, like the device.
@@ -34,14 +41,14 @@ def resolve_backend(backend: Backend, device: torch.device | str) -> Literal["na
     """Resolve `backend` to the back-end used for tensors on `device`.
 
     Raises:
-        ValueError: `backend` is not one of `Backend`.
+        ValueError: `backend` is not one of `Backend`, or `device` is not a device name.
         RuntimeError: the back-end is not available for `device`.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
+    if not isinstance(backend, str) or backend not in get_args(Backend):
+        require_type("backend", backend, Backend)
+    device = as_device(device)
     if backend == "reference":
         return "reference"
-    device = torch.device(device)
     obstacle = library.obstacle(device)
     if not obstacle:
         return "native"
@@ -58,10 +65,11 @@ def _warn_of_reference(device_type: str, obstacle: str) -> None:
         f"deformable attention runs in plain PyTorch on {device_type}, "
         f"{_REFERENCE_COST[device_type]}: {obstacle}",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
+@checked_operator
 def ms_deform_attn(
     value: Tensor,
     level_shapes: LevelShapes,
@@ -102,6 +110,7 @@ def ms_deform_attn(
     return reference.ms_deform_attn_core_pytorch(*arguments)
 
 
+@checked_operator
 def ms_deform_attn_fused(
     value: Tensor,
     level_shapes: LevelShapes,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deformable_detr.arguments import checked
 from deformable_detr.builders import build_model
 from deformable_detr.builders.weights import model_with_weights, numbered_classes
 from deformable_detr.config import ModelConfig, RunConfig
@@ -14,6 +15,7 @@ from deformable_detr.conversion.weights import Weights
 from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
 from deformable_detr.engine.checkpoints.sealed_file import is_sealed
 from deformable_detr.engine.checkpoints.transfer import TransferReport
+from deformable_detr.files import as_path
 from deformable_detr.finite import describe_non_finite
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import shown
@@ -46,6 +48,7 @@ class CheckpointReport:
         yield ("not usable", self.problem) if self.problem else ("usable", "yes")
 
 
+@checked
 def check_checkpoint(
     path: str | Path, *, config: str | Path | RunConfig | None = None
 ) -> CheckpointReport:
@@ -60,7 +63,7 @@ def check_checkpoint(
         FileNotFoundError: there is no such file.
         ConfigError: the given config is wrong.
     """
-    path = Path(path)
+    path = as_path("path", path)
     wanted = None if config is None else load_config(config)
     what = f"checkpoint {shown(path)}"
     facts: list[tuple[str, str]] = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from deformable_detr.arguments import checked, require_integer
 from deformable_detr.coco_json.reading import read_json
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
@@ -16,7 +17,7 @@ from deformable_detr.finite import to_json
 from deformable_detr.inspection.agreement import inspect_agreement
 from deformable_detr.inspection.content import entries_of, inspect_content
 from deformable_detr.inspection.findings import Finding, Findings
-from deformable_detr.inspection.kinds import KINDS
+from deformable_detr.inspection.kinds import KINDS, Level
 from deformable_detr.inspection.photo_files import PhotoFile, read_photos
 from deformable_detr.inspection.photos_of_set import inspect_photos, photo_names
 from deformable_detr.inspection.repair import Repair
@@ -50,12 +51,15 @@ class DataCheck:
     fixed: Path | None = None
     left: tuple[Finding, ...] = ()
 
-    def count(self, level: str) -> int:
+    @checked
+    def count(self, level: Level) -> int:
         """Return the number of findings of a level: "error", "warning" or "count"."""
         return sum(number for kind, number in self.counts.items() if KINDS[kind].level == level)
 
+    @checked
     def as_json(self, *, examples: int = 100) -> dict[str, Any]:
-        """Return plain values for JSON, with the first findings of each kind."""
+        """Return plain values for JSON, with the first `examples` findings of each kind."""
+        require_integer("examples", examples, at_least=0)
         seen: Counter[str] = Counter()
         kept = []
         for finding in self.findings:
@@ -103,6 +107,7 @@ class _Set:
         inspect_photos(self.record, self.images, listed, self.findings)
 
 
+@checked
 def check_data(
     path: str | Path,
     *,
@@ -128,8 +133,9 @@ def check_data(
         ValueError: `path` is no file and no folder of the layout, or `fix` exists.
     """
     path = as_path("path", path)
-    sets = _sets(path, None if images is None else as_path("images", images), photos=photos)
-    fix = None if fix is None else _require_new(as_path("fix", fix), path, sets)
+    images = None if images is None else as_path("images", images)
+    sets = _sets(path, images, photos=photos)
+    fix = None if fix is None else _require_new(as_path("fix", fix), path, images)
     for one in sets:
         _read(one)
         if one.record is not None:
@@ -164,7 +170,7 @@ def _sets(path: Path, images: Path | None, *, photos: bool) -> list[_Set]:
     require_regular_file(path, "annotation file")
     if not photos:
         return [_Set(path, None, Findings(path))]
-    folder = path.with_suffix("") if images is None else images
+    [folder] = _image_folders(path, images)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"images must be a folder, got {shown(folder)}: no such folder; name it with --images "
@@ -173,19 +179,22 @@ def _sets(path: Path, images: Path | None, *, photos: bool) -> list[_Set]:
     return [_Set(path, folder, Findings(path))]
 
 
-def _require_new(fix: Path, path: Path, sets: list[_Set]) -> Path:
+def _image_folders(path: Path, images: Path | None) -> list[Path]:
+    """List the folders of the images, read or not."""
+    if path.is_dir():
+        return [path / split for split in SPLITS]
+    return [path.with_suffix("") if images is None else images]
+
+
+def _require_new(fix: Path, path: Path, images: Path | None) -> Path:
     if "\0" in str(fix):
         raise ValueError(f"fix must be a path, got {shown(fix)}, with a null byte")
     if path.is_dir():
         require_folder_place("fix", fix)
     else:
         require_file_place("fix", fix)
-    is_empty_folder = path.is_dir() and fix.is_dir() and not any(fix.iterdir())
-    if (fix.exists() or fix.is_symlink()) and not is_empty_folder:
-        raise ValueError(
-            f"fix must be a new path, got {shown(fix)}, which exists; nothing is replaced"
-        )
-    for folder in [one.images for one in sets if one.images is not None]:
+    _require_nothing_at(fix, path)
+    for folder in _image_folders(path, images):
         if fix.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
                 f"fix must be outside the folder of the images, got {shown(fix)}; nothing is "
@@ -193,6 +202,14 @@ def _require_new(fix: Path, path: Path, sets: list[_Set]) -> Path:
             )
     _require_writable(fix if path.is_dir() else fix.parent)
     return fix
+
+
+def _require_nothing_at(fix: Path, path: Path) -> None:
+    is_empty_folder = path.is_dir() and fix.is_dir() and not any(fix.iterdir())
+    if (fix.exists() or fix.is_symlink()) and not is_empty_folder:
+        raise ValueError(
+            f"fix must be a new path, got {shown(fix)}, which exists; nothing is replaced"
+        )
 
 
 def _require_writable(folder: Path) -> None:
@@ -248,7 +265,7 @@ def _write_repaired(check: DataCheck, sets: list[_Set], path: Path, fix: Path) -
     done = Counter[str]()
     repaired = []
     for one in sets:
-        repair = Repair(one.record, one.photos)
+        repair = _repair(one)
         done.update(repair.done)
         repaired.append(_Set(one.file, one.images, Findings(one.file), repair.record, one.photos))
         repaired[-1].inspect()
@@ -264,8 +281,19 @@ def _write_repaired(check: DataCheck, sets: list[_Set], path: Path, fix: Path) -
         if path.is_dir():
             for split in SPLITS:
                 _link(temporary / split, path / split)
+        _require_nothing_at(fix, path)  # it may have appeared during the check
     errors = (finding for finding in _result(repaired).findings if finding.level == "error")
     return replace(check, repairs=dict(done), fixed=fix, left=tuple(errors))
+
+
+def _repair(one: _Set) -> Repair:
+    try:
+        return Repair(one.record, one.photos)
+    except RecursionError as error:
+        raise ValueError(
+            f"annotation file {shown(one.file)} must not have lists nested so deeply; remove what "
+            "is not COCO's, or leave out --fix"
+        ) from error
 
 
 def _link(link: Path, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from deformable_detr.arguments import checked
 from deformable_detr.builders import build_criterion, build_model
 from deformable_detr.builders.model_size import require_held_by
 from deformable_detr.config.loading import validate_config
@@ -27,6 +28,7 @@ class ReplayResult:
     examination: Examination
 
 
+@checked
 def replay_bundle(path: str | Path) -> ReplayResult:
     """Recompute the step of a failure bundle on the CPU.
 
@@ -37,7 +39,7 @@ def replay_bundle(path: str | Path) -> ReplayResult:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a bundle, or is damaged.
     """
-    found = FailureBundle.load(as_path("bundle", path))
+    found = FailureBundle.load(as_path("path", path))
     what = f"bundle {shown(path)}"
     config = validate_config(found.config, source=what, ignore_unknown=True)
     require_held_by(found.model, config.model, what)

@@ -68,8 +68,10 @@ def test_fix_writes_new_paths_only(files: CocoFiles, run: CommandLine, tmp_path:
     for place in (files.annotations, other, link, tmp_path / "a" / ".." / "a.json"):
         error = run.fails("doctor", "data", files.annotations, "--fix", place)
         assert "fix must be a new path" in error
-    error = run.fails("doctor", "data", files.annotations, "--fix", files.images / "new.json")
-    assert "fix must be outside the folder of the images" in error
+    for options in ([], ["--no-photos"]):
+        fix = ["--fix", files.images / "new.json", *options]
+        error = run.fails("doctor", "data", files.annotations, *fix)
+        assert "fix must be outside the folder of the images" in error
     blocked = tmp_path / "other.json" / "b.json"
     assert "fix must be" in run.fails("doctor", "data", files.annotations, "--fix", blocked)
     place = "/proc/nowhere/b.json"
@@ -83,6 +85,23 @@ def test_fix_writes_new_paths_only(files: CocoFiles, run: CommandLine, tmp_path:
     assert "1 annotations without a usable box deleted" in outcome.out
     options = ("--images", files.images)
     assert run("doctor", "data", tmp_path / "new" / "b.json", *options).code == 0
+
+
+def test_what_a_repair_leaves_is_named_with_its_file(
+    files: CocoFiles, run: CommandLine, tmp_path: Path
+) -> None:
+    record = files.read()
+    record["annotations"] = []
+    files.write(record)
+    outcome = run("doctor", "data", files.annotations, "--fix", tmp_path / "b.json")
+    assert outcome.code == 1
+    text = outcome.out.replace("\n", "")
+    assert f"left: {files.annotations}: no sound object with a box" in text
+    deep = json.dumps(record)[:-1] + ', "x": ' + "[" * 900 + "]" * 900 + "}"
+    files.annotations.write_text(deep)
+    error = run.fails("doctor", "data", files.annotations, "--fix", tmp_path / "c.json")
+    assert error.startswith(f"annotation file {files.annotations} must not have lists nested so")
+    assert not (tmp_path / "c.json").exists()
 
 
 def test_what_it_cannot_look_at_is_one_line(

@@ -2,13 +2,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.command_line import CommandLine
 from PIL import Image
 from torch import nn
 
+from deformable_detr import explain
 from deformable_detr.detector import Detector
 from deformable_detr.layers.deform_conv import DeformConv2d
 from deformable_detr.models.necks.asff import ASFF, ASFFNeck
+from deformable_detr.visualize.receptive_field import ReceptiveField
+from deformable_detr.workflows import explanation
 
 
 @pytest.fixture
@@ -64,6 +68,28 @@ def test_the_receptive_field_of_a_layer_is_drawn(
         return (tmp_path / "erf_neck.projections.0.png").read_bytes()
 
     assert len({erf(), erf("--cell", "0,1"), erf("--noise", "2")}) == 3
+
+
+def test_noise_images_run_a_few_at_a_time(
+    checkpoint: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[torch.Tensor] = []
+    fields: list[torch.Tensor] = []
+
+    def field(model: nn.Module, images: torch.Tensor, layer: str, **_: object) -> ReceptiveField:
+        drawn.append(images)
+        return ReceptiveField(layer, (0, 0), (1, 1), images.double().sum(1).mean(0))
+
+    monkeypatch.setattr(explanation, "effective_receptive_field", field)
+    monkeypatch.setattr(
+        explanation, "draw_receptive_field", lambda image, field: fields.append(field.strength)
+    )
+    for pixels in (2**19, 7 * 48 * 64):
+        monkeypatch.setattr(explanation, "_NOISE_PIXELS", pixels)
+        drawn.clear()
+        explain(photo, checkpoint=checkpoint, queries=0, erf="neck", noise=20)
+        assert [len(images) for images in drawn] == ([20] if pixels == 2**19 else [7, 7, 6])
+        torch.testing.assert_close(fields[-1], torch.cat(drawn).double().sum(1).mean(0))
 
 
 def test_level_weights_and_deformable_points_are_drawn(

@@ -163,6 +163,17 @@ def test_annotations(
     )
 
 
+@pytest.mark.parametrize("damage", ANNOTATIONS)
+def test_data_sets(run: CommandLine, tmp_path: Path, data: CocoFiles, damage: str) -> None:
+    file = named(tmp_path, "a.json")
+    record = data.read()
+    ANNOTATIONS[damage](record)
+    file.write_text(json.dumps(record))
+    check = ("doctor", "data", file, "--images", data.images)
+    require_harmless(run, *check, "--fix", file.with_name("fixed.json"))
+    require_harmless(run, *check, "--json")
+
+
 RESULTS = {
     "file name": {"file_name": LONG, "image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]},
     "category": {"image_id": 1, "category_id": LONG, "bbox": [0, 0, 1, 1]},

@@ -1,13 +1,16 @@
+import errno
 import logging
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from helpers.command_line import CommandLine
 
 from deformable_detr.cli import evaluate
-from deformable_detr.cli.terminal import PrintableFormatter, print_traceback
+from deformable_detr.cli.terminal import PrintableFormatter, echo, print_traceback, set_up_output
 from deformable_detr.version import __version__
 from deformable_detr.workflows import evaluation
 
@@ -141,6 +144,9 @@ def test_a_traceback_and_a_log_line_hold_nothing_that_a_terminal_acts_on(
         assert r"\x1b[31m\u202e\udcff\x07xx" in text
     record = logging.LogRecord("a", 20, "a", 1, "in %s", (Path("a\nb"),), None)
     assert formatter.format(record) == r"in a\nb"
+    capsys.readouterr()
+    echo("\x1b[31m")
+    assert capsys.readouterr().out == "\\x1b[31m\n"
 
 
 @pytest.mark.parametrize(
@@ -168,3 +174,54 @@ def test_an_interrupt_exits_with_code_130_and_no_traceback(
 
     assert outcome.code == 130
     assert outcome.err == "interrupted\n"
+
+
+def test_an_interrupt_at_the_exit_ends_without_a_traceback() -> None:
+    """All work is done, and libraries have functions that run at the exit."""
+    program = (
+        "import atexit, signal, sys, time\n"
+        "atexit.register(lambda: (signal.raise_signal(signal.SIGINT), time.sleep(1)))\n"
+        "from deformable_detr.cli.main import main\n"
+        "sys.argv = ['deformable-detr', '--version']\n"
+        "main()\n"
+    )
+
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert result.returncode == -signal.SIGINT
+    assert result.stderr == ""
+    assert __version__ in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "printed"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "a thread in the background has ended: a file: No space left on device; free space "
+            "there\n",
+        ),
+        (KeyError("\x1b[2J"), "Traceback"),
+    ],
+)
+def test_an_error_of_the_system_in_a_thread_is_one_line(
+    error: Exception,
+    printed: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """TensorBoard, for example, writes in a thread."""
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    set_up_output()
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+
+    shown = capsys.readouterr().err
+    assert shown.startswith(printed)
+    assert shown == printed or printed == "Traceback"
+    assert "\x1b" not in shown

@@ -185,8 +185,6 @@ def test_a_folder_without_images_is_named(run: CommandLine, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--threshold", "1.5"), "threshold must be between 0 and 1, got 1.5"),
-        (("--threshold", "nan"), "threshold must be between 0 and 1, got nan"),
         (("--classes", "dog,cow"), "classes must be names of the detector's classes, got cow;"),
         (("--device", "gpu"), "device must be auto, cpu, cuda, cuda:<index> or mps, got 'gpu'"),
         (("--checkpoint", "none.pth"), "checkpoint none.pth does not exist; check the path"),

@@ -144,6 +144,21 @@ def test_inputs_folders_and_devices_are_never_replaced(
     assert case.snapshot() == before
 
 
+@pytest.mark.parametrize("option", ["--out", "--pictures"])
+def test_an_image_of_the_evaluated_set_is_never_replaced(
+    tmp_path: Path, checkpoint: Path, run: CommandLine, option: str
+) -> None:
+    case = Case("evaluate_out", tmp_path, checkpoint)
+    image = (case.set / "images" / "0001.png").rename(case.set / "images" / "1.png")
+    annotations = case.set / "set.json"
+    annotations.write_text(annotations.read_text().replace("0001.png", image.name))
+    place = image if option == "--out" else image.parent
+    before = case.snapshot()
+    message = run.fails(*case.arguments[:-2], option, place, "--overwrite")
+    assert "must not replace an input" in message
+    assert case.snapshot() == before
+
+
 def test_a_place_that_cannot_be_written_is_found_before_the_checkpoint(
     case: Case, run: CommandLine
 ) -> None:

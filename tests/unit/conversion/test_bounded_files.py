@@ -19,7 +19,10 @@ from deformable_detr.builders.model_size import least_parameters, require_held_b
 from deformable_detr.config import ConfigError
 from deformable_detr.config.loading import load_config
 from deformable_detr.conversion.content import read_content
+from deformable_detr.conversion.pickles import read_pickle
 from deformable_detr.engine.checkpoints.sealed_file import read_file
+from deformable_detr.files import torch_files
+from deformable_detr.files.torch_files import load_torch_file
 from deformable_detr.models.backbones.weights import read_state_dict
 
 SECONDS = 5
@@ -144,6 +147,17 @@ def test_a_pickle_allocates_nothing_by_a_call(
     path = tmp_path / "a.pth"
     torch.save({"a": Bytes()}, path, _use_new_zipfile_serialization=is_archive)
     assert_refused(read, path, "must hold tensors and plain values only")
+
+
+def test_a_pickle_of_too_many_steps_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"a": list(range(3000))}, path)
+    assert len(load_torch_file(path, "file a.pth")["a"]) == 3000
+    monkeypatch.setattr(torch_files, "MOST_OPCODES", 1000)
+    monkeypatch.setattr(torch_files, "_FEW_BYTES", 1000)
+    assert_refused(read_pickle, path, "must have a pickle of at most 1000 steps, got more")
 
 
 @pytest.mark.parametrize("read", READERS)

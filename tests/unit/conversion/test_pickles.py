@@ -18,6 +18,7 @@ import torch
 
 from deformable_detr.conversion.content import content_of, read_content
 from deformable_detr.conversion.pickles import read_pickle
+from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
 
 
 class Call:
@@ -181,3 +182,9 @@ def test_error_names_a_missing_file_or_an_empty_folder(tmp_path: Path) -> None:
         read_content(tmp_path / "no.pth")
     with pytest.raises(FileNotFoundError, match=r"must hold model\.safetensors or"):
         read_content(tmp_path)
+
+
+@pytest.mark.parametrize("read", [read_content, load_checkpoint])
+def test_a_url_is_called_one(read: Any) -> None:
+    with pytest.raises(ValueError, match=r"^checkpoint https:/a/b\.pth must be a path, got a URL"):
+        read(Path("https://a/b.pth"))

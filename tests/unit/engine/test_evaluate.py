@@ -75,6 +75,23 @@ def test_boxes_are_clipped_to_the_image_unless_told_otherwise(
     assert evaluator.table.boxes_xywh.tolist() == [[left, 0, 2 - left, 8]] * 3
 
 
+def test_freed_memory_is_returned_while_batches_change_their_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr("deformable_detr.engine.memory._trim", lambda: calls.append(None))
+    files = write_coco_set(tmp_path, num_images=11, categories=CATEGORIES)
+    batches = []
+    for side in range(11):
+        size = (8, 8 + side)
+        images = ImageBatch(torch.zeros(1, 3, *size), torch.zeros(1, *size, dtype=torch.bool))
+        batches.append(replace(tiny_batch([1 + side], [1]), images=images))
+    found = Predictions(torch.zeros(1, 1, 3), torch.full((1, 1, 4), 0.5))
+    evaluator = CocoEvaluator(read_ground_truth(files.annotations), LABEL_SPACE)
+    evaluate(Oracle([found] * 11), batches, evaluator, device=CPU)
+    assert len(calls) == 2
+
+
 def test_the_validation_loss_does_not_depend_on_the_batches() -> None:
     model = tiny_detector(dropout=0.5, dtype=torch.float64)
     ids, counts = [1, 2, 3], [3, 0, 1]

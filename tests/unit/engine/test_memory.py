@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,3 +66,12 @@ def test_freed_memory_is_returned_while_sizes_change(
     for size in sizes:
         freed.after_batch(size)
     assert len(calls) == trims
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc_trim is of glibc")
+def test_memory_is_returned_by_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    library = SimpleNamespace(malloc_trim=calls.append)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: library)
+    memory._trim()
+    assert calls == [0]

@@ -96,7 +96,17 @@ def test_a_file_cut_off_at_any_byte_has_the_batches_before_it_and_is_continued(
 def test_a_damaged_line_ends_what_is_read(result: Path) -> None:
     path = write(result)
     lines = path.read_text().splitlines()
-    for damage in ("", "[]", "{}", lines[3].replace("scores", "score"), "\0" * 40, "[" * 10**5):
+    damages = ["", "[]", "{}", lines[3].replace("scores", "score"), "\0" * 40, "[" * 10**5]
+    found = {"scores": [0.5], "labels": [0], "boxes_xyxy": [[0.0, 0.0, 1.0, 1.0]]}
+    wrong = (
+        {"image": [3]},
+        {"image": None},
+        {"left_in_batch": "0"},
+        {**found, "scores": [float("nan")]},
+        {**found, "boxes_xyxy": [[0.0, 0.0, float("inf"), 1.0]]},
+    )
+    damages += [json.dumps({**json.loads(lines[3]), **one}) for one in wrong]
+    for damage in damages:
         path.write_text("\n".join([*lines[:3], damage, *lines[4:]]) + "\n")
         assert opened(result).done == {1, 2}, damage[:20]
 

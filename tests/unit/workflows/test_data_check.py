@@ -25,6 +25,7 @@ from helpers.turned_images import write_turned_set
 from deformable_detr import train
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.inspection.kinds import KINDS
+from deformable_detr.inspection.repair import Repair
 from deformable_detr.workflows.doctor import data_check
 from deformable_detr.workflows.doctor.data_check import DataCheck, check_data
 
@@ -98,6 +99,12 @@ def test_sizes_that_disagree_about_exif_are_found(tmp_path: Path) -> None:
     assert "images-turned" in check_data(files.annotations, images=files.images).counts
 
 
+def test_sizes_of_stored_images_are_right_if_no_image_shows_another_reading(tmp_path: Path) -> None:
+    files = write_turned_set(tmp_path, {"a.jpg": (6, "stored"), "b.jpg": (1, "stored")})
+    check = check_data(files.annotations, images=files.images)
+    assert not {"images-turned", "image-size", "image-size-swapped"} & set(check.counts)
+
+
 def folder_of(tmp_path: Path) -> Path:
     """Write the standard layout, sound."""
     for seed, split in enumerate(("train", "val")):
@@ -117,6 +124,15 @@ def test_disagreement_of_two_sets_is_found(tmp_path: Path) -> None:
     check = check_data(folder)
     found = [(one.kind, one.position) for one in check.findings]
     assert found == [("categories-differ", None), ("image-in-both-sets", 5)]
+    other = CocoFiles(folder / "train", folder / "train.json")
+    sound, record = other.read(), other.read()
+    record["images"].append(record["images"][3] | {"file_name": "05.png"})  # an ambiguous id
+    record["annotations"] = [one for one in record["annotations"] if one["image_id"] != 4]
+    other.write(record)
+    assert record["images"][3]["id"] == 4
+    left = check_data(folder, fix=tmp_path / "fixed").left
+    assert [one.kind for one in left] == ["categories-differ"]
+    other.write(sound)
     files.annotations.unlink()
     shutil.rmtree(folder / "train")
     assert set(check_data(folder).counts) == {"file-missing", "folder-missing"}
@@ -126,6 +142,7 @@ def crowds_with_masks(record: dict[str, Any]) -> None:
     mask = {"counts": [0, 10, 3062], "size": [48, 64]}
     for entry in record["annotations"][::2]:
         entry |= {"iscrowd": 1, "segmentation": mask, "bbox": [0, 0, 64, 48], "area": 10}
+    record["annotations"][0]["bbox"] = [70, 50, 5, 5]  # a region may lie anywhere
 
 
 def sparse_ids(record: dict[str, Any]) -> None:
@@ -142,13 +159,19 @@ def without_areas(record: dict[str, Any]) -> None:
         del entry["area"], entry["iscrowd"]
 
 
+def rounded_areas(record: dict[str, Any]) -> None:
+    for entry in record["annotations"]:
+        entry["area"] += 5  # of a mask whose rim the box cuts by rounding
+
+
 def without_objects(record: dict[str, Any]) -> None:
     record["annotations"] = record["annotations"][:3]
     record["categories"].append({"id": 99, "name": "\u6a39"})
 
 
 @pytest.mark.parametrize(
-    "change", [crowds_with_masks, sparse_ids, without_areas, without_objects, dict.copy]
+    "change",
+    [crowds_with_masks, sparse_ids, without_areas, rounded_areas, without_objects, dict.copy],
 )
 def test_sound_variants_have_neither_errors_nor_warnings(tmp_path: Path, change: Any) -> None:
     files = CocoFiles(tmp_path / "images", tmp_path / "a.json")
@@ -230,10 +253,42 @@ def test_what_training_refuses_is_an_error_and_what_is_repaired_is_not_refused(
 def test_what_is_sound_is_not_changed_by_a_repair(tmp_path: Path) -> None:
     files = CocoFiles(tmp_path / "a", tmp_path / "a.json")
     record = write_sound_set(files, 0) | {"info": {"year": 2017}, "licenses": []}
+    crowds_with_masks(record)
+    crowd = record["annotations"][2]
+    record["annotations"].append(crowd | {"id": 999})  # crowds may be equal
+    boxes = [[-0.9, -0.9, 20.8, 20], [0.5, 0.25, 63.5, 48]]  # of rounded corners
+    for entry, box in zip(record["annotations"][1::2], boxes, strict=False):
+        entry |= {"bbox": box, "area": box[2] * box[3]}
     files.write(record)
     check = check_data(files.annotations, fix=tmp_path / "b.json")
     assert (check.repairs, check.left) == ({}, ())
     assert json.loads((tmp_path / "b.json").read_text()) == record
+
+
+def repaired(annotations: list[tuple[int, int, int]]) -> list[int]:
+    """Return the ids that a repair leaves of (id, category, left side of the box)."""
+    record = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 48, "width": 64}],
+        "categories": [{"id": number, "name": str(number)} for number in (1, 2, 3)],
+        "annotations": [
+            {"id": one, "image_id": 1, "category_id": category, "bbox": [left, 5, 9, 9]}
+            for one, category, left in annotations
+        ],
+    }
+    return [entry["id"] for entry in Repair(record, {}).record["annotations"]]
+
+
+def test_all_copies_of_objects_are_deleted_and_no_other_object() -> None:
+    assert repaired([(1, 1, 5), (2, 2, 5), (3, 3, 5), (4, 2, 5), (5, 2, 6)]) == [1, 2, 3, 5]
+
+
+@pytest.mark.parametrize("largest", [7, 2**63 - 2, 2**63 - 1])
+def test_repeated_ids_become_unused_ones_of_64_bits(largest: int) -> None:
+    ids = [3, largest, 3, 3, 3, 1]
+    found = repaired([(one, 1, left) for left, one in enumerate(ids)])
+    assert len(set(found)) == 6
+    assert [found[0], found[1], found[5]] == [3, largest, 1]
+    assert max(found) < 2**63
 
 
 @pytest.mark.parametrize(
@@ -277,6 +332,9 @@ def test_a_repaired_folder_appears_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, fixed = folder_of(tmp_path / "sound"), tmp_path / "fixed"
+    for photos in (True, False):
+        with pytest.raises(ValueError, match="fix must be outside the folder of the images"):
+            check_data(folder, fix=folder / "val" / "fixed", photos=photos)
     contents = iter(['{"images": []}', KeyboardInterrupt()])
 
     def interrupted(*_: object) -> str:
@@ -291,6 +349,15 @@ def test_a_repaired_folder_appears_as_a_whole(
             check_data(folder, fix=fixed)
     assert check_data(folder, fix=fixed).left == ()
     assert {path.name for path in fixed.iterdir()} == {"train.json", "train", "val.json", "val"}
+
+
+def test_what_appears_during_the_check_is_not_replaced(tmp_path: Path) -> None:
+    files, fixed = CocoFiles(tmp_path / "a", tmp_path / "a.json"), tmp_path / "b.json"
+    files.write(write_sound_set(files, 0))
+    with pytest.raises(ValueError, match=r"fix must be a new path, got .*b\.json, which exists"):
+        check_data(files.annotations, fix=fixed, callback=lambda *_: fixed.write_text("mine"))
+    assert fixed.read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "a.json", "b.json"}
 
 
 def test_the_page_has_the_table_of_kinds() -> None:

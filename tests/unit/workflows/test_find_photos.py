@@ -56,6 +56,8 @@ def test_a_folder_with_no_image_itself_names_what_it_holds(tmp_path: Path) -> No
 
     with pytest.raises(ValueError, match=r"found subfolders, to be named themselves: 1 \(day 1\)"):
         find_photos([tmp_path])
+    with pytest.raises(ValueError, match=r"^photos must be a path, or a list of paths, got none$"):
+        find_photos([])
 
 
 def test_the_same_file_by_several_paths_is_one(

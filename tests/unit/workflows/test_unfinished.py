@@ -1,5 +1,6 @@
 """Predictions and evaluations that end early, and continue to the result of undisturbed ones."""
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from helpers.coco_files import CocoFiles, write_coco_set
 from helpers.tiny_checkpoint import CONFIG, LABEL_SPACE, write_random_checkpoint
 
 import deformable_detr
+from deformable_detr.data.transforms import Resize
 from deformable_detr.detector import Detector
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.workflows import prediction
@@ -198,6 +200,47 @@ def test_an_interrupted_evaluation_continues_to_the_same_numbers(
     assert result == whole
     assert out.read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert not kept.exists()
+
+
+def other(detector: Detector, **changes: Any) -> Detector:
+    """Return a copy of a detector with other attributes."""
+    copied = copy.copy(detector)
+    vars(copied).update(changes)
+    return copied
+
+
+def test_each_setting_that_detections_depend_on_makes_other_work(
+    images: CocoFiles, detector: Detector, tmp_path: Path
+) -> None:
+    smaller = other(detector, transform=Resize(24, 32))
+    predictions: dict[str, tuple[Detector, dict[str, Any]]] = {
+        "threshold": (detector, {"threshold": 0.1}),
+        "classes": (detector, {"classes": [LABEL_SPACE.names[0]]}),
+        "max_detections": (detector, {"max_detections": 1}),
+        "batch_size": (detector, {"batch_size": 1}),
+        "exif": (other(detector, exif="stored"), {}),
+        "clip_boxes": (other(detector, clip_boxes=False), {}),
+        "image_size": (smaller, {}),
+        "annotations": (detector, {"annotations": images.annotations}),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        predict(images, detector, tmp_path, callback=interrupt_at(2))
+    for name, (changed, options) in predictions.items():
+        with pytest.raises(ValueError, match=f"other work, which differs in {name};"):
+            predict(images, changed, tmp_path, **options)
+    evaluations: dict[str, tuple[Detector, dict[str, Any]]] = {
+        "max_detections": (detector, {"max_detections": 1}),
+        "batch_size": (detector, {"batch_size": 1}),
+        "exif": (detector, {"exif": "stored"}),
+        "clip_boxes": (other(detector, clip_in_evaluation=False), {}),
+        "image_size": (smaller, {}),
+    }
+    out = tmp_path / "r.json"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(images, detector, out=out, callback=interrupt_at(1))
+    for name, (changed, options) in evaluations.items():
+        with pytest.raises(ValueError, match=f"other work, which differs in {name};"):
+            evaluate(images, changed, out=out, **options)
 
 
 def test_an_evaluation_without_results_keeps_nothing(

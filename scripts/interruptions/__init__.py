@@ -1,0 +1,1 @@
+"""Interruptions of commands that write; see `check_interruptions.py`."""
