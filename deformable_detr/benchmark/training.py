@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -34,6 +34,31 @@ SETTINGS = {
     "channels last": ("train.channels_last=true",),
     "bfloat16": ("train.precision=bfloat16",),
 }
+_SELECTION = ("model.queries.content=learned", "model.queries.ranking=class")
+_POSITIONS = ("model.decoder.position=reference",)
+_TWICE = ("model.decoder.look_forward_twice=true",)
+_DENOISING = ("model.denoising={num_queries: 100}",)
+_QUALITY = ("loss.class_loss={kind: quality}", "loss.class_weight=1")
+_DINO = (*_SELECTION, *_POSITIONS, *_TWICE, *_DENOISING, *_QUALITY)
+DINO_PARTS = {
+    "plain": (),
+    "query selection": _SELECTION,
+    "reference positions": _POSITIONS,
+    "look forward twice": _TWICE,
+    "denoising": _DENOISING,
+    "quality loss": _QUALITY,
+    "all parts": _DINO,
+    "and 900 queries": (*_DINO, "model.queries.num_queries=900"),
+    "and wide layers": (
+        *(*_DINO, "model.queries.num_queries=900"),
+        *("model.encoder.ffn_dim=2048", "model.decoder.ffn_dim=2048"),
+    ),
+}
+# What is compared: the config, and settings by name.
+COMPARISONS = {
+    "settings": (CONFIG, SETTINGS),
+    "dino": ("deformable_detr_r50_two_stage", DINO_PARTS),
+}
 OBJECTS = 7  # per image: COCO's mean
 NUM_CLASSES = 80
 WARM_UP_STEPS = 1
@@ -47,6 +72,7 @@ class _Setup:
     overrides: tuple[str, ...]
     size: int
     images: int
+    config: str = CONFIG
     rank: int = 0
     world_size: int = 1
     port: int = 0
@@ -56,7 +82,7 @@ class _Work:
     """Detector in training, with one batch of noise."""
 
     def __init__(self, setup: _Setup) -> None:
-        config = load_config(CONFIG, ["model.backbone.weights=none", *setup.overrides])
+        config = load_config(setup.config, ["model.backbone.weights=none", *setup.overrides])
         torch.manual_seed(0)
         model = build_model(config, num_classes=NUM_CLASSES).train()
         if config.train.channels_last:
@@ -180,9 +206,14 @@ def _require_memory(size: int, images: int) -> None:
 
 
 def measure_settings(
-    *, size: int, images: int, rounds: int, overrides: Sequence[str] = ()
+    *,
+    size: int,
+    images: int,
+    rounds: int,
+    overrides: Sequence[str] = (),
+    compare: Literal["settings", "dino"] = "settings",
 ) -> Iterator[str]:
-    """Measure time and memory of a forward and backward pass for each of `SETTINGS`.
+    """Measure time and memory of a forward and backward pass for several settings.
 
     Each setting has its own process with one thread; they are interleaved.
 
@@ -191,6 +222,7 @@ def measure_settings(
         images: number of images per batch.
         rounds: number of rounds, at least 2, after a warm-up round.
         overrides: KEY=VALUE settings, for a model other than the paper's.
+        compare: key of `COMPARISONS`: settings of memory and speed, or the parts of DINO.
 
     Raises:
         ValueError: the machine has too little memory for the images.
@@ -200,7 +232,8 @@ def measure_settings(
         Lines to print: CPU time, and peak memory above weights and gradients.
     """
     _require_memory(size, images)
-    setups = [_Setup((*overrides, *own), size, images) for own in SETTINGS.values()]
+    config, settings = COMPARISONS[compare]
+    setups = [_Setup((*overrides, *own), size, images, config) for own in settings.values()]
     with _processes(setups) as connections:
         memory = [_ask([connection], "memory")[0] for connection in connections]
         times: list[list[float]] = [[] for _ in connections]
@@ -208,7 +241,7 @@ def measure_settings(
             for connection, own in zip(connections, times, strict=True):
                 own += _ask([connection], "pass")
     measured = [own[WARM_UP_STEPS:] for own in times]
-    for name, own, megabytes in zip(SETTINGS, measured, memory, strict=True):
+    for name, own, megabytes in zip(settings, measured, memory, strict=True):
         share = paired_ratio(own, measured[0])
         line = f"{name:22} {summarize(own).describe(2)} s, {share.describe(2)} of plain"
         if megabytes is not None:

@@ -50,17 +50,22 @@ def training(
     size: _SizeOption = 256,
     images: _ImagesOption = 2,
     rounds: _RoundsOption = 9,
+    compare: Annotated[
+        Literal["settings", "dino"],
+        typer.Option(help="settings: memory and speed; dino: the parts of DINO."),
+    ] = "settings",
 ) -> None:
     """Measure time and memory of a training step in several settings.
 
-    The settings are plain float32, gradient checkpointing, channels last and bfloat16. Runs forward
-    and backward of `deformable_detr_r50` on the CPU, alternating between the settings, each in a
+    The settings are plain float32, gradient checkpointing, channels last and bfloat16 of
+    `deformable_detr_r50`, or the parts of DINO, added to `deformable_detr_r50_two_stage` one by one
+    and together. Runs forward and backward on the CPU, alternating between the settings, each in a
     process of one thread. The machine should be idle.
     """
     from deformable_detr.benchmark.training import measure_settings
 
     options = {"size": size, "images": images, "rounds": rounds}
-    for line in measure_settings(overrides=overrides or (), **options):
+    for line in measure_settings(overrides=overrides or (), compare=compare, **options):
         echo(line)
 
 
