@@ -69,13 +69,22 @@ def golden_weight(name: str, shape: torch.Size) -> Tensor:
         return numbers
     if len(shape) == 1:
         return 1 + 0.1 * numbers
-    return numbers / shape[1:].numel() ** 0.5
+    return _scaled(numbers)
+
+
+def golden_activations(name: str, shape: Iterable[int]) -> Tensor:
+    """Return float32 images, logits or boxes; they are scaled like weights."""
+    return _scaled(golden_numbers(name, shape)).float()
+
+
+def _scaled(numbers: Tensor) -> Tensor:
+    """Divide by the root of the number of inputs of an output."""
+    return numbers / numbers[0].numel() ** 0.5
 
 
 def golden_images() -> list[Tensor]:
-    """Return the two images, which are made like weights."""
-    sizes = ((96, 128), (80, 112))
+    """Return the two images."""
     return [
-        (golden_numbers(f"image.{index}", (3, *size)) / (size[0] * size[1]) ** 0.5).float()
-        for index, size in enumerate(sizes)
+        golden_activations("image.0", (3, 96, 128)),
+        golden_activations("image.1", (3, 80, 112)),
     ]
