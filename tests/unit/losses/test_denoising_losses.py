@@ -1,4 +1,4 @@
-"""Losses of contrastive denoising; the golden values are those of the official criterion of DINO."""
+"""Losses of contrastive denoising; the golden values are those of the official DINO."""
 
 from dataclasses import replace
 
