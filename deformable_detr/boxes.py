@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 INVERSE_SIGMOID_EPS = 1e-5  # official code: logits stay within +-11.51
+DINO_EPS = 1e-3  # official DINO: within +-6.91
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:

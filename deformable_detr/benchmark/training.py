@@ -101,7 +101,7 @@ class _Work:
 
     def forward_and_backward(self) -> None:
         with autocast(self._state.precision, self._state.device):
-            output = self._state.model(self._batch.images)
+            output = self._state.model(self._batch.images, self._batch.targets)
         result = self._criterion(output, self._batch.targets)
         result.losses["total"].backward()
 

@@ -56,6 +56,7 @@ from deformable_detr.models.decoder import (
     DeformableTransformerDecoderLayer,
 )
 from deformable_detr.models.deformable_detr import DeformableDETR
+from deformable_detr.models.denoising import DenoisingQueries
 from deformable_detr.models.encoder import (
     DeformableTransformerEncoder,
     DeformableTransformerEncoderLayer,
@@ -141,8 +142,21 @@ def _build_detector(
             share_heads=config.decoder.share_heads,
             gradient_checkpointing=gradient_checkpointing,
         ),
+        denoising=_build_denoising(config, num_classes=num_classes),
         mimicking=_build_mimicking(config, backbone.channels[-1], num_classes=num_classes),
         frozen_roles=frozen_roles,
+    )
+
+
+def _build_denoising(config: ModelConfig, *, num_classes: int) -> DenoisingQueries | None:
+    if config.denoising is None:
+        return None
+    return DenoisingQueries(
+        num_classes=num_classes,
+        embed_dim=config.embed_dim,
+        num_queries=config.denoising.num_queries,
+        label_noise=config.denoising.label_noise,
+        box_noise=config.denoising.box_noise,
     )
 
 

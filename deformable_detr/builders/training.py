@@ -51,6 +51,10 @@ def build_criterion(config: RunConfig) -> SetCriterion:
         focal_gamma=loss.focal_gamma,
         auxiliary=loss.auxiliary,
         weigh_proposals=loss.auxiliary or not is_official,
+        one_class_proposals=(
+            config.model.queries.kind == "two_stage"
+            and config.model.queries.ranking == "objectness"
+        ),
         mimicking_weight=0.0 if config.model.mimicking is None else MIMICKING_WEIGHT,
         official_divisor=is_official,
     )

@@ -147,7 +147,7 @@ def warm_up(state: TrainState, criterion: SetCriterion, *, num_images: int, size
         with torch.random.fork_rng(devices=cuda_devices):
             batch = _random_batch(num_images, size).to(device)
             with autocast(state.precision, device):
-                output = model(batch.images)
+                output = model(batch.images, batch.targets)
             result = criterion(output, batch.targets, 1.0)
             with autocast(state.precision, device):
                 losses = with_mimicking(model, criterion, batch, output, result, 1.0)

@@ -86,10 +86,15 @@ def official_losses(
         The unweighted `loss_ce`, `loss_bbox`, `loss_giou` and the metric `cardinality_error` of
         the last layer; the same of earlier layers with a suffix `_0`, `_1`, ... and of proposals
         with `_enc`; and `class_error` of the last layer: 25 values with six decoder layers, 29
-        two-stage. They are detached; the terms to differentiate are in `result.losses`.
+        two-stage. Proposals that are ranked by class have the suffix `_interm`, and denoising has
+        `_dn`, `_dn_0`, ..., as in the official DINO: 53 values. They are detached; the terms to
+        differentiate are in `result.losses`.
     """
     layers = {"": output.last, "encoder/": output.encoder}
     layers |= {f"decoder_{index}/": layer for index, layer in enumerate(output.auxiliary)}
+    if output.denoised is not None:
+        *earlier, layers["denoising/"] = output.denoised.layers
+        layers |= {f"denoising/decoder_{index}/": layer for index, layer in enumerate(earlier)}
     values = detection_metrics(
         output.last,
         targets,
@@ -97,20 +102,22 @@ def official_losses(
         num_images=len(targets),
         num_objects=max(1, sum(len(match.query_index) for match in result.last_match)),
     )
+    proposals = "_enc" if result.one_class_proposals else "_interm"
     for prefix in result.matches:
         predictions = layers[prefix]
         assert predictions is not None  # it has matches
-        suffix = _official_suffix(prefix)
+        suffix = _official_suffix(prefix, proposals=proposals)
         for ours, theirs in OFFICIAL_NAMES.items():
             values[theirs + suffix] = result.losses[prefix + ours].detach()
         values[f"cardinality_error{suffix}"] = _cardinality_error(predictions, targets)
     return values
 
 
-def _official_suffix(prefix: str) -> str:
-    """Return the official suffix: "" -> "", "decoder_3/" -> "_3", "encoder/" -> "_enc"."""
-    part = prefix.rstrip("/")
-    return "_enc" if part == "encoder" else part.removeprefix("decoder")
+def _official_suffix(prefix: str, *, proposals: str) -> str:
+    """Return the official suffix: "decoder_3/" -> "_3", "denoising/decoder_3/" -> "_dn_3"."""
+    part = prefix.removeprefix("denoising/").rstrip("/")
+    suffix = proposals if part == "encoder" else part.removeprefix("decoder")
+    return f"_dn{suffix}" if prefix.startswith("denoising/") else suffix
 
 
 class RunningMean:

@@ -266,7 +266,7 @@ def _accumulate_gradients(
             distributed.gradient_sync(state.replica, enabled=is_last),
         ):
             with autocast(state.precision, state.device):
-                output = state.replica(batch.images)
+                output = state.replica(batch.images, batch.targets)
             try:
                 result = criterion(output, batch.targets, num_boxes)
             except ValueError as error:  # the matcher raises if predictions are not finite

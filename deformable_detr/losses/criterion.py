@@ -13,7 +13,7 @@ from deformable_detr.layers.precision import at_least_float32
 from deformable_detr.losses.matcher import HungarianMatcher, Match
 from deformable_detr.losses.mimicking import mimicking_losses
 from deformable_detr.models.mimicking import MimicFeatures
-from deformable_detr.structures import ModelOutput, Predictions, Target
+from deformable_detr.structures import Denoised, ModelOutput, Predictions, Target
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,18 @@ class CriterionResult:
 
     Attributes:
         losses: unweighted terms, scalars: "loss_class", "loss_l1", "loss_giou" of the last
-            layer; the same with the prefix "decoder_0/" and so on for earlier layers and with
-            "encoder/" for proposals; and "total", the weighted sum.
+            layer; the same with the prefix "decoder_0/" and so on for earlier layers, with
+            "encoder/" for proposals, and with "denoising/" and "denoising/decoder_0/" for the last
+            layer and earlier ones of denoising; and "total", the weighted sum.
         matches: one match per image of each layer, by the prefix of the layer's losses: "" for
-            the last layer, "decoder_0/", "encoder/".
+            the last layer, "decoder_0/", "encoder/", "denoising/".
+        one_class_proposals: whether the proposals were trained as objects of class 0, rather than
+            of their own class.
     """
 
     losses: dict[str, Tensor]
     matches: dict[str, list[Match]]
+    one_class_proposals: bool
 
     @property
     def last_match(self) -> list[Match]:
@@ -46,12 +50,34 @@ class CriterionResult:
         return self.matches[""]
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """Predictions of a layer, and what they are trained for.
+
+    Attributes:
+        prefix: prefix of the names of its losses.
+        predictions: the predictions.
+        targets: one per image.
+        match: one match per image; None for the matcher's.
+        divisor: divisor of all sums.
+    """
+
+    prefix: str
+    predictions: Predictions
+    targets: Sequence[Target]
+    match: list[Match] | None
+    divisor: Tensor | float
+
+
 class SetCriterion(nn.Module):
     """Focal class loss, L1 and generalized IoU loss of the matched boxes (DETR, section 3.1).
 
     Every decoder layer is matched and supervised on its own, as are the proposals of a two-stage
-    model, for which all objects have class 0. Losses are computed in float32 or wider, regardless
-    of the dtype of the predictions.
+    model, for which all objects have class 0 where proposals are ranked by objectness. The queries
+    of contrastive denoising are not matched: each positive one has the object that it is a copy of,
+    and all others are background. Their losses are divided by the number of groups too (DINO).
+
+    Losses are computed in float32 or wider, regardless of the dtype of the predictions.
 
     Args:
         matcher: assigns queries to objects.
@@ -60,6 +86,7 @@ class SetCriterion(nn.Module):
         focal_gamma: exponent that reduces the loss of well-classified examples.
         auxiliary: whether decoder layers before the last are supervised.
         weigh_proposals: whether the proposals' losses are in the total; they are always computed.
+        one_class_proposals: whether all objects have class 0 for proposals.
         mimicking_weight: weight of both losses of feature mimicking; 0 for a model without it.
         official_divisor: whether `divisor` has the rule of the official code.
     """
@@ -73,6 +100,7 @@ class SetCriterion(nn.Module):
         focal_gamma: float,
         auxiliary: bool,
         weigh_proposals: bool,
+        one_class_proposals: bool,
         mimicking_weight: float,
         official_divisor: bool,
     ) -> None:
@@ -83,6 +111,7 @@ class SetCriterion(nn.Module):
         self.focal_gamma = focal_gamma
         self.auxiliary = auxiliary
         self.weigh_proposals = weigh_proposals
+        self.one_class_proposals = one_class_proposals
         self.mimicking_weight = mimicking_weight
         self.official_divisor = official_divisor
 
@@ -122,28 +151,49 @@ class SetCriterion(nn.Module):
         if num_boxes is None:
             own = torch.tensor(sum(len(target) for target in targets))
             num_boxes = self.divisor(int(distributed.all_reduce_sum(own)))
-        layers = {"": (output.last, targets)}
-        if self.auxiliary:
-            layers |= {
-                f"decoder_{index}/": (predictions, targets)
-                for index, predictions in enumerate(output.auxiliary)
-            }
-        if output.encoder is not None:
-            layers["encoder/"] = (output.encoder, _as_proposals(targets))
-
-        matches = dict(zip(layers, self.matcher(list(layers.values())), strict=True))
+        layers = self._layers(output, targets, num_boxes)
+        unmatched = [(one.predictions, one.targets) for one in layers if one.match is None]
+        found = iter(self.matcher(unmatched))
+        matches: dict[str, list[Match]] = {}
         losses: dict[str, Tensor] = {}
         total = self._unsupervised(output)
-        for name, (predictions, wanted) in layers.items():
-            terms = self._layer_losses(predictions, wanted, matches[name], num_boxes)
-            losses |= {name + key: value for key, value in terms.items()}
-            share = 0.0 if name == "encoder/" and not self.weigh_proposals else 1.0
+        for layer in layers:
+            match = next(found) if layer.match is None else layer.match
+            terms = self._layer_losses(layer.predictions, layer.targets, match, layer.divisor)
+            matches[layer.prefix] = match
+            losses |= {layer.prefix + key: value for key, value in terms.items()}
+            share = 0.0 if layer.prefix == "encoder/" and not self.weigh_proposals else 1.0
             total = total + share * (
                 self.weights.class_ * terms["loss_class"]
                 + self.weights.l1 * terms["loss_l1"]
                 + self.weights.giou * terms["loss_giou"]
             )
-        return CriterionResult(losses | {"total": total}, matches)
+        return CriterionResult(losses | {"total": total}, matches, self.one_class_proposals)
+
+    def _layers(
+        self, output: ModelOutput, targets: Sequence[Target], num_boxes: Tensor | float
+    ) -> list[_Layer]:
+        """Return all supervised layers; those of denoising last."""
+        earlier = output.auxiliary if self.auxiliary else ()
+        layers = [_Layer("", output.last, targets, None, num_boxes)]
+        layers += [
+            _Layer(f"decoder_{index}/", predictions, targets, None, num_boxes)
+            for index, predictions in enumerate(earlier)
+        ]
+        if output.encoder is not None:
+            wanted = _as_proposals(targets) if self.one_class_proposals else targets
+            layers.append(_Layer("encoder/", output.encoder, wanted, None, num_boxes))
+        if output.denoised is not None:
+            last = output.denoised.layers[-1]
+            earlier = output.denoised.layers[:-1] if self.auxiliary else ()
+            copied, divisor = output.denoised.targets, num_boxes * output.denoised.num_groups
+            match = denoising_match(output.denoised)
+            layers.append(_Layer("denoising/", last, copied, match, divisor))
+            layers += [
+                _Layer(f"denoising/decoder_{index}/", predictions, copied, match, divisor)
+                for index, predictions in enumerate(earlier)
+            ]
+        return layers
 
     def add_mimicking(
         self, losses: Mapping[str, Tensor], features: MimicFeatures, num_boxes: Tensor | float
@@ -163,7 +213,8 @@ class SetCriterion(nn.Module):
         """Return a zero that depends on all unsupervised heads, so that they get a gradient."""
         zero = output.last.logits.new_zeros(())
         if not self.auxiliary:
-            for predictions in output.auxiliary:
+            noisy = () if output.denoised is None else output.denoised.layers[:-1]
+            for predictions in (*output.auxiliary, *noisy):
                 zero = zero + 0.0 * (predictions.logits.sum() + predictions.boxes.sum())
         return zero
 
@@ -196,6 +247,18 @@ class SetCriterion(nn.Module):
             "loss_l1": (boxes - wanted).abs().sum() / num_boxes,
             "loss_giou": (1 - giou).sum() / num_boxes,
         }
+
+
+def denoising_match(denoised: Denoised) -> list[Match]:
+    """Return one match per image: the positive slot of each group with the object it copies."""
+    per_group = 2 * max(map(len, denoised.targets))
+    matches = []
+    for target in denoised.targets:
+        objects = torch.arange(len(target), device=target.labels.device)
+        groups = torch.arange(denoised.num_groups, device=target.labels.device)
+        slots = groups[:, None] * per_group + objects
+        matches.append(Match(slots.flatten(), objects.repeat(denoised.num_groups)))
+    return matches
 
 
 def _as_proposals(targets: Sequence[Target]) -> list[Target]:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from deformable_detr.boxes import INVERSE_SIGMOID_EPS
+from deformable_detr.boxes import DINO_EPS, INVERSE_SIGMOID_EPS
 from deformable_detr.layers.attention import MSDeformAttn
 from deformable_detr.layers.mlp import MLP
 from deformable_detr.layers.position import box_embedding
@@ -19,8 +19,6 @@ from deformable_detr.models.heads import (
 )
 from deformable_detr.ops import Backend
 from deformable_detr.structures import Memory, Predictions, Queries
-
-_DINO_EPS = 1e-3  # official DINO
 
 
 class DeformableTransformerDecoderLayer(nn.Module):
@@ -174,7 +172,7 @@ class DeformableTransformerDecoder(nn.Module):
                 if name.endswith("weight"):
                     nn.init.xavier_uniform_(parameter)
         # Each as its source; DINO's also clamps boxes that are smaller.
-        self.eps = INVERSE_SIGMOID_EPS if position == "query" else _DINO_EPS
+        self.eps = INVERSE_SIGMOID_EPS if position == "query" else DINO_EPS
         class_head, box_head = ClassHead(embed_dim, num_classes), BoxHead(embed_dim)
         num_heads = len(layers) if box_refinement and not share_heads else 1
         self.class_heads = nn.ModuleList(copy.deepcopy(class_head) for _ in range(num_heads))

@@ -10,6 +10,7 @@ from deformable_detr.layers.deform_conv import OffsetGenerator
 from deformable_detr.layers.deform_kernel import DeformKernelConv2d
 from deformable_detr.models.backbones.base import Backbone
 from deformable_detr.models.decoder import DeformableTransformerDecoder
+from deformable_detr.models.denoising import DenoisingQueries
 from deformable_detr.models.encoder import DeformableTransformerEncoder
 from deformable_detr.models.memory import MemoryBuilder, valid_share
 from deformable_detr.models.mimicking import FeatureMimicking, MimicFeatures, Pairs
@@ -29,6 +30,7 @@ class DeformableDETR(nn.Module):
         encoder: memory -> memory.
         queries: memory -> queries; learned, or chosen from the memory (two-stage).
         decoder: queries and memory -> predictions of every layer.
+        denoising: additional queries in training, or None; needs `ProposalQueries`.
         mimicking: feature mimicking, an additional loss in training, or None; not part of the
             forward pass.
         frozen_roles: roles whose parameters are not trained, see `parameter_roles`.
@@ -37,7 +39,8 @@ class DeformableDETR(nn.Module):
     contains: its statistics are not updated, and it applies no dropout.
 
     Raises:
-        ValueError: no parameter has one of the `frozen_roles`.
+        ValueError: no parameter has one of the `frozen_roles`, or denoising has no boxes to start
+            beside.
     """
 
     def __init__(
@@ -49,40 +52,67 @@ class DeformableDETR(nn.Module):
         encoder: DeformableTransformerEncoder,
         queries: LearnedQueries | ProposalQueries,
         decoder: DeformableTransformerDecoder,
+        denoising: DenoisingQueries | None = None,
         mimicking: FeatureMimicking | None = None,
         frozen_roles: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        if denoising is not None and not isinstance(queries, ProposalQueries):
+            raise ValueError(
+                f"queries must be ProposalQueries for denoising, got {type(queries).__name__}"
+            )
         self.backbone = backbone
         self.neck = neck
         self.memory_builder = memory_builder
         self.encoder = encoder
         self.queries = queries
         self.decoder = decoder
+        self.denoising = denoising
         self.mimicking = mimicking
         self._freeze(frozen_roles)
         self.train(self.training)
 
-    def forward(self, images: ImageBatch | Sequence[Tensor]) -> ModelOutput:
+    def forward(
+        self,
+        images: ImageBatch | Sequence[Tensor],
+        targets: Sequence[Target] | None = None,
+    ) -> ModelOutput:
         """Detect objects.
 
         Args:
             images: a padded batch, or normalized (3, h, w) images of any sizes.
+            targets: one per image, on its device, for denoising: without them, and in eval mode,
+                the model has the ordinary queries only.
 
         Returns:
             Predictions of Q queries per image; Q is `num_queries`, or the number of tokens if a
-            two-stage model gets images with fewer tokens.
+            two-stage model gets images with fewer tokens. They do not depend on `targets`.
+
+        Raises:
+            ValueError: there are not as many targets as images.
         """
         if not isinstance(images, ImageBatch):
             images = ImageBatch.from_images(images)
+        if targets is not None and len(targets) != len(images):
+            raise ValueError(
+                f"targets must be one for each of {len(images)} images, got {len(targets)}"
+            )
         images = self.backbone.pad(images)
         features = self.backbone(images.images)
         pyramid = self.neck(features, images.padding_mask)
         valid_ratio = valid_share(images.padding_mask) if self.backbone.multiple > 1 else None
         memory = self.encoder(self.memory_builder(pyramid, valid_ratio))
         queries, proposals = self.queries(memory)
-        *auxiliary, last = self.decoder(queries, memory)
-        return ModelOutput(last, tuple(auxiliary), proposals)
+        if not self.training or self.denoising is None or targets is None:
+            *auxiliary, last = self.decoder(queries, memory)
+            return ModelOutput(last, tuple(auxiliary), proposals)
+        noisy = self.denoising(targets)
+        assert isinstance(self.queries, ProposalQueries)  # checked by the constructor
+        references, dtype = noisy.reference_points, memory.tokens.dtype
+        query_pos, _ = self.queries.from_boxes(references, dtype=dtype)
+        layers = self.decoder(noisy.before(queries, query_pos), memory)
+        denoised, (*auxiliary, last) = noisy.split(layers)
+        return ModelOutput(last, tuple(auxiliary), proposals, denoised)
 
     def mimic(
         self,

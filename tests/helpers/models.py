@@ -34,6 +34,14 @@ _REDUCED = (
     "model.queries.num_queries=10",
 )
 
+# All parts of DINO for the variant "two_stage", but denoising.
+DINO = (
+    "model.queries.content=learned",
+    "model.queries.ranking=class",
+    "model.decoder.position=reference",
+    "model.decoder.look_forward_twice=true",
+    "model.decoder.share_heads=true",
+)
 
 # Settings of backbones in the configs, for tests that build only a backbone.
 STRIDES = (8, 16, 32)

@@ -24,6 +24,7 @@ def paper_criterion(**changes: Any) -> SetCriterion:
         "weights": weights,
         "auxiliary": True,
         "weigh_proposals": True,
+        "one_class_proposals": True,
         "mimicking_weight": 0.0,
         "official_divisor": False,
     }

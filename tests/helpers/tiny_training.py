@@ -1,6 +1,6 @@
 """A detector of a few hundred parameters, and batches for it, to test the engine on its own."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class TinyDetector(nn.Module):
         self.class_head = nn.Linear(16, NUM_QUERIES * num_classes)
         self.box_head = nn.Linear(16, NUM_QUERIES * 4)
 
-    def forward(self, images: ImageBatch) -> ModelOutput:
+    def forward(self, images: ImageBatch, targets: Sequence[Target] | None = None) -> ModelOutput:
         pixels = nn.functional.adaptive_avg_pool2d(images.images, 2).flatten(1)
         first = self.backbone(pixels).tanh()
         second = self.dropout(first + self.sampling(first).tanh())

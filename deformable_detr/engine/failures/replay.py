@@ -74,7 +74,7 @@ def examine(
             device.type, dtype=low_precision, enabled=low_precision is not None
         )
         with autocast:
-            output = model(batch.images)
+            output = model(batch.images, batch.targets)
         try:
             result = criterion(output, batch.targets, num_boxes)
         except ValueError as error:  # predictions that are not finite are not matched

@@ -1,10 +1,12 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 from helpers.tiny_training import TinyDetector, tiny_batch, tiny_criterion, tiny_state
 
 from deformable_detr.engine.memory import naming_memory
 from deformable_detr.engine.train import train_step
-from deformable_detr.structures import ImageBatch, ModelOutput
+from deformable_detr.structures import ImageBatch, ModelOutput, Target
 
 MORE_THAN_THERE_IS = 2**60  # bytes
 
@@ -12,9 +14,9 @@ MORE_THAN_THERE_IS = 2**60  # bytes
 class Greedy(TinyDetector):
     """Detector that allocates more memory than any machine has."""
 
-    def forward(self, images: ImageBatch) -> ModelOutput:
+    def forward(self, images: ImageBatch, targets: Sequence[Target] | None = None) -> ModelOutput:
         torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8)
-        return super().forward(images)
+        return super().forward(images, targets)
 
 
 def test_an_out_of_memory_error_names_sizes_images_and_remedies() -> None:

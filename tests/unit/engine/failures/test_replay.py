@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from helpers.tiny_training import TinyDetector, tiny_batch, tiny_criterion, tiny
 from torch import Tensor, nn
 
 from deformable_detr.engine.failures.replay import Examination, examine
-from deformable_detr.structures import ImageBatch, ModelOutput
+from deformable_detr.structures import ImageBatch, ModelOutput, Target
 
 
 class Planted(nn.Module):
@@ -74,8 +75,10 @@ def test_the_first_non_finite_gradient_is_named() -> None:
 
 def test_a_fault_between_two_modules_is_found_at_the_input_of_the_second() -> None:
     class Between(TinyDetector):
-        def forward(self, images: ImageBatch) -> ModelOutput:
-            return super().forward(ImageBatch(images.images / 0.0, images.padding_mask))
+        def forward(
+            self, images: ImageBatch, targets: Sequence[Target] | None = None
+        ) -> ModelOutput:
+            return super().forward(ImageBatch(images.images / 0.0, images.padding_mask), targets)
 
     torch.manual_seed(0)
     assert look(Between()).forward == "the input of backbone (Linear)"
