@@ -55,6 +55,7 @@ from deformable_detr.models.decoder import (
     DeformableTransformerDecoderLayer,
 )
 from deformable_detr.models.deformable_detr import DeformableDETR
+from deformable_detr.models.denoising import DenoisingQueries
 from deformable_detr.models.encoder import (
     DeformableTransformerEncoder,
     DeformableTransformerEncoderLayer,
@@ -139,6 +140,9 @@ def _build_detector(
             share_heads=config.decoder.share_heads,
             gradient_checkpointing=gradient_checkpointing,
         ),
+        denoising=None
+        if config.denoising is None
+        else DenoisingQueries(num_classes, config.embed_dim),
         mimicking=_build_mimicking(config, backbone.channels[-1], num_classes=num_classes),
         frozen_roles=frozen_roles,
     )

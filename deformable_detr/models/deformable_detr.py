@@ -10,6 +10,7 @@ from deformable_detr.layers.deform_conv import OffsetGenerator
 from deformable_detr.layers.deform_kernel import DeformKernelConv2d
 from deformable_detr.models.backbones.base import Backbone
 from deformable_detr.models.decoder import DeformableTransformerDecoder
+from deformable_detr.models.denoising import DenoisingQueries
 from deformable_detr.models.encoder import DeformableTransformerEncoder
 from deformable_detr.models.memory import MemoryBuilder, valid_share
 from deformable_detr.models.mimicking import FeatureMimicking, MimicFeatures, Pairs
@@ -29,6 +30,7 @@ class DeformableDETR(nn.Module):
         encoder: memory -> memory.
         queries: memory -> queries; learned, or chosen from the memory (two-stage).
         decoder: queries and memory -> predictions of every layer.
+        denoising: queries made from noisy objects, in training, or None.
         mimicking: feature mimicking, an additional loss in training, or None; not part of the
             forward pass.
         frozen_roles: roles whose parameters are not trained, see `parameter_roles`.
@@ -49,6 +51,7 @@ class DeformableDETR(nn.Module):
         encoder: DeformableTransformerEncoder,
         queries: LearnedQueries | ProposalQueries,
         decoder: DeformableTransformerDecoder,
+        denoising: DenoisingQueries | None = None,
         mimicking: FeatureMimicking | None = None,
         frozen_roles: Sequence[str] = (),
     ) -> None:
@@ -59,6 +62,7 @@ class DeformableDETR(nn.Module):
         self.encoder = encoder
         self.queries = queries
         self.decoder = decoder
+        self.denoising = denoising
         self.mimicking = mimicking
         self._freeze(frozen_roles)
         self.train(self.training)
