@@ -89,9 +89,9 @@ _PROPOSAL_HEADS = (r"^transformer\.enc_out_(bbox|class)_embed", r"\1_embed.3")
 RULES["detrex-dino"] = (_PROPOSAL_HEADS, *RULES["detrex"])
 RULES["mmdet-dino"] = (
     _PROPOSAL_HEADS,
-    (r"^transformer\.tgt_embed", "query_embedding"),
-    (r"^label_enc", "dn_query_generator.label_embedding"),
     *RULES["mmdet"],
+    (r"^tgt_embed", "query_embedding"),
+    (r"^label_enc", "dn_query_generator.label_embedding"),
 )
 
 
