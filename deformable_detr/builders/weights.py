@@ -50,16 +50,18 @@ def with_labels_of(weights: Weights, config: RunConfig) -> Weights:
     if space is None:
         return weights
     labels = space.category_labels
+    ranked_by_class = getattr(config.model.queries, "ranking", None) == "class"
     if not config.match_official:
         if not space.unused:
             return weights
-        state = select_rows(weights.state_dict, labels)
+        state = select_rows(weights.state_dict, labels, ranked_by_class=ranked_by_class)
         return replace(weights, state_dict=state, label_space=space.contiguous())
     raw = space.with_raw_labels()
     if raw == space:
         return weights
     ids = [space.category_ids[label] for label in labels]
-    state = spread_rows(select_rows(weights.state_dict, labels), ids, raw.num_classes)
+    state = select_rows(weights.state_dict, labels, ranked_by_class=ranked_by_class)
+    state = spread_rows(state, ids, raw.num_classes, ranked_by_class=ranked_by_class)
     return replace(weights, state_dict=state, label_space=raw)
 
 

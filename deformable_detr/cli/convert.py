@@ -18,6 +18,9 @@ class Target(str, Enum):
     transformers = "transformers"
     detrex = "detrex"
     mmdet = "mmdet"
+    dino = "dino"
+    detrex_dino = "detrex-dino"
+    mmdet_dino = "mmdet-dino"
     native = "native"
 
 
@@ -26,15 +29,17 @@ def convert(
         Path,
         typer.Argument(
             metavar="IN",
-            help="Weights of this package, the official code, transformers, detrex or mmdetection; "
-            "the format is recognized.",
+            help="Weights of this package, the official code, transformers, detrex or mmdetection, "
+            "of Deformable DETR or DINO; the format is recognized.",
         ),
     ],
     out: Annotated[
         Path,
         typer.Argument(metavar="OUT", help="File to write; for transformers, a folder."),
     ],
-    to: Annotated[Target, typer.Option(help="Format of OUT.")] = Target.native,
+    to: Annotated[
+        Target, typer.Option(help="Format of OUT; those of DINO models end with dino.")
+    ] = Target.native,
     config: Annotated[
         str | None,
         typer.Option(

@@ -13,9 +13,12 @@ from deformable_detr.conversion.coco_categories import COCO, NUM_RAW_ROWS
 from deformable_detr.labels import MAX_RAW_LABELS, LabelSpace
 from deformable_detr.models.heads import PRIOR_PROB
 
+LABEL_EMBED = "denoising.label_embed.weight"
 UNUSED_NAME = "N/A"  # transformers' name of rows without a category
 _DECODER_HEAD = re.compile(r"^decoder\.class_heads\.\d+\.(weight|bias)$")
 _PROPOSAL_HEAD = re.compile(r"^queries\.class_head\.(weight|bias)$")
+_ROWS_BY_ID = ("official", "dino")
+_ROWS_OF_COCO = ("detrex", "mmdet", "detrex-dino", "mmdet-dino")
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,23 @@ def class_rows(source: str, count: int, content: Mapping[str, Any]) -> ClassRows
     everything = tuple(range(count))
     if content.get("categories"):
         space = LabelSpace.from_categories(content["categories"])
-        if source == "official" and max(space.category_ids) < count:
+        if has_rows_by_id(source) and max(space.category_ids) < count:
             return ClassRows(count, space.category_ids, space)
         if space.num_classes == count:
             return ClassRows(count, everything, _renamed(space, content))
-    if source == "official" and count == NUM_RAW_ROWS:
+    if has_rows_by_id(source) and count == NUM_RAW_ROWS:
         return ClassRows(count, COCO.category_ids, COCO)
     names = content.get("id2label") or content.get("classes")
     if names is not None and len(names) == count:
         return _rows_with_names(names)
-    if source in ("detrex", "mmdet") and count == COCO.num_classes:
+    if source in _ROWS_OF_COCO and count == COCO.num_classes:
         return ClassRows(count, everything, COCO)
     return ClassRows(count, everything, None)
+
+
+def has_rows_by_id(source: str) -> bool:
+    """Return whether the row of a category is its id in the files of a source."""
+    return source in _ROWS_BY_ID
 
 
 def row_names(label_space: LabelSpace) -> tuple[str, ...]:
@@ -87,9 +95,11 @@ def _rows_with_names(names: Sequence[str]) -> ClassRows:
     return ClassRows(count, used, LabelSpace(used, tuple(names[row] for row in used)))
 
 
-def is_class_head(name: str) -> bool:
-    """Return whether a tensor, by our name, has one row per class."""
-    return bool(_DECODER_HEAD.match(name) or _PROPOSAL_HEAD.match(name))
+def _is_by_class(name: str, *, ranked_by_class: bool) -> bool:
+    """Return whether the rows of a tensor, by our name, belong to the classes."""
+    if name == LABEL_EMBED or _DECODER_HEAD.match(name):
+        return True
+    return ranked_by_class and bool(_PROPOSAL_HEAD.match(name))
 
 
 def number_of_rows(state: Mapping[str, Tensor]) -> int:
@@ -97,34 +107,39 @@ def number_of_rows(state: Mapping[str, Tensor]) -> int:
     return len(state["decoder.class_heads.0.bias"])
 
 
-def select_rows(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
-    """Keep the given rows of the class heads.
+def select_rows(
+    state: Mapping[str, Tensor], rows: Sequence[int], *, ranked_by_class: bool
+) -> dict[str, Tensor]:
+    """Keep the given rows of the class heads and of the label embedding of denoising.
 
-    The proposals' head keeps its first rows: its row 0 separates objects from background,
-    independently of category 0.
+    The head of proposals that are not ranked by class keeps its first rows: its row 0 separates
+    objects from background, independently of category 0.
     """
     chosen = torch.tensor(rows)
     selected = dict(state)
     for name, tensor in state.items():
-        if _DECODER_HEAD.match(name):
+        if _is_by_class(name, ranked_by_class=ranked_by_class):
             selected[name] = tensor[chosen]
         elif _PROPOSAL_HEAD.match(name):
             selected[name] = tensor[: len(rows)].clone()
     return selected
 
 
-def spread_rows(state: Mapping[str, Tensor], rows: Sequence[int], count: int) -> dict[str, Tensor]:
+def spread_rows(
+    state: Mapping[str, Tensor], rows: Sequence[int], count: int, *, ranked_by_class: bool
+) -> dict[str, Tensor]:
     """Invert `select_rows`: row k becomes row `rows[k]` of `count`.
 
-    Rows in between are initialized as for an unseen class: zero weights, prior bias.
+    Rows in between are those of an unseen class: zero weights, prior bias.
     """
     spread = dict(state)
     for name, tensor in state.items():
-        if not is_class_head(name):
+        by_class = _is_by_class(name, ranked_by_class=ranked_by_class)
+        if not by_class and not _PROPOSAL_HEAD.match(name):
             continue
         value = 0.0 if name.endswith("weight") else -math.log((1 - PRIOR_PROB) / PRIOR_PROB)
         wide = tensor.new_full((count, *tensor.shape[1:]), value)
-        wide[list(rows) if _DECODER_HEAD.match(name) else slice(len(rows))] = tensor
+        wide[list(rows) if by_class else slice(len(rows))] = tensor
         spread[name] = wide
     return spread
 

@@ -1,5 +1,6 @@
 """Content of a weights file: tensors and metadata."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,10 +27,12 @@ from deformable_detr.files import require_regular_file
 from deformable_detr.files.torch_files import SAFETENSORS, load_safetensors
 from deformable_detr.messages import in_brief, shown
 
+logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 SAFETENSORS_FILE = "model.safetensors"
 _FOLDER_FILES = (SAFETENSORS_FILE, "pytorch_model.bin")
 _STATE_KEYS = ("model", "state_dict")  # the official code and detrex; mmdetection
+_EMA_KEY = "ema_model"  # the official DINO, if its moving average is switched on
 # transformers' option names, and those of the official code
 _OPTIONS_BY_TRANSFORMERS = {
     "encoder_attention_heads": "nheads",
@@ -135,6 +138,8 @@ def content_of(loaded: Any, what: str) -> FileContent:
         raise ValueError(f"{what} must hold a detector's weights by name, got {outline(loaded)}")
     if state is loaded:
         return FileContent(dict(state))
+    if isinstance(loaded.get(_EMA_KEY), Mapping):
+        logger.warning("%s also holds averaged weights, %r, which are not read", what, _EMA_KEY)
     content = FileContent(dict(state), _about(loaded, what))
     return content.with_stored(Stored.from_plain(loaded[KEY], what)) if KEY in loaded else content
 

@@ -14,7 +14,8 @@ from deformable_detr.conversion.layout import (
     When,
     row_pairs,
 )
-from deformable_detr.layers.position import LearnedPositionEmbedding
+from deformable_detr.conversion.recognition import DINO_SOURCES, SOURCES
+from deformable_detr.layers.position import LearnedPositionEmbedding, SinePositionEmbedding
 from deformable_detr.models.deformable_detr import DeformableDETR
 from deformable_detr.models.proposals import ProposalQueries
 
@@ -33,6 +34,7 @@ _ANY = DetectorStructure(
     box_refinement=True,
     two_stage=True,
     learned_position=True,
+    denoising=True,
 )
 
 
@@ -52,7 +54,8 @@ def structure_of_model(model: DeformableDETR) -> DetectorStructure:
             "backbone must be a ResNet for its weights to have names elsewhere, "
             f"got {type(model.backbone).__name__} of {next(iter(model.backbone.state_dict()))}, ..."
         )
-    _require_known_parts(model)
+    is_dino = _is_dino(model)
+    _require_known_parts(model, is_dino=is_dino)
     return DetectorStructure(
         stage_blocks=tuple(blocks[stage] for stage in sorted(blocks)),
         bottleneck=any(match["conv"] == "3" for match in matches),
@@ -63,24 +66,93 @@ def structure_of_model(model: DeformableDETR) -> DetectorStructure:
         box_refinement=model.decoder.box_refinement,
         two_stage=isinstance(model.queries, ProposalQueries),
         learned_position=isinstance(model.memory_builder.position, LearnedPositionEmbedding),
+        share_heads=model.decoder.box_refinement and len(model.decoder.class_heads) == 1,
+        dino=is_dino,
+        denoising=model.denoising is not None,
     )
 
 
-def _require_known_parts(model: DeformableDETR) -> None:
-    """Raise for settings other sources lack and that names and shapes do not reveal."""
-    queries, position = model.queries, model.memory_builder.position
-    if isinstance(queries, ProposalQueries) and (
-        queries.content != "box" or queries.base_size != _BASE_SIZE
-    ):
+def ranks_by_class(model: DeformableDETR) -> bool:
+    """Return whether the rows of the proposals' class head are classes, not only objectness."""
+    return isinstance(model.queries, ProposalQueries) and model.queries.ranking == "class"
+
+
+def _is_dino(model: DeformableDETR) -> bool:
+    """Return whether a model has the settings of DINO.
+
+    Raises:
+        ValueError: it has some of them, which no other implementation does.
+    """
+    queries, decoder = model.queries, model.decoder
+    parts = {
+        "decoder.position reference": decoder.position_head is not None,
+        "decoder.look_forward_twice true": decoder.look_forward_twice,
+        "queries.content learned": isinstance(queries, ProposalQueries)
+        and queries.content is not None,
+        "queries.ranking class": ranks_by_class(model),
+    }
+    has = [name for name, is_there in parts.items() if is_there]
+    lacks = [name for name, is_there in parts.items() if not is_there]
+    if has and lacks:
         raise ValueError(
-            "two-stage queries must have content 'box' and base_size "
-            f"{_BASE_SIZE:g} elsewhere, got {queries.content!r} and {queries.base_size:g}"
+            "model must have all settings of DINO or none of them for its weights to have names "
+            f"elsewhere, got {', '.join(has)} without {', '.join(lacks)}; convert it to native"
+        )
+    return not lacks
+
+
+def _require_known_parts(model: DeformableDETR, *, is_dino: bool) -> None:
+    """Raise for settings other sources lack and that names and shapes do not reveal."""
+    queries, decoder, position = model.queries, model.decoder, model.memory_builder.position
+    if isinstance(queries, ProposalQueries):
+        own_features = not is_dino and not queries.content_of_box
+        if own_features or queries.base_size != _BASE_SIZE:
+            content = "memory" if own_features else "box"
+            raise ValueError(
+                "two-stage queries must have content 'box' and base_size "
+                f"{_BASE_SIZE:g} elsewhere, got {content!r} and {queries.base_size:g}"
+            )
+    if decoder.box_refinement and not is_dino and len(decoder.class_heads) < len(decoder.layers):
+        raise ValueError(
+            "model must have decoder.share_heads false with box_refinement elsewhere, except in "
+            "DINO, got true; convert it to native"
         )
     if isinstance(position, LearnedPositionEmbedding):
         cells = position.row_embed.num_embeddings
         if cells != _MAX_CELLS:
             raise ValueError(
                 f"learned positions must have max_cells {_MAX_CELLS} elsewhere, got {cells}"
+            )
+
+
+def require_layout(model: DeformableDETR, structure: DetectorStructure, layout: Layout) -> None:
+    """Raise if a source has no model like this one, though its names may fit.
+
+    Args:
+        model: the model.
+        structure: its structure.
+        layout: table of the source.
+
+    Raises:
+        ValueError: it is DINO and the source's is not, or the reverse, or has other positions.
+    """
+    if structure.dino != layout.is_dino:
+        kinds = ("a plain Deformable DETR", "DINO")
+        wanted, given = kinds[layout.is_dino], kinds[structure.dino]
+        fitting = (source for source in SOURCES[1:] if (source in DINO_SOURCES) == structure.dino)
+        raise ValueError(
+            f"model must be {wanted} for the layout of {layout.source}, got {given}; its layouts "
+            f"are native, {', '.join(fitting)}"
+        )
+    position = model.memory_builder.position
+    if not isinstance(position, SinePositionEmbedding):
+        return
+    own = {"temperature": position.temperature, "offset": position.offset}
+    for (name, value), theirs in zip(own.items(), layout.position, strict=True):
+        if name not in layout.position_settings and value != theirs:
+            raise ValueError(
+                f"model must have position.{name} {theirs:g}, the only one of {layout.source}, got "
+                f"{value:g}; convert it to native"
             )
 
 
@@ -93,7 +165,8 @@ def structure_of_names(layout: Layout, state: Mapping[str, Tensor]) -> DetectorS
     for block in layout.blocks:
         if block.each and block.when == "always":
             counts.setdefault(block.each, _count(block, state))
-    two_stage = _has(layout, state, "two_stage")
+    two_stage = layout.is_dino or _has(layout, state, "two_stage")
+    own_heads = _has_own_heads(layout, state, counts["decoder_layer"])
     num_levels, num_backbone_levels = _levels(layout, state, counts)
     stages = [counts[each] for each in ("stage1", "stage2", "stage3", "stage4")]
     return DetectorStructure(
@@ -103,10 +176,18 @@ def structure_of_names(layout: Layout, state: Mapping[str, Tensor]) -> DetectorS
         num_backbone_levels=num_backbone_levels,
         encoder_layers=counts["encoder_layer"],
         decoder_layers=counts["decoder_layer"],
-        box_refinement=two_stage or _has_own_heads(layout, state, counts["decoder_layer"]),
+        box_refinement=two_stage or own_heads,
         two_stage=two_stage,
         learned_position=_has(layout, state, "learned_position"),
+        share_heads=layout.is_dino and not own_heads,
+        dino=layout.is_dino,
+        denoising=has_denoising(layout, state),
     )
+
+
+def has_denoising(layout: Layout, state: Mapping[str, Tensor]) -> bool:
+    """Return whether a source's tensors have the label embedding of denoising."""
+    return _has(layout, state, "denoising")
 
 
 def _has(layout: Layout, state: Mapping[str, Tensor], when: When) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from deformable_detr.conversion.class_rows import class_rows, number_of_rows, select_rows
 from deformable_detr.conversion.content import FileContent, read_content
 from deformable_detr.conversion.detector_structure import structure_of_names
-from deformable_detr.conversion.layout import DetectorStructure
+from deformable_detr.conversion.layout import DetectorStructure, Layout
 from deformable_detr.conversion.options import with_options
 from deformable_detr.conversion.preprocessing import Preprocessing
 from deformable_detr.conversion.recognition import layout_of
@@ -30,7 +31,8 @@ def read_weights(
 
     Args:
         path: a checkpoint of this package, a `.pth` file of the official code, detrex or
-            mmdetection 3.x, a `.safetensors` file, or a folder written by transformers.
+            mmdetection 3.x, of Deformable DETR or DINO, a `.safetensors` file, or a folder written
+            by transformers.
         source: as in `import_weights`.
         with_settings: whether to derive the settings; not every file determines them. Without,
             preprocessing that cannot be reproduced is a warning, not an error.
@@ -51,7 +53,7 @@ def read_weights(
         return _native(content, ignored)
     layout = layout_of(source)
     state = layout.normalize(state)
-    structure = structure_of_names(layout, state)
+    structure = _with_stored_heads(structure_of_names(layout, state), content)
     translation = to_ours(layout, structure, state)
     if translation.problems:
         raise ValueError(f"{what} {', '.join(translation.problems)}")
@@ -59,13 +61,13 @@ def read_weights(
     config: dict[str, Any] = {}
     assumed: tuple[str, ...] = ()
     if with_settings:
-        config, assumed = _settings(content, structure, ours, what)
+        config, assumed = _settings(content, layout, structure, ours, what)
     rows = class_rows(source, number_of_rows(ours), content.about)
     space = rows.label_space
     if space is not None and raw_labels and space.with_raw_labels().num_classes == rows.count:
         space = space.with_raw_labels()
     elif len(rows.used) < rows.count:
-        ours = select_rows(ours, rows.used)
+        ours = select_rows(ours, rows.used, ranked_by_class=layout.is_dino)
     return Weights(
         {**ours, **content.extra},
         space,
@@ -75,7 +77,27 @@ def read_weights(
         num_rows=rows.count,
         ignored=ignored,
         has_all_settings="config" in content.about,
+        ranked_by_class=layout.is_dino,
     )
+
+
+def _with_stored_heads(structure: DetectorStructure, content: FileContent) -> DetectorStructure:
+    """Return the structure with heads as stored beside it, if it is that of DINO.
+
+    Its names do not tell separate heads from one pair of all layers, and untrained ones are equal.
+    """
+    if not structure.dino:
+        return structure
+    stored = _setting(content, "decoder", "share_heads")
+    return replace(structure, share_heads=stored) if isinstance(stored, bool) else structure
+
+
+def _setting(content: FileContent, section: str, key: str) -> object:
+    """Return a stored setting of the model; None if it is not stored."""
+    value: object = content.about.get("config")
+    for name in ("model", section, key):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def _native(content: FileContent, ignored: tuple[str, ...]) -> Weights:
@@ -88,11 +110,16 @@ def _native(content: FileContent, ignored: tuple[str, ...]) -> Weights:
         about.get("config", {}),
         ignored=ignored,
         has_all_settings="config" in about,
+        ranked_by_class=_setting(content, "queries", "ranking") == "class",
     )
 
 
 def _settings(
-    content: FileContent, structure: DetectorStructure, state: Mapping[str, Tensor], what: str
+    content: FileContent,
+    layout: Layout,
+    structure: DetectorStructure,
+    state: Mapping[str, Tensor],
+    what: str,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the config, and the assumptions made: stored by `convert`, else what is known.
 
@@ -103,7 +130,7 @@ def _settings(
     config = content.about.get("config")
     assumed: tuple[str, ...] = ()
     if config is None:
-        model, assumed = model_settings(structure, state, options, what)
+        model, assumed = model_settings(layout, structure, state, options, what)
         config = {"model": model}
     else:
         try:

@@ -31,6 +31,7 @@ When = Literal[
     "two_stage",
     "bottleneck",
     "learned_position",
+    "denoising",
 ]
 
 WHOLE = ("",)  # the template names the tensor itself
@@ -85,17 +86,33 @@ class Layout:
 
     Attributes:
         source: name of the source.
-        signature: key that only its state_dicts have.
+        signature: keys that together only its state_dicts have.
         blocks: table of names, in the order of its state_dict.
+        is_dino: whether its model is DINO, with the structure's `dino`.
+        position: temperature and offset of its sine positions, which no tensor reveals.
+        position_settings: those of the two that are settings of its code; its files may have
+            others then.
+        position_note: configs of the source that have others, for a message.
         tied_may_be_absent: whether its files keep only one of several names of a tied tensor.
-        normalize: function that maps the names in its files to those of the table.
+        normalize: function that maps the tensors of its files to those of the table.
+        complete: function that adds to the tensors of the table what its loader demands.
     """
 
     source: str
-    signature: str
+    signature: tuple[str, ...]
     blocks: tuple[NameBlock, ...]
+    is_dino: bool = False
+    position: tuple[float, float] = (10000.0, -0.5)
+    position_settings: tuple[Literal["temperature", "offset"], ...] = ()
+    position_note: str = ""
     tied_may_be_absent: bool = False
     normalize: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+    complete: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Beginnings of our names of tensors, used only in training, that the source lacks."""
+        return ("mimicking.",) if self.is_dino else ("mimicking.", "denoising.")
 
 
 @dataclass(frozen=True)
@@ -109,9 +126,13 @@ class DetectorStructure:
         num_backbone_levels: number of levels that come from the backbone.
         encoder_layers: number of encoder layers.
         decoder_layers: number of decoder layers.
-        box_refinement: whether each decoder layer has its own heads.
+        box_refinement: whether each decoder layer refines the boxes of the layer before; it has
+            its own heads then, unless `share_heads`.
         two_stage: whether queries are initialized from proposals.
         learned_position: whether position embeddings are learned.
+        share_heads: whether all layers of a decoder with box refinement have the same heads.
+        dino: whether the detector has all parts of DINO except denoising.
+        denoising: whether it has the label embedding of denoising.
     """
 
     stage_blocks: tuple[int, ...]
@@ -123,6 +144,9 @@ class DetectorStructure:
     box_refinement: bool
     two_stage: bool
     learned_position: bool = False
+    share_heads: bool = False
+    dino: bool = False
+    denoising: bool = False
 
     def has(self, when: When) -> bool:
         """Return whether rows marked `when` exist."""
@@ -130,9 +154,9 @@ class DetectorStructure:
             case "always":
                 return True
             case "shared_heads":
-                return not self.box_refinement
+                return not self.box_refinement or self.share_heads
             case "own_heads":
-                return self.box_refinement
+                return self.box_refinement and not self.share_heads
             case "one_stage":
                 return not self.two_stage
             case "two_stage":
@@ -141,6 +165,8 @@ class DetectorStructure:
                 return self.bottleneck
             case "learned_position":
                 return self.learned_position
+            case "denoising":
+                return self.denoising
 
     def count(self, each: Each) -> int:
         """Return the number of repetitions of a block marked `each`."""

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from deformable_detr.layers.position import TEMPERATURE
+
 # Options that tensors do not determine, and the settings of a model that they are.
 _PLACES: dict[str, tuple[tuple[str, str], ...]] = {
     "nheads": (("attention", "num_heads"),),
@@ -10,11 +12,12 @@ _PLACES: dict[str, tuple[tuple[str, str], ...]] = {
     "dec_n_points": (("decoder", "num_points"),),
     "num_queries": (("queries", "num_queries"),),
     "dropout": (("encoder", "dropout"), ("decoder", "dropout")),
+    "pe_temperatureH": (("position", "temperature"),),
 }
 
 
 def official_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of model and losses as options of the official code.
+    """Return the settings of model and losses as options of the official code and of its DINO.
 
     Args:
         config: the whole config, plain JSON.
@@ -32,6 +35,7 @@ def official_options(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_queries": settings["queries"]["num_queries"],
         "num_feature_levels": settings["neck"]["num_levels"],
         "position_embedding": settings["position"]["kind"],
+        **_temperatures(settings["position"]),
         "dilation": settings["backbone"].get("dilation", False),
         "with_box_refine": settings["decoder"]["box_refinement"],
         "two_stage": settings["queries"]["kind"] == "two_stage",
@@ -46,6 +50,13 @@ def official_options(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _temperatures(position: Mapping[str, Any]) -> dict[str, float]:
+    if position["kind"] != "sine":
+        return {}
+    temperature = position.get("temperature", TEMPERATURE)  # older files do not say it
+    return {"pe_temperatureH": temperature, "pe_temperatureW": temperature}
+
+
 def with_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a stored config with the options that its file gives, where they differ.
 
@@ -54,7 +65,7 @@ def with_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
     model = dict(config["model"])
     written = official_options(config)
     for option, places in _PLACES.items():
-        if option in options and options[option] != written[option]:
+        if option in options and option in written and options[option] != written[option]:
             for section, key in places:
                 model[section] = {**model[section], key: options[option]}
     return {**config, "model": model}

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from deformable_detr.conversion.layout import DetectorStructure
+from deformable_detr.conversion.layout import DetectorStructure, Layout
+from deformable_detr.messages import in_brief
 
 # (depth, blocks per stage, whether they are bottlenecks): He et al., CVPR 2016, table 1
 _RESNETS = (
@@ -22,9 +23,11 @@ _LAST_STAGE = 4
 _NUM_HEADS = 8
 _NUM_POINTS = 4
 _NUM_QUERIES = 300
+_TEMPERATURES = ("pe_temperatureH", "pe_temperatureW")  # options of the official DINO
 
 
 def model_settings(
+    layout: Layout,
     structure: DetectorStructure,
     state: Mapping[str, Tensor],
     options: Mapping[str, Any],
@@ -33,6 +36,7 @@ def model_settings(
     """Return the settings `model` that build the detector, and the assumptions made.
 
     Args:
+        layout: table of the source.
         structure: structure of the detector.
         state: its tensors by our names.
         options: options in the file, by the names of the official code.
@@ -43,31 +47,34 @@ def model_settings(
     """
     assumed: list[str] = []
     heads = _num_heads(structure, state, options, what)
-    position: dict[str, Any] = {"kind": "sine"}
-    if structure.learned_position:
-        rows = state["memory_builder.position.row_embed.weight"].shape[0]
-        position = {"kind": "learned", "max_cells": rows}
     per_point = structure.num_levels * heads
     settings: dict[str, Any] = {
         "embed_dim": state["memory_builder.level_embed"].shape[1],
         "backbone": _backbone(structure, state, options, assumed, what),
         "neck": {"kind": "channel_mapper", "num_levels": structure.num_levels},
-        "position": position,
+        "position": _position(layout, structure, state, options, assumed, what),
         "attention": {"num_heads": heads},
         "encoder": {"num_layers": 0},
         "queries": _queries(structure, state, options, assumed),
         "decoder": {
             "num_layers": structure.decoder_layers,
             **_layer(state, "decoder.layers.0", "cross_attn", per_point),
-            **_dropout(options),
+            **_dropout(options, structure),
             "box_refinement": structure.box_refinement,
         },
     }
+    if structure.dino:
+        settings["decoder"] |= {
+            "position": "reference",
+            "look_forward_twice": True,
+            "share_heads": structure.share_heads,
+        }
+        settings["denoising"] = {} if structure.denoising else None
     if structure.encoder_layers:
         settings["encoder"] = {
             "num_layers": structure.encoder_layers,
             **_layer(state, "encoder.layers.0", "self_attn", per_point),
-            **_dropout(options),
+            **_dropout(options, structure),
         }
     return settings, tuple(assumed)
 
@@ -81,9 +88,41 @@ def _layer(
     }
 
 
-def _dropout(options: Mapping[str, Any]) -> dict[str, float]:
-    value = options.get("dropout")
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+def _position(
+    layout: Layout,
+    structure: DetectorStructure,
+    state: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    assumed: list[str],
+    what: str,
+) -> dict[str, Any]:
+    if structure.learned_position:
+        rows = state["memory_builder.position.row_embed.weight"].shape[0]
+        return {"kind": "learned", "max_cells": rows}
+    temperature, offset = layout.position
+    given = [options[key] for key in _TEMPERATURES if key in options]
+    if not layout.position_settings:
+        return {"kind": "sine"}
+    if layout.position_settings == ("temperature",) and given:
+        if any(not _is_number(value) or value != given[0] for value in given):
+            raise ValueError(
+                f"{' and '.join(_TEMPERATURES)} in the options of {what} must be equal numbers, "
+                f"got {in_brief(given)}; this package has one temperature"
+            )
+        temperature = given[0]
+    else:
+        note = f" ({layout.position_note})" if layout.position_note else ""
+        assumed.append(f"position.temperature: {temperature:g}, position.offset: {offset:g}{note}")
+    return {"kind": "sine", "temperature": temperature, "offset": offset}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _dropout(options: Mapping[str, Any], structure: DetectorStructure) -> dict[str, float]:
+    value = options.get("dropout", 0.0 if structure.dino else None)
+    if not isinstance(value, int | float) or not _is_number(value) or not 0 <= value < 1:
         return {}
     return {"dropout": float(value)}
 
@@ -119,6 +158,13 @@ def _queries(
     options: Mapping[str, Any],
     assumed: list[str],
 ) -> dict[str, Any]:
+    if structure.dino:
+        return {
+            "kind": "two_stage",
+            "num_queries": state["queries.content"].shape[0],
+            "content": "learned",
+            "ranking": "class",
+        }
     if not structure.two_stage:
         return {"kind": "learned", "num_queries": state["queries.embed"].shape[0]}
     count = options.get("num_queries")

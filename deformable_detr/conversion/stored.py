@@ -26,7 +26,6 @@ from deformable_detr.models.deformable_detr import DeformableDETR
 
 KEY = "deformable_detr"
 TENSORS_FILE = "deformable_detr.safetensors"  # beside a `.safetensors` file
-_HERE_ONLY = ("mimicking.",)  # beginnings of names
 COUNTER = "num_batches_tracked"  # of batch norms
 
 
@@ -47,13 +46,24 @@ class Stored:
 
     @classmethod
     def of(
-        cls, model: DeformableDETR, label_space: LabelSpace, config: Mapping[str, Any]
+        cls,
+        model: DeformableDETR,
+        label_space: LabelSpace,
+        config: Mapping[str, Any],
+        left_out: tuple[str, ...],
     ) -> "Stored":
-        """Collect what is stored of a detector and the config of its run."""
+        """Collect what is stored of a detector and the config of its run.
+
+        Args:
+            model: the detector.
+            label_space: its classes.
+            config: the config, plain JSON.
+            left_out: beginnings of the names of tensors that the file has no other place for.
+        """
         tensors = {
             name: tensor
             for name, tensor in model.state_dict().items()
-            if name.endswith(COUNTER) or name.startswith(_HERE_ONLY)
+            if name.endswith(COUNTER) or name.startswith(left_out)
         }
         return cls(dict(config), label_space.to_json(), tensors)
 

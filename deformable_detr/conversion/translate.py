@@ -118,7 +118,7 @@ def to_theirs(
             continue
         tensor = state[pair.ours]
         theirs[pair.theirs] = tensor if pair.part is None else tensor.chunk(_NUM_PARTS)[pair.part]
-    return theirs
+    return layout.complete(theirs)
 
 
 def _zero_bias(pair: NamePair, state: Mapping[str, Tensor]) -> Tensor:

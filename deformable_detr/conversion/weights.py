@@ -1,7 +1,7 @@
 """Import weights from other implementations into a detector, and export them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,22 @@ from torch import Tensor
 
 from deformable_detr.arguments import checked
 from deformable_detr.conversion.class_rows import (
+    LABEL_EMBED,
     ClassRows,
     class_rows,
+    has_rows_by_id,
     number_of_rows,
     official_rows,
     select_rows,
     spread_rows,
 )
 from deformable_detr.conversion.content import FileContent, content_of, read_content
-from deformable_detr.conversion.detector_structure import structure_of_model
+from deformable_detr.conversion.detector_structure import (
+    has_denoising,
+    ranks_by_class,
+    require_layout,
+    structure_of_model,
+)
 from deformable_detr.conversion.recognition import SOURCES, layout_of, recognize
 from deformable_detr.conversion.stored import COUNTER
 from deformable_detr.conversion.translate import Translation, clean, to_ours, to_theirs
@@ -28,7 +35,6 @@ from deformable_detr.layers.reparam.official_layout import with_official_norms
 from deformable_detr.messages import in_brief, shown
 from deformable_detr.models.deformable_detr import DeformableDETR
 
-_MIMICKING = "mimicking."
 _A_CLASS_HEAD = "decoder.class_heads.0.bias"
 
 
@@ -38,16 +44,17 @@ class Weights:
 
     Attributes:
         state_dict: tensors by our names. Row k of a class head belongs to label k of the label
-            space, except in the proposals' head, `queries.class_head`: its row 0 means "an object
-            of any class", and its other rows are unused.
+            space, except in the proposals' head, `queries.class_head`, unless `ranked_by_class`:
+            its row 0 means "an object of any class", and its other rows are unused.
         label_space: classes, or None if neither the file nor its format defines them.
-        source: "native", "official", "transformers", "detrex" or "mmdet".
+        source: one of `SOURCES`.
         config: settings of a run as plain JSON: all of them if `has_all_settings`, else those of
             the model and of preprocessing that the file determines.
         assumed: settings that the file does not define, one phrase each.
         num_rows: number of class-head rows in the file.
         ignored: names of tensors that are not weights.
         has_all_settings: whether this package has written the file, with all settings of the run.
+        ranked_by_class: whether proposals are ranked by the logits of the classes.
     """
 
     state_dict: dict[str, Tensor]
@@ -58,6 +65,7 @@ class Weights:
     num_rows: int | None = None
     ignored: tuple[str, ...] = ()
     has_all_settings: bool = False
+    ranked_by_class: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,8 +97,8 @@ def import_weights(
     Args:
         model: detector that receives the weights.
         weights: a state_dict, a checkpoint that holds one, or the path of a file or folder.
-        source: "native", "official", "transformers", "detrex", "mmdet", or "auto" to detect it
-            by the names.
+        source: "native", "official", "transformers", "detrex", "mmdet", "dino", "detrex-dino",
+            "mmdet-dino", or "auto" to detect it by the names.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -106,28 +114,39 @@ def import_weights(
     source = choose_source(source, state, what)
     translation = _translate(model, state, source)
     ours, rows_text = translation.state_dict, ""
-    own = _weights_of(model, of_training=source == "native")
+    left_out = () if source == "native" else layout_of(source).left_out
+    own = _weights_of(model, left_out)
+    if source != "native" and LABEL_EMBED in own.keys() ^ ours.keys():
+        # Only training uses it: the model keeps its own, or needs none.
+        own, ours = ({n: t for n, t in s.items() if n != LABEL_EMBED} for s in (own, ours))
     if not translation.problems and _A_CLASS_HEAD in ours:
-        ours, rows_text = _fit_rows(ours, number_of_rows(own), source, content)
+        ranked = ranks_by_class(model)
+        ours, rows_text = _fit_rows(
+            ours, number_of_rows(own), source, content, ranked_by_class=ranked
+        )
     _require_fit(own, ours, translation, what)
     model.load_state_dict(ours, strict=False)  # all except counters, which stay
     return ImportReport(source, len(state), ignored, rows_text)
 
 
-def _weights_of(model: DeformableDETR, *, of_training: bool = True) -> dict[str, Tensor]:
-    """Return the model's state_dict without batch-norm counters and training-only parts."""
-    state = {name: t for name, t in model.state_dict().items() if not name.endswith(COUNTER)}
-    if of_training:
-        return state
-    return {name: tensor for name, tensor in state.items() if not name.startswith(_MIMICKING)}
+def _weights_of(model: DeformableDETR, left_out: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Return the model's state_dict without batch-norm counters and names that begin so."""
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.endswith(COUNTER) and not name.startswith(left_out)
+    }
 
 
 def _translate(model: DeformableDETR, state: dict[str, Tensor], source: str) -> Translation:
     """Translate a state_dict to our names, given the model's structure."""
     if source == "native":
         return Translation(state, {name: name for name in state}, ())
-    layout = layout_of(source)
-    return to_ours(layout, structure_of_model(model), layout.normalize(state))
+    layout, structure = layout_of(source), structure_of_model(model)
+    require_layout(model, structure, layout)
+    state = layout.normalize(state)
+    structure = replace(structure, denoising=has_denoising(layout, state))
+    return to_ours(layout, structure, state)
 
 
 def choose_source(source: str, keys: Mapping[str, Tensor], what: str) -> str:
@@ -146,7 +165,12 @@ def choose_source(source: str, keys: Mapping[str, Tensor], what: str) -> str:
 
 
 def _fit_rows(
-    state: dict[str, Tensor], wanted: int, source: str, content: FileContent
+    state: dict[str, Tensor],
+    wanted: int,
+    source: str,
+    content: FileContent,
+    *,
+    ranked_by_class: bool,
 ) -> tuple[dict[str, Tensor], str]:
     """Fit the class heads to the model's number of rows; return them and a description."""
     count = number_of_rows(state)
@@ -154,10 +178,12 @@ def _fit_rows(
         return state, f"{count} rows kept"
     rows: ClassRows = class_rows(source, count, content.about)
     if len(rows.used) == wanted:
-        return select_rows(state, rows.used), f"{wanted} of {count} rows, those with a category"
+        selected = select_rows(state, rows.used, ranked_by_class=ranked_by_class)
+        return selected, f"{wanted} of {count} rows, those with a category"
     raw, raw_count = official_rows(count, rows.label_space)
     if raw_count == wanted:
-        return spread_rows(state, raw, raw_count), f"{count} rows into {wanted}, by category id"
+        spread = spread_rows(state, raw, raw_count, ranked_by_class=ranked_by_class)
+        return spread, f"{count} rows into {wanted}, by category id"
     return state, ""  # `_require_fit` reports the other shape
 
 
@@ -194,8 +220,9 @@ def export_weights(
         model: detector; the tensors share its memory, as in `state_dict`. Re-parameterized blocks
             must be fused by `fuse_model`; their convolutions get frozen norms that add the
             biases.
-        to: "native", "official", "transformers", "detrex" or "mmdet".
-        label_space: the model's classes. The official layout indexes rows by category id; without
+        to: "native", "official", "transformers", "detrex" or "mmdet"; for DINO, "dino",
+            "detrex-dino" or "mmdet-dino".
+        label_space: the model's classes. The official layouts index rows by category id; without
             a label space, 80 classes are assumed to be COCO's and get its 91 rows.
 
     Raises:
@@ -210,9 +237,10 @@ def export_weights(
             "give fuse_model(model)"
         )
     layout, structure = layout_of(to), structure_of_model(model)
-    state = _weights_of(with_official_norms(model), of_training=False)
-    if to == "official":
+    require_layout(model, structure, layout)
+    state = _weights_of(with_official_norms(model), layout.left_out)
+    if has_rows_by_id(to):
         rows, count = official_rows(number_of_rows(state), label_space)
         if count != len(rows):
-            state = spread_rows(state, rows, count)
+            state = spread_rows(state, rows, count, ranked_by_class=ranks_by_class(model))
     return to_theirs(layout, structure, state)

@@ -12,6 +12,7 @@ from deformable_detr.conversion.class_rows import row_names
 from deformable_detr.conversion.content import CONFIG_FILE, SAFETENSORS_FILE
 from deformable_detr.conversion.options import official_options
 from deformable_detr.conversion.preprocessing import PREPROCESSOR_FILE, preprocessor_config
+from deformable_detr.conversion.recognition import layout_of
 from deformable_detr.conversion.sources.transformers import file_name
 from deformable_detr.conversion.stored import KEY, TENSORS_FILE, Stored
 from deformable_detr.conversion.weights import export_weights
@@ -48,7 +49,7 @@ def write_weights(
     Args:
         path: output path; must not exist.
         model: detector to write.
-        to: "official", "transformers", "detrex" or "mmdet".
+        to: one of `SOURCES` except "native".
         label_space: the model's classes, stored with the weights.
         config: settings of the run, plain JSON. Those that the format has a place for are
             written there; all of them are also stored as `Stored` describes.
@@ -61,7 +62,7 @@ def write_weights(
     if path.exists():
         raise FileExistsError(f"{shown(path)} must not exist yet; choose another name or remove it")
     state = export_weights(model, to, label_space=label_space)
-    stored = Stored.of(model, label_space, config)
+    stored = Stored.of(model, label_space, config, layout_of(to).left_out)
     with write_whole(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
         if to == "transformers":
@@ -76,7 +77,7 @@ def _checkpoint(
 ) -> dict[str, Any]:
     """Return the content of a `.pth` file: the loader's format, and what is stored beside it."""
     beside = {"args": official_options(stored.config), KEY: stored.to_plain()}
-    if to == "mmdet":
+    if to in ("mmdet", "mmdet-dino"):
         meta = {"dataset_meta": {"classes": row_names(label_space)}, "epoch": 0, "iter": 0}
         return {"meta": meta, "state_dict": state, **beside}
     return {"model": state, **beside}

@@ -25,7 +25,9 @@ from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import shown
 from deformable_detr.models.deformable_detr import DeformableDETR
 
-Target = Literal["official", "transformers", "detrex", "mmdet", "native"]
+Target = Literal[
+    "official", "transformers", "detrex", "mmdet", "dino", "detrex-dino", "mmdet-dino", "native"
+]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def convert(
 
     Args:
         source: a file of this package, the official code, transformers (or its folder), detrex or
-            mmdetection 3.x.
+            mmdetection 3.x, of Deformable DETR or DINO.
         out: the file to write, or the folder for transformers.
         to: the format to write. The file holds no optimizer state: `train` can fine-tune from it,
             but not resume it. It keeps all settings and classes, in every format.

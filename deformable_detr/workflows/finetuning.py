@@ -10,6 +10,7 @@ from torch import Tensor
 from deformable_detr.builders.plain_weights import with_replaced_convs
 from deformable_detr.config import BackboneConfig
 from deformable_detr.conversion.files import read_weights
+from deformable_detr.conversion.weights import Weights
 from deformable_detr.engine.checkpoints.transfer import (
     BACKBONE,
     TransferReport,
@@ -32,12 +33,14 @@ class FinetuneSource:
         state_dict: its weights under this package's names.
         label_space: its classes; None if the file does not name them.
         source: its format, such as "native".
+        ranked_by_class: whether its proposals are ranked by class.
     """
 
     path: Path
     state_dict: dict[str, Tensor]
     label_space: LabelSpace | None
     source: str
+    ranked_by_class: bool = False
 
     @classmethod
     def read(cls, path: Path) -> "FinetuneSource":
@@ -49,8 +52,18 @@ class FinetuneSource:
             FileNotFoundError: there is no such file.
             ValueError: the file is not a checkpoint.
         """
-        weights = read_weights(path, with_settings=False)
-        return cls(path, weights.state_dict, weights.label_space, weights.source)
+        return cls.of(path, read_weights(path, with_settings=False))
+
+    @classmethod
+    def of(cls, path: Path, weights: Weights) -> "FinetuneSource":
+        """Return weights that were read from a file."""
+        return cls(
+            path,
+            weights.state_dict,
+            weights.label_space,
+            weights.source,
+            ranked_by_class=weights.ranked_by_class,
+        )
 
     def describe(self) -> str:
         """Return a description of the origin of the weights, to store in the run."""
@@ -92,6 +105,7 @@ class FinetuneSource:
             old_classes=self.label_space,
             new_classes=label_space,
             what=shown(self.path),
+            ranked_by_class=self.ranked_by_class,
             new_in_backbone=new,
         )
         for name, reason in report.reinitialized.items():

@@ -33,6 +33,15 @@ _REDUCED = (
     "model.decoder.ffn_dim=64",
     "model.queries.num_queries=10",
 )
+# Settings that make DINO of the two-stage variant.
+DINO = (
+    "model.position={kind: sine, temperature: 20, offset: 0}",
+    "model.encoder.dropout=0",
+    "model.queries.content=learned",
+    "model.queries.ranking=class",
+    "model.decoder={dropout: 0, position: reference, look_forward_twice: true}",
+    "model.denoising={}",
+)
 
 # All parts of DINO for the variant "two_stage", but denoising.
 DINO = (

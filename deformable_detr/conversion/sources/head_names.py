@@ -1,8 +1,9 @@
 """Names of heads and queries, which most sources share with the official repository."""
 
-from deformable_detr.conversion.layout import THREE_LAYERS, Each, NameBlock, NameRow
+from deformable_detr.conversion.layout import AFFINE, THREE_LAYERS, Each, NameBlock, NameRow
 
 _MLP = (NameRow("", "mlp", THREE_LAYERS),)
+_TWO_LAYERS = tuple(f"layers.{layer}.{leaf}" for layer in range(2) for leaf in AFFINE)
 
 
 def heads(
@@ -17,6 +18,24 @@ def heads(
         NameBlock(f"{class_head}.{{n}}", "queries.class_head", when="two_stage"),
         *_layers(box_head, "decoder.box_heads", box_rows),
         NameBlock(f"{box_head}.{{n}}", "queries.box_head", box_rows, when="two_stage"),
+    )
+
+
+def layer_heads(class_head: str, box_head: str) -> tuple[NameBlock, ...]:
+    """Return the heads of all decoder layers by index, without those of the proposals."""
+    return (
+        *_layers(box_head, "decoder.box_heads", _MLP),
+        *_layers(class_head, "decoder.class_heads", (NameRow("", ""),)),
+    )
+
+
+def dino_decoder(theirs: str) -> tuple[NameBlock, ...]:
+    """Return what the decoder of DINO, `theirs`, has besides layers and heads."""
+    return (
+        NameBlock(f"{theirs}.norm", "decoder.norm"),
+        NameBlock(
+            f"{theirs}.ref_point_head", "decoder.position_head", (NameRow("", "", _TWO_LAYERS),)
+        ),
     )
 
 

@@ -27,42 +27,44 @@ _LEVEL = (
     NameRow("conv", "projections.{j}", ("bias",), zero_if_absent=True),
     NameRow("gn", "norms.{j}"),
 )
-
+BACKBONE_TO_DECODER = (
+    NameBlock("level_embed", "memory_builder.level_embed", (NameRow("", "", WHOLE),)),
+    *torchvision_names("backbone"),
+    NameBlock("neck.convs.{i}", "neck", _LEVEL, each="backbone_level"),
+    NameBlock("neck.extra_convs.{i}", "neck", _LEVEL, each="extra_level"),
+    *heads("bbox_head.cls_branches", "bbox_head.reg_branches", box_rows=_BOX_HEAD),
+    NameBlock(
+        "encoder.layers.{i}",
+        "encoder.layers.{i}",
+        (
+            NameRow("self_attn", "self_attn", MS_DEFORM_ATTN),
+            NameRow("ffn.layers.0.0", "linear1"),
+            NameRow("ffn.layers.1", "linear2"),
+            NameRow("norms.0", "norm1"),
+            NameRow("norms.1", "norm2"),
+        ),
+        each="encoder_layer",
+    ),
+    NameBlock(
+        "decoder.layers.{i}",
+        "decoder.layers.{i}",
+        (
+            NameRow("self_attn.attn", "self_attn", MULTIHEAD_ATTN),
+            NameRow("cross_attn", "cross_attn", MS_DEFORM_ATTN),
+            NameRow("ffn.layers.0.0", "linear1"),
+            NameRow("ffn.layers.1", "linear2"),
+            NameRow("norms.0", "norm1"),
+            NameRow("norms.1", "norm2"),
+            NameRow("norms.2", "norm3"),
+        ),
+        each="decoder_layer",
+    ),
+)
 MMDETECTION = Layout(
     source="mmdet",
-    signature="bbox_head.cls_branches.0.weight",
+    signature=("bbox_head.cls_branches.0.weight",),
     blocks=(
-        NameBlock("level_embed", "memory_builder.level_embed", (NameRow("", "", WHOLE),)),
-        *torchvision_names("backbone"),
-        NameBlock("neck.convs.{i}", "neck", _LEVEL, each="backbone_level"),
-        NameBlock("neck.extra_convs.{i}", "neck", _LEVEL, each="extra_level"),
-        *heads("bbox_head.cls_branches", "bbox_head.reg_branches", box_rows=_BOX_HEAD),
-        NameBlock(
-            "encoder.layers.{i}",
-            "encoder.layers.{i}",
-            (
-                NameRow("self_attn", "self_attn", MS_DEFORM_ATTN),
-                NameRow("ffn.layers.0.0", "linear1"),
-                NameRow("ffn.layers.1", "linear2"),
-                NameRow("norms.0", "norm1"),
-                NameRow("norms.1", "norm2"),
-            ),
-            each="encoder_layer",
-        ),
-        NameBlock(
-            "decoder.layers.{i}",
-            "decoder.layers.{i}",
-            (
-                NameRow("self_attn.attn", "self_attn", MULTIHEAD_ATTN),
-                NameRow("cross_attn", "cross_attn", MS_DEFORM_ATTN),
-                NameRow("ffn.layers.0.0", "linear1"),
-                NameRow("ffn.layers.1", "linear2"),
-                NameRow("norms.0", "norm1"),
-                NameRow("norms.1", "norm2"),
-                NameRow("norms.2", "norm3"),
-            ),
-            each="decoder_layer",
-        ),
+        *BACKBONE_TO_DECODER,
         NameBlock(
             "query_embedding.weight", "queries.embed", (NameRow("", "", WHOLE),), when="one_stage"
         ),

@@ -67,7 +67,7 @@ def _normalize(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 TRANSFORMERS = Layout(
     source="transformers",
-    signature="model.level_embed",
+    signature=("model.level_embed",),
     tied_may_be_absent=True,
     normalize=_normalize,
     blocks=(

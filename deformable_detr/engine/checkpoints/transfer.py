@@ -2,15 +2,17 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from deformable_detr.engine.checkpoints.row_matching import MatchedRows, match_rows
 from deformable_detr.finite import require_finite_weights
 from deformable_detr.labels import LabelSpace
 from deformable_detr.models.deformable_detr import DeformableDETR
+from deformable_detr.models.denoising import DenoisingQueries
 from deformable_detr.models.heads import ClassHead
 from deformable_detr.models.proposals import ProposalQueries
 from deformable_detr.models.queries import LearnedQueries
@@ -61,15 +63,19 @@ def transfer_weights(
     old_classes: LabelSpace | None,
     new_classes: LabelSpace,
     what: str,
+    ranked_by_class: bool = False,
     new_in_backbone: Collection[str] = (),
 ) -> TransferReport:
     """Copy another detector's weights into a new model wherever they have the same meaning.
 
-    - A decoder's class head keeps the rows of the classes that have the same name; the others
-      keep their initialization, at the prior probability.
-    - The class head of two-stage proposals keeps its rows in order: row 0 means "an object of any
-      class" and ranks the proposals, for any set of classes; the other rows have no meaning.
-    - Learned queries keep their first rows, as many as there are in both.
+    - A decoder's class head and the label embedding of denoising keep the rows of the classes that
+      have the same name; the others keep their initialization.
+    - The class head of two-stage proposals does so too if they are ranked by class, here and in the
+      file. If they are not, it keeps its rows in order: row 0 means "an object of any class" and
+      ranks the proposals, for any set of classes; the other rows have no meaning. If they are in
+      only one of the two, it keeps its initialization.
+    - Learned queries, and learned content of two-stage queries, keep their first rows, as many as
+      there are in both.
     - The backbone is kept as a whole or not at all, except for tensors that are new in it.
     - Any other layer is kept if the file has all its tensors in the model's shapes.
 
@@ -79,6 +85,7 @@ def transfer_weights(
         old_classes: classes of the rows of its class heads; None if unknown.
         new_classes: classes of the rows of the model's class heads.
         what: description of the weights for errors, as in "checkpoint runs/a/best.pth".
+        ranked_by_class: whether the proposals of the weights are ranked by class.
         new_in_backbone: names of the model's tensors that adapt to the others, such as those of
             replaced convolutions; the backbone matches even if the weights do not have them.
 
@@ -87,7 +94,9 @@ def transfer_weights(
             or a weight to be copied is not finite; the model is unchanged.
     """
     own = model.state_dict()
-    by_rows = _rows_to_keep(model, own, state_dict, old_classes, new_classes, what)
+    by_rows = _rows_to_keep(
+        model, own, state_dict, old_classes, new_classes, what, ranked_by_class=ranked_by_class
+    )
     whole = _whole_tensors(own, state_dict, new_in_backbone) - by_rows.keys()
     merged = {name: state_dict[name] for name in own if name in whole}
     for name, rows in by_rows.items():
@@ -127,28 +136,47 @@ def _rows_to_keep(
     old_classes: LabelSpace | None,
     new_classes: LabelSpace,
     what: str,
+    *,
+    ranked_by_class: bool,
 ) -> dict[str, MatchedRows]:
     """Return the rows to copy, for each tensor that is copied by rows and has the same width."""
-    proposal_heads = [m.class_head for m in model.modules() if isinstance(m, ProposalQueries)]
     plan: dict[str, MatchedRows] = {}
-    for module_name, module in model.named_modules():
-        match module:
-            case LearnedQueries():
-                names = [f"{module_name}.embed"]
-            case ClassHead():
-                names = [f"{module_name}.weight", f"{module_name}.bias"]
-            case _:
-                continue
+    for names, meaning in _tensors_of_rows(model, ranked_by_class=ranked_by_class):
         if not all(_same_width(own[name], given.get(name)) for name in names):
             continue
         num_new, num_old = len(own[names[0]]), len(given[names[0]])
-        if isinstance(module, LearnedQueries) or module in proposal_heads:
-            first = tuple((row, row) for row in range(min(num_new, num_old)))
-            rows = MatchedRows(first, notes=())
-        else:
+        if meaning == "classes":
             rows = match_rows(old_classes, new_classes, num_old=num_old, num_new=num_new, what=what)
+        else:
+            count = min(num_new, num_old) if meaning == "order" else 0
+            rows = MatchedRows(tuple((row, row) for row in range(count)), notes=())
         plan |= dict.fromkeys(names, rows)
     return plan
+
+
+def _tensors_of_rows(
+    model: DeformableDETR, *, ranked_by_class: bool
+) -> Iterator[tuple[list[str], Literal["classes", "order", "other"]]]:
+    """Yield the names of tensors that are copied by rows, and what their rows mean.
+
+    "other" means something else than in the file.
+    """
+    proposals = [m for m in model.modules() if isinstance(m, ProposalQueries)]
+    by_class = {id(module.class_head): module.ranking == "class" for module in proposals}
+    for name, module in model.named_modules():
+        match module:
+            case LearnedQueries():
+                yield [f"{name}.embed"], "order"
+            case ProposalQueries(content=nn.Parameter()):
+                yield [f"{name}.content"], "order"
+            case DenoisingQueries():
+                yield [f"{name}.label_embed.weight"], "classes"
+            case ClassHead():
+                names = [f"{name}.weight", f"{name}.bias"]
+                if by_class.get(id(module), ranked_by_class) != ranked_by_class:
+                    yield names, "other"
+                else:
+                    yield names, "classes" if by_class.get(id(module), True) else "order"
 
 
 def _same_width(value: Tensor, other: Tensor | None) -> bool:

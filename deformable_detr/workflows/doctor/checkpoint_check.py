@@ -82,8 +82,7 @@ def check_checkpoint(
 
 
 def _transfer(path: Path, weights: Weights, space: LabelSpace, config: RunConfig) -> TransferReport:
-    source = FinetuneSource(path, weights.state_dict, weights.label_space, weights.source)
-    _, report = source.build_model(
+    _, report = FinetuneSource.of(path, weights).build_model(
         lambda _: build_model(config, num_classes=space.num_classes, load_backbone_weights=False),
         space,
         config.model.backbone,
@@ -130,6 +129,8 @@ def _describe_detector(
 
 def _variant(model: ModelConfig) -> str:
     """Return the variant of the paper, by what tells them apart."""
+    if model.decoder.position == "reference":
+        return "DINO"
     if model.queries.kind == "two_stage":
         return "two-stage, with box refinement"
     if model.decoder.box_refinement:

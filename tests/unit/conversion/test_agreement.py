@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from helpers.foreign_files import small_model
+from helpers.models import DINO
 from torch import Tensor
 
 from deformable_detr import export_weights
@@ -83,11 +84,25 @@ RULES = {
     ),
 }
 
+# The heads of the proposals stand after those of the three decoder layers.
+_PROPOSAL_HEADS = (r"^transformer\.enc_out_(bbox|class)_embed", r"\1_embed.3")
+RULES["detrex-dino"] = (_PROPOSAL_HEADS, *RULES["detrex"])
+RULES["mmdet-dino"] = (
+    _PROPOSAL_HEADS,
+    *RULES["mmdet"],
+    (r"^tgt_embed", "query_embedding"),
+    (r"^label_enc", "dn_query_generator.label_embedding"),
+)
+
 
 def renamed(source: str, official: dict[str, Tensor]) -> dict[str, Tensor]:
     state = {}
     for name, tensor in official.items():
-        if source == "mmdet" and name.startswith("transformer.decoder.") and "embed" in name:
+        if (
+            source.startswith("mmdet")
+            and name.startswith("transformer.decoder.")
+            and "embed" in name
+        ):
             continue  # it has no second names for the heads
         for pattern, replacement in RULES[source]:
             name = re.sub(pattern, replacement, name)
@@ -100,11 +115,28 @@ def renamed(source: str, official: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("variant", ["single_scale", "multi_scale", "refine", "two_stage"])
-@pytest.mark.parametrize("source", RULES)
+@pytest.mark.parametrize("source", ["transformers", "detrex", "mmdet"])
 def test_official_names_convert_to_the_names_of_the_source(source: str, variant: str) -> None:
     model = small_model(variant, num_classes=7)
 
     expected = renamed(source, export_weights(model, to="official"))
+    exported = export_weights(model, to=source)
+
+    assert exported.keys() == expected.keys()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("source", ["detrex-dino", "mmdet-dino"])
+def test_official_names_of_dino_convert_to_the_names_of_the_source(source: str) -> None:
+    model = small_model("two_stage", *DINO, num_classes=7)
+    official = export_weights(model, to="dino")
+    assert not official["label_enc.weight"][7:].any()  # one row, never used
+    official["label_enc.weight"] = official["label_enc.weight"][:7]
+
+    expected = renamed(source, official)
+    if source == "detrex-dino":  # its decoder has the proposals' heads too
+        heads = [name for name in expected if re.match(r"(bbox|class)_embed\.3\.", name)]
+        expected |= {f"transformer.decoder.{name}": expected[name] for name in heads}
     exported = export_weights(model, to=source)
 
     assert exported.keys() == expected.keys()

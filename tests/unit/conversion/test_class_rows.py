@@ -16,6 +16,7 @@ from deformable_detr.conversion.coco_categories import COCO
 from deformable_detr.labels import LabelSpace
 
 HEAD, PROPOSALS = "decoder.class_heads.2.weight", "queries.class_head.weight"
+LABELS = "denoising.label_embed.weight"
 
 
 def test_coco_categories_are_those_of_its_annotations() -> None:
@@ -23,16 +24,21 @@ def test_coco_categories_are_those_of_its_annotations() -> None:
     assert LabelSpace.from_categories(json.loads(file.read_text())["categories"]) == COCO
 
 
-def test_rows_spread_by_category_id_and_selected_again_are_unchanged() -> None:
-    state = {name: torch.rand(80, 3) for name in (HEAD, PROPOSALS)} | {"other": torch.rand(80)}
+@pytest.mark.parametrize("ranked_by_class", [False, True])
+def test_rows_spread_by_category_id_and_selected_again_are_unchanged(ranked_by_class: bool) -> None:
+    by_class = [HEAD, LABELS, *([PROPOSALS] if ranked_by_class else [])]
+    state = {name: torch.rand(80, 3) for name in (HEAD, PROPOSALS, LABELS)}
+    state["other"] = torch.rand(80)
     rows, count = official_rows(80, COCO)
 
-    spread = spread_rows(state, rows, count)
-    back = select_rows(spread, rows)
+    spread = spread_rows(state, rows, count, ranked_by_class=ranked_by_class)
+    back = select_rows(spread, rows, ranked_by_class=ranked_by_class)
 
-    assert spread[HEAD].shape == spread[PROPOSALS].shape == (91, 3)
-    assert torch.equal(spread[HEAD][90], state[HEAD][79])
-    assert torch.equal(spread[PROPOSALS][79], state[PROPOSALS][79])
+    for name in (HEAD, PROPOSALS, LABELS):
+        last = 90 if name in by_class else 79
+        assert spread[name].shape == (91, 3)
+        assert torch.equal(spread[name][last], state[name][79])
+        assert not spread[name][12 if name in by_class else 90].any()  # an id of no category
     assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.models import small_detector
+from helpers.models import DINO, small_detector
 from helpers.transformers_oracle import randomize
 from torch import Tensor
 
@@ -191,6 +191,32 @@ def test_wrong_source_misses_all_tensors(model: DeformableDETR, official: State)
         (["model.backbone={kind: timm, name: mobilenetv3_small_050}"], "backbone must be a ResNet"),
         (["model.queries.content=memory"], "must have content 'box' and base_size 0.05 elsewhere"),
         (["model.queries.base_size=0.1"], "must have content 'box' and base_size 0.05 elsewhere"),
+        (
+            ["model.decoder.share_heads=true"],
+            r"must have decoder\.share_heads false .*, except in D",
+        ),
+        (
+            ["model.position.temperature=20"],
+            r"must have position\.temperature 10000, the only one of official, got 20; convert it",
+        ),
+        (
+            ["model.position.offset=0"],
+            r"must have position\.offset -0\.5, the only one of official",
+        ),
+        (
+            ["model.queries.ranking=class"],
+            r"must have all settings of DINO or none .* got queries\.ranking class without decoder"
+            r"\.position reference, decoder\.look_forward_twice true, queries\.content learned; ",
+        ),
+        (
+            [*DINO, "model.decoder.look_forward_twice=false"],
+            r"queries\.ranking class without decoder\.look_forward_twice true; convert it to nat",
+        ),
+        (
+            [*DINO],
+            r"must be a plain Deformable DETR for the layout of official, got DINO; its layouts are"
+            r" native, dino, detrex-dino, mmdet-dino",
+        ),
     ],
 )
 def test_model_without_an_equivalent_elsewhere_is_not_exported(
@@ -229,3 +255,51 @@ def test_too_large_category_ids_are_rejected(ids: tuple[int, int]) -> None:
         ValueError, match="category ids must be between 0 and 2047 for the official"
     ):
         export_weights(small_detector("multi_scale", num_classes=2), "official", label_space=space)
+
+
+@pytest.mark.parametrize("target", ["dino", "detrex-dino", "mmdet-dino"])
+def test_layouts_of_dino_hold_no_other_model(model: DeformableDETR, target: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"must be DINO for the layout of {target}, got a plain .* native, offic"
+    ):
+        export_weights(model, to=target)
+
+
+def test_offset_of_positions_is_no_setting_of_the_official_dino() -> None:
+    detector = small_detector("two_stage", *DINO, "model.position.offset=-0.5")
+    with pytest.raises(
+        ValueError, match=r"must have position\.offset 0, the only one of dino, got"
+    ):
+        export_weights(detector, to="dino")
+    assert export_weights(detector, to="mmdet-dino").keys()
+
+
+def test_label_embedding_is_imported_where_both_have_it() -> None:
+    plain, given, other = (
+        small_detector("two_stage", *overrides, num_classes=80, seed=seed)
+        for overrides, seed in ((DINO[:-1], 0), (DINO, 1), (DINO, 2))
+    )
+    assert given.denoising is not None
+    assert other.denoising is not None
+    before = other.denoising.label_embed.weight.clone()
+
+    import_weights(other, export_weights(plain, to="dino"))
+    assert torch.equal(other.denoising.label_embed.weight, before)
+
+    report = import_weights(other, export_weights(given, to="dino"))
+    assert torch.equal(other.denoising.label_embed.weight, given.denoising.label_embed.weight)
+    assert report.class_rows == "80 of 91 rows, those with a category"
+
+    import_weights(plain, export_weights(given, to="dino"))
+    assert_same_weights(plain, given)
+
+
+def test_proposals_of_dino_are_rows_by_category_in_the_official_layout() -> None:
+    detector = small_detector("two_stage", *DINO, num_classes=80)
+    randomize(detector)
+    exported = export_weights(detector, to="dino")
+    head = exported["transformer.enc_out_class_embed.weight"]
+    assert torch.equal(head[90], detector.state_dict()["queries.class_head.weight"][79])
+    assert torch.equal(
+        exported["label_enc.weight"][90], detector.state_dict()["denoising.label_embed.weight"][79]
+    )

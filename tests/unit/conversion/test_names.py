@@ -6,26 +6,35 @@ import itertools
 
 import pytest
 import torch
-from helpers.models import VARIANTS, small_detector
+from helpers.models import DINO, VARIANTS, small_detector
 from helpers.transformers_oracle import randomize
 
 from deformable_detr import export_weights, import_weights
 from deformable_detr.conversion.detector_structure import structure_of_model, structure_of_names
-from deformable_detr.conversion.recognition import SOURCES, layout_of
+from deformable_detr.conversion.recognition import DINO_SOURCES, SOURCES, layout_of
 from deformable_detr.models.deformable_detr import DeformableDETR
 
-FOREIGN = [source for source in SOURCES if source != "native"]
+FOREIGN = [source for source in SOURCES if source not in ("native", *DINO_SOURCES)]
 # DC5 has the same tensors as the single-scale model.
 PAPER_VARIANTS = [v for v in VARIANTS if v not in ("learned_position", "single_scale_dc5")]
 CASES = list(itertools.product(FOREIGN, PAPER_VARIANTS))
+DINO_VARIANTS = {
+    "dino": DINO,
+    "dino_shared": (*DINO, "model.decoder.share_heads=true"),
+    "dino_without_denoising": DINO[:-1],
+}
+DINO_CASES = list(itertools.product(DINO_SOURCES, DINO_VARIANTS))
 LEARNED = [(source, "learned_position") for source in ("official", "transformers")]
 
 
 @functools.cache
 def random_detector(variant: str) -> DeformableDETR:
     """Shared model; no test modifies it."""
-    overrides = ["model.position.max_cells=50"] if variant == "learned_position" else []
-    model = small_detector(variant, *overrides)
+    if variant in DINO_VARIANTS:
+        model = small_detector("two_stage", *DINO_VARIANTS[variant])
+    else:
+        overrides = ["model.position.max_cells=50"] if variant == "learned_position" else []
+        model = small_detector(variant, *overrides)
     randomize(model)
     return model
 
@@ -36,7 +45,7 @@ def target_detector(variant: str) -> DeformableDETR:
     return copy.deepcopy(random_detector(variant))
 
 
-@pytest.mark.parametrize(("source", "variant"), [*CASES, *LEARNED])
+@pytest.mark.parametrize(("source", "variant"), [*CASES, *LEARNED, *DINO_CASES])
 def test_weights_exported_and_imported_are_bitwise_equal(source: str, variant: str) -> None:
     model, other = random_detector(variant), target_detector(variant)
     for tensor in other.state_dict().values():
@@ -50,13 +59,14 @@ def test_weights_exported_and_imported_are_bitwise_equal(source: str, variant: s
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("source", "variant"), CASES)
+@pytest.mark.parametrize(("source", "variant"), [*CASES, *DINO_CASES])
 def test_structure_of_a_model_follows_from_the_names(source: str, variant: str) -> None:
     model = random_detector(variant)
 
-    exported = export_weights(model, to=source)
+    layout = layout_of(source)
+    exported = layout.normalize(export_weights(model, to=source))
 
-    assert structure_of_names(layout_of(source), exported) == structure_of_model(model)
+    assert structure_of_names(layout, exported) == structure_of_model(model)
 
 
 def test_equal_heads_are_recognized_as_separate_by_names_only() -> None:

@@ -1,6 +1,7 @@
 """What `convert` writes in any format is read back whole: settings, classes, sizes and weights."""
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from deformable_detr.workflows.conversion import Target, convert
 from deformable_detr.workflows.finetuning import FinetuneSource
 
 TARGETS: tuple[Target, ...] = ("official", "transformers", "detrex", "mmdet", "native")
+DINO_TARGETS: tuple[Target, ...] = ("dino", "detrex-dino", "mmdet-dino")
 SPACE = LabelSpace((3, 7, 11), ("Äpfel 苹果", "no", "N/A"))
 
 # Settings that every target can hold in this form only, small enough to build in no time.
@@ -44,14 +46,29 @@ _HELD = {
     "train.total_batch": 12,
     "train.micro_batch": 3,
 }
-_SINE = {"model.position.kind": "sine"}
+_SINE = {
+    "model.position.kind": "sine",
+    "model.position.temperature": 10000.0,
+    "model.position.offset": -0.5,
+}
 _LEARNED_POSITION = {"model.position.kind": "learned", "model.position.max_cells": 50}
-_TWO_STAGE = {
+_PLAIN_DECODER = {"model.decoder.position": "query", "model.decoder.look_forward_twice": False}
+_OWN_HEADS = {"model.decoder.share_heads": False}
+_TWO_STAGE = _PLAIN_DECODER | {
     "model.queries.kind": "two_stage",
     "model.queries.content": "box",
+    "model.queries.ranking": "objectness",
+    "model.queries.base_size": 0.05,
+    "model.decoder.share_heads": False,
+}
+_DINO = {
+    "model.position.kind": "sine",
+    "model.position.offset": 0.0,
+    "model.queries.kind": "two_stage",
+    "model.queries.content": "learned",
     "model.queries.base_size": 0.05,
 }
-_ONE_STAGE = {"model.queries.kind": "learned"}
+_ONE_STAGE = _PLAIN_DECODER | {"model.queries.kind": "learned", "model.denoising": None}
 _RESNET18 = {
     "model.backbone.depth": 18,
     "model.backbone.dilation": False,
@@ -87,24 +104,27 @@ _OWN_PARTS = _TIMM | {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "one_stage": _RESNET18 | _SINE | _ONE_STAGE | _NO_MIMICKING | _SHARED_HEADS,
-    "refine": _DILATED | _SINE | _ONE_STAGE | _FROZEN_NORM,
+    "refine": _DILATED | _SINE | _ONE_STAGE | _OWN_HEADS | _FROZEN_NORM,
     "two_stage": _TIMM | _SINE | _TWO_STAGE | _NO_MIMICKING | _OTHER_KINDS,
     "learned_position": _RESNET18
     | _LEARNED_POSITION
     | _ONE_STAGE
+    | _OWN_HEADS
     | _FROZEN_NORM
     | {"data.augmentation.kind": "none"},
+    "dino": _RESNET18 | _DINO | _NO_MIMICKING,
+    "dino_untrained": _RESNET18 | _DINO | _OWN_HEADS | _NO_MIMICKING,
     "own_parts": _OWN_PARTS,
 }
 # Targets that have no such model.
 LACKING: dict[str, tuple[Target, ...]] = {
     "learned_position": ("detrex", "mmdet"),
-    "own_parts": ("official", "transformers", "detrex", "mmdet"),
+    "own_parts": ("official", "transformers", "detrex", "mmdet", "dino"),
 }
 CASES = [
     (variant, target)
     for variant in VARIANTS
-    for target in TARGETS
+    for target in ((*DINO_TARGETS, "native") if variant.startswith("dino") else TARGETS)
     if target == "native" or target not in LACKING.get(variant, ())
 ]
 
@@ -126,6 +146,10 @@ def weights_of(variant: str) -> dict[str, torch.Tensor]:
     model = build_model(config, num_classes=num_classes, load_backbone_weights=False)
     randomize(model)
     state = model.state_dict()
+    if variant == "dino_untrained":  # the heads of all layers are equal, but not the same
+        for name, tensor in state.items():
+            if ".class_heads." in name or ".box_heads." in name:
+                tensor.copy_(state[re.sub(r"heads\.\d+", "heads.0", name)])
     for name, tensor in state.items():
         if name.endswith("num_batches_tracked"):
             tensor.fill_(123)

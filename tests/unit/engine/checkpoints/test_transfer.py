@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from helpers.models import VARIANTS, small_detector
+from helpers.models import DINO, VARIANTS, small_detector
 from torch import Tensor, nn
 
 from deformable_detr.engine.checkpoints.transfer import (
@@ -22,6 +22,7 @@ ABC = LabelSpace((1, 2, 5), ("a", "b", "c"))
 CA_NEW = LabelSpace((0, 7, 9), ("c", "a", "new"))
 C_NEW = LabelSpace((0, 9), ("c", "new"))
 ROWS = {0: 2, 1: 0}  # of CA_NEW in ABC
+LABEL_EMBED = "denoising.label_embed.weight"
 HALF_ULP = 2.4e-7  # of float32 there
 SMALL = (
     "model.backbone.out_strides=[8]",
@@ -61,9 +62,17 @@ def transfer(
     weights: Mapping[str, Tensor] | nn.Module,
     old: LabelSpace | None = ABC,
     new: LabelSpace = ABC,
+    *,
+    ranked_by_class: bool = False,
 ) -> TransferReport:
-    state_dict = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    return transfer_weights(model, state_dict, old_classes=old, new_classes=new, what="a.pth")
+    return transfer_weights(
+        model,
+        weights.state_dict() if isinstance(weights, nn.Module) else weights,
+        old_classes=old,
+        new_classes=new,
+        what="a.pth",
+        ranked_by_class=ranked_by_class,
+    )
 
 
 @torch.no_grad()
@@ -392,3 +401,38 @@ def test_every_variant_is_covered_by_the_rules() -> None:
         names = {name.rpartition(".")[0] for name in report.reinitialized}
         assert all(name.startswith("decoder.class_heads.") for name in names), variant
         assert names
+
+
+def test_proposals_ranked_by_class_and_label_embedding_keep_rows_by_class_name() -> None:
+    source, model = randomized("two_stage", *DINO), fresh("two_stage", *DINO)
+    before = snapshot(model)
+    report = transfer(model, source, ABC, CA_NEW, ranked_by_class=True)
+    old, new = source.state_dict(), model.state_dict()
+    for name in ("queries.class_head.weight", "queries.class_head.bias", LABEL_EMBED):
+        for row, old_row in ROWS.items():
+            assert new[name][row].equal(old[name][old_row])
+        assert new[name][2].equal(before[name][2])
+        assert report.reinitialized[name] == "1 of 3 rows"
+    assert new["queries.content"].equal(old["queries.content"])
+
+
+@pytest.mark.parametrize("ranked_by_class", [False, True])
+def test_proposals_that_the_file_ranks_otherwise_keep_their_initialization(
+    ranked_by_class: bool,
+) -> None:
+    dino = ("model.queries.ranking=class",)
+    source = randomized("two_stage", *(dino if ranked_by_class else ()))
+    model = fresh("two_stage", *(() if ranked_by_class else dino))
+    before = snapshot(model)
+    report = transfer(model, source, ranked_by_class=ranked_by_class)
+    for name in ("queries.class_head.weight", "queries.class_head.bias"):
+        assert model.state_dict()[name].equal(before[name])
+        assert report.reinitialized[name] == "3 of 3 rows"
+
+
+def test_learned_content_keeps_its_first_rows() -> None:
+    more = (*DINO, "model.queries.num_queries=12")
+    source, model = randomized("two_stage", *DINO), fresh("two_stage", *more)
+    transfer(model, source, ranked_by_class=True)
+    content = model.state_dict()["queries.content"]
+    assert content[:10].equal(source.state_dict()["queries.content"])
