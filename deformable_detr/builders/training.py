@@ -9,7 +9,10 @@ from deformable_detr.arguments import checked
 from deformable_detr.config import (
     AdamWConfig,
     CosineScheduleConfig,
+    FocalLossConfig,
+    LossConfig,
     OptimizerConfig,
+    QualityLossConfig,
     RunConfig,
     SGDConfig,
     StepScheduleConfig,
@@ -23,6 +26,7 @@ from deformable_detr.data.samplers import (
 )
 from deformable_detr.engine.optimizer import HasParameterRoles, adamw, parameter_groups, sgd
 from deformable_detr.engine.schedule import CosineSchedule, Schedule, StepSchedule
+from deformable_detr.losses.class_loss import ClassLoss, FocalLoss, QualityLoss
 from deformable_detr.losses.criterion import LossWeights, SetCriterion
 from deformable_detr.losses.matcher import HungarianMatcher
 
@@ -47,8 +51,7 @@ def build_criterion(config: RunConfig) -> SetCriterion:
     return SetCriterion(
         matcher,
         weights=LossWeights(class_=loss.class_weight, l1=loss.l1_weight, giou=loss.giou_weight),
-        focal_alpha=loss.focal_alpha,
-        focal_gamma=loss.focal_gamma,
+        class_loss=_build_class_loss(loss),
         auxiliary=loss.auxiliary,
         weigh_proposals=loss.auxiliary or not is_official,
         one_class_proposals=(
@@ -58,6 +61,21 @@ def build_criterion(config: RunConfig) -> SetCriterion:
         mimicking_weight=0.0 if config.model.mimicking is None else MIMICKING_WEIGHT,
         official_divisor=is_official,
     )
+
+
+def _build_class_loss(config: LossConfig) -> ClassLoss:
+    match config.class_loss:
+        case FocalLossConfig():
+            return FocalLoss(alpha=config.focal_alpha, gamma=config.focal_gamma)
+        case QualityLossConfig() as quality:
+            return QualityLoss(
+                score_power=quality.score_power,
+                iou_power=quality.iou_power,
+                gamma=quality.gamma,
+                floor=quality.floor,
+            )
+        case _:
+            assert_never(config.class_loss)
 
 
 def build_sampler(

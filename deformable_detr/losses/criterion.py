@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import sigmoid_focal_loss
 
 from deformable_detr import distributed
-from deformable_detr.boxes import cxcywh_to_xyxy, giou_xyxy
+from deformable_detr.boxes import cxcywh_to_xyxy, giou_xyxy, iou_xyxy
 from deformable_detr.layers.precision import at_least_float32
+from deformable_detr.losses.class_loss import ClassLoss
 from deformable_detr.losses.matcher import HungarianMatcher, Match
 from deformable_detr.losses.mimicking import mimicking_losses
 from deformable_detr.models.mimicking import MimicFeatures
@@ -70,7 +70,7 @@ class _Layer:
 
 
 class SetCriterion(nn.Module):
-    """Focal class loss, L1 and generalized IoU loss of the matched boxes (DETR, section 3.1).
+    """Class loss, and L1 and generalized IoU loss of the matched boxes (DETR, section 3.1).
 
     Every decoder layer is matched and supervised on its own, as are the proposals of a two-stage
     model, for which all objects have class 0 where proposals are ranked by objectness. The queries
@@ -82,8 +82,7 @@ class SetCriterion(nn.Module):
     Args:
         matcher: assigns queries to objects.
         weights: weights of the terms.
-        focal_alpha: weight of objects; background has 1 - alpha.
-        focal_gamma: exponent that reduces the loss of well-classified examples.
+        class_loss: loss of all logits, the same for every layer.
         auxiliary: whether decoder layers before the last are supervised.
         weigh_proposals: whether the proposals' losses are in the total; they are always computed.
         one_class_proposals: whether all objects have class 0 for proposals.
@@ -96,8 +95,7 @@ class SetCriterion(nn.Module):
         matcher: HungarianMatcher,
         *,
         weights: LossWeights,
-        focal_alpha: float,
-        focal_gamma: float,
+        class_loss: ClassLoss,
         auxiliary: bool,
         weigh_proposals: bool,
         one_class_proposals: bool,
@@ -107,8 +105,7 @@ class SetCriterion(nn.Module):
         super().__init__()
         self.matcher = matcher
         self.weights = weights
-        self.focal_alpha = focal_alpha
-        self.focal_gamma = focal_gamma
+        self.class_loss = class_loss
         self.auxiliary = auxiliary
         self.weigh_proposals = weigh_proposals
         self.one_class_proposals = one_class_proposals
@@ -238,12 +235,12 @@ class SetCriterion(nn.Module):
         logits = predictions.logits.to(boxes.dtype)
         one_hot = torch.zeros_like(logits)
         one_hot[image_index, query_index, labels] = 1.0
-        class_loss = sigmoid_focal_loss(
-            logits, one_hot, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="sum"
-        )
-        giou = giou_xyxy(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted))
+        corners = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted)
+        giou = giou_xyxy(*corners)
+        iou = logits.new_zeros(logits.shape[:2])
+        iou[image_index, query_index] = iou_xyxy(*corners).detach()
         return {
-            "loss_class": class_loss / num_boxes,
+            "loss_class": self.class_loss(logits, one_hot, iou) / num_boxes,
             "loss_l1": (boxes - wanted).abs().sum() / num_boxes,
             "loss_giou": (1 - giou).sum() / num_boxes,
         }

@@ -346,8 +346,21 @@ def loss_rows() -> dict[str, Row]:
         rows[f"loss.{name}"] = Row(
             0.7,
             lambda c, name=name: same(
-                getattr(criterion(c), name), getattr(criterion(c).matcher, name)
+                getattr(criterion(c).class_loss, name.removeprefix("focal_")),
+                getattr(criterion(c).matcher, name),
             ),
+        )
+    quality = "loss.class_loss[quality]"
+    for name in ("score_power", "iou_power", "gamma", "floor"):
+        rows[f"{quality}.{name}"] = Row(
+            0.7, lambda c, name=name: getattr(criterion(c).class_loss, name)
+        )
+    for kind, other in (("focal", "quality"), ("quality", "focal")):
+        rows[f"loss.class_loss[{kind}].kind"] = Row(
+            kind,
+            lambda c: type(criterion(c).class_loss).__name__,
+            f"{kind.capitalize()}Loss",
+            (f"loss.class_loss.kind={other}",),
         )
     return {
         **rows,

@@ -6,6 +6,7 @@ from torch import nn
 
 from deformable_detr.config.train import AdamWConfig, LossConfig
 from deformable_detr.engine.optimizer import parameter_groups
+from deformable_detr.losses.class_loss import FocalLoss
 from deformable_detr.losses.criterion import LossWeights, SetCriterion
 from deformable_detr.losses.matcher import HungarianMatcher
 
@@ -22,13 +23,14 @@ def paper_criterion(**changes: Any) -> SetCriterion:
     weights = LossWeights(class_=LOSS.class_weight, l1=LOSS.l1_weight, giou=LOSS.giou_weight)
     options = {
         "weights": weights,
+        "class_loss": FocalLoss(alpha=LOSS.focal_alpha, gamma=LOSS.focal_gamma),
         "auxiliary": True,
         "weigh_proposals": True,
         "one_class_proposals": True,
         "mimicking_weight": 0.0,
         "official_divisor": False,
     }
-    return SetCriterion(paper_matcher(), **options | FOCAL | changes)
+    return SetCriterion(paper_matcher(), **options | changes)
 
 
 def criterion_for(model: nn.Module) -> SetCriterion:

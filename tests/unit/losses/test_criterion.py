@@ -9,6 +9,7 @@ from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
 from deformable_detr import distributed
 from deformable_detr.boxes import cxcywh_to_xyxy
+from deformable_detr.losses.class_loss import FocalLoss
 from deformable_detr.structures import ModelOutput, Predictions, Target
 
 
@@ -77,7 +78,7 @@ def test_golden_focal_loss():
 def test_losses_equal_a_plain_computation(alpha, gamma):
     predictions = random_predictions()
     targets = [make_target(3, 1, seed=1), make_target(0, seed=2)]
-    criterion = paper_criterion(focal_alpha=alpha, focal_gamma=gamma)
+    criterion = paper_criterion(class_loss=FocalLoss(alpha=alpha, gamma=gamma))
     result = criterion(one_layer(predictions), targets, 3.0)
 
     one_hot = torch.zeros_like(predictions.logits)

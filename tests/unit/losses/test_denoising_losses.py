@@ -8,6 +8,7 @@ from helpers.dino_golden import golden_activations
 from helpers.recipe import paper_criterion
 
 from deformable_detr import official_losses
+from deformable_detr.losses.class_loss import QualityLoss
 from deformable_detr.losses.criterion import CriterionResult, LossWeights, denoising_match
 from deformable_detr.structures import Denoised, ModelOutput, Predictions, Target
 
@@ -63,6 +64,13 @@ def test_golden_losses_of_all_layers() -> None:
     assert values.keys() == metrics | {
         f"loss_{term}{suffix}" for suffix in GOLDEN for term in ("ce", "bbox", "giou")
     }
+
+
+def test_golden_class_loss_that_knows_the_iou() -> None:
+    """The boxes' IoU, 0.030 and 0.562, reach the class loss of their queries."""
+    quality = QualityLoss(score_power=0.25, iou_power=0.75, gamma=2.0, floor=0.01)
+    losses = losses_of(golden_output(), class_loss=quality).losses
+    assert losses["loss_class"].item() == pytest.approx(3.286431, abs=1e-5)
 
 
 def test_the_positive_query_of_each_group_has_the_object_that_it_copies() -> None:
