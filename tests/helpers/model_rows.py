@@ -307,8 +307,26 @@ def model_rows() -> dict[str, Row]:
         f"{two_stage}.content": Row("memory", lambda c: queries(c).content),
         f"{two_stage}.base_size": Row(0.1, lambda c: queries(c).base_size),
         "model.decoder.box_refinement": Row(True, lambda c: detector(c).decoder.box_refinement),
+        **denoising_rows(),
         "model.mimicking.max_regions": Row(3, mimicking("max_regions")),
         "model.mimicking.crop_size_px": Row(32, mimicking("crop_size_px")),
+    }
+
+
+def denoising_rows() -> dict[str, Row]:
+    given = (
+        "model.decoder.box_refinement=true",
+        "model.queries={kind: two_stage}",
+        "model.denoising={}",
+    )
+
+    def denoising(name: str) -> Callable[[RunConfig], Any]:
+        return lambda config: getattr(detector(config).denoising, name)
+
+    others = {"num_queries": 7, "label_noise": 0.2, "box_noise": 0.4}
+    return {
+        f"model.denoising.{name}": Row(value, denoising(name), given=given)
+        for name, value in others.items()
     }
 
 
