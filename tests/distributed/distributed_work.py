@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.models import DINO, small_detector
+from helpers.models import DINO_PARTS, small_detector
 from helpers.recipe import criterion_for, paper_criterion, paper_groups
 from helpers.tiny_training import (
     CONSTANT,
@@ -50,6 +50,7 @@ from deformable_detr.workflows.measuring import measure
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 VARIANTS = ("multi_scale", "two_stage", "mimicking", "checkpointing", "dino")
+DENOISING = "model.denoising={num_queries: 4}"
 MIMICKING = "model.mimicking={max_regions: 32, crop_size_px: 32}"
 COUNTS = (3, 0, 1, 2)  # objects in the four images of a step
 COUNTS_OF_EMPTY_RANK = (3, 1, 0, 0)  # the second of two processes gets the last two
@@ -106,7 +107,7 @@ def _step_of(
         variant, overrides = "two_stage", [*overrides, "train.gradient_checkpointing=true"]
         micro_batch = 1
     if variant == "dino":  # one micro-batch per process: noise is drawn for its objects together
-        variant, overrides = "two_stage", [*overrides, *DINO, "model.denoising={num_queries: 4}"]
+        variant, overrides = "two_stage", [*overrides, *DINO_PARTS, DENOISING]
         micro_batch = 2
     model = small_detector(variant, *overrides, num_classes=NUM_CLASSES)
     model = model.to(DTYPES[dtype])

@@ -34,8 +34,8 @@ _REDUCED = (
     "model.queries.num_queries=10",
 )
 
-# All parts of DINO for the variant "two_stage", but denoising.
-DINO = (
+# Settings of DINO for the variant "two_stage", without denoising.
+DINO_PARTS = (
     "model.queries.content=learned",
     "model.queries.ranking=class",
     "model.decoder.position=reference",

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.models import DINO, reduced_config, small_detector
+from helpers.models import DINO_PARTS, reduced_config, small_detector
 from helpers.recipe import paper_groups
 from helpers.tiny_training import CONSTANT, LABEL_SPACE, NUM_CLASSES, tiny_batch
 
@@ -22,7 +22,7 @@ from deformable_detr.losses.criterion import SetCriterion
 
 NO_DROPOUT = ("model.encoder.dropout=0", "model.decoder.dropout=0")
 SETTINGS = (
-    *DINO,
+    *DINO_PARTS,
     "model.denoising={num_queries: 6}",
     "model.backbone.freeze_up_to_stride=32",
     "model.encoder.num_layers=1",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.coco_files import write_coco_set
-from helpers.models import DINO, VARIANTS, small_detector
+from helpers.models import DINO_PARTS, VARIANTS, small_detector
 from helpers.recipe import criterion_for, paper_groups
 from helpers.tiny_training import (
     CONSTANT,
@@ -64,7 +64,7 @@ def weights(state: TrainState) -> list[Tensor]:
 def test_coordinates_boxes_and_losses_are_in_float32(
     variant: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = (*DINO, "model.denoising={num_queries: 4}") if variant == "dino" else ()
+    parts = (*DINO_PARTS, "model.denoising={num_queries: 4}") if variant == "dino" else ()
     state = detector_state("two_stage" if parts else variant, *parts, precision=precision)
     outputs: list[ModelOutput] = []
     state.model.register_forward_hook(lambda module, inputs, output: outputs.append(output))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.models import DINO, small_detector
+from helpers.models import DINO_PARTS, small_detector
 from helpers.tiny_training import NUM_CLASSES, tiny_batch, tiny_criterion
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -32,7 +32,7 @@ def gradients(model: DeformableDETR, *, low_precision: bool) -> list[Tensor]:
 def test_gradients_are_bitwise_the_same_with_dropout(variant: str, low_precision: bool) -> None:
     parts: tuple[str, ...] = ()
     if variant == "dino":
-        variant, parts = "two_stage", (*DINO, "model.denoising={num_queries: 4}")
+        variant, parts = "two_stage", (*DINO_PARTS, "model.denoising={num_queries: 4}")
     plain, saving = (
         small_detector(variant, *DROPOUT, *parts, *more, num_classes=NUM_CLASSES)
         for more in ((), (ON,))
