@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.models import small_detector
+from helpers.models import DINO_PARTS, small_detector
 from helpers.recipe import criterion_for, paper_criterion, paper_groups
 from helpers.tiny_training import (
     CONSTANT,
@@ -49,7 +49,8 @@ from deformable_detr.ground_truth import read_ground_truth
 from deformable_detr.workflows.measuring import measure
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-VARIANTS = ("multi_scale", "two_stage", "mimicking", "checkpointing")
+VARIANTS = ("multi_scale", "two_stage", "mimicking", "checkpointing", "dino")
+DENOISING = "model.denoising={num_queries: 4}"
 MIMICKING = "model.mimicking={max_regions: 32, crop_size_px: 32}"
 COUNTS = (3, 0, 1, 2)  # objects in the four images of a step
 COUNTS_OF_EMPTY_RANK = (3, 1, 0, 0)  # the second of two processes gets the last two
@@ -82,6 +83,21 @@ def step_gradients(
     variant: str, dtype: str, counts: Sequence[int], *, micro_batch: int = 4
 ) -> Tensor:
     """Return all gradients, concatenated, of one step on four images, divided among the ranks."""
+    model, _ = _step_of(variant, dtype, counts, micro_batch=micro_batch)
+    return _gradients(model)
+
+
+def denoising_losses() -> dict[str, float]:
+    """Return the means of all losses and metrics of one step with denoising."""
+    means = RunningMean()
+    means.update(_step_of("dino", "float64", COUNTS, micro_batch=4)[1])
+    return means.read()
+
+
+def _step_of(
+    variant: str, dtype: str, counts: Sequence[int], *, micro_batch: int
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Take a step; return the model with its gradients, and the losses and metrics."""
     overrides = [*NO_DROPOUT, *SMALLER]
     if variant == "mimicking":
         variant, overrides = "multi_scale", [*overrides, MIMICKING]
@@ -90,6 +106,9 @@ def step_gradients(
     if variant == "checkpointing":  # with two-stage queries, and with DDP's no_sync
         variant, overrides = "two_stage", [*overrides, "train.gradient_checkpointing=true"]
         micro_batch = 1
+    if variant == "dino":  # one micro-batch per process: noise is drawn for its objects together
+        variant, overrides = "two_stage", [*overrides, *DINO_PARTS, DENOISING]
+        micro_batch = 2
     model = small_detector(variant, *overrides, num_classes=NUM_CLASSES)
     model = model.to(DTYPES[dtype])
     _perturb(model)
@@ -105,8 +124,8 @@ def step_gradients(
         for begin in range(0, share, micro_batch)
     ]
     state.model.train()
-    train_step(state, batches, criterion_for(model), seed=0, max_grad_norm=0)
-    return _gradients(model)
+    values = train_step(state, batches, criterion_for(model), seed=0, max_grad_norm=0)
+    return model, values
 
 
 def all_step_gradients() -> Mapping[str, Tensor]:
@@ -174,6 +193,7 @@ def work_in_process(folder: Path) -> dict[str, Any]:
     train_tiny(parts, max_steps=3)
     result["resumed"] = train_tiny(parts, max_steps=MAX_STEPS, resume=True)
     result["gradients"] = all_step_gradients()
+    result["denoising losses"] = denoising_losses()
     result["few objects"] = gradients_for_few_objects()
     result["empty"] = {variant: steps_beside_an_empty_rank(variant) for variant in FIVE_VARIANTS}
     result["batch norm"] = step_with_batch_norm(distributed.rank())

@@ -14,6 +14,7 @@ from distributed_work import (
     MAX_STEPS,
     VARIANTS,
     all_step_gradients,
+    denoising_losses,
     detections_of_any_sizes,
     empty_rank_batch,
     gradients_for_few_objects,
@@ -104,6 +105,13 @@ def test_two_processes_with_uneven_shares_take_the_step_of_one(
         gradients, means = one["uneven"]
         assert (gradients - expected).norm() / expected.norm() < 1e-12
         assert means == pytest.approx(expected_means, rel=1e-6)  # metrics are in float32
+
+
+def test_two_processes_have_the_denoising_losses_of_one(together: list[dict[str, Any]]) -> None:
+    expected = denoising_losses()
+    assert expected["denoising/loss_class"] > 0
+    for one in together:
+        assert one["denoising losses"] == pytest.approx(expected, rel=1e-6)  # some in float32
 
 
 @pytest.mark.parametrize("variant", FIVE_VARIANTS)

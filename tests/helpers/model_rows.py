@@ -325,8 +325,26 @@ def model_rows() -> dict[str, Row]:
             1,
             (*refines, "model.decoder.num_layers=2"),
         ),
+        **denoising_rows(),
         "model.mimicking.max_regions": Row(3, mimicking("max_regions")),
         "model.mimicking.crop_size_px": Row(32, mimicking("crop_size_px")),
+    }
+
+
+def denoising_rows() -> dict[str, Row]:
+    given = (
+        "model.decoder.box_refinement=true",
+        "model.queries={kind: two_stage}",
+        "model.denoising={}",
+    )
+
+    def denoising(name: str) -> Callable[[RunConfig], Any]:
+        return lambda config: getattr(detector(config).denoising, name)
+
+    others = {"num_queries": 7, "label_noise": 0.2, "box_noise": 0.4}
+    return {
+        f"model.denoising.{name}": Row(value, denoising(name), given=given)
+        for name, value in others.items()
     }
 
 

@@ -43,8 +43,8 @@ DINO = (
     "model.denoising={}",
 )
 
-# All parts of DINO for the variant "two_stage", but denoising.
-DINO = (
+# Settings of DINO for the variant "two_stage", without denoising.
+DINO_PARTS = (
     "model.queries.content=learned",
     "model.queries.ranking=class",
     "model.decoder.position=reference",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.coco_files import write_coco_set
-from helpers.models import VARIANTS, small_detector
+from helpers.models import DINO_PARTS, VARIANTS, small_detector
 from helpers.recipe import criterion_for, paper_groups
 from helpers.tiny_training import (
     CONSTANT,
@@ -59,12 +59,13 @@ def weights(state: TrainState) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("variant", "precision"),
     # float16 is slow on a CPU
-    [*((variant, "bfloat16") for variant in VARIANTS), ("two_stage", "float16")],
+    [*((variant, "bfloat16") for variant in (*VARIANTS, "dino")), ("two_stage", "float16")],
 )
 def test_coordinates_boxes_and_losses_are_in_float32(
     variant: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = detector_state(variant, precision=precision)
+    parts = (*DINO_PARTS, "model.denoising={num_queries: 4}") if variant == "dino" else ()
+    state = detector_state("two_stage" if parts else variant, *parts, precision=precision)
     outputs: list[ModelOutput] = []
     state.model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     calls: list[tuple[Tensor, ...]] = []
@@ -82,6 +83,7 @@ def test_coordinates_boxes_and_losses_are_in_float32(
     assert {value.dtype for value in values.values()} == {torch.float32}
     output = outputs[0]
     predictions = [output.last, *output.auxiliary, *([output.encoder] if output.encoder else [])]
+    predictions += output.denoised.layers if output.denoised else ()
     assert {one.boxes.dtype for one in predictions} == {torch.float32}
     assert {one.logits.dtype for one in predictions} == {DTYPES[precision]}  # autocast is on
     assert {value.dtype for value, *_ in calls} == {DTYPES[precision]}

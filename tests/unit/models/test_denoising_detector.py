@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.models import DINO, randomize_weights, reduced_config, small_detector
+from helpers.models import DINO_PARTS, randomize_weights, reduced_config, small_detector
 from torch import Tensor
 
 from deformable_detr.builders import build_criterion
@@ -21,7 +21,7 @@ SMALLER = (
 DENOISING = "model.denoising={num_queries: 4}"
 # Sources of a noisy query's position: the decoder, or the same layer as for proposals.
 PARTS = {
-    "all of DINO": (*DINO, DENOISING),
+    "all of DINO": (*DINO_PARTS, DENOISING),
     "alone": (DENOISING,),
     "content of the memory": (DENOISING, "model.queries.content=memory"),
 }

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.models import small_detector
+from helpers.models import DINO_PARTS, small_detector
 from helpers.tiny_training import NUM_CLASSES, tiny_batch, tiny_criterion
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -20,7 +20,7 @@ def gradients(model: DeformableDETR, *, low_precision: bool) -> list[Tensor]:
     batch = tiny_batch([1, 2], [2, 3], size=64)
     torch.manual_seed(4)
     with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
-        output = model(batch.images)
+        output = model(batch.images, batch.targets)
     tiny_criterion()(output, batch.targets).losses["total"].backward()
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert all(parameter.grad is not None for parameter in wanted)
@@ -28,16 +28,20 @@ def gradients(model: DeformableDETR, *, low_precision: bool) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("low_precision", [False, True])
-@pytest.mark.parametrize("variant", ["multi_scale", "refine", "two_stage"])
+@pytest.mark.parametrize("variant", ["multi_scale", "refine", "two_stage", "dino"])
 def test_gradients_are_bitwise_the_same_with_dropout(variant: str, low_precision: bool) -> None:
+    parts: tuple[str, ...] = ()
+    if variant == "dino":
+        variant, parts = "two_stage", (*DINO_PARTS, "model.denoising={num_queries: 4}")
     plain, saving = (
-        small_detector(variant, *DROPOUT, *more, num_classes=NUM_CLASSES) for more in ((), (ON,))
+        small_detector(variant, *DROPOUT, *parts, *more, num_classes=NUM_CLASSES)
+        for more in ((), (ON,))
     )
     expected = gradients(plain, low_precision=low_precision)
     got = gradients(saving, low_precision=low_precision)
     assert all(a.equal(b) for a, b in zip(expected, got, strict=True))
     without_dropout = gradients(
-        small_detector(variant, num_classes=NUM_CLASSES), low_precision=low_precision
+        small_detector(variant, *parts, num_classes=NUM_CLASSES), low_precision=low_precision
     )
     assert not all(a.equal(b) for a, b in zip(without_dropout, got, strict=True))
 
