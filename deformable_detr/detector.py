@@ -99,7 +99,8 @@ class Detector:
         Args:
             path: checkpoint of `deformable-detr train`, or a file of `convert` in any format; or
                 weights of the official code, transformers (or its folder), detrex or mmdetection
-                3.x. Images are resized as the file says, else as in the paper.
+                3.x, of Deformable DETR or DINO. Images are resized as the file says, else as in the
+                paper.
             device: "auto" (CUDA, else MPS, else CPU), or a PyTorch device name.
 
         Raises:

@@ -23,6 +23,7 @@ GIVEN = {
     "transformers": ("transformers", "deformable-detr", "two_stage"),
     "detrex": ("detrex", "deformable_detr_with_box_refinement_50ep.pth", "refine"),
     "mmdetection": ("mmdet", "deformable-detr_r50_16xb2-50e_coco.pth", "multi_scale"),
+    "dino": ("dino", "checkpoint0011_4scale.pth", "two_stage"),
 }
 # Last file that each page writes.
 LAST = {
@@ -30,6 +31,7 @@ LAST = {
     "transformers": "for-transformers",
     "detrex": "for_detrex.pth",
     "mmdetection": "for_mmdetection.pth",
+    "dino": "back.pth",
 }
 
 

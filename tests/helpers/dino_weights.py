@@ -128,6 +128,8 @@ def mmdetection_dino(model: DinoModel) -> Shapes:
     return shapes
 
 
+# Options of a file that is fast in a test; the backbone is always a ResNet-50.
+SMALL_DINO = {"width": 64, "layers": 2, "ffn": 32, "queries": 10}
 SHAPES = {"dino": official_dino, "detrex-dino": detrex_dino, "mmdet-dino": mmdetection_dino}
 
 
@@ -258,16 +260,19 @@ def official_weight(name: str, shape: tuple[int, ...]) -> Tensor:
     return value.float()
 
 
-def official_dino_state(model: DinoModel) -> dict[str, Tensor]:
-    """Return the official tensors with values by name; all layers have the same heads.
+def state_by_name(shapes: Shapes, *, shared_heads: bool = False) -> dict[str, Tensor]:
+    """Return tensors with values by name; one with several names has those of its first name.
 
-    A tensor with several names has the values of the first in alphabetical order.
+    Args:
+        shapes: shape by name.
+        shared_heads: whether all layers of the official decoder have the same heads.
     """
     made: dict[str, Tensor] = {}
     state = {}
-    for name, shape in official_dino(model).items():
-        head = re.fullmatch(r"(?:transformer\.decoder\.)?((?:bbox|class)_embed)\.\d+\.(.+)", name)
-        first = f"{head[1]}.0.{head[2]}" if head else name
+    for name, shape in shapes.items():
+        first = re.sub(r"^transformer\.decoder\.((?:bbox|class)_embed\.)", r"\1", name)
+        if shared_heads:
+            first = re.sub(r"^((?:bbox|class)_embed)\.\d+\.", r"\1.0.", first)
         if first not in made:
             made[first] = official_weight(first, shape)
         state[name] = made[first]

@@ -4,13 +4,14 @@ import functools
 from pathlib import Path
 
 import torch
-from helpers.models import VARIANTS, reduced_config
+from helpers.models import DINO, VARIANTS, reduced_config
 from helpers.transformers_oracle import randomize
 from safetensors.torch import load_file, save_file
 
 from deformable_detr.builders import build_model
 from deformable_detr.config import RunConfig
 from deformable_detr.conversion.coco_categories import COCO
+from deformable_detr.conversion.recognition import DINO_SOURCES
 from deformable_detr.conversion.stored import KEY
 from deformable_detr.conversion.writing import write_weights
 from deformable_detr.labels import LabelSpace
@@ -22,6 +23,7 @@ FILE_NAMES = {
     "detrex": "detrex.pth",
     "mmdet": "mmdet.pth",
 }
+DINO_FILE_NAMES = {source: f"{source}.pth" for source in DINO_SOURCES}
 # ResNet-18 without its last stage, which has most of the weights.
 _SMALL = ("model.backbone.out_strides=[8, 16]", "model.neck.num_levels=3")
 # Settings assumed for a file without options.
@@ -49,8 +51,13 @@ def write_foreign(
     *overrides: str,
     label_space: LabelSpace = COCO,
 ) -> Path:
-    """Write the small model in the format of `source`, and return the path."""
-    path = folder / FILE_NAMES[source]
+    """Write the small model in the format of `source`, and return the path.
+
+    For a source of DINO, the variant gets its settings.
+    """
+    path = folder / (FILE_NAMES | DINO_FILE_NAMES)[source]
+    if source in DINO_FILE_NAMES:
+        overrides = (*DINO, *overrides)
     write_weights(
         path,
         small_model(variant, *overrides, num_classes=label_space.num_classes),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.dino_weights import DinoModel, official_dino_state, official_weight
+from helpers.dino_weights import DinoModel, official_dino, official_weight, state_by_name
 
 from deformable_detr.builders.weights import model_with_weights
 from deformable_detr.config.loading import validate_config
@@ -31,7 +31,8 @@ SUMS = [
 def output(tmp_path_factory: pytest.TempPathFactory) -> ModelOutput:
     """Run the model that an official file describes by itself, with 91 rows of classes."""
     path: Path = tmp_path_factory.mktemp("dino") / "checkpoint.pth"
-    torch.save({"model": official_dino_state(DinoModel(queries=100, classes=91))}, path)
+    shapes = official_dino(DinoModel(queries=100, classes=91))
+    torch.save({"model": state_by_name(shapes, shared_heads=True)}, path)
     weights = read_weights(path, raw_labels=True)
     path.unlink()
     config = validate_config(weights.config, source="the file")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.foreign_files import small_config, small_model, without_stored, write_foreign
+from helpers.models import DINO
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -142,3 +143,20 @@ def test_options_that_transformers_leaves_out_have_its_values(tmp_path: Path) ->
     assert (model["attention"]["num_heads"], model["decoder"]["num_points"]) == (8, 2)
     assert model["backbone"]["dilation"]
     assert weights.assumed == ()
+
+
+def test_config_says_otherwise_than_the_assumed_positions_of_dino(tmp_path: Path) -> None:
+    path = without_stored(write_foreign(tmp_path, "mmdet-dino", "two_stage"))
+    positions = ("model.position.temperature=10000", "model.position.offset=-0.5")
+    config = write_config(tmp_path / "a.yaml", *DINO, *positions)
+
+    assumed = convert(path, tmp_path / "assumed.pth")
+    convert(path, tmp_path / "told.pth", config=config)
+
+    (line,) = (line for line in assumed.describe() if line.startswith("assumed"))
+    assert "--config): position.temperature: 20, position.offset: 0 (its config `imp" in line
+    models = [
+        read_weights(tmp_path / f"{name}.pth").config["model"] for name in ("assumed", "told")
+    ]
+    found = [(model["position"]["temperature"], model["position"]["offset"]) for model in models]
+    assert found == [(20, 0), (10000, -0.5)]

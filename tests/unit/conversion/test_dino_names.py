@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.dino_weights import SHAPES, DinoModel
+from helpers.dino_weights import SHAPES, SMALL_DINO, DinoModel, state_by_name
 from helpers.models import DINO, VARIANTS, small_detector
 from helpers.transformers_oracle import randomize
 from torch import Tensor
@@ -29,7 +29,6 @@ LABELS = {
     "mmdet-dino": "dn_query_generator.label_embedding.weight",
 }
 CLASSES = {"dino": 91, "detrex-dino": 80, "mmdet-dino": 80}
-SMALL = {"width": 64, "layers": 2, "ffn": 32, "queries": 10}
 FIVE_SCALES = ("model.backbone.out_strides=[4, 8, 16, 32]", "model.neck.num_levels=5")
 SHARED = "model.decoder.share_heads=true"
 A_POSITION = {
@@ -51,16 +50,7 @@ def full_size(*overrides: str, num_classes: int) -> DeformableDETR:
 
 @functools.cache
 def small_state(source: str) -> dict[str, Tensor]:
-    """Return random tensors of a small file; heads have the same under both of their names."""
-    generator = torch.Generator().manual_seed(0)
-    ours: dict[str, Tensor] = {}
-    state = {}
-    for name, shape in SHAPES[source](DinoModel(classes=CLASSES[source], **SMALL)).items():
-        key = name.removeprefix("transformer.decoder.") if "_embed." in name else name
-        if key not in ours:
-            ours[key] = torch.randn(shape, generator=generator) * 0.1
-        state[name] = ours[key]
-    return state
+    return state_by_name(SHAPES[source](DinoModel(classes=CLASSES[source], **SMALL_DINO)))
 
 
 @functools.cache
