@@ -39,8 +39,8 @@ class DeformableDETR(nn.Module):
     contains: its statistics are not updated, and it applies no dropout.
 
     Raises:
-        ValueError: no parameter has one of the `frozen_roles`, or denoising has no boxes to start
-            beside.
+        ValueError: no parameter has one of the `frozen_roles`, or there is denoising with learned
+            queries, whose references are points.
     """
 
     def __init__(

@@ -33,23 +33,18 @@ _REDUCED = (
     "model.decoder.ffn_dim=64",
     "model.queries.num_queries=10",
 )
-# Settings that make DINO of the two-stage variant.
-DINO = (
-    "model.position={kind: sine, temperature: 20, offset: 0}",
-    "model.encoder.dropout=0",
-    "model.queries.content=learned",
-    "model.queries.ranking=class",
-    "model.decoder={dropout: 0, position: reference, look_forward_twice: true}",
-    "model.denoising={}",
-)
-
-# Settings of DINO for the variant "two_stage", without denoising.
+# Settings that make DINO of the two-stage variant, and those of its parts without denoising.
 DINO_PARTS = (
     "model.queries.content=learned",
     "model.queries.ranking=class",
     "model.decoder.position=reference",
     "model.decoder.look_forward_twice=true",
-    "model.decoder.share_heads=true",
+)
+DINO = (
+    "model.position={kind: sine, temperature: 20, offset: 0}",
+    *("model.encoder.dropout=0", "model.decoder.dropout=0"),
+    *DINO_PARTS,
+    "model.denoising={}",
 )
 
 # Settings of backbones in the configs, for tests that build only a backbone.

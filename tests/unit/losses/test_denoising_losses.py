@@ -7,7 +7,7 @@ import torch
 from helpers.dino_golden import golden_activations
 from helpers.recipe import paper_criterion
 
-from deformable_detr import official_losses
+from deformable_detr import build_criterion, load_config, official_losses
 from deformable_detr.losses.class_loss import QualityLoss
 from deformable_detr.losses.criterion import CriterionResult, LossWeights, denoising_match
 from deformable_detr.structures import Denoised, ModelOutput, Predictions, Target
@@ -71,6 +71,21 @@ def test_golden_class_loss_that_knows_the_iou() -> None:
     quality = QualityLoss(score_power=0.25, iou_power=0.75, gamma=2.0, floor=0.01)
     losses = losses_of(golden_output(), class_loss=quality).losses
     assert losses["loss_class"].item() == pytest.approx(3.286431, abs=1e-5)
+
+
+@pytest.mark.parametrize(("ranking", "suffix"), [("objectness", "_enc"), ("class", "_interm")])
+def test_proposals_ranked_by_class_have_its_labels_and_the_official_name(
+    ranking: str, suffix: str
+) -> None:
+    overrides = [f"model.queries.ranking={ranking}"]
+    criterion = build_criterion(load_config("deformable_detr_r50_two_stage", overrides))
+    output = replace(golden_output(), denoised=None)
+    result = criterion(output, OBJECTS, NUM_BOXES)
+    values = official_losses(output, OBJECTS, result)
+    found = {name.removeprefix("loss_ce") for name in values if name.startswith("loss_ce")}
+    assert found == {"", "_0", suffix}
+    is_golden = result.losses["encoder/loss_class"].item() == pytest.approx(1.375830, abs=1e-5)
+    assert is_golden == (ranking == "class")
 
 
 def test_the_positive_query_of_each_group_has_the_object_that_it_copies() -> None:

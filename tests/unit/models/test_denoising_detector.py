@@ -158,6 +158,14 @@ def test_without_targets_training_is_as_without_denoising() -> None:
     assert model(images(torch.float64)).denoised is None
 
 
+def test_learned_queries_are_refused() -> None:
+    model = small_detector("multi_scale", *SMALLER)
+    parts = {name: getattr(model, name) for name in dict(model.named_children())}
+    part = detector("alone").denoising
+    with pytest.raises(ValueError, match="must be ProposalQueries for denoising, got Learned"):
+        DeformableDETR(**parts, denoising=part)
+
+
 def test_one_target_per_image() -> None:
     model = detector("all of DINO").train()
     with pytest.raises(ValueError, match="targets must be one for each of 2 images, got 1"):
