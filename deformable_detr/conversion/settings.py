@@ -55,7 +55,7 @@ def model_settings(
         "position": _position(layout, structure, state, options, assumed, what),
         "attention": {"num_heads": heads},
         "encoder": {"num_layers": 0},
-        "queries": _queries(structure, state, options, assumed),
+        "queries": _queries(structure, state, options, assumed, what),
         "decoder": {
             "num_layers": structure.decoder_layers,
             **_layer(state, "decoder.layers.0", "cross_attn", per_point),
@@ -152,21 +152,31 @@ def _num_heads(
     return _NUM_HEADS
 
 
+def _num_rows(state: Mapping[str, Tensor], name: str, what: str) -> int:
+    if state[name].ndim != 2:
+        raise ValueError(
+            f"{name} of {what} must be one vector for each query, got shape "
+            f"{tuple(state[name].shape)}; the file is damaged"
+        )
+    return state[name].shape[0]
+
+
 def _queries(
     structure: DetectorStructure,
     state: Mapping[str, Tensor],
     options: Mapping[str, Any],
     assumed: list[str],
+    what: str,
 ) -> dict[str, Any]:
     if structure.dino:
         return {
             "kind": "two_stage",
-            "num_queries": state["queries.content"].shape[0],
+            "num_queries": _num_rows(state, "queries.content", what),
             "content": "learned",
             "ranking": "class",
         }
     if not structure.two_stage:
-        return {"kind": "learned", "num_queries": state["queries.embed"].shape[0]}
+        return {"kind": "learned", "num_queries": _num_rows(state, "queries.embed", what)}
     count = options.get("num_queries")
     if not isinstance(count, int):
         count = _NUM_QUERIES

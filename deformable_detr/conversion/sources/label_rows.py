@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deformable_detr.conversion.class_rows import LABEL_EMBED
 from deformable_detr.conversion.layout import WHOLE, NameBlock, NameRow
+from deformable_detr.messages import shown
 
 _Tensors = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -45,7 +46,14 @@ def _read(theirs: str, class_head: str, state: dict[str, Tensor]) -> dict[str, T
     labels, head = state.get(theirs), state.get(class_head)
     if labels is None or not labels.any():
         return {name: tensor for name, tensor in state.items() if name != theirs}
-    return state if head is None else {**state, theirs: labels[: len(head)]}
+    if head is None or head.ndim != 2:
+        return state  # which is reported later
+    if labels.ndim != 2 or len(labels) < len(head) or labels.shape[1] != head.shape[1]:
+        raise ValueError(
+            f"{shown(theirs)} must be at least {tuple(head.shape)}, one row for each class, got "
+            f"{tuple(labels.shape)}; the file is damaged, or of another version of its source"
+        )
+    return {**state, theirs: labels[: len(head)]}
 
 
 def _write(

@@ -19,6 +19,7 @@ from deformable_detr.models.queries import LearnedQueries
 
 BACKBONE = "backbone."
 _BATCH_COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
+_LAYER_HEAD = re.compile(r"^(decoder\.(?:class|box)_heads)\.\d+\.")
 _EXCHANGED = (BACKBONE, "neck.")  # parts that have alternative implementations
 _LEAST_SHARE = 0.5  # of the tensors of all other parts that must match the file
 _MAX_LAYERS = 8  # in one line of a report
@@ -74,6 +75,7 @@ def transfer_weights(
       file. If they are not, it keeps its rows in order: row 0 means "an object of any class" and
       ranks the proposals, for any set of classes; the other rows have no meaning. If they are in
       only one of the two, it keeps its initialization.
+    - Heads that all layers of a two-stage file share become those of each layer.
     - Learned queries, and learned content of two-stage queries, keep their first rows, as many as
       there are in both.
     - The backbone is kept as a whole or not at all, except for tensors that are new in it.
@@ -94,6 +96,7 @@ def transfer_weights(
             or a weight to be copied is not finite; the model is unchanged.
     """
     own = model.state_dict()
+    state_dict = _with_heads_of_all_layers(own, state_dict)
     by_rows = _rows_to_keep(
         model, own, state_dict, old_classes, new_classes, what, ranked_by_class=ranked_by_class
     )
@@ -112,6 +115,20 @@ def transfer_weights(
         ignored=tuple(name for name in _without_counters(state_dict) if name not in merged),
         notes=tuple(dict.fromkeys(note for rows in by_rows.values() for note in rows.notes)),
     )
+
+
+def _with_heads_of_all_layers(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """Return a file's weights with its heads for each layer of the model, if it has one pair.
+
+    Only where layers refine boxes, as all do in two-stage models: without it, the one head predicts
+    boxes from points that stay the same.
+    """
+    if "queries.class_head.weight" not in given or "decoder.class_heads.1.weight" in given:
+        return given
+    firsts = {name: _LAYER_HEAD.sub(r"\1.0.", name) for name in own}
+    return {**given, **{name: given[first] for name, first in firsts.items() if first in given}}
 
 
 def holds_backbone(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> bool:

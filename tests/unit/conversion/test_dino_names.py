@@ -170,3 +170,30 @@ def test_model_without_denoising_is_written_with_zeros_and_read_without(
 
     assert weights.config["model"]["denoising"] is None
     assert weights.state_dict.keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        (
+            "label_enc.weight",
+            (),
+            r"label_enc\.weight must be at least \(91, 64\), one row for each",
+        ),
+        (
+            "label_enc.weight",
+            (90, 64),
+            r"label_enc\.weight must be at least \(91, 64\), .* \(90, 64",
+        ),
+        (
+            "transformer.tgt_embed.weight",
+            (),
+            r"queries\.content of .* must be one vector for each q",
+        ),
+    ],
+)
+def test_damaged_tensors_are_refused_by_name(
+    name: str, shape: tuple[int, ...], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, "dino", {**small_state("dino"), name: torch.ones(shape)})

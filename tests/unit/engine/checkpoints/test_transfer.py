@@ -436,3 +436,16 @@ def test_learned_content_keeps_its_first_rows() -> None:
     transfer(model, source, ranked_by_class=True)
     content = model.state_dict()["queries.content"]
     assert content[:10].equal(source.state_dict()["queries.content"])
+
+
+def test_heads_that_all_layers_share_become_those_of_each_layer() -> None:
+    source = randomized("two_stage", *DINO, "model.decoder.share_heads=true")
+    model = fresh("two_stage", *DINO)
+    report = transfer(model, source, ABC, CA_NEW, ranked_by_class=True)
+    old, new = source.state_dict(), model.state_dict()
+    for layer in range(2):
+        head = f"decoder.class_heads.{layer}.weight"
+        assert new[head][0].equal(old["decoder.class_heads.0.weight"][2])
+        box = "decoder.box_heads.{}.mlp.layers.2.weight"
+        assert new[box.format(layer)].equal(old[box.format(0)])
+        assert box.format(layer) in report.kept
