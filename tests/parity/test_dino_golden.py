@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.dino_weights import DinoModel, official_dino, official_weight, state_by_name
+from helpers.dino_golden import golden_images
+from helpers.dino_weights import DinoModel, official_dino, state_by_name
 
 from deformable_detr.builders.weights import model_with_weights
 from deformable_detr.config.loading import validate_config
 from deformable_detr.conversion.files import read_weights
 from deformable_detr.structures import ModelOutput, Predictions
 
-IMAGES = {"image.0": (3, 96, 128), "image.1": (3, 80, 112)}
 # Of all layers, in order: sum of logits, sum of boxes.
 SUMS = [
     (-37760.139, 418.1842),
@@ -37,9 +37,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> ModelOutput:
     path.unlink()
     config = validate_config(weights.config, source="the file")
     model = model_with_weights(weights, config, "the file").eval()
-    images = [official_weight(name, shape) for name, shape in IMAGES.items()]
     with torch.no_grad():
-        return model(images)
+        return model(golden_images())
 
 
 def layers(output: ModelOutput) -> list[Predictions]:

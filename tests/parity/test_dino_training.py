@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from helpers.dino_golden import golden_images, golden_numbers, golden_weight
+from helpers.dino_golden import golden_images, golden_weight
+from helpers.dino_weights import value_of_name
 from torch import Tensor
 
 from deformable_detr import build_criterion, build_model, load_config, official_losses
@@ -85,7 +86,7 @@ def steps() -> dict[str, Step]:
 
 def test_the_formula_of_the_tensors() -> None:
     golden = [-0.482065, 1.609939, -0.006117, -0.227333]
-    assert golden_numbers("x", (4,)).tolist() == pytest.approx(golden, abs=1e-6)
+    assert value_of_name("x", (4,)).tolist() == pytest.approx(golden, abs=1e-6)
 
 
 def test_losses_are_the_official_ones(steps) -> None:

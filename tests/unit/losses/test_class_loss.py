@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from helpers.dino_golden import golden_activations, golden_numbers
+from helpers.dino_weights import official_weight
 
 from deformable_detr.losses.class_loss import FocalLoss, QualityLoss
 
@@ -11,16 +11,11 @@ DEIM = QualityLoss(score_power=0.0, iou_power=1.5, gamma=1.5, floor=0.0)
 FOCAL = FocalLoss(alpha=0.25, gamma=2.0)
 
 
-def test_values_that_follow_from_a_name():
-    expected = torch.tensor([-0.482065, 1.609939, -0.006117, -0.227333])
-    torch.testing.assert_close(golden_numbers("x", (4,)).float(), expected, rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("loss", "total", "norm"), [(ALIGN, 3.286431, 0.471827), (DEIM, 4.165770, 0.597339)]
 )
 def test_golden_losses_and_gradients(loss, total, norm):
-    logits = golden_activations("last.logits", (2, 4, 3)).requires_grad_()
+    logits = official_weight("last.logits", (2, 4, 3)).requires_grad_()
     one_hot, iou = torch.zeros(2, 4, 3), torch.zeros(2, 4, requires_grad=True)
     one_hot[0, 0, 0] = one_hot[0, 2, 2] = 1
     with torch.no_grad():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.dino_golden import golden_activations
+from helpers.dino_weights import official_weight
 from helpers.recipe import paper_criterion
 
 from deformable_detr import build_criterion, load_config, official_losses
@@ -29,8 +29,8 @@ NUM_BOXES = 2.0
 
 
 def golden_layer(tag: str, num_queries: int) -> Predictions:
-    logits = golden_activations(f"{tag}.logits", (2, num_queries, 3))
-    boxes = golden_activations(f"{tag}.boxes", (2, num_queries, 4))
+    logits = official_weight(f"{tag}.logits", (2, num_queries, 3))
+    boxes = official_weight(f"{tag}.boxes", (2, num_queries, 4))
     boxes = (0.25 + 0.1 * boxes).clamp(0.05, 0.6) + torch.tensor([0.2, 0.2, 0.0, 0.0])
     return Predictions(logits.requires_grad_(), boxes.requires_grad_())
 
