@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import threading
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -73,6 +74,8 @@ def _root(
 def main() -> None:
     """Run the command line; an expected error is printed without traceback, with exit code 2."""
     set_up_output()
+    if _on_interrupt() is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
     try:
         if empty := [one for one in arguments if not one or re.fullmatch(r"--[\w-]+=", one)]:
@@ -96,13 +99,30 @@ def main() -> None:
         sys.excepthook = print_traceback
         raise
     finally:
+        if _on_interrupt() is _interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         # The last one that is registered runs first, before those of libraries.
         atexit.unregister(_end_on_interrupt)
         atexit.register(_end_on_interrupt)
 
 
+def _on_interrupt() -> Any:
+    """Return what handles Ctrl-C; None in a thread, which cannot change it."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    return signal.getsignal(signal.SIGINT) if is_main_thread else None
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; another Ctrl-C ends the process at once.
+
+    During the cleanup Python would print a traceback and go on. Under torchrun both come, one from
+    the terminal and one from torchrun.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
 def _end_on_interrupt() -> None:
     """Let Ctrl-C end the process without a traceback: all work is done."""
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    if is_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if _on_interrupt() is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

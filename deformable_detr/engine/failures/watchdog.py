@@ -154,7 +154,7 @@ class Watchdog:
         assert self._board is not None
         before = self._signs()
         time.sleep(_SILENT_BEATS * self._beat_s)
-        return name_culprits(before, self._signs(), me=self._sign.rank)
+        return name_culprits(before, self._signs(), own=self._sign)
 
     def _signs(self) -> list[Sign | None]:
         assert self._board is not None
@@ -177,30 +177,29 @@ class _Watched(Iterable[_T]):
         self.watchdog.progress(f"done with each {self.what.removeprefix('a ')}")
 
 
-def name_culprits(before: Sequence[Sign | None], after: Sequence[Sign | None], *, me: int) -> str:
+def name_culprits(before: Sequence[Sign | None], after: Sequence[Sign | None], *, own: Sign) -> str:
     """Return a sentence about each rank that stalls the run.
 
     Args:
         before: the signs of all ranks; None for one that cannot be read.
         after: the same some beats later.
-        me: the rank of this process.
+        own: the sign of this process, which needs no store: rank 0, with the store, may be gone.
 
     Returns:
         A sentence about this rank, if it is not waiting; else about each rank that has ended or
         is silent; else about each that is not waiting; "" if all are waiting.
     """
-    own = after[me]
-    if own is None:
-        return "the process that all others are connected to, rank 0 or the launcher, is gone"
     if not own.is_waiting:
         return own.stands_still()
+    if after[own.rank] is None:
+        return "the process that all others are connected to, rank 0 or the launcher, is gone"
     gone, busy = [], []
     for rank, (old, new) in enumerate(zip(before, after, strict=True)):
         if new is None:
             gone.append(f"rank {rank} has not started its work")
         elif new.end:
             gone.append(f"{new.describe()} has ended: {new.end}")
-        elif rank != me and old is not None and old.beat == new.beat:
+        elif rank != own.rank and old is not None and old.beat == new.beat:
             gone.append(f"{new.describe()} has died or is stopped: it was {new.place()}")
         elif not new.is_waiting:
             busy.append(new.stands_still())
