@@ -1,9 +1,12 @@
 """Train configs with several seeds for the same number of steps, and print a table of results.
 
-For each config and seed, run the command line: train, evaluate on the validation image, and, for
-the first seed, resume for some more steps and detect on an image of another site. Each run writes
-a line of JSON; runs in the file are not repeated, so an interrupted comparison continues. Needs the
-data sets of `deformable-detr data`; 60 steps with 3 seeds take half an hour on one idle core.
+For each config and seed, run the command line: train, evaluate on the validation set, and, for the
+first seed, resume for some more steps and detect on a validation image. Each run writes a line of
+JSON; runs in the file are not repeated, so an interrupted comparison continues. Needs the data sets
+of the configs, such as those of `deformable-detr data`; 60 steps of each with 3 seeds take half an
+hour on one idle core.
+
+A config may have settings of its own, in the same argument: "quickstart model.denoising={}".
 
 With `--vary`, each config is trained with each value of a setting, in turns, and the mean AP50 of
 each value is compared with that of the first. The difference may be at most the standard deviation
@@ -11,7 +14,7 @@ over the seeds of the first, or 0.02 if that is larger. The exit code is 1 if it
 the loss of a run did not fall.
 
 Usage: .venv/bin/python scripts/compare_configs.py [--steps 60] [--seeds 0 1 2] [CONFIG ...]
-           [--set KEY=VALUE ...] [--vary KEY=VALUE,VALUE]
+           [--set KEY=VALUE ...] [--vary KEY=VALUE,VALUE] [--parallel 2]
 
 Low precision: compare_configs.py quickstart --steps 200 --vary train.precision=float32,bfloat16
 """
@@ -19,11 +22,14 @@ Low precision: compare_configs.py quickstart --steps 200 --vary train.precision=
 import argparse
 import hashlib
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +37,6 @@ from deformable_detr.benchmark.multiply_adds import count_multiply_adds
 from deformable_detr.builders import build_model
 from deformable_detr.config.loading import load_config
 
-OTHER_SITES = Path("data/trees/ood")
 CONFIGS = (
     "quickstart",
     *(f"backbones/{kind}" for kind in ("dcn_v1", "dcn_v2", "ac_block", "diverse_branch")),
@@ -41,6 +46,16 @@ CONFIGS = (
 )
 RECORDS = 10  # of the loss per run; the first and the last are compared
 MORE_STEPS = 10  # after resuming
+COLUMNS = (
+    "config",
+    "parameters",
+    "G multiply-adds",
+    "loss, first and last tenth",
+    "AP",
+    "AP50",
+    "AP75",
+    "CPU s",
+)
 MIN_TOLERANCE = 0.02  # of AP50; smaller differences mean nothing on 25 tiles
 Record = dict[str, Any]
 Variant = tuple[str, tuple[str, ...]]  # config and settings
@@ -53,20 +68,27 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     done = {_key(record): record for record in read_records(file)}
     variants: list[Variant] = [
-        (config, (*arguments.set, *varied))
-        for config in arguments.configs
+        (config, (*arguments.set, *own, *varied))
+        for config, *own in (one.split() for one in arguments.configs)
         for varied in _varied(arguments.vary)
     ]
-    for seed in arguments.seeds:  # outer loop, so that partial results are comparable
-        for config, settings in variants:
-            key = (config, seed, arguments.steps, settings)
-            if key not in done:
-                done[key] = run(
-                    *(config, seed, arguments.steps, settings, arguments.out),
-                    resumes=seed == arguments.seeds[0],
-                )
-                with file.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(done[key]) + "\n")
+    writing = threading.Lock()
+
+    def run_and_keep(key: tuple[str, int, int, tuple[str, ...]]) -> None:
+        record = run(*key, arguments.out, resumes=key[1] == arguments.seeds[0])
+        with writing, file.open("a", encoding="utf-8") as lines:
+            done[key] = record
+            lines.write(json.dumps(record) + "\n")
+
+    missing = [
+        key
+        for seed in arguments.seeds  # outer loop, so that partial results are comparable
+        for config, settings in variants
+        if (key := (config, seed, arguments.steps, settings)) not in done
+    ]
+    with ThreadPoolExecutor(arguments.parallel) as pool:
+        for ended in [pool.submit(run_and_keep, key) for key in missing]:
+            ended.result()
     records = [
         done[config, seed, arguments.steps, settings]
         for config, settings in variants
@@ -102,6 +124,7 @@ def _parse() -> argparse.Namespace:
         metavar="KEY=VALUE,VALUE",
         help="train with each value of a setting, and compare with the first value",
     )
+    parser.add_argument("--parallel", type=int, default=1, help="runs at once, of one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     arguments = parser.parse_args()
     if arguments.vary and len(arguments.seeds) < 2:
@@ -140,7 +163,7 @@ def read_records(file: Path) -> list[Record]:
 def run(
     config: str, seed: int, steps: int, settings: Sequence[str], out: Path, *, resumes: bool
 ) -> Record:
-    """Train and evaluate; if `resumes`, also resume and detect on an image of another site."""
+    """Train and evaluate; if `resumes`, also resume and detect on a validation image."""
     suffix = f"_{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]}" if settings else ""
     folder = out / f"{config.replace('/', '_')}_{steps}_{seed}{suffix}"
     train = [
@@ -148,9 +171,7 @@ def run(
         "train.eval_every_epochs=1000000",  # at the end only
         f"train.log_every={max(1, steps // RECORDS)}",
     ]
-    before = _child_seconds()
-    _command(*train, "--overwrite", f"train.max_steps={steps}")
-    cpu_seconds = _child_seconds() - before
+    cpu_seconds = _command(*train, "--overwrite", f"train.max_steps={steps}")
     losses = [record["total"] for record in _metrics(folder, "train")]
     (measured,) = _metrics(folder, "evaluation")
     record = {
@@ -163,25 +184,32 @@ def run(
         _command(*train, "--resume", f"train.max_steps={steps + MORE_STEPS}")
         record["resumed_loss"] = _metrics(folder, "train")[-1]["total"]
         checkpoint, pictures = str(folder / "last.pth"), folder / "predictions"
-        photo = str(min(OTHER_SITES.iterdir()))
-        _command("predict", "--checkpoint", checkpoint, "--out", str(pictures), photo)
+        photo = min(load_config(config, settings).data.val.images.iterdir())
+        _command("predict", "--checkpoint", checkpoint, "--out", str(pictures), str(photo))
         found = json.loads((pictures / "detections.json").read_text(encoding="utf-8"))
         record["detections"] = len(found)
     return record
 
 
-def _command(*arguments: str) -> None:
-    """Run `deformable-detr`; show its output if it fails."""
+def _command(*arguments: str) -> float:
+    """Run `deformable-detr` in one thread; return its CPU time, or raise with its output.
+
+    Other programs hardly affect CPU time.
+    """
     print("deformable-detr", *arguments, file=sys.stderr, flush=True)
     call = [sys.executable, "-m", "deformable_detr", *arguments]
-    result = subprocess.run(call, capture_output=True, text=True, check=False)
-    if result.returncode:
-        sys.exit(f"{result.stdout}{result.stderr}\nerror: exit code {result.returncode}")
-
-
-def _child_seconds() -> float:
-    """Return the CPU time of all child processes, which other programs hardly affect."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        process = subprocess.Popen(
+            call,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            raise RuntimeError(f"{output.read()}\nexit code {process.returncode}")
     return usage.ru_utime + usage.ru_stime
 
 
@@ -191,25 +219,28 @@ def _metrics(folder: Path, kind: str) -> list[Record]:
 
 
 def table(records: Sequence[Record]) -> list[str]:
-    """Return a Markdown table with one row per config: means over seeds, with range of AP50."""
+    """Return a Markdown table with one row per config: means over seeds, with ranges of AP."""
     rows = [
-        "| config | parameters | G multiply-adds | loss, first and last tenth | AP50 | CPU s |",
-        "|---|---|---|---|---|---|",
+        f"| {' | '.join(COLUMNS)} |",
+        f"|{'---|' * len(COLUMNS)}",
     ]
     shared = set.intersection(*(set(_variant(record)[1]) for record in records))
     for (config, settings), own in _by_variant(records).items():
         name = " ".join([config, *(setting for setting in settings if setting not in shared)])
-        first, last, ap50, seconds = (
-            [record[name] for record in own]
-            for name in ("first_loss", "last_loss", "AP50", "cpu_seconds")
+        first, last, seconds = (
+            [record[name] for record in own] for name in ("first_loss", "last_loss", "cpu_seconds")
         )
+        scores = [_spread([record[name] for record in own]) for name in ("AP", "AP50", "AP75")]
         rows.append(
             f"| `{name}` | {_size(config, settings)} | "
             f"{statistics.mean(first):.2f}, {statistics.mean(last):.2f} | "
-            f"{statistics.mean(ap50):.3f} ({min(ap50):.3f} to {max(ap50):.3f}) | "
-            f"{statistics.mean(seconds):.0f} |"
+            f"{' | '.join(scores)} | {statistics.mean(seconds):.0f} |"
         )
     return rows
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def _by_variant(records: Sequence[Record]) -> dict[Variant, list[Record]]:

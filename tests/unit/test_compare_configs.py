@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 
 import pytest
 from helpers.scripts import load_script
@@ -15,7 +16,8 @@ def script(monkeypatch):
 
 
 def record(config, seed, *, last=6.0):
-    numbers = {"first_loss": 12.0 + seed, "last_loss": last, "AP50": 0.1 * seed, "cpu_seconds": 30}
+    numbers = {"first_loss": 12.0 + seed, "last_loss": last, "cpu_seconds": 30}
+    numbers |= {"AP": 0.05 * seed, "AP50": 0.1 * seed, "AP75": 0.0}
     return {"config": config, "seed": seed, "steps": 60, **numbers}
 
 
@@ -40,7 +42,8 @@ def test_runs_in_the_file_are_not_repeated(script, monkeypatch, tmp_path, capsys
     assert runs == [("c", 0, True), ("a", 1, False), ("b", 1, False), ("c", 1, False)]
     assert len(script.read_records(tmp_path / "runs.jsonl")) == 6
     assert capsys.readouterr().out.splitlines()[2] == (
-        "| `a` | 1 | 0.5 | 12.50, 6.00 | 0.050 (0.000 to 0.100) | 30 |"
+        "| `a` | 1 | 0.5 | 12.50, 6.00 | 0.025 (0.000 to 0.050) | 0.050 (0.000 to 0.100) | "
+        "0.000 (0.000 to 0.000) | 30 |"
     )
     call(script, monkeypatch, tmp_path, "a", "b", "c", "--seeds", "0", "1")
     assert len(runs) == 4
@@ -95,7 +98,7 @@ def test_values_of_a_setting_are_compared_with_the_first(
 
 def test_settings_reach_the_command(script, monkeypatch, tmp_path):
     commands = []
-    monkeypatch.setattr(script, "_command", lambda *arguments: commands.append(arguments))
+    monkeypatch.setattr(script, "_command", lambda *arguments: commands.append(arguments) or 3.04)
     losses = [{"total": 12.0}, {"total": 6.0}]
     measured = [dict.fromkeys(("AP", "AP50", "AP75", "AR100"), 0.1)]
     monkeypatch.setattr(
@@ -103,4 +106,29 @@ def test_settings_reach_the_command(script, monkeypatch, tmp_path):
     )
     found = script.run("a", 0, 60, ["train.clip_norm=1"], tmp_path, resumes=False)
     assert found["settings"] == ["train.clip_norm=1"]
+    assert found["cpu_seconds"] == 3.0
     assert "train.clip_norm=1" in commands[0]
+
+
+def test_a_config_has_its_own_settings_and_runs_go_side_by_side(
+    script, monkeypatch, tmp_path, capsys
+):
+    both = threading.Barrier(2, timeout=10)
+    runs = []
+
+    def run(config, seed, steps, settings, out, *, resumes):
+        both.wait()
+        runs.append((config, settings))
+        return record(config, seed) | {"settings": settings}
+
+    monkeypatch.setattr(script, "run", run)
+    arguments = ("--seeds", "0", "--set", "b=2", "--parallel", "2")
+    call(script, monkeypatch, tmp_path, "a", "a x.y={} z=1", *arguments)
+    assert sorted(runs) == [("a", ("b=2",)), ("a", ("b=2", "x.y={}", "z=1"))]
+    assert "| `a x.y={} z=1` |" in capsys.readouterr().out
+
+
+def test_cpu_time_is_that_of_the_command_and_a_failure_shows_its_output(script):
+    assert 0.01 < script._command("--version") < 60
+    with pytest.raises(RuntimeError, match=r"error: config must be .*\n*exit code 2"):
+        script._command("train", "--config", "none_of_these")
