@@ -65,7 +65,7 @@ def test_the_matching_cost_has_the_official_alpha_and_gamma():
     expected = cost_matrix(logits, boxes, target.labels.tolist(), target.boxes.tolist())
     losses = ("loss.focal_alpha=0.7", "loss.focal_gamma=1")
     official = build_criterion(config_with(OFFICIAL, *losses))
-    assert (official.focal_alpha, official.focal_gamma) == (0.7, 1.0)
+    assert (official.class_loss.alpha, official.class_loss.gamma) == (0.7, 1.0)
     cost = official.matcher.cost(logits, boxes, target)
     torch.testing.assert_close(cost, torch.from_numpy(expected))
     own = build_criterion(config_with(*losses)).matcher.cost(logits, boxes, target)

@@ -19,6 +19,8 @@ WITHOUT_CONFIG = {
     "padding_masks": "an optional tensor",
     "residual": "an optional tensor",
     "valid_ratio": "an optional tensor",
+    "attention_mask": "an optional tensor, of denoising",
+    "targets": "of a batch; without them, nothing is denoised",
     "num_boxes": "known only when micro-batches are accumulated",
 }
 
