@@ -74,8 +74,10 @@ def _root(
 def main() -> None:
     """Run the command line; an expected error is printed without traceback, with exit code 2."""
     set_up_output()
+    before = sys.unraisablehook
     if _on_interrupt() is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
+        sys.unraisablehook = _end_or_print
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
     try:
         if empty := [one for one in arguments if not one or re.fullmatch(r"--[\w-]+=", one)]:
@@ -101,6 +103,7 @@ def main() -> None:
     finally:
         if _on_interrupt() is _interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = before
         # The last one that is registered runs first, before those of libraries.
         atexit.unregister(_end_on_interrupt)
         atexit.register(_end_on_interrupt)
@@ -120,6 +123,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     raise KeyboardInterrupt
+
+
+def _end_or_print(ignored: Any) -> None:
+    """End at a Ctrl-C that Python would ignore, with its traceback, as in a loader's `__del__`."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+    sys.__unraisablehook__(ignored)
 
 
 def _end_on_interrupt() -> None:

@@ -1,8 +1,10 @@
 """Data loader for training and evaluation."""
 
 import signal
+import sys
 from collections.abc import Sequence, Set
 from functools import partial
+from types import TracebackType
 
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -117,11 +119,21 @@ def _collate_shared(
     return batch
 
 
+def _print_unless_disconnected(
+    kind: type[BaseException], error: BaseException, place: TracebackType | None
+) -> None:
+    """Print an error of a thread of a worker that shares tensors; for `sys.excepthook`."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, place)
+
+
 def _ignore_signals(worker: int) -> None:
     """Ignore stop signals, which launchers send to the whole process group.
 
-    The process that started them finishes its step and then ends its workers itself.
+    The process that started them finishes its step and then ends its workers itself. If it ends
+    while it reads a batch, the connection is reset, which is no error of the worker.
     """
+    sys.excepthook = _print_unless_disconnected
     stop = {signal.SIGINT, signal.SIGTERM}
     for number in stop | {getattr(signal, "SIGUSR1", signal.SIGTERM)}:  # none on Windows
         signal.signal(number, signal.SIG_IGN)

@@ -195,6 +195,16 @@ def work():
     signal.raise_signal(signal.SIGINT)
 app.command()(work)
 """
+IN_DELETION = """
+import signal
+from deformable_detr.cli.main import app
+class Loader:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+def work():
+    loader = Loader()
+app.command()(work)
+"""
 RUN = """
 import sys
 from deformable_detr.cli.main import main
@@ -203,7 +213,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("program", [AT_EXIT, IN_CLEANUP], ids=["exit", "cleanup"])
+@pytest.mark.parametrize(
+    "program", [AT_EXIT, IN_CLEANUP, IN_DELETION], ids=["exit", "cleanup", "deletion"]
+)
 def test_an_interrupt_when_the_work_is_over_ends_without_a_traceback(program: str) -> None:
     """Python would print it and go on, in functions of libraries that run then."""
     result = subprocess.run([sys.executable, "-c", program + RUN], capture_output=True, text=True)

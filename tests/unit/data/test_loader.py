@@ -393,3 +393,17 @@ def test_loader_applies_the_limit(files):
     for batch in load(open_set(files), max_padded_pixels=1200):
         N, _, H, W = batch.images.images.shape
         assert 1000 < N * H * W <= 1200
+
+
+def test_a_worker_is_silent_about_a_reader_that_has_gone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its thread that hands out tensors calls the hook, also when the main process is ended."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    loader_module._ignore_signals(0)
+    for error in (ConnectionResetError(104, "Connection reset by peer"), EOFError()):
+        sys.excepthook(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    sys.excepthook(KeyError, KeyError("x"), None)
+    assert capsys.readouterr().err == "KeyError: 'x'\n"
