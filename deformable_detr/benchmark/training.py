@@ -18,6 +18,7 @@ from deformable_detr.benchmark.summary import paired_ratio, summarize
 from deformable_detr.builders import build_criterion, build_model, build_optimizer
 from deformable_detr.config.loading import load_config
 from deformable_detr.data.collate import Batch
+from deformable_detr.engine.memory import return_freed_memory
 from deformable_detr.engine.precision import autocast
 from deformable_detr.engine.schedule import StepSchedule
 from deformable_detr.engine.state import TrainState
@@ -147,7 +148,9 @@ def _serve(connection: Connection, setup: _Setup) -> None:
             "step": lambda: work.seconds(work.step, time.perf_counter),
         }
         while name := connection.recv():
-            connection.send(requests[name]())
+            answer = requests[name]()
+            return_freed_memory()  # the other processes need it
+            connection.send(answer)
     except (RuntimeError, MemoryError) as error:  # such as too little memory
         connection.send(error)
     finally:

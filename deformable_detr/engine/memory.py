@@ -202,10 +202,11 @@ class FreedMemory:
         self._last = size
         if self._changes > _BATCHES_PER_TRIM:
             self._changes = 0
-            _trim()
+            return_freed_memory()
 
 
-def _trim() -> None:
+def return_freed_memory() -> None:
+    """Return memory that the process has freed to the system, where glibc keeps it."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc only
         if trim is not None:

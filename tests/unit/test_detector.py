@@ -79,7 +79,9 @@ def test_freed_memory_is_returned_while_images_change_their_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[None] = []
-    monkeypatch.setattr("deformable_detr.engine.memory._trim", lambda: calls.append(None))
+    monkeypatch.setattr(
+        "deformable_detr.engine.memory.return_freed_memory", lambda: calls.append(None)
+    )
     _detector().predict([_photo(32 + side, 32) for side in range(11)])
     assert len(calls) == 2
 

@@ -79,7 +79,9 @@ def test_freed_memory_is_returned_while_batches_change_their_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[None] = []
-    monkeypatch.setattr("deformable_detr.engine.memory._trim", lambda: calls.append(None))
+    monkeypatch.setattr(
+        "deformable_detr.engine.memory.return_freed_memory", lambda: calls.append(None)
+    )
     files = write_coco_set(tmp_path, num_images=11, categories=CATEGORIES)
     batches = []
     for side in range(11):

@@ -61,7 +61,7 @@ def test_freed_memory_is_returned_while_sizes_change(
     monkeypatch: pytest.MonkeyPatch, device: str, sizes: list[tuple[int, int]], trims: int
 ) -> None:
     calls: list[None] = []
-    monkeypatch.setattr(memory, "_trim", lambda: calls.append(None))
+    monkeypatch.setattr(memory, "return_freed_memory", lambda: calls.append(None))
     freed = memory.FreedMemory(torch.device(device))
     for size in sizes:
         freed.after_batch(size)
@@ -73,5 +73,5 @@ def test_memory_is_returned_by_the_allocator(monkeypatch: pytest.MonkeyPatch) ->
     calls: list[int] = []
     library = SimpleNamespace(malloc_trim=calls.append)
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: library)
-    memory._trim()
+    memory.return_freed_memory()
     assert calls == [0]
