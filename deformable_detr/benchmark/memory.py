@@ -1,14 +1,12 @@
 """Peak memory of a call, above the memory in use before it."""
 
-import ctypes
 import gc
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from deformable_detr.benchmark.machine import has_glibc
-from deformable_detr.engine.memory import resident_bytes
+from deformable_detr.engine.memory import resident_bytes, return_freed_memory
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size to the current one
@@ -24,9 +22,7 @@ def peak_extra_megabytes(call: Callable[[], object], *, device: str) -> float | 
     gc.collect()
     if device == "cuda":
         return _peak_on_gpu(call)
-    if has_glibc():
-        # Freed memory stays with the process; reusing it would not be measured.
-        ctypes.CDLL(None).malloc_trim(0)
+    return_freed_memory()  # reusing it would not be measured
     try:
         _CLEAR_REFS.write_text(_RESET_PEAK)
         before, code_before = resident_bytes("VmRSS"), resident_bytes("RssFile")
