@@ -89,7 +89,12 @@ def test_the_command_trains_on_the_images_and_logs_its_verdict(
 @pytest.mark.parametrize(
     ("ap50", "eval_size", "words"),
     [
-        (0.95, 64, "overfit check passed: AP50 0.950, loss 9 -> 2 in 300 steps; model, labels and"),
+        (
+            0.95,
+            64,
+            "overfit check passed: AP50 0.950 (0.9 reached after 50 steps), loss 9 -> 2 in 300 "
+            "steps; model, labels and",
+        ),
         (0.85, 64, "overfit check FAILED: AP50 0.850, loss 9 -> 2 in 300 steps; the median object"),
         (0.0, 8, "px as the model sees it, too small to be found; raise data.eval_size"),
     ],
@@ -105,8 +110,9 @@ def test_the_verdict_depends_on_the_last_evaluation_and_the_object_sizes(
     for record in (
         {"kind": "train", "step": 1, "total": 9.0},
         {"kind": "evaluation", "step": 1, "AP": 0.0, "AP50": 0.0},
-        {"kind": "train", "step": 1, "total": 2.0},
-        {"kind": "evaluation", "step": 1, "AP": 0.0, "AP50": ap50},
+        {"kind": "evaluation", "step": 50, "AP": 0.0, "AP50": ap50},
+        {"kind": "train", "step": 75, "total": 2.0},
+        {"kind": "evaluation", "step": 75, "AP": 0.0, "AP50": ap50},
     ):
         append_record(tmp_path / "metrics.jsonl", record)
     with caplog.at_level(logging.INFO):
@@ -115,6 +121,7 @@ def test_the_verdict_depends_on_the_last_evaluation_and_the_object_sizes(
         result = judge_overfit(config, files.read(), training)
     assert words in caplog.text
     assert (result.passed, result.ap50, result.losses) == (ap50 > 0.9, ap50, (9.0, 2.0))
+    assert result.passing_step == (50 if result.passed else None)
     assert bool(result.advice) != result.passed
 
 
