@@ -65,6 +65,7 @@ def build_dataset(
         empty_boxes=config.data.empty_boxes,
         exif=exif,
         exif_otherwise=exif_otherwise,
+        image_order=config.data.image_order,
         cache_images=config.data.cache_images,
     )
 

@@ -115,6 +115,10 @@ class DataConfig(FrozenModel):
     """What annotated boxes without area inside their image are in evaluation: `missed` objects, as
     COCO counts them, or `ignored`, left out. They are never learned."""
 
+    image_order: Literal["id", "file_name"] = "id"
+    """Order of the images of a set, from which samples are drawn: by their id, or by their file
+    name, which is the same for a data set in any format."""
+
     repeats: int = Field(1, gt=0, le=10_000)
     """Passes over the training set per epoch; more than 1 for data sets of few large images."""
 

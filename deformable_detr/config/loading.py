@@ -22,10 +22,10 @@ from deformable_detr.config.problems import (
     without_kinds,
 )
 from deformable_detr.config.upgrade import upgrade
-from deformable_detr.config.yaml12 import MOST_CHARACTERS, Yaml12Loader, load_yaml
 from deformable_detr.files import is_utf8, require_regular_file
 from deformable_detr.files.formats import kind_of_folder, recognize
 from deformable_detr.messages import in_brief, listed, shown
+from deformable_detr.yaml12 import Yaml12Loader, load_yaml, read_yaml
 
 logger = logging.getLogger(__name__)
 Overrides = Sequence[str] | Mapping[str, Any]  # "dotted.key=value", or values by dotted key
@@ -222,23 +222,14 @@ def _read_with_bases(path: Path) -> list[dict[str, Any]]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     require_regular_file(path, "config")
     try:
-        with path.open(encoding="utf-8") as file:
-            content = load_yaml(file.read(MOST_CHARACTERS + 1))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{shown(path.name)}: must be YAML, got {_in_one_line(error)}") from error
+        content = read_yaml(path, "config")
+    except ValueError as error:
+        raise ConfigError(f"{shown(path.name)}: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{shown(path.name)}: must hold keys, got {type(content).__name__}")
     return content
-
-
-def _in_one_line(error: Exception) -> str:
-    """Describe an error of the YAML parser with its place, without a copy of the text."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
-    return " ".join(str(error).split())
 
 
 def _is_file(path: Path) -> bool:

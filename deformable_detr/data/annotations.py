@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import shown
 from deformable_detr.packed import PackedTexts
 from deformable_detr.structures import Size
+
+ImageOrder = Literal["id", "file_name"]
 
 
 class ImageRecord(NamedTuple):
@@ -30,7 +32,7 @@ class ImageTable(Sequence[ImageRecord]):
     """Sequence of the images of an annotation file, stored as columns.
 
     Attributes:
-        ids: (I,) int64 image ids, ascending.
+        ids: (I,) int64 image ids; ascending, unless images are in the order of their file names.
         file_names: I paths below the image folder.
         sizes: (I, 2) int64 height and width in pixels.
     """
@@ -57,10 +59,11 @@ class ImageTable(Sequence[ImageRecord]):
 
     def index_of(self, image_id: int) -> int:
         """Return the index of an image; KeyError if the id is unknown."""
-        place = int(np.searchsorted(self.ids, image_id))
-        if place == len(self) or self.ids[place] != image_id:
+        by_id = np.argsort(self.ids, kind="stable")
+        rank = int(np.searchsorted(self.ids, image_id, sorter=by_id))
+        if rank == len(self) or self.ids[by_id[rank]] != image_id:
             raise KeyError(image_id)
-        return place
+        return int(by_id[rank])
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Annotations:
     """Content of a COCO annotation file that passed all checks.
 
     Attributes:
-        images: images sorted by id, including those without objects.
+        images: images sorted by id or file name, including those without objects.
         label_space: categories of the file and their labels.
         objects: objects to learn grouped by image, in file order within each image.
         offsets: (I + 1,) int64; the objects of images[i] are offsets[i] up to offsets[i + 1].
@@ -106,6 +109,7 @@ def read_annotations(
     label_space: LabelSpace | None = None,
     raw_labels: bool = False,
     empty_boxes: EmptyBoxes = "missed",
+    image_order: ImageOrder = "id",
 ) -> Annotations:
     """Read and check a COCO annotation file.
 
@@ -114,6 +118,7 @@ def read_annotations(
         label_space: label space to use; the file must have the same categories.
         raw_labels: if no label space is given, use category ids as labels, as the official code.
         empty_boxes: see `GroundTruth.scored`; such boxes are never learned.
+        image_order: order of the images, by "id" or by "file_name".
 
     Raises:
         FileNotFoundError: `file` does not exist.
@@ -125,23 +130,23 @@ def read_annotations(
     except ValueError as error:
         raise ValueError(f"{shown(file)}: {error}") from error
     masks = {"crowd": truth.is_crowd, **truth.empty()}
-    by_id = np.argsort(truth.image_ids, kind="stable")
-    positions = np.empty_like(by_id)
-    positions[by_id] = np.arange(len(by_id))
+    in_order = _order(truth, image_order)
+    positions = np.empty_like(in_order)
+    positions[in_order] = np.arange(len(in_order))
     learned = np.flatnonzero(~np.logical_or.reduce(list(masks.values())))
     images = positions[truth.images[learned]]
     order = np.argsort(images, kind="stable")  # keeps file order within each image
     learned = learned[order]
-    per_image = np.bincount(images, minlength=len(by_id))
+    per_image = np.bincount(images, minlength=len(in_order))
     labels = [
         label_space.label(category_id) if category_id in label_space else -1  # never used
         for category_id in truth.label_space.category_ids
     ]
     return Annotations(
         images=ImageTable(
-            truth.image_ids[by_id],
-            PackedTexts(truth.file_names[place] for place in by_id.tolist()),
-            truth.image_sizes[by_id],
+            truth.image_ids[in_order],
+            PackedTexts(truth.file_names[place] for place in in_order.tolist()),
+            truth.image_sizes[in_order],
         ),
         label_space=label_space,
         objects=Objects(
@@ -153,6 +158,15 @@ def read_annotations(
         num_dropped={reason: int(mask.sum()) for reason, mask in masks.items()},
         ground_truth=truth.scored(empty_boxes),
     )
+
+
+def _order(truth: GroundTruth, image_order: ImageOrder) -> npt.NDArray[np.int64]:
+    """Return the indices of the images of a file in the order of the data set."""
+    if image_order == "id":
+        return np.argsort(truth.image_ids, kind="stable")
+    names = truth.file_names
+    by_name = sorted(range(len(names)), key=lambda index: (names[index], truth.image_ids[index]))
+    return np.array(by_name, dtype=np.int64)
 
 
 def _choose_labels(

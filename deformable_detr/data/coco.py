@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from deformable_detr.data.annotations import read_annotations
+from deformable_detr.data.annotations import ImageOrder, read_annotations
 from deformable_detr.data.image_files import ExifRule, check_images
 from deformable_detr.ground_truth import EmptyBoxes
 from deformable_detr.labels import LabelSpace
@@ -45,7 +45,7 @@ class ImageFiles(Sequence[Path]):
 
 
 class CocoDataset(Dataset[Sample]):
-    """COCO detection dataset: images sorted by id, each with the objects to learn.
+    """COCO detection dataset: images, each with the objects to learn.
 
     All checks happen in the constructor, before the first step: the annotation file is valid, and
     each image exists and has the annotated size; JPEG and PNG files are complete. Every process of
@@ -70,13 +70,15 @@ class CocoDataset(Dataset[Sample]):
         exif: pixels that sizes and boxes refer to, "upright" or "stored"; "auto" lets the annotated
             sizes decide.
         exif_otherwise: decision of "auto" if no image shows it.
+        image_order: order of the images, by "id" or by "file_name".
         cache_images: keep decoded images in memory; meant for few, large images.
 
     Attributes:
         label_space: categories of the file and their labels.
-        image_ids: (N,) int64 image ids by index, ascending.
+        image_ids: (N,) int64 image ids by index.
         files: paths of the images by index.
         exif: pixels that sizes and boxes refer to, "upright" or "stored".
+        image_order: order of the images, "id" or "file_name".
         num_turned: number of images with an EXIF orientation other than upright.
         sizes: (N, 2) int64 height and width in pixels by index.
         num_dropped: number of dropped annotations per reason; see `Annotations`.
@@ -94,10 +96,15 @@ class CocoDataset(Dataset[Sample]):
         empty_boxes: EmptyBoxes = "missed",
         exif: ExifRule = "auto",
         exif_otherwise: Exif = "upright",
+        image_order: ImageOrder = "id",
         cache_images: bool = False,
     ) -> None:
         parsed = read_annotations(
-            annotations, label_space=label_space, raw_labels=raw_labels, empty_boxes=empty_boxes
+            annotations,
+            label_space=label_space,
+            raw_labels=raw_labels,
+            empty_boxes=empty_boxes,
+            image_order=image_order,
         )
         if not images.is_dir():
             raise FileNotFoundError(f"images must be a folder, got {shown(images)}: no such folder")
@@ -106,6 +113,7 @@ class CocoDataset(Dataset[Sample]):
         )
 
         self.exif = checked.exif
+        self.image_order = image_order
         self.num_turned = checked.num_turned
         self.label_space = parsed.label_space
         self.image_ids = parsed.images.ids

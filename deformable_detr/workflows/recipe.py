@@ -26,6 +26,7 @@ FREE_SETTINGS = frozenset(
         "data.cache_images",
         "data.clip_boxes",  # changes detections, not training
         "data.exif",
+        "data.image_order",
         "data.num_workers",
         "data.train.annotations",
         "data.train.images",

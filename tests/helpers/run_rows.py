@@ -87,6 +87,10 @@ def data_rows() -> dict[str, Row]:
         f"{section}[none].size": Row(40, lambda c: transform(c).short_side),
         f"{section}[none].max_size": Row(77, lambda c: transform(c).max_size),
         "data.exif": Row("stored", lambda c: same(*(one._source.exif for one in both_samples(c)))),
+        "data.image_order": Row(
+            "file_name",
+            lambda c: same(*(one._source.image_order for one in both_samples(c))),
+        ),
         "data.empty_boxes": Row(
             "ignored",
             lambda c: int((started(c).loop.validation.annotations.boxes_xywh[:, 2] == 0).sum()),

@@ -13,7 +13,7 @@ ROWS = (
     {"benchmark"},
     {"detector"},
     {"builders"},
-    {"conversion", "inspection", "reporting"},
+    {"conversion", "dataset_formats", "inspection", "reporting"},
     {"engine"},
     {"data", "evaluation", "losses", "visualize"},
     {"models"},
@@ -24,6 +24,7 @@ ROWS = (
         *("boxes", "coco_json", "config", "distributed", "finite", "labels"),
         *("photos", "structures", "version"),
     },
+    {"yaml12"},
     {"arguments", "files", "packed", "pixels"},
     {"messages"},
 )

@@ -110,3 +110,27 @@ def test_ignored_empty_boxes_are_not_scored(files, empty_boxes, scored):
     annotations = read_annotations(path, empty_boxes=empty_boxes)
     assert len(annotations.ground_truth.images) == total - scored
     assert annotations.num_dropped["outside"] == 1
+
+
+def test_images_are_in_the_order_of_their_file_names_if_wanted(files):
+    content = files.read()
+    ids = [image["id"] for image in content["images"]]
+    for image, name in zip(content["images"], reversed("abcdefgh"[: len(ids)]), strict=True):
+        image["file_name"] = f"{name}.png"
+    files.write(content)
+    by_id, by_name = (
+        read_annotations(files.annotations, image_order=order) for order in ("id", "file_name")
+    )
+    assert by_id.images.ids.tolist() == sorted(ids)
+    assert by_name.images.ids.tolist() == ids[::-1]
+    assert [one.file_name for one in by_name.images] == sorted(by_id.images.file_names)
+    for image_id in ids:
+        places = [one.images.index_of(image_id) for one in (by_id, by_name)]
+        boxes = [
+            one.objects.boxes_xyxy[slice(*one.offsets[place : place + 2])].tolist()
+            for one, place in zip((by_id, by_name), places, strict=True)
+        ]
+        assert boxes[0] == boxes[1]
+        assert bool(boxes[0]) == (image_id != 2)
+    with pytest.raises(KeyError):
+        by_name.images.index_of(max(ids) + 1)

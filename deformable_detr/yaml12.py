@@ -1,11 +1,13 @@
 """YAML 1.2 of bounded size: keys, lists and scalars as in JSON."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from deformable_detr.arguments import MOST_LEVELS, MOST_VALUES
+from deformable_detr.files import require_regular_file
 from deformable_detr.messages import in_brief, shown
 
 MOST_CHARACTERS = 1 << 17  # of a text; the largest config of the package has 2300
@@ -68,6 +70,25 @@ class Yaml12Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def read_yaml(file: Path, what: str) -> Any:
+    """Read a YAML file; None if it is empty.
+
+    Args:
+        file: path of the file, in UTF-8.
+        what: its name in errors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no regular file, or not YAML; the message is one line.
+    """
+    require_regular_file(file, what)
+    try:
+        with file.open(encoding="utf-8") as opened:
+            return load_yaml(opened.read(MOST_CHARACTERS + 1))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"must be YAML, got {_in_one_line(error)}") from error
+
+
 def load_yaml(text: str) -> Any:
     """Parse a YAML document.
 
@@ -80,6 +101,14 @@ def load_yaml(text: str) -> Any:
         return yaml.load(text, Loader=Yaml12Loader)
     except ValueError as error:  # of PyYAML, for a character beyond Unicode such as "\UFFFFFFFF"
         raise yaml.YAMLError(str(error)) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    """Describe an error of the parser with its place, without a copy of the text."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def _require_plain_tag(loader: Yaml12Loader, node: yaml.Node | None) -> None:
