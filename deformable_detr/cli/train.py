@@ -17,11 +17,28 @@ AUTO: Final = "auto"  # after --resume, where an optional value would swallow KE
 
 def train(
     config: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="NAME_OR_PATH", help="YAML file, or the name of a config of the package."
+            metavar="NAME_OR_PATH",
+            help="YAML file, or the name of a config of the package; needed without --data.",
         ),
-    ],
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Images with annotations as COCO JSON, YOLO or Pascal VOC; a fifth of them "
+            "becomes the validation set if there is none.",
+        ),
+    ] = None,
+    split_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="Where a validation set is split off, keep images together if this finds the "
+            "same text in their names.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     run_dir: Annotated[
         Path | None,
@@ -83,6 +100,10 @@ def train(
     then 75, or 0 under torchrun, and state.json in the run folder has the state "preempted". A
     second Ctrl-C ends at once, without saving.
     """
+    if config is None and data is None:
+        raise ValueError("--config or --data must be given, got neither")
+    if data is not None and (overfit or evaluate_only):
+        raise ValueError("--data must be given without --overfit and --evaluate-only")
     end_with_launcher()
     warn_only_beside_main()
     if overfit and (resume or evaluate_only):
@@ -104,6 +125,7 @@ def train(
             from deformable_detr.evaluation.postprocess import MAX_DETECTIONS
             from deformable_detr.workflows.evaluation import evaluate_run
 
+            assert config is not None  # --data, its alternative, excludes --evaluate-only
             with printed_if_unwritten():
                 result = evaluate_run(
                     config,
@@ -115,6 +137,7 @@ def train(
                 )
             print_metrics(result)
         elif overfit:
+            assert config is not None
             deformable_detr.overfit(
                 config,
                 overfit,
@@ -127,6 +150,8 @@ def train(
         else:
             deformable_detr.train(
                 config,
+                data=data,
+                split_by=split_by,
                 overrides=settings,
                 run_dir=run_dir,
                 resume=AUTO if resume_auto else resume,

@@ -4,66 +4,35 @@ from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
-from deformable_detr.config import ConfigError, RunConfig
+from deformable_detr.config import RunConfig
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.files import as_path
-from deformable_detr.files.formats import TO_COCO
 from deformable_detr.messages import shown
 
 BASELINE = "deformable_detr_r50"
 
 
 def run_folder(
-    run_dir: str | Path | None, config: str | Path | RunConfig | None, *, suffix: str = ""
+    run_dir: str | Path | None,
+    config: str | Path | RunConfig | None,
+    *,
+    suffix: str = "",
+    data: str | Path | None = None,
 ) -> Path:
     """Return the folder of a run: `run_dir`, or `runs/NAME` with the name of the config.
+
+    Without a config, NAME is that of the data.
 
     Raises:
         ValueError: `run_dir` is None, and the config has no name.
     """
     if run_dir is not None:
         return as_path("run_dir", run_dir)
+    if config is None and data is not None:
+        return Path("runs") / (as_path("data", data).absolute().stem + suffix)
     if isinstance(config, RunConfig):
         raise ValueError("run_dir must be given where config is a RunConfig, got None")
     return Path("runs") / (Path(config or BASELINE).stem + suffix)
-
-
-def data_settings(folder: Path) -> dict[str, str]:
-    """Return the settings, by dotted key, for a data folder of the standard layout.
-
-    Args:
-        folder: folder with `train.json`, `train`, `val.json` and `val`.
-
-    Raises:
-        ConfigError: one of them is missing.
-    """
-    places = {
-        f"data.{split}.{key}": folder / f"{split}{suffix}"
-        for split in ("train", "val")
-        for key, suffix in (("images", ""), ("annotations", ".json"))
-    }
-    missing = [path.name for path in places.values() if not path.exists()]
-    if missing:
-        raise ConfigError(
-            f"data must be a folder with train.json, val.json and the image folders train and val, "
-            f"got {shown(folder)}, {_layout(folder)}which lacks {', '.join(missing)}; for other "
-            "layouts override data.train.images, data.train.annotations, data.val.images and "
-            "data.val.annotations"
-        )
-    return {key: str(path) for key, path in places.items()}
-
-
-def _layout(folder: Path) -> str:
-    """Describe a folder of another layout, with what to do; "" if it is not recognized."""
-    if (folder / "Annotations").is_dir() or (folder / "JPEGImages").is_dir():
-        return f"a folder of Pascal VOC ({TO_COCO}), "
-    if (folder / "labels").is_dir() or any(
-        (folder / name).is_file() for name in ("data.yaml", "dataset.yaml", "classes.txt")
-    ):
-        return f"a folder of YOLO ({TO_COCO}), "
-    if (folder / "annotations" / "instances_train2017.json").is_file():
-        return "the layout of COCO 2017 (annotations/instances_train2017.json, train2017), "
-    return "" if folder.is_dir() else "where there is no folder, "
 
 
 def require_kept_inputs(

@@ -38,9 +38,9 @@ from deformable_detr.files import as_path, write_whole
 from deformable_detr.files.output_folder import require_folder_place
 from deformable_detr.messages import shown
 from deformable_detr.workflows.finetuning import FinetuneSource
+from deformable_detr.workflows.own_data import own_data
 from deformable_detr.workflows.places import (
     BASELINE,
-    data_settings,
     input_files,
     require_kept_inputs,
     run_folder,
@@ -92,6 +92,7 @@ def train(
     config: str | Path | RunConfig | None = None,
     *,
     data: str | Path | None = None,
+    split_by: str | None = None,
     overrides: Overrides = (),
     run_dir: str | Path | None = None,
     resume: Resume = False,
@@ -109,8 +110,11 @@ def train(
     Args:
         config: a YAML file, the name of a config of the package such as "quickstart", or a
             `RunConfig`. None is "deformable_detr_r50", or with `resume` the config of the run.
-        data: a folder with the COCO annotations `train.json` and `val.json`, and the image folders
-            `train` and `val`; None if the config or `overrides` set the paths.
+        data: a folder of images with annotations as COCO JSON, YOLO or Pascal VOC, a COCO file, or
+            the YAML file of YOLO; see docs/annotations.md. A fifth of the images becomes the
+            validation set if there is none. None if the config or `overrides` set the paths.
+        split_by: regular expression; where a validation set is split off, images are kept together
+            if it finds the same text in their names.
         overrides: settings that override the config's, as for `load_config`.
         run_dir: the run folder; None for `runs/NAME` with the config's name.
         resume: continue the run in the folder exactly; "auto" continues from its newest intact
@@ -132,20 +136,27 @@ def train(
         NonFiniteError: a loss or a gradient is infinite or NaN.
         NonFinitePredictionsError: logits or boxes in an evaluation are; `best.pth` is unchanged.
     """
-    files = RunFolder(run_folder(run_dir, config))
+    files = RunFolder(run_folder(run_dir, config, data=data))
+    if split_by is not None and data is None:
+        raise ValueError("split_by must be given with data, got it alone")
     if config is None:
         is_there = resume and files.config.is_file()
         config = load_run_config(files.config) if is_there else BASELINE
-    if data is not None:
-        config = load_config(config, data_settings(as_path("data", data)))
     settings = load_config(config, overrides)
-    inputs = input_files(settings, config, finetune_from)
     with session(device, timeout_s=settings.train.timeout_s) as chosen:
+        decisions: tuple[str, ...] = ()
+        if data is not None:
+            files.check(resume=resume, overwrite=overwrite)
+            require_folder_place("run_dir", files.path)
+            own = own_data(as_path("data", data), files, resume=resume, split_by=split_by)
+            decisions = own.decisions
+            settings = load_config(load_config(config, own.settings), overrides)
         _train(
             settings,
             files,
             chosen,
-            inputs=inputs,
+            inputs=input_files(settings, config, finetune_from),
+            decisions=decisions,
             resume=resume,
             overwrite=overwrite,
             finetune_from=None
@@ -162,6 +173,7 @@ def _train(
     device: torch.device,
     *,
     inputs: Sequence[Path],
+    decisions: Sequence[str],
     resume: Resume,
     overwrite: bool,
     finetune_from: Path | None,
@@ -191,6 +203,8 @@ def _train(
         if found is not None:
             _restore(state, *found, data)
         _open_folder(config, files, state, resume=resume, overwrite=overwrite)
+        for line in decisions:
+            logger.info("%-14s %s", "data", line)
         _log_header(config, data, state, report, folder=files.path)
         environment = describe_environment(config, device)
         exif = {"train": data.train.exif, "val": data.val.exif}
@@ -209,7 +223,8 @@ def _train(
 def _open_folder(
     config: RunConfig, files: RunFolder, state: TrainState, *, resume: Resume, overwrite: bool
 ) -> None:
-    files.claim(resume=resume, overwrite=overwrite)
+    kept = {Path(one.annotations or "") for one in (config.data.train, config.data.val)}
+    files.claim(resume=resume, overwrite=overwrite, annotations=kept)
     files.rewind(state.step, is_evaluated=state.evaluated == state.step)
     if distributed.is_main():
         with write_whole(files.config) as temporary:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,6 +81,11 @@ class RunFolder:
     def config(self) -> Path:
         """Path of the resolved configuration."""
         return self.path / "config.yaml"
+
+    @property
+    def annotations(self) -> Path:
+        """Path of the folder of annotation files that were written for the run."""
+        return self.path / "annotations"
 
     @property
     def results(self) -> Path:
@@ -165,8 +170,21 @@ class RunFolder:
                 "choose another --run-dir, or give --resume or --overwrite"
             )
 
-    def claim(self, *, resume: Resume = False, overwrite: bool = False) -> None:
-        """Prepare the folder for a run, after `check`; every process must call."""
+    def claim(
+        self,
+        *,
+        resume: Resume = False,
+        overwrite: bool = False,
+        annotations: Collection[Path] = (),
+    ) -> None:
+        """Prepare the folder for a run, after `check`; every process must call.
+
+        Args:
+            resume: as for `check`.
+            overwrite: as for `check`; annotation files that were written for the former run are
+                deleted too.
+            annotations: annotation files of the new run, which are kept.
+        """
         self.check(resume=resume, overwrite=overwrite)
         distributed.barrier()
         if distributed.is_main():
@@ -176,7 +194,13 @@ class RunFolder:
                 partial_path(file).unlink(missing_ok=True)  # of a process that was killed
             if overwrite:
                 unfinished = partial_results_files(self.results)
-                for file in (*self.files_to_delete(), *unfinished):
+                kept = {file.absolute() for file in annotations}
+                former = [
+                    file
+                    for file in self.annotations.glob("*_????????.json")
+                    if file.absolute() not in kept
+                ]
+                for file in (*self.files_to_delete(), *unfinished, *former):
                     file.unlink(missing_ok=True)
         distributed.barrier()
 
@@ -185,6 +209,7 @@ class RunFolder:
         ours = (
             self.results,
             self.lock,
+            self.annotations,  # written before the run
             self.path / MANIFEST,
             *partial_results_files(self.results),
         )
