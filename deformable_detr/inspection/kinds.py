@@ -31,6 +31,8 @@ _ERRORS = {
     "file-missing": ("a file of the layout is missing", "export it, or name one file"),
     "file-unreadable": ("no JSON in UTF-8, or cut off", "export or copy the file again"),
     "file-not-an-object": ("the file is no COCO file", "export it in COCO format"),
+    "label-file": ("a file of YOLO or Pascal VOC cannot be read", "export or copy it again"),
+    "label-entry": ("a line or object of such a file cannot be read", "correct or delete it"),
     "section-missing": ("a section is missing or no list", "export the file in COCO format"),
     "section-empty": ("a section is empty", "export the file with its images and categories"),
     "entry-not-an-object": ("an entry is no object", "delete the entry"),

@@ -25,7 +25,7 @@ def data(
         Path,
         typer.Argument(
             metavar="DIR_OR_JSON",
-            help="Annotation file, or a folder with train.json, train, val.json and val.",
+            help="Folder of a data set in COCO JSON, YOLO or Pascal VOC, or an annotation file.",
             show_default=False,
         ),
     ],

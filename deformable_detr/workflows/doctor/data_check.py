@@ -9,6 +9,8 @@ from typing import Any
 
 from deformable_detr.arguments import checked, require_integer
 from deformable_detr.coco_json.reading import read_json
+from deformable_detr.dataset_formats.annotated_set import AnnotatedSet
+from deformable_detr.dataset_formats.recognition import recognize_data
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.files import as_path, require_regular_file, write_whole
@@ -89,6 +91,7 @@ class _Set:
     findings: Findings
     record: Any = None
     photos: dict[str, PhotoFile] = field(default_factory=dict)
+    source: AnnotatedSet | None = None  # of a format other than COCO JSON
 
     def inspect(self, *, callback: Callback | None = None) -> None:
         """Add the findings about the content and the images that have not been read yet."""
@@ -119,13 +122,14 @@ def check_data(
     """Find every problem of a data set in one pass, and write a repaired copy if wanted.
 
     Args:
-        path: annotation file in COCO format, or a folder with `train.json`, `train`, `val.json`
-            and `val`.
+        path: a data set of any format that `train` takes: its folder, an annotation file in COCO
+            format, or the YAML file of YOLO.
         images: folder of the images of an annotation file; None takes the folder of the same name
             without `.json`.
         photos: decode every image; False looks at no image file.
         fix: path of a repaired annotation file, or folder if `path` is one; nothing may be there.
-            The folder gets links to the folders of the images.
+            The folder gets links to the folders of the images. Only for an annotation file in COCO
+            format, and for a folder with `train.json`, `train`, `val.json` and `val`.
         callback: called with "progress" and {"done": ..., "total": ...} after each image.
 
     Raises:
@@ -135,6 +139,11 @@ def check_data(
     path = as_path("path", path)
     images = None if images is None else as_path("images", images)
     sets = _sets(path, images, photos=photos)
+    if fix is not None and not _is_repairable(path):
+        raise ValueError(
+            "fix must be None for data other than a COCO file or a folder with train.json and "
+            f"val.json, got {shown(fix)}; `deformable-detr data convert` writes such a folder"
+        )
     fix = None if fix is None else _require_new(as_path("fix", fix), path, images)
     for one in sets:
         _read(one)
@@ -151,18 +160,16 @@ def check_data(
 
 
 def _sets(path: Path, images: Path | None, *, photos: bool) -> list[_Set]:
-    if path.is_dir():
-        files = {split: path / f"{split}.json" for split in SPLITS}
-        if not any(file.exists() for file in files.values()):
-            raise ValueError(
-                f"path must be an annotation file, or a folder with train.json and val.json, got "
-                f"{shown(path)}, which has neither; name the annotation file"
-            )
+    is_other = not path.is_dir() and path.suffix.lower() in (".yaml", ".yml")
+    if path.is_dir() or is_other:
         if images is not None:
             raise ValueError(
-                "images must be None for a folder, whose images are in train and val, got "
+                "images must be None for a folder, which has images of its own, got "
                 f"{shown(images)}; name one annotation file"
             )
+        if is_other or not _is_repairable(path):
+            return _recognized(path, photos=photos)
+        files = {split: path / f"{split}.json" for split in SPLITS}
         return [
             _Set(file, path / split if photos else None, Findings(file))
             for split, file in files.items()
@@ -177,6 +184,29 @@ def _sets(path: Path, images: Path | None, *, photos: bool) -> list[_Set]:
             "DIR, or leave the image files out with --no-photos"
         )
     return [_Set(path, folder, Findings(path))]
+
+
+def _is_repairable(path: Path) -> bool:
+    """Return whether a path is an annotation file, or a folder of our layout."""
+    if path.is_dir():
+        return any((path / f"{split}.json").exists() for split in SPLITS)
+    return path.suffix.lower() not in (".yaml", ".yml")
+
+
+def _recognized(path: Path, *, photos: bool) -> list[_Set]:
+    """Return the sets of a folder of another layout or format."""
+    found = recognize_data(path)
+    sets = [
+        _Set(one.annotations, one.images if photos else None, Findings(one.annotations))
+        for one in found.coco.values()
+    ]
+    for source in found.sets.values():
+        findings = Findings(path, source.places)
+        for fault in source.faults:
+            findings.add(fault.kind, str(fault))
+        folder = source.images if photos else None
+        sets.append(_Set(path, folder, findings, source.record, source=source))
+    return sets
 
 
 def _image_folders(path: Path, images: Path | None) -> list[Path]:
@@ -225,6 +255,8 @@ def _require_writable(folder: Path) -> None:
 
 
 def _read(one: _Set) -> None:
+    if one.source is not None:
+        return
     try:
         require_regular_file(one.file, "annotation file")
         one.record = read_json(one.file, "annotation file")
