@@ -19,7 +19,7 @@ ROWS = (
     {"models"},
     {"layers"},
     {"ops"},
-    {"environment", "ground_truth", "quickstart"},
+    {"environment", "ground_truth", "preset", "quickstart"},
     {
         *("boxes", "coco_json", "config", "distributed", "finite", "labels"),
         *("photos", "structures", "version"),

@@ -1,0 +1,167 @@
+"""The settings that fit a data set, by dotted key, and the reasons for them."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from deformable_detr.preset import constants as c
+from deformable_detr.preset.reasons import describe
+from deformable_detr.preset.schedule import Length, choose_length
+from deformable_detr.preset.statistics import SetStatistics
+from deformable_detr.preset.views import View, choose_view
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that training starts from.
+
+    Attributes:
+        kind: "checkpoint" of a detector, whose model settings are kept; "backbone" weights; or
+            "random".
+        file: path of the weights; "" if random.
+    """
+
+    kind: Literal["checkpoint", "backbone", "random"]
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings, and the reasons for them.
+
+    Attributes:
+        settings: values by dotted key, to be laid over the config `quickstart`, or over that of the
+            checkpoint that training starts from.
+        reasons: at most eight lines of at most 78 characters.
+    """
+
+    settings: Mapping[str, Any]
+    reasons: tuple[str, ...]
+
+
+def choose(
+    train: SetStatistics,
+    val: SetStatistics,
+    *,
+    start: Start,
+    device: c.Device,
+    objects_in_crop: Callable[[float], int],
+) -> Choice:
+    """Choose the settings for a training and a validation set.
+
+    Args:
+        train: statistics of the training set.
+        val: statistics of the validation set.
+        start: weights that training starts from.
+        device: kind of device to train on, which bounds the size of images.
+        objects_in_crop: number of objects of the densest crop of a training image, by its side in
+            pixels.
+    """
+    view = choose_view(train, val, device)
+    length = choose_length(train, val, view, c.BATCH[device])
+    crowd = train.most_objects if view.crop_px is None else objects_in_crop(view.crop_px)
+    crowd = max(crowd, val.most_objects)
+    strides = _strides(view, device)
+    settings = {
+        **({} if start.kind == "checkpoint" else _model(view, strides, crowd, start)),
+        **_images(train, view, device),
+        **_training(length, start),
+        "data.repeats": length.repeats,
+        **c.EXTRA,
+    }
+    reasons = describe(
+        train,
+        val,
+        view,
+        length,
+        settings,
+        crowd=crowd,
+        start=(start.kind, start.file),
+    )
+    return Choice(settings, reasons)
+
+
+def _model(view: View, strides: tuple[int, ...], crowd: int, start: Start) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "model.backbone.out_strides": list(strides),
+        "model.backbone.weights": start.file or "none",
+        "model.neck.num_levels": len(strides),
+        "model.queries.num_queries": _queries(crowd),
+    }
+    if view.object_share:  # initial boxes double from level to level: the median lies between
+        base = view.object_share * 2 ** (-(len(strides) - 1) / 2)
+        settings["model.queries.base_size"] = round(min(max(base, c.LEAST_BASE), c.MOST_BASE), 4)
+    if start.kind == "random":  # statistics and first layers of random weights must be learned
+        settings |= {"model.backbone.norm": "batch_norm", "model.backbone.freeze_up_to_stride": 0}
+    return settings
+
+
+def _strides(view: View, device: c.Device) -> tuple[int, ...]:
+    small, _, large = view.object_px
+    strides: tuple[int, ...] = c.STRIDES
+    if large >= c.COARSE_FROM_PX:
+        strides = (*strides, c.COARSE_STRIDE)
+    if device == "gpu" and 0 < small < c.FINE_BELOW_PX:
+        strides = (c.FINE_STRIDE, *strides)
+    return strides
+
+
+def _queries(crowd: int) -> int:
+    steps = math.ceil(c.QUERY_ROOM * crowd / c.QUERY_STEP)
+    return min(max(steps * c.QUERY_STEP, c.LEAST_QUERIES), c.MOST_QUERIES)
+
+
+def _images(train: SetStatistics, view: View, device: c.Device) -> dict[str, Any]:
+    if view.crop_px is not None:
+        scale = view.crop_px / view.size
+        augmentation: dict[str, Any] = {
+            "kind": "zoom_crop",
+            "size": view.size,
+            "scales": [round(scale * one, 4) for one in c.CROP_SCALES],
+            "around_objects": True,
+            "color_jitter": c.COLOR_JITTER,
+            "soften": c.CROP_SOFTEN,
+        }
+    else:
+        sizes = [round(view.size * one) for one in c.TRAIN_SIZES]
+        augmentation = {
+            "kind": "coco",
+            "sizes": sizes,
+            "max_size": _long_side(sizes[-1], view.aspect),
+            "pre_crop_sizes": [round(view.size * one) for one in c.PRE_CROP_SIZES],
+            "crop_sizes": [round(view.size * one) for one in c.CROP_SIZES],
+        }
+    num_bytes = 3 * train.num_images * train.short_side * train.long_side
+    return {
+        "data.augmentation": augmentation,
+        "data.eval_size": view.eval_size,
+        "data.eval_max_size": _long_side(view.eval_size, view.eval_aspect),
+        "data.cache_images": num_bytes <= c.CACHED_BYTES,
+        "data.num_workers": c.WORKERS[device],
+    }
+
+
+def _long_side(short: int, aspect: float) -> int:
+    steps = math.ceil(c.LONG_SIDE_ROOM * short * aspect / c.SIDE_STEP)
+    return min(steps * c.SIDE_STEP, 16384)
+
+
+def _training(length: Length, start: Start) -> dict[str, Any]:
+    factor = math.sqrt(length.batch / c.RATE_BATCH)
+    if start.kind == "checkpoint":
+        factor *= c.FINETUNE_FACTOR
+    rates = {name: float(f"{factor * rate:.3g}") for name, rate in c.RATES.items()}
+    if start.kind == "random":
+        rates["lr_backbone"] = rates["lr"]
+    warmup = min(max(round(c.WARMUP_SHARE * length.steps), c.LEAST_WARMUP), c.MOST_WARMUP)
+    decay = 1 - 1 / (c.EMA_SHARE * length.steps)
+    return {
+        "train.epochs": length.epochs,
+        "train.max_steps": None,
+        "train.total_batch": length.batch,
+        "train.optimizer": {"kind": "adamw", **rates},
+        "train.schedule": {"kind": "cosine", "warmup_steps": min(warmup, length.steps // 2)},
+        "train.ema_decay": round(min(max(decay, c.LEAST_EMA), c.MOST_EMA), 4),
+        "train.eval_every_epochs": length.eval_every_epochs,
+    }
