@@ -12,9 +12,6 @@ from deformable_detr.cli.outputs import print_metrics, printed_if_unwritten
 
 
 def evaluate(
-    annotations: Annotated[
-        Path, typer.Option(metavar="JSON", help="COCO annotation file to compare with.")
-    ],
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -22,7 +19,15 @@ def evaluate(
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the annotated images.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the annotated images; without it and --annotations, the validation set "
+            "of the run that wrote the checkpoint.",
+        ),
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="COCO annotation file to compare with.")
     ] = None,
     results: Annotated[
         Path | None,
@@ -84,8 +89,8 @@ def evaluate(
 ) -> None:
     """Measure a detector: the twelve COCO metrics, and AP per class.
 
-    Either run a checkpoint on images (--checkpoint and --images), in one process or under torchrun,
-    or score a results file (--results).
+    Either run a checkpoint (--checkpoint) on images, in one process or under torchrun, or score a
+    results file (--results) against --annotations.
     """
     if results is not None:
         if overwrite or any(given is not None for given in (checkpoint, images, out, pictures)):
@@ -93,6 +98,8 @@ def evaluate(
                 "--results must be given with --annotations only, got options of a checkpoint too; "
                 "leave out --checkpoint, --images, --out, --pictures and --overwrite"
             )
+        if annotations is None:
+            raise ValueError("--annotations must be given with --results, got --results only")
         from deformable_detr.workflows.evaluation import score_results
 
         print_metrics(
@@ -101,8 +108,10 @@ def evaluate(
             )
         )
         return
-    if checkpoint is None or images is None:
-        raise ValueError("--checkpoint and --images must both be given, or else --results")
+    if checkpoint is None:
+        raise ValueError("--checkpoint or --results must be given, got neither")
+    if (images is None) != (annotations is None):
+        raise ValueError("--images and --annotations must both be given, or neither")
     with printed_if_unwritten():
         result = deformable_detr.evaluate(
             checkpoint,

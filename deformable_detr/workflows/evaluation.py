@@ -16,7 +16,8 @@ from deformable_detr.builders import (
     clips_in_evaluation,
 )
 from deformable_detr.config import RunConfig
-from deformable_detr.config.loading import Overrides, load_config
+from deformable_detr.config.loading import Overrides, load_config, validate_config
+from deformable_detr.conversion.files import read_weights
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.image_files import ExifRule
 from deformable_detr.detector import Detector
@@ -97,8 +98,8 @@ class UnwrittenError(WriteError):
 def evaluate(
     checkpoint: str | Path | Detector,
     *,
-    images: str | Path,
-    annotations: str | Path,
+    images: str | Path | None = None,
+    annotations: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 2,
     num_workers: int = 2,
@@ -116,7 +117,8 @@ def evaluate(
     Args:
         checkpoint: a file as for `Detector.from_checkpoint`, or a detector.
         images: the folder of the images.
-        annotations: their COCO annotation file, with the detector's categories.
+        annotations: their COCO annotation file, with the detector's categories. Without both, those
+            of the run's validation set, which the checkpoint of a run names.
         device: as for `Detector.from_checkpoint`; a detector stays on its device.
         batch_size: maximum number of images per batch and process. Only images of the same
             processed size form a batch, so that nothing is padded and AP does not depend on it.
@@ -144,6 +146,10 @@ def evaluate(
     require_integer("num_workers", num_workers, at_least=0, at_most=MOST_WORKERS)
     require_integer("num_pictures", num_pictures, at_least=1)
     require_integer("max_detections", max_detections, at_least=1)
+    if images is None or annotations is None:
+        if images is not None or annotations is not None:
+            raise ValueError("images and annotations must both be given, or neither")
+        images, annotations = _validation_set(checkpoint)
     places = EvaluationPlaces.open(out, pictures, overwrite=overwrite)
     places.check((checkpoint, annotations))
     with session(device) as chosen:
@@ -181,6 +187,19 @@ def evaluate(
             if distributed.is_main():
                 _require_written(places.write(evaluator, dataset, count=num_pictures), result)
     return result
+
+
+def _validation_set(checkpoint: str | Path | Detector) -> tuple[Path, Path]:
+    """Return images and annotations of the validation set of the run that wrote a checkpoint."""
+    remedy = "give images and annotations"
+    if isinstance(checkpoint, Detector):
+        raise ValueError(f"images and annotations must be given with a detector; {remedy}")
+    path = as_path("checkpoint", checkpoint)
+    config = validate_config(read_weights(path).config, source=shown(path), ignore_unknown=True)
+    val = config.data.val
+    if val.images is None or val.annotations is None:
+        raise ValueError(f"{shown(path)} must name a validation set, got none; {remedy}")
+    return val.images, val.annotations
 
 
 @checked

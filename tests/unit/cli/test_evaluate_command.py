@@ -258,10 +258,12 @@ def test_results_and_a_checkpoint_exclude_each_other(run: CommandLine) -> None:
     assert message.startswith("--results must be given with --annotations only")
 
 
-def test_a_checkpoint_needs_images(run: CommandLine) -> None:
+def test_a_checkpoint_needs_images_and_annotations_or_neither(run: CommandLine) -> None:
     message = run.fails("evaluate", "--annotations", "a", "--checkpoint", "c")
-
-    assert message == "--checkpoint and --images must both be given, or else --results"
+    assert message == "--images and --annotations must both be given, or neither"
+    assert run.fails("evaluate") == "--checkpoint or --results must be given, got neither"
+    message = run.fails("evaluate", "--results", "r")
+    assert message == "--annotations must be given with --results, got --results only"
 
 
 def test_a_missing_gpu_is_named(run: CommandLine) -> None:
