@@ -15,7 +15,7 @@ from deformable_detr.config.loading import load_config
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SETTING = re.compile(r"`((?:train|data|model|loss)\.[a-z_.]+[a-z])(?:=[^`]*)?`")
-NO_SETTINGS = {"model.safetensors", "train.init_checkpoint", "train.json"}
+NO_SETTINGS = {"data.yaml", "model.safetensors", "train.init_checkpoint", "train.json"}
 
 
 def commands(page: Path) -> list[list[str]]:
