@@ -133,10 +133,18 @@ class CocoDataset(Dataset[Sample]):
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> Sample:
+        return self._sample(index, self._image(index))
+
+    def blank(self, index: int) -> Sample:
+        """Return a sample whose image is black, of the annotated size; no file is read."""
+        height, width = self._images[index].size
+        return self._sample(index, Image.new("L", (width, height)))
+
+    def _sample(self, index: int, image: Image.Image) -> Sample:
         record = self._images[index]
         objects = slice(*self._offsets[index : index + 2].tolist())
         return Sample(
-            image=self._image(index),
+            image=image,
             boxes_xyxy=self._boxes_xyxy[objects].clone(),
             labels=self._labels[objects].clone(),
             area=self._area[objects].clone(),

@@ -1,6 +1,5 @@
 """Statistics of a data set: sizes of images and objects, and numbers of them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,11 +115,3 @@ def densest_crop(
         inside = (np.abs(others - centers[index]) <= side / 2).all(1)
         most = max(most, int(inside.sum()))
     return most
-
-
-def median_factor(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Return the ratio of two medians, of the second to the first; None if one has no values."""
-    if not len(first) or not len(second):
-        return None
-    below, above = float(np.median(first)), float(np.median(second))
-    return above / below if below > 0 and above > 0 else None

@@ -37,6 +37,7 @@ from deformable_detr.evaluation.coco_eval import STATISTICS
 from deformable_detr.files import as_path, write_whole
 from deformable_detr.files.output_folder import require_folder_place
 from deformable_detr.messages import shown
+from deformable_detr.workflows.before_training.warnings import warn_before_training
 from deformable_detr.workflows.finetuning import FinetuneSource
 from deformable_detr.workflows.own_data import own_data
 from deformable_detr.workflows.places import (
@@ -206,6 +207,8 @@ def _train(
         for line in decisions:
             logger.info("%-14s %s", "data", line)
         _log_header(config, data, state, report, folder=files.path)
+        if distributed.is_main():
+            warn_before_training(config, data)
         environment = describe_environment(config, device)
         exif = {"train": data.train.exif, "val": data.val.exif}
         files.record("start", {"step": state.step, "environment": environment, "exif": exif})

@@ -65,7 +65,8 @@ class TrainingData:
         """
         train = build_dataset(config, "train")
         val = build_dataset(config, "val", label_space=train.label_space, exif_otherwise=train.exif)
-        _check_objects(train, num_queries=config.model.queries.num_queries)
+        is_whole = config.data.augmentation.kind != "zoom_crop"  # a crop shows few of the objects
+        _check_objects(train, num_queries=config.model.queries.num_queries, is_whole=is_whole)
         samples = TransformedDataset(
             train,
             build_train_transform(config.data.augmentation),
@@ -82,8 +83,8 @@ class TrainingData:
         return cls(train, val, samples, sampler)
 
 
-def _check_objects(train: CocoDataset, *, num_queries: int) -> None:
-    """Require an object to learn; warn of images with more objects than queries can find."""
+def _check_objects(train: CocoDataset, *, num_queries: int, is_whole: bool) -> None:
+    """Require an object to learn; warn of whole images with more objects than queries can find."""
     most = int(train.num_objects.max())
     if most == 0:
         left_out = ", ".join(f"{count} {reason}" for reason, count in train.num_dropped.items())
@@ -92,7 +93,7 @@ def _check_objects(train: CocoDataset, *, num_queries: int) -> None:
             f"{shown(train.annotations.file)}; annotations left out: {left_out}"
         )
     crowded = int((train.num_objects > num_queries).sum())
-    if crowded and distributed.is_main():
+    if crowded and is_whole and distributed.is_main():
         logger.warning(
             "%d of %d training images have more objects, up to %d, than the model has queries, %d: "
             "a step that shows them all does not learn the rest; raise model.queries.num_queries",

@@ -65,9 +65,10 @@ def test_images_with_more_objects_than_queries_are_one_warning(
             {**one, "id": number, "bbox": [number, 0, 9, 9], "image_id": 1} for number in range(7)
         ]
 
-    for num_queries in (7, 6):  # at 7, nothing is said
+    crops = "data.augmentation={kind: zoom_crop, size: 48}"  # these do not show all objects
+    for settings in (["7"], ["6", crops], ["6"]):
         assert caplog.messages == []
-        open_data(tmp_path, crowded, f"model.queries.num_queries={num_queries}")
+        open_data(tmp_path, crowded, f"model.queries.num_queries={settings[0]}", *settings[1:])
     assert caplog.messages == [
         "1 of 2 training images have more objects, up to 7, than the model has queries, 6: "
         "a step that shows them all does not learn the rest; raise model.queries.num_queries"

@@ -1,0 +1,1 @@
+"""Steps of `train` before the first training step: warnings, and settings that are measured."""
