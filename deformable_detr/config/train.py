@@ -215,8 +215,9 @@ class TrainConfig(FrozenModel):
     """Seconds to wait for a batch of a data-loader worker, or for another process, before the run
     ends with an error."""
 
-    tensorboard: bool = False
-    """Also write the records of `metrics.jsonl` as TensorBoard events."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Also send the records of `metrics.jsonl` to TensorBoard, W&B or MLflow, each in a process of
+    its own. One that fails or hangs never stops the run."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
