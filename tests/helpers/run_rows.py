@@ -245,7 +245,7 @@ def train_rows() -> dict[str, Row]:
             lambda c: same(started(c).loop.timeout_s, *(one.timeout for one in loaders(c))),
             given=("data.num_workers=1",),
         ),
-        "train.trackers": Row(("mlflow", "wandb"), lambda c: started(c).trackers[1:]),
+        "train.trackers": Row(("mlflow", "wandb"), lambda c: tuple(started(c).trackers[1:])),
     }
 
 
