@@ -133,6 +133,16 @@ class CosineScheduleConfig(FrozenModel):
 ScheduleConfig = Annotated[StepScheduleConfig | CosineScheduleConfig, Field(discriminator="kind")]
 
 
+class EarlyStoppingConfig(FrozenModel):
+    """End of training when AP on the validation set no longer rises."""
+
+    patience: Positive = 10
+    """Evaluations in a row without a rise of AP, after which training ends."""
+
+    min_delta: float = Field(0.0, ge=0, lt=1)
+    """What AP must rise by, above the last AP that counted as a rise."""
+
+
 class TrainConfig(FrozenModel):
     """Training loop.
 
@@ -203,6 +213,10 @@ class TrainConfig(FrozenModel):
 
     eval_every_epochs: Positive = 1
     """Number of epochs between evaluations; there is also one at the end of training."""
+
+    early_stopping: EarlyStoppingConfig | None = None
+    """End training when AP no longer rises; null trains to the end. The schedule stays that of the
+    whole length, so that the last learning rates of a cosine are not reached."""
 
     eval_batch: int = Field(2, gt=0, le=MOST_BATCH)
     """Maximum number of images per forward pass of one process in evaluation. They have the same

@@ -239,6 +239,14 @@ def train_rows() -> dict[str, Row]:
         "train.log_every": Row(3, loop("log_every_steps")),
         "train.checkpoint_every": Row(3, loop("checkpoint_every_steps")),
         "train.eval_every_epochs": Row(3, lambda c: started(c).loop.validation.every_epochs),
+        **{
+            f"train.early_stopping.{name}": Row(
+                value,
+                lambda c, name=name: getattr(started(c).loop.early_stopping, name),
+                given=("train.early_stopping={}",),
+            )
+            for name, value in {"patience": 3, "min_delta": 0.25}.items()
+        },
         "train.validation_loss": Row(True, lambda c: started(c).loop.validation.with_loss),
         "train.timeout_s": Row(
             7.0,

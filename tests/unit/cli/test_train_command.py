@@ -79,6 +79,20 @@ def test_a_run_is_trained_protected_against_a_restart_and_resumed(
     assert "mlflow is disabled after an error (it did not end in time" in caplog.text
 
 
+def test_a_run_whose_ap_does_not_rise_is_finished_early(
+    tmp_path: Path, data: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    settings = [*data, "train.epochs=5", "train.early_stopping={patience: 1, min_delta: 0.9}"]
+    assert run(folder, *settings).exception is None
+    state = json.loads((folder / "state.json").read_text())
+    assert (state["state"], state["step"]) == ("finished", 4)  # two epochs of two steps
+    assert "stopped early at step 4: AP has not risen" in (folder / "report.html").read_text()
+    with caplog.at_level(logging.INFO):
+        assert run(folder, "--resume", *settings).exception is None
+    assert "nothing is left to train: the run has stopped early at step 4" in caplog.text
+
+
 def test_resume_auto_starts_a_run_and_continues_it(
     tmp_path: Path, data: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
