@@ -92,7 +92,7 @@ def print_traceback(
 
 
 def print_thread_error(ended: threading.ExceptHookArgs) -> None:
-    """Print the error that has ended a thread to stderr, as TensorBoard's on a full disk.
+    """Print the error that has ended a thread to stderr, as one that writes to a full disk.
 
     One of the system is a line, another one, a bug, has its traceback. The process goes on.
     """

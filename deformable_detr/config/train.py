@@ -133,6 +133,16 @@ class CosineScheduleConfig(FrozenModel):
 ScheduleConfig = Annotated[StepScheduleConfig | CosineScheduleConfig, Field(discriminator="kind")]
 
 
+class EarlyStoppingConfig(FrozenModel):
+    """End of training when AP on the validation set no longer rises."""
+
+    patience: Positive = 10
+    """Evaluations in a row without a rise of AP, after which training ends."""
+
+    min_delta: float = Field(0.0, ge=0, lt=1)
+    """What AP must rise by, above the last AP that counted as a rise."""
+
+
 class TrainConfig(FrozenModel):
     """Training loop.
 
@@ -204,6 +214,10 @@ class TrainConfig(FrozenModel):
     eval_every_epochs: Positive = 1
     """Number of epochs between evaluations; there is also one at the end of training."""
 
+    early_stopping: EarlyStoppingConfig | None = None
+    """End training when AP no longer rises; null trains to the end. The schedule stays that of the
+    whole length, so that the last learning rates of a cosine are not reached."""
+
     eval_batch: int = Field(2, gt=0, le=MOST_BATCH)
     """Maximum number of images per forward pass of one process in evaluation. They have the same
     processed size, so that nothing is padded; results do not depend on it."""
@@ -215,8 +229,9 @@ class TrainConfig(FrozenModel):
     """Seconds to wait for a batch of a data-loader worker, or for another process, before the run
     ends with an error."""
 
-    tensorboard: bool = False
-    """Also write the records of `metrics.jsonl` as TensorBoard events."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Also send the records of `metrics.jsonl` to TensorBoard, W&B or MLflow, each in a process of
+    its own. One that fails or hangs never stops the run."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

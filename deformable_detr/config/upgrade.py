@@ -26,11 +26,11 @@ class Renamed:
 
     old: str
     new: str
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str | bool, Any] = field(default_factory=dict)
 
     def new_value(self, old: Any) -> Any:
         """Translate a value."""
-        return self.values.get(old, old) if isinstance(old, str) else old
+        return self.values.get(old, old) if isinstance(old, str | bool) else old
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,10 @@ class Added:
     kind: str | None = None
 
 
-RENAMED = (Renamed("compat", "match_official", {"none": False, "official": True}),)
+RENAMED = (
+    Renamed("compat", "match_official", {"none": False, "official": True}),
+    Renamed("train.tensorboard", "train.trackers", {False: [], True: ["tensorboard"]}),
+)
 ADDED: tuple[Added, ...] = (
     Added("data.clip_boxes", False),
     Added("model.backbone.padding", "required", kind="timm"),

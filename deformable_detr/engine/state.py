@@ -42,6 +42,8 @@ class TrainState:
         best_ap: highest AP so far, or None before the first evaluation.
         origin: description of the initial weights; "" for those of the config.
         evaluated: step of the newest evaluation, or None before the first.
+        reference_ap: for early stopping, the last AP that counted as a rise, or None before.
+        evaluations_without_rise: for early stopping, the number of evaluations since then.
         scaler: gradient scaler for float16; disabled for other precisions.
         replica: the detector as the loop calls it, with gradients averaged over processes.
     """
@@ -58,6 +60,8 @@ class TrainState:
     best_ap: float | None = None
     origin: str = ""
     evaluated: int | None = None
+    reference_ap: float | None = None
+    evaluations_without_rise: int = 0
     scaler: GradScaler = field(init=False, repr=False)
     replica: nn.Module = field(init=False, repr=False)
 
@@ -85,6 +89,8 @@ class TrainState:
             versions=current_versions(),
             origin=self.origin,
             evaluated=self.evaluated,
+            reference_ap=self.reference_ap,
+            evaluations_without_rise=self.evaluations_without_rise,
         )
 
     def restore(self, checkpoint: Checkpoint, what: str) -> None:
@@ -116,3 +122,5 @@ class TrainState:
         self.best_ap = checkpoint.best_ap
         self.origin = checkpoint.origin
         self.evaluated = checkpoint.evaluated
+        self.reference_ap = checkpoint.reference_ap
+        self.evaluations_without_rise = checkpoint.evaluations_without_rise

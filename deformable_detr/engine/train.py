@@ -22,6 +22,7 @@ from deformable_detr.engine.metrics import RunningMean, detection_metrics
 from deformable_detr.engine.optimizer import scale_learning_rates
 from deformable_detr.engine.precision import autocast, lower_loss_scale
 from deformable_detr.engine.run.curves import draw_curves
+from deformable_detr.engine.run.early_stopping import EarlyStopping
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.progress import TrainingProgress
 from deformable_detr.engine.run.stopping import PreemptedError, StopRequest
@@ -65,6 +66,7 @@ class TrainLoop:
         checkpoint_every_steps: steps between two checkpoints within an epoch.
         timeout_s: seconds without progress after which a run of several processes ends and names
             the rank that stalls.
+        early_stopping: rule of an end before the last step, or None.
         stop: request for an end before the last step; by default there is none.
     """
 
@@ -80,6 +82,7 @@ class TrainLoop:
     log_every_steps: int
     checkpoint_every_steps: int
     timeout_s: float = distributed.TIMEOUT_S
+    early_stopping: EarlyStopping | None = None
     stop: StopRequest = field(default_factory=StopRequest)
 
     @property
@@ -91,6 +94,12 @@ class TrainLoop:
     def is_evaluation_due(self, state: TrainState) -> bool:
         """Return whether to evaluate before the next step."""
         return self.validation.is_due(state, self.sampler.steps_per_epoch, self.end)
+
+    def early_end(self, state: TrainState) -> str:
+        """Return why the run ends before the last step; "" if it goes on."""
+        if self.early_stopping is None or state.step >= self.end:
+            return ""
+        return self.early_stopping.reason(state)
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,9 @@ def fit(state: TrainState, loop: TrainLoop) -> None:
     """
     if state.step >= loop.end and not loop.is_evaluation_due(state):
         logger.info("nothing is left to train: step %d of %d", state.step, loop.end)
+        return
+    if reason := loop.early_end(state):
+        logger.info("nothing is left to train: the run has %s", reason)
         return
     with (
         Watchdog(loop.timeout_s) as watchdog,
@@ -147,7 +159,13 @@ def _take_epochs(state: TrainState, loop: _Run) -> None:
     while True:
         if loop.is_evaluation_due(state):
             loop.progress.say(_validate(state, loop))
+            reason = loop.early_end(state)
+            if reason:
+                loop.progress.say(reason)
+                loop.folder.record("early_stop", {"step": state.step, "reason": reason})
             _save(state, loop)
+            if reason:
+                return
         if state.step >= loop.end:
             return
         state.epoch, done = divmod(state.step, steps_per_epoch)
@@ -308,6 +326,8 @@ def _validate(state: TrainState, loop: _Run) -> str:
     loop.folder.record("evaluation", record)
     warn_of_zero_ap(loop.folder, loop.validation.annotations, detections)
     state.evaluated = state.step
+    if loop.early_stopping is not None:
+        loop.early_stopping.note(state, record["AP"])
     if state.best_ap is None or record["AP"] > state.best_ap:
         state.best_ap = record["AP"]
         loop.folder.keep_detections(detections, state.step)

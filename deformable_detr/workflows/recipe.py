@@ -44,7 +44,7 @@ FREE_SETTINGS = frozenset(
         "train.sample_order",
         "train.seed",
         "train.timeout_s",
-        "train.tensorboard",
+        "train.trackers",
         "train.validation_loss",
     }
 )

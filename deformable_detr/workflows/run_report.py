@@ -165,7 +165,7 @@ def write_run_report(
             recipe=recipe,
             deviations=deviations,
             config=to_yaml(config),
-            checkpoint=_identity(files.best_or_last, checkpoint),
+            checkpoint=_identity(files.best_or_last, checkpoint) | _early_end(records),
             environment=_environment(records, checkpoint),
         ),
         None if table is None else Findings.of(table, dataset.annotations),
@@ -194,6 +194,14 @@ def _identity(path: Path, checkpoint: Checkpoint) -> dict[str, str]:
         "size": f"{path.stat().st_size:,} bytes",
         "SHA-256 of its content": content_hash(path),
     }
+
+
+def _early_end(records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return why the run has ended early, if it has and was not continued since."""
+    last = max((one["step"] for one in records), default=0)
+    reasons = [one["reason"] for one in records if one["kind"] == "early_stop"]
+    steps = [one["step"] for one in records if one["kind"] == "early_stop"]
+    return {"end of the run": shown(reasons[-1])} if steps and steps[-1] == last else {}
 
 
 def _environment(records: Sequence[dict[str, Any]], checkpoint: Checkpoint) -> dict[str, str]:

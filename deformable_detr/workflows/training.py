@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from deformable_detr import distributed
 from deformable_detr.arguments import checked
 from deformable_detr.config import RunConfig
-from deformable_detr.config.flatten import config_changes
+from deformable_detr.config.flatten import config_changes, flatten
 from deformable_detr.config.loading import Overrides, load_config, load_run_config, to_yaml
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.detector import Detector
@@ -30,7 +31,7 @@ from deformable_detr.engine.run.header import (
 from deformable_detr.engine.run.resume import checkpoint_to_resume
 from deformable_detr.engine.run.session import locked, recorded_state
 from deformable_detr.engine.run.stopping import StopRequest
-from deformable_detr.engine.run.tracking import Callback, TensorBoard, require_tensorboard
+from deformable_detr.engine.run.tracking import Callback, TrackerProcess
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.train import fit, total_steps
 from deformable_detr.evaluation.coco_eval import STATISTICS
@@ -185,8 +186,6 @@ def _train(
     require_folder_place("run_dir", files.path)
     if overwrite:
         require_kept_inputs(files, inputs)
-    if config.train.tensorboard:
-        require_tensorboard()
     if callback is not None:
         files.tracking.callbacks.append(callback)
     data = TrainingData.open(config)
@@ -232,10 +231,16 @@ def _open_folder(
     if distributed.is_main():
         with write_whole(files.config) as temporary:
             temporary.write_text(to_yaml(config), encoding="utf-8")
-        if config.train.tensorboard:
-            files.tracking.open(
-                "TensorBoard", lambda: TensorBoard(files.tensorboard, first_step=state.step + 1)
+        for name in dict.fromkeys(config.train.trackers):
+            make = partial(
+                TrackerProcess,
+                name,
+                files.path,
+                run_file=files.tracker_run(name),
+                first_step=state.step + 1,
+                config=dict(flatten(state.config)),
             )
+            files.tracking.open(name, make)
 
 
 def _result(files: RunFolder) -> TrainingResult:

@@ -28,6 +28,7 @@ from deformable_detr.engine.checkpoints.transfer import TransferReport
 from deformable_detr.engine.ema import ExponentialMovingAverage
 from deformable_detr.engine.evaluate import Validation
 from deformable_detr.engine.memory import warm_up
+from deformable_detr.engine.run.early_stopping import EarlyStopping
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.stopping import StopRequest
 from deformable_detr.engine.state import TrainState
@@ -182,6 +183,9 @@ def build_loop(
         log_every_steps=train.log_every,
         checkpoint_every_steps=train.checkpoint_every,
         timeout_s=train.timeout_s,
+        early_stopping=None
+        if train.early_stopping is None
+        else EarlyStopping(train.early_stopping.patience, train.early_stopping.min_delta),
         stop=stop,
     )
 

@@ -64,8 +64,7 @@ def started(config: RunConfig) -> SimpleNamespace:
     unused = {
         "report_after_training": Mock(),
         "nearest_recipe": Mock(return_value=("", [])),
-        "require_tensorboard": Mock(),
-        "TensorBoard": Mock(),
+        "TrackerProcess": Mock(),
     }
     with (
         tempfile.TemporaryDirectory() as folder,

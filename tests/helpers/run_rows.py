@@ -243,13 +243,21 @@ def train_rows() -> dict[str, Row]:
         "train.log_every": Row(3, loop("log_every_steps")),
         "train.checkpoint_every": Row(3, loop("checkpoint_every_steps")),
         "train.eval_every_epochs": Row(3, lambda c: started(c).loop.validation.every_epochs),
+        **{
+            f"train.early_stopping.{name}": Row(
+                value,
+                lambda c, name=name: getattr(started(c).loop.early_stopping, name),
+                given=("train.early_stopping={}",),
+            )
+            for name, value in {"patience": 3, "min_delta": 0.25}.items()
+        },
         "train.validation_loss": Row(True, lambda c: started(c).loop.validation.with_loss),
         "train.timeout_s": Row(
             7.0,
             lambda c: same(started(c).loop.timeout_s, *(one.timeout for one in loaders(c))),
             given=("data.num_workers=1",),
         ),
-        "train.tensorboard": Row(True, lambda c: "TensorBoard" in started(c).trackers),
+        "train.trackers": Row(("mlflow", "wandb"), lambda c: tuple(started(c).trackers[1:])),
     }
 
 

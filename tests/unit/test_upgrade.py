@@ -46,6 +46,11 @@ def test_compat_is_renamed_to_match_official(old: str, new: object) -> None:
     assert upgrade({"compat": old}) == {"match_official": new}
 
 
+@pytest.mark.parametrize(("old", "new"), [(False, []), (True, ["tensorboard"])])
+def test_tensorboard_is_one_of_the_trackers(old: bool, new: list[str]) -> None:
+    assert upgrade({"train": {"tensorboard": old}}) == {"train": {"trackers": new}}
+
+
 def test_settings_that_a_whole_config_lacks_get_their_former_meaning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

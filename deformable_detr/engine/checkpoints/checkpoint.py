@@ -45,6 +45,8 @@ class Checkpoint:
         evaluated: step of the newest evaluation, or None before the first.
         rules: number of the rules by which order, augmentation, dropout and losses follow from
             config and step; a run that is resumed continues by the current ones.
+        reference_ap: for early stopping, the last AP that counted as a rise, or None before.
+        evaluations_without_rise: for early stopping, the number of evaluations since then.
     """
 
     model: dict[str, Tensor]
@@ -60,6 +62,8 @@ class Checkpoint:
     scaler: dict[str, Any] = field(default_factory=dict)
     evaluated: int | None = None
     rules: int = RULES
+    reference_ap: float | None = None
+    evaluations_without_rise: int = 0
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None = None) -> None:
@@ -110,7 +114,8 @@ def checkpoint_of(content: Any, path: Path) -> Checkpoint:
             f"got {in_brief(content.get('format_version'))}; install a matching deformable-detr"
         )
     # Files of earlier releases do not have these fields.
-    content = {"origin": "", "scaler": {}, "evaluated": None, "rules": 1, **content}
+    former: dict[str, Any] = {"origin": "", "scaler": {}, "evaluated": None, "rules": 1}
+    content = {**former, "reference_ap": None, "evaluations_without_rise": 0, **content}
     names = [field.name for field in fields(Checkpoint)]
     absent = [name for name in names if name not in content]
     if absent:
@@ -145,6 +150,8 @@ def _check_types(path: Path, values: Mapping[str, Any]) -> None:
         "scaler": dict,
         "evaluated": int | None,
         "rules": int,
+        "reference_ap": float | None,
+        "evaluations_without_rise": int,
     }
     for name, kind in expected.items():
         value = values[name]
@@ -153,7 +160,7 @@ def _check_types(path: Path, values: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{name} of checkpoint {shown(path)} must be {wanted}, got {type(value).__name__}"
             )
-    for name in ("epoch", "step", "evaluated", "rules"):
+    for name in ("epoch", "step", "evaluated", "rules", "evaluations_without_rise"):
         if values[name] is not None:
             require_integer(f"{name} of checkpoint {shown(path)}", values[name], at_least=0)
     for category in values["label_space"]:

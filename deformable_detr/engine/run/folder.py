@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from deformable_detr import distributed
 from deformable_detr.engine.metrics import append_record, forget_records_after
+from deformable_detr.engine.run.tracker_process import TRACKERS
 from deformable_detr.engine.run.tracking import Tracking
 from deformable_detr.evaluation.detection_table import DetectionTable
 from deformable_detr.evaluation.partial_results import partial_results_files
@@ -77,6 +78,10 @@ class RunFolder:
         """Path of the folder of TensorBoard's event files, if the run writes them."""
         return self.path / "tensorboard"
 
+    def tracker_run(self, name: str) -> Path:
+        """Return the path of the file with a tracker's id of the run, by which it is continued."""
+        return self.path / f"{name}_run.txt"
+
     @property
     def config(self) -> Path:
         """Path of the resolved configuration."""
@@ -135,7 +140,8 @@ class RunFolder:
         pages = (self.detections, self.report, *((self.results,) if has_results else ()))
         failures = self.path.glob(f"{_FAILURE}*.pth")
         events = self.tensorboard.glob("events.out.tfevents.*")
-        files = (*checkpoints, *records, *pages, *failures, *events)
+        trackers = (self.tracker_run(name) for name in TRACKERS)
+        files = (*checkpoints, *records, *pages, *failures, *events, *trackers)
         return [file for file in files if os.path.lexists(file)]
 
     def check(self, *, resume: Resume = False, overwrite: bool = False) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from helpers.coco_files import write_coco_set
 from helpers.small_run import SMALL_RUN, data_settings
+from helpers.tracker_packages import StandIns
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner, Result
 
@@ -12,6 +13,7 @@ from deformable_detr.cli.main import app
 from deformable_detr.config.loading import load_config
 from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
 from deformable_detr.engine.metrics import read_records
+from deformable_detr.engine.run import tracking
 
 
 @pytest.fixture
@@ -26,10 +28,18 @@ def run(folder: Path, *arguments: str) -> Result:
 
 
 def test_a_run_is_trained_protected_against_a_restart_and_resumed(
-    tmp_path: Path, data: list[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    data: list[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    packages = StandIns(tmp_path / "packages")
+    monkeypatch.syspath_prepend(packages.folder)
+    monkeypatch.setenv("NOTES", str(packages.notes))
+    monkeypatch.setenv("FAULT", "end_run hang")  # of MLflow; the run ends as if it did not
+    monkeypatch.setattr(tracking, "CLOSE_S", 3.0)
     folder = tmp_path / "run"
-    settings = [*data, "train.epochs=2", "train.tensorboard=true"]
+    settings = [*data, "train.epochs=2", "train.trackers=[tensorboard,wandb,mlflow]"]
     with caplog.at_level(logging.INFO):
         result = run(folder, *settings, "train.max_steps=1")
     assert result.exception is None
@@ -60,6 +70,27 @@ def test_a_run_is_trained_protected_against_a_restart_and_resumed(
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/total")] == [1, 2, 3]
+    calls = packages.calls()
+    logged = [values["step"] for name, values in calls if name == "log" and "train/total" in values]
+    assert logged == [1, 2, 3]
+    first, second = (values["id"] for name, values in calls if name == "init")
+    assert first == second
+    assert ["start_run", {"run_id": "given-id"}] in calls
+    assert "mlflow is disabled after an error (it did not end in time" in caplog.text
+
+
+def test_a_run_whose_ap_does_not_rise_is_finished_early(
+    tmp_path: Path, data: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    settings = [*data, "train.epochs=5", "train.early_stopping={patience: 1, min_delta: 0.9}"]
+    assert run(folder, *settings).exception is None
+    state = json.loads((folder / "state.json").read_text())
+    assert (state["state"], state["step"]) == ("finished", 4)  # two epochs of two steps
+    assert "stopped early at step 4: AP has not risen" in (folder / "report.html").read_text()
+    with caplog.at_level(logging.INFO):
+        assert run(folder, "--resume", *settings).exception is None
+    assert "nothing is left to train: the run has stopped early at step 4" in caplog.text
 
 
 def test_resume_auto_starts_a_run_and_continues_it(

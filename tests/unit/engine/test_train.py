@@ -26,6 +26,7 @@ from deformable_detr.engine.checkpoints.writer import CheckpointWriter
 from deformable_detr.engine.evaluate import Validation
 from deformable_detr.engine.failures.bundle import FailureBundle
 from deformable_detr.engine.metrics import read_records
+from deformable_detr.engine.run.early_stopping import EarlyStopping
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.stopping import PreemptedError, StopRequest
 from deformable_detr.engine.state import TrainState
@@ -47,12 +48,13 @@ class _SignalAt:
     """Loader of tiny batches that sends SIGTERM while the batches of step `step` are read."""
 
     def __init__(self, step: int) -> None:
-        self._step = step
+        self._step, self._read = step, 0
         self.sampler = tiny_sampler()
 
     def __iter__(self) -> Iterator[Batch]:
-        for number, batch in enumerate(TinyLoader(self.sampler), start=1):
-            if number == self._step:
+        for batch in TinyLoader(self.sampler):
+            self._read += 1
+            if self._read == self._step:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
@@ -122,6 +124,49 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     for number, moments in expected.optimizer["state"].items():
         for name, value in moments.items():
             assert resumed.optimizer["state"][number][name].equal(value)
+
+
+def test_a_run_stops_early_at_the_same_step_if_it_is_resumed(
+    tmp_path: Path, validation: Validation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Validation.measure
+    rising = {4: 0.1, 8: 0.3, 12: 0.3, 16: 0.305, 20: 0.5, 24: 0.1}  # by step; 4 are an epoch
+
+    def measure(self: Validation, state: TrainState, *parts: Any) -> Any:
+        record, detections = measured(self, state, *parts)
+        return {**record, "AP": rising[state.step]}, detections
+
+    monkeypatch.setattr(Validation, "measure", measure)
+    validation = replace(validation, every_epochs=1)
+    rule = EarlyStopping(patience=2, min_delta=0.01)
+    for name, stops in (("whole", ()), ("parts", (6, 5, 2))):  # at steps 6, 11 and 13
+        folder = RunFolder(tmp_path / name)
+        folder.claim()
+        for stop in (*stops, None):
+            state = tiny_state(dropout=0.2)
+            if folder.last.exists():
+                state.restore(load_checkpoint(folder.last), "last.pth")
+            options: dict[str, Any] = {"early_stopping": rule}
+            if stop is None:
+                run(state, folder.path, validation, 24, **options)
+                continue
+            loader = _SignalAt(stop)
+            options |= {"loader": loader, "sampler": loader.sampler}
+            with StopRequest() as request, pytest.raises(PreemptedError):
+                run(state, folder.path, validation, 24, stop=request, **options)
+    whole, parts = (load_checkpoint(tmp_path / name / "last.pth") for name in ("whole", "parts"))
+    assert whole.step == parts.step == 16
+    assert (whole.reference_ap, whole.evaluations_without_rise) == (0.3, 2)
+    assert (parts.reference_ap, parts.evaluations_without_rise) == (0.3, 2)
+    assert all(parts.model[name].equal(value) for name, value in whole.model.items())
+    assert load_checkpoint(folder.best).best_ap == 0.305
+    [stopped] = [one for one in read_records(folder.metrics) if one["kind"] == "early_stop"]
+    assert "AP has not risen by more than 0.01 above 0.3000 in 2 evaluations" in stopped["reason"]
+
+    run(state, folder.path, validation, 24, early_stopping=rule)
+    assert state.step == 16
+    run(state, folder.path, validation, 24, early_stopping=replace(rule, patience=3))
+    assert (state.step, state.reference_ap, state.evaluations_without_rise) == (24, 0.5, 1)
 
 
 def test_a_missed_evaluation_is_made_up_for_on_resume(

@@ -21,6 +21,7 @@ OFFICIAL = {
     "train.micro_batch": 2,  # batch_size
     "train.epochs": 50,  # epochs
     "train.max_steps": None,  # no such option: epochs are whole
+    "train.early_stopping": None,  # no such option
     "train.schedule.kind": "step",  # StepLR
     "train.schedule.drop_epochs": 40,  # lr_drop
     "train.schedule.warmup_steps": 0,  # no warm-up
@@ -313,6 +314,7 @@ def test_every_setting_of_the_recipe_is_changed_in_this_test():
         "model.decoder.share_heads",
         "model.denoising",
         "model.mimicking",  # a section of several settings; see below
+        "train.early_stopping",  # as is this
     }
     assert CHANGED.keys() == OFFICIAL.keys() - kinds - of_the_variant - FREE_SETTINGS
 
