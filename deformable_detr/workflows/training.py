@@ -1,8 +1,9 @@
 """Training: from a config and data to a run folder; runs in every process."""
 
 import logging
+import shlex
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,23 +18,15 @@ from deformable_detr.config.loading import Overrides, load_config, load_run_conf
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.detector import Detector
 from deformable_detr.engine.checkpoints.checkpoint import CHANGED_RULES, RULES, Checkpoint
-from deformable_detr.engine.checkpoints.transfer import TransferReport
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.precision import deterministic_algorithms
 from deformable_detr.engine.run.folder import Resume, RunFolder
-from deformable_detr.engine.run.header import (
-    describe_batch,
-    describe_dataset,
-    describe_device,
-    describe_learning_rates,
-    describe_parameters,
-)
 from deformable_detr.engine.run.resume import checkpoint_to_resume
 from deformable_detr.engine.run.session import locked, recorded_state
 from deformable_detr.engine.run.stopping import StopRequest
 from deformable_detr.engine.run.tracking import Callback, TrackerProcess
 from deformable_detr.engine.state import TrainState
-from deformable_detr.engine.train import fit, total_steps
+from deformable_detr.engine.train import fit
 from deformable_detr.evaluation.coco_eval import STATISTICS
 from deformable_detr.files import as_path, write_whole
 from deformable_detr.files.output_folder import require_folder_place
@@ -47,7 +40,7 @@ from deformable_detr.workflows.places import (
     require_kept_inputs,
     run_folder,
 )
-from deformable_detr.workflows.recipe import nearest_recipe
+from deformable_detr.workflows.run_header import header_lines
 from deformable_detr.workflows.run_report import (
     describe_environment,
     recorded_exif,
@@ -203,9 +196,10 @@ def _train(
         if found is not None:
             _restore(state, *found, data)
         _open_folder(config, files, state, resume=resume, overwrite=overwrite)
-        for line in decisions:
-            logger.info("%-14s %s", "data", line)
-        _log_header(config, data, state, report, folder=files.path)
+        for line in header_lines(
+            config, data, state, report, folder=files.path, decisions=decisions
+        ):
+            logger.info("%s", line)
         if distributed.is_main():
             warn_before_training(config, data)
         environment = describe_environment(config, device)
@@ -219,7 +213,19 @@ def _train(
         ):
             fit(state, build_loop(config, data, state, files, stop))
         report_after_training(config, files, data.val)
-    logger.info("finished; the run is in %s", shown(files.path))
+    _log_end(files)
+
+
+def _log_end(files: RunFolder) -> None:
+    """Log where the results are, and what to do next."""
+    if not distributed.is_main():
+        return
+    logger.info("finished; see %s", shown(files.report))
+    with suppress(FileNotFoundError):  # no step was saved
+        checkpoint = shlex.quote(shown(files.best_or_last))
+        logger.info(
+            "next: deformable-detr predict --checkpoint %s --out PICTURES IMAGES", checkpoint
+        )
 
 
 def _open_folder(
@@ -299,44 +305,3 @@ def warn_of_other_pixels(checkpoint: Checkpoint, dataset: CocoDataset) -> None:
             dataset.exif,
             before,
         )
-
-
-def _log_header(
-    config: RunConfig,
-    data: TrainingData,
-    state: TrainState,
-    report: TransferReport | None,
-    *,
-    folder: Path,
-) -> None:
-    """Log the size of the run, and its deviations from the nearest recipe."""
-    end = total_steps(
-        data.sampler.steps_per_epoch,
-        epochs=config.train.epochs,
-        max_steps=config.train.max_steps,
-    )
-    recipe, deviations = nearest_recipe(config)
-    lines = {
-        "run folder": shown(folder),
-        "device": describe_device(state.device, config.model.attention.backend),
-        "parameters": describe_parameters(state.model),
-        "training": describe_dataset(len(data.train), data.train.num_dropped),
-        "validation": describe_dataset(len(data.val), data.val.num_dropped),
-        "EXIF": f"training images {data.train.exif}, validation images {data.val.exif}",
-        "classes": data.train.label_space.describe(),
-        "total batch": describe_batch(
-            total_batch=config.train.total_batch,
-            micro_batch=config.train.micro_batch,
-            world_size=distributed.world_size(),
-        ),
-        "length": f"{end} steps, {data.sampler.steps_per_epoch} per epoch",
-        "learning rates": describe_learning_rates(state.optimizer),
-        "match_official": str(config.match_official).lower(),
-        "recipe": recipe,
-    }
-    if state.origin:
-        lines["weights"] = state.origin
-    for name, value in [*lines.items(), *(report.describe() if report else ())]:
-        logger.info("%-14s %s", name, value)
-    for line in deviations:
-        logger.info("%-14s %s", "deviation", line)

@@ -9,20 +9,16 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, ProgressColumn, Task
+from rich.text import Text
 
 from deformable_detr import distributed
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.messages import in_lines
 
 logger = logging.getLogger(__name__)
+WIDTH = 78  # of the line on a terminal, which stays one line after most changes of its width
+_BAR_WIDTH = 10
 SHOWN = ("total", "loss_class", "loss_l1", "loss_giou", "lr")  # values of a record, if present
 _T = TypeVar("_T")
 
@@ -46,20 +42,40 @@ class _View(Protocol):
         """Show a line that stays."""
 
 
+class _Line(ProgressColumn):
+    """One line: name, steps, rate and remaining time first, then what else there is room for."""
+
+    def __init__(self, name: str, first: int, console: Console) -> None:
+        super().__init__()
+        self._name, self._first, self._console = name, first, console
+        self._started = time.monotonic()
+
+    def render(self, task: Task) -> Text:
+        """Return the line, cut to the width of the terminal."""
+        done, total = int(task.completed), int(task.total or 0)
+        parts = [f"{self._name} {done}/{total}"]
+        if done > self._first:
+            seconds = (time.monotonic() - self._started) / (done - self._first)
+            left = timedelta(seconds=round(seconds * (total - done)))
+            parts.append(f"{seconds:.3g} s each" if seconds >= 1 else f"{1 / seconds:.3g}/s")
+            parts.append(f"{left} left")
+        filled = round(_BAR_WIDTH * done / total) if total else _BAR_WIDTH
+        parts.append("#" * filled + "-" * (_BAR_WIDTH - filled))
+        parts += task.description.split(", ") if task.description else []
+        width = min(WIDTH, self._console.width - 1)
+        line = parts[0]
+        for part in parts[1:]:
+            if len(line) + 2 + len(part) > width:
+                break
+            line += f"  {part}"
+        return Text(line[:width], no_wrap=True, overflow="crop")
+
+
 class _Bar:
-    """A bar on a terminal."""
+    """A line on a terminal, with a bar."""
 
     def __init__(self, name: str, *, done: int, total: int, console: Console) -> None:
-        self._bar = Progress(
-            TextColumn(name),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-            console=console,
-        )
+        self._bar = Progress(_Line(name, done, console), console=console, refresh_per_second=4)
         self._task = self._bar.add_task("", total=total, completed=done)
 
     def start(self) -> None:
@@ -194,7 +210,7 @@ class TrainingProgress:
         pace = elapsed / max(1, step - self._first_step)
         left = timedelta(seconds=round(pace * (self._last_step - step)))
         logger.info(
-            "step %d of %d, %s, %.3g s per step, %s left", step, self._last_step, text, pace, left
+            "step %d of %d, %.3g s per step, %s left, %s", step, self._last_step, pace, left, text
         )
 
     def say(self, text: str) -> None:

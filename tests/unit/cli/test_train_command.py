@@ -27,6 +27,10 @@ def run(folder: Path, *arguments: str) -> Result:
     return CliRunner().invoke(app, [*options, "--run-dir", str(folder), *SMALL_RUN, *arguments])
 
 
+def is_recipe(line: str) -> bool:
+    return line.startswith("recipe ")
+
+
 def test_a_run_is_trained_protected_against_a_restart_and_resumed(
     tmp_path: Path,
     data: list[str],
@@ -44,11 +48,16 @@ def test_a_run_is_trained_protected_against_a_restart_and_resumed(
         result = run(folder, *settings, "train.max_steps=1")
     assert result.exception is None
     header = caplog.text
-    assert "4 = 2 images x 1 process x 2 accumulations" in header
-    assert "train.total_batch is 4, the recipe has 32" in header
+    assert "total batch 4 = 2 images x 1 process x 2" in header
     assert "8 images" in header
-    assert "recipe         deformable_detr_r50_single_scale" in header
-    assert "match_official false" in header
+    assert "recipe   deformable_detr_r50_single_scale with " in header
+    assert "match_official" not in header
+    lines = caplog.messages[: caplog.messages.index(next(filter(is_recipe, caplog.messages))) + 1]
+    assert len(lines) <= 20
+    assert max(map(len, lines)) <= 78
+    assert f"finished; see {folder}/report.html" in caplog.messages
+    assert f"next: deformable-detr predict --checkpoint {folder}/best.pth " in caplog.text
+    assert "train.total_batch is 4, the recipe has 32" in (folder / "report.html").read_text()
     assert load_config(folder / "config.yaml").train.max_steps == 1
     assert load_checkpoint(folder / "best.pth").step == 1
 
