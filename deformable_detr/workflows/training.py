@@ -37,6 +37,7 @@ from deformable_detr.evaluation.coco_eval import STATISTICS
 from deformable_detr.files import as_path, write_whole
 from deformable_detr.files.output_folder import require_folder_place
 from deformable_detr.messages import shown
+from deformable_detr.workflows.before_training.preset import choose_preset
 from deformable_detr.workflows.before_training.warnings import warn_before_training
 from deformable_detr.workflows.finetuning import FinetuneSource
 from deformable_detr.workflows.places import (
@@ -109,7 +110,8 @@ def train(
 
     Args:
         config: a YAML file, the name of a config of the package such as "quickstart", or a
-            `RunConfig`. None is "deformable_detr_r50", or with `resume` the config of the run.
+            `RunConfig`. None chooses the settings that fit `data`, or is "deformable_detr_r50"
+            without `data`; with `resume` it is the config of the run.
         data: a folder with the COCO annotations `train.json` and `val.json`, and the image folders
             `train` and `val`; None if the config or `overrides` set the paths.
         overrides: settings that override the config's, as for `load_config`.
@@ -134,11 +136,16 @@ def train(
         NonFinitePredictionsError: logits or boxes in an evaluation are; `best.pth` is unchanged.
     """
     files = RunFolder(run_folder(run_dir, config))
-    if config is None:
-        is_there = resume and files.config.is_file()
-        config = load_run_config(files.config) if is_there else BASELINE
-    if data is not None:
-        config = load_config(config, data_settings(as_path("data", data)))
+    reasons: tuple[str, ...] = ()
+    own = {} if data is None else data_settings(as_path("data", data))
+    if config is None and resume and files.config.is_file():
+        config = load_run_config(files.config)
+    elif config is None and data is not None:
+        start = None if finetune_from is None else as_path("finetune_from", finetune_from)
+        chosen_device = distributed.choose_device(device)
+        preset = choose_preset(own, finetune_from=start, device=chosen_device)
+        config, reasons = preset.config, preset.reasons
+    config = load_config(config or BASELINE, own)
     settings = load_config(config, overrides)
     inputs = input_files(settings, config, finetune_from)
     with session(device, timeout_s=settings.train.timeout_s) as chosen:
@@ -147,6 +154,7 @@ def train(
             files,
             chosen,
             inputs=inputs,
+            reasons=reasons,
             resume=resume,
             overwrite=overwrite,
             finetune_from=None
@@ -163,6 +171,7 @@ def _train(
     device: torch.device,
     *,
     inputs: Sequence[Path],
+    reasons: Sequence[str],
     resume: Resume,
     overwrite: bool,
     finetune_from: Path | None,
@@ -192,6 +201,8 @@ def _train(
         if found is not None:
             _restore(state, *found, data)
         _open_folder(config, files, state, resume=resume, overwrite=overwrite)
+        for line in reasons:
+            logger.info("%-14s %s", "preset", line)
         _log_header(config, data, state, report, folder=files.path)
         if distributed.is_main():
             warn_before_training(config, data)
