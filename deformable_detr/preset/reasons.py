@@ -25,7 +25,6 @@ def describe(
 ) -> tuple[str, ...]:
     """Describe the choices in at most eight lines of at most 78 characters."""
     lines = [
-        _data(train, val),
         _size(view),
         *_model(view, settings, crowd),
         _length(length),

@@ -34,8 +34,11 @@ def header_lines(
     *,
     folder: Path,
     decisions: Sequence[str] = (),
+    reasons: Sequence[str] = (),
 ) -> list[str]:
     """Describe a run: its folder and device, data, model, length, rates and recipe.
+
+    With reasons for what the preset chose, these take the place of the last three.
 
     Args:
         config: config of the run.
@@ -44,18 +47,24 @@ def header_lines(
         report: what a file to fine-tune contributed, or None.
         folder: the run folder.
         decisions: what was decided about the data, one line each.
+        reasons: what the preset chose, and why; lines of `WIDTH`, each with its own name.
     """
     groups = {
         "run": [shown(folder), describe_device(state.device, config.model.attention.backend)],
         "data": [*decisions, *_of_data(data)],
         "model": [describe_parameters(state.model), *_of_weights(state, report)],
-        "length": [_of_length(config, data)],
-        "rates": [describe_learning_rates(state.optimizer)],
-        "recipe": [_of_recipe(config)],
     }
+    if not reasons:
+        groups |= {
+            "length": [_of_length(config, data)],
+            "rates": [describe_learning_rates(state.optimizer)],
+            "recipe": [_of_recipe(config)],
+        }
     lines = [line for name, texts in groups.items() for line in _group(name, texts)]
+    lines += reasons
     if len(lines) > MOST_LINES:
-        return [*lines[: MOST_LINES - 1], f"{'':{_INDENT}}... the rest is in report.html"]
+        rest = len(lines) - MOST_LINES + 1
+        return [*lines[: MOST_LINES - 1], f"{'':{_INDENT}}... {counted(rest, 'more line')}"]
     return lines
 
 

@@ -31,6 +31,7 @@ from deformable_detr.evaluation.coco_eval import STATISTICS
 from deformable_detr.files import as_path, write_whole
 from deformable_detr.files.output_folder import require_folder_place
 from deformable_detr.messages import shown
+from deformable_detr.workflows.before_training.preset import choose_preset
 from deformable_detr.workflows.before_training.warnings import warn_before_training
 from deformable_detr.workflows.finetuning import FinetuneSource
 from deformable_detr.workflows.own_data import own_data
@@ -104,7 +105,8 @@ def train(
 
     Args:
         config: a YAML file, the name of a config of the package such as "quickstart", or a
-            `RunConfig`. None is "deformable_detr_r50", or with `resume` the config of the run.
+            `RunConfig`. None chooses the settings that fit `data`, or is "deformable_detr_r50"
+            without `data`; with `resume` it is the config of the run.
         data: a folder of images with annotations as COCO JSON, YOLO or Pascal VOC, a COCO file, or
             the YAML file of YOLO; see docs/annotations.md. A fifth of the images becomes the
             validation set if there is none. None if the config or `overrides` set the paths.
@@ -134,17 +136,25 @@ def train(
     files = RunFolder(run_folder(run_dir, config, data=data))
     if split_by is not None and data is None:
         raise ValueError("split_by must be given with data, got it alone")
-    if config is None:
-        is_there = resume and files.config.is_file()
-        config = load_run_config(files.config) if is_there else BASELINE
-    settings = load_config(config, overrides)
-    with session(device, timeout_s=settings.train.timeout_s) as chosen:
+    if config is None and resume and files.config.is_file():
+        config = load_run_config(files.config)
+    elif config is None and data is None:
+        config = BASELINE
+    # Where the preset is to be chosen, the overrides can be checked only afterwards.
+    known = RunConfig() if config is None else load_config(config, overrides)
+    start = None if finetune_from is None else as_path("finetune_from", finetune_from)
+    with session(device, timeout_s=known.train.timeout_s) as chosen:
         decisions: tuple[str, ...] = ()
+        reasons: tuple[str, ...] = ()
+        settings = known
         if data is not None:
             files.check(resume=resume, overwrite=overwrite)
             require_folder_place("run_dir", files.path)
             own = own_data(as_path("data", data), files, resume=resume, split_by=split_by)
             decisions = own.decisions
+            if config is None:
+                preset = choose_preset(own.settings, finetune_from=start, device=chosen)
+                config, reasons = preset.config, preset.reasons
             settings = load_config(load_config(config, own.settings), overrides)
         _train(
             settings,
@@ -152,11 +162,10 @@ def train(
             chosen,
             inputs=input_files(settings, config, finetune_from),
             decisions=decisions,
+            reasons=reasons,
             resume=resume,
             overwrite=overwrite,
-            finetune_from=None
-            if finetune_from is None
-            else as_path("finetune_from", finetune_from),
+            finetune_from=start,
             callback=callback,
         )
         return _result(files)
@@ -169,6 +178,7 @@ def _train(
     *,
     inputs: Sequence[Path],
     decisions: Sequence[str],
+    reasons: Sequence[str],
     resume: Resume,
     overwrite: bool,
     finetune_from: Path | None,
@@ -196,9 +206,16 @@ def _train(
         if found is not None:
             _restore(state, *found, data)
         _open_folder(config, files, state, resume=resume, overwrite=overwrite)
-        for line in header_lines(
-            config, data, state, report, folder=files.path, decisions=decisions
-        ):
+        header = header_lines(
+            config,
+            data,
+            state,
+            report,
+            folder=files.path,
+            decisions=decisions,
+            reasons=reasons,
+        )
+        for line in header:
             logger.info("%s", line)
         if distributed.is_main():
             warn_before_training(config, data)

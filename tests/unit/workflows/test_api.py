@@ -43,7 +43,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(data: Path, run_dir: Path, **options: Any) -> TrainingResult:
     options = {"overrides": SETTINGS, "device": "cpu", **options}
-    return deformable_detr.train(data=data, run_dir=run_dir, **options)
+    config = None if options.get("resume") else "deformable_detr_r50"
+    return deformable_detr.train(config, data=data, run_dir=run_dir, **options)
 
 
 @pytest.fixture(scope="module")

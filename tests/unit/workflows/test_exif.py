@@ -150,8 +150,10 @@ def test_the_report_shows_the_annotated_pixels(
     dataset = CocoDataset(files.images, files.annotations)
     (tmp_path / "best.pth").touch()
     photos = []
-    for name in ("_identity", "_environment", "RunFacts", "nearest_recipe"):
+    for name in ("RunFacts", "nearest_recipe"):
         monkeypatch.setattr(run_report, name, lambda *_, **__: ("", []))
+    for name in ("_identity", "_environment"):
+        monkeypatch.setattr(run_report, name, lambda *_: {})
     monkeypatch.setattr(run_report, "write_report", lambda *given: photos.append(given[-1](1)))
 
     run_report.write_run_report(RunConfig(), RunFolder(tmp_path), dataset, None, None)

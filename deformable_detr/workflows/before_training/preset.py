@@ -1,0 +1,86 @@
+"""Preset: a config that fits a training and a validation set, and the reasons for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deformable_detr.config import RunConfig
+from deformable_detr.config.loading import load_config, validate_config
+from deformable_detr.conversion.files import read_weights
+from deformable_detr.data.annotations import Annotations, read_annotations
+from deformable_detr.preset.choice import Start, choose
+from deformable_detr.preset.statistics import SetStatistics, densest_crop, measure
+
+BASE = "quickstart"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Config of a run, and the reasons for its settings.
+
+    Attributes:
+        config: the config.
+        reasons: at most eight lines of at most 78 characters.
+    """
+
+    config: RunConfig
+    reasons: tuple[str, ...]
+
+
+def choose_preset(
+    data: Mapping[str, Any], *, finetune_from: Path | None, device: torch.device
+) -> Preset:
+    """Choose the settings for a data set; the same in every process.
+
+    Only annotations are read. Training starts from the checkpoint, else from the backbone weights
+    of the quickstart if they have been fetched, else from random weights.
+
+    Args:
+        data: settings of the data by dotted key, with `data.train.annotations` and
+            `data.val.annotations`; they are part of the config.
+        finetune_from: checkpoint that training starts from, whose model settings are kept.
+        device: device to train on.
+
+    Raises:
+        ValueError: an annotation file breaks a rule, or the file is not a checkpoint.
+    """
+    train = read_annotations(Path(data["data.train.annotations"]))
+    val = read_annotations(Path(data["data.val.annotations"]), label_space=train.label_space)
+    boxes_xyxy, num_objects = train.objects.boxes_xyxy.numpy(), np.diff(train.offsets)
+    base, start = _base(finetune_from)
+    choice = choose(
+        _statistics(train),
+        _statistics(val),
+        start=start,
+        device="cpu" if device.type == "cpu" else "gpu",
+        objects_in_crop=lambda side: densest_crop(boxes_xyxy, num_objects, side=side),
+    )
+    return Preset(load_config(base, {**choice.settings, **data}), choice.reasons)
+
+
+def _base(finetune_from: Path | None) -> tuple[RunConfig, Start]:
+    """Return the config under the chosen settings, and what training starts from."""
+    base = load_config(BASE)
+    if finetune_from is None:
+        weights = getattr(base.model.backbone, "weights", "")
+        is_there = Path(weights).is_file()
+        return base, Start("backbone", weights) if is_there else Start("random")
+    content = base.model_dump(mode="json")
+    content["model"] = read_weights(finetune_from).config["model"]
+    return validate_config(content, source=str(finetune_from), ignore_unknown=True), Start(
+        "checkpoint", str(finetune_from)
+    )
+
+
+def _statistics(annotations: Annotations) -> SetStatistics:
+    return measure(
+        annotations.images.sizes,
+        annotations.objects.boxes_xyxy.numpy(),
+        annotations.objects.labels.numpy(),
+        np.diff(annotations.offsets),
+        num_classes=annotations.label_space.num_classes,
+    )

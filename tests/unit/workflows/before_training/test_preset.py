@@ -1,0 +1,81 @@
+"""Training from a folder alone: the preset is used, said and written; its start."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from helpers.coco_files import write_coco_set
+from helpers.tiny_checkpoint import write_checkpoint
+
+from deformable_detr.config.loading import load_config, load_run_config
+from deformable_detr.workflows import training
+from deformable_detr.workflows.before_training.preset import choose_preset
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a data folder of the standard layout."""
+    folder = tmp_path_factory.mktemp("own")
+    for seed, name in enumerate(("train", "val")):
+        files = write_coco_set(folder / f"{name}_set", num_images=6, size=(96, 128), seed=seed)
+        files.images.rename(folder / name)
+        shutil.move(files.annotations, folder / f"{name}.json")
+    return folder
+
+
+def data_of(folder: Path) -> dict[str, str]:
+    return {
+        f"data.{name}.{key}": str(folder / f"{name}{suffix}")
+        for name in ("train", "val")
+        for key, suffix in (("images", ""), ("annotations", ".json"))
+    }
+
+
+def test_train_with_data_alone_uses_writes_and_says_the_preset(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no weights here
+    caplog.set_level(logging.INFO)
+    preset = choose_preset(data_of(folder), finetune_from=None, device=CPU)
+
+    def fit(_: object, loop: Any) -> None:
+        loop.folder.last.touch()
+
+    with patch.multiple(training, fit=fit, report_after_training=lambda *_: None):
+        run = tmp_path / "run"
+        overrides = {"train.seed": 7}
+        training.train(data=folder, overrides=overrides, run_dir=run, device="cpu")
+        assert load_run_config(run / "config.yaml") == load_config(preset.config, overrides)
+    said = [text.split(maxsplit=1)[1] for text in caplog.messages if text.startswith("preset ")]
+    assert said == list(preset.reasons)
+    assert "start    random" in said[-1]
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+
+
+def test_a_start_from_weights(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("data/weights/mobilenet_v2-b0353104.pth")
+    file.parent.mkdir(parents=True)
+    file.touch()
+    found = choose_preset(data_of(folder), finetune_from=None, device=CPU)
+    assert found.config.model.backbone.weights == str(file)
+    assert found.reasons[-1] == f"start    the backbone of {file.name}"
+
+    checkpoint = tmp_path / "detector.pth"
+    write_checkpoint(checkpoint)
+    tuned = choose_preset(data_of(folder), finetune_from=checkpoint, device=CPU)
+    kept = torch.load(checkpoint, map_location="cpu", weights_only=True)["config"]["model"]
+    assert tuned.config.model.model_dump(mode="json") == kept
+    assert tuned.config.data.eval_size == found.config.data.eval_size
+    assert tuned.reasons[-1] == "start    the detector of detector.pth"
