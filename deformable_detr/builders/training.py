@@ -8,6 +8,7 @@ from typing_extensions import assert_never
 from deformable_detr.arguments import checked
 from deformable_detr.config import (
     AdamWConfig,
+    ConfigError,
     CosineScheduleConfig,
     FocalLossConfig,
     LossConfig,
@@ -85,6 +86,7 @@ def build_sampler(
     rank: int,
     world_size: int,
     aspect_ratios: npt.NDArray[np.float64] | None = None,
+    factors: npt.NDArray[np.float64] | None = None,
 ) -> StepSampler:
     """Build the sampler, which defines the order of a run's training samples.
 
@@ -94,6 +96,10 @@ def build_sampler(
         rank: rank of this process.
         world_size: number of processes.
         aspect_ratios: (N,) height / width of each image; needed for `sample_order: buckets` only.
+        factors: (N,) repeat factor of each image, for `data.repeat_threshold`; else None.
+
+    Raises:
+        ConfigError: the official order is to repeat images.
     """
     train = config.train
     plan = BatchPlan(
@@ -102,16 +108,24 @@ def build_sampler(
         rank=rank,
         world_size=world_size,
     )
+    if factors is not None:
+        factors = np.resize(factors, num_samples)  # as often as samples are repeated
     order = "official" if config.match_official else train.sample_order
     match order:
         case "global_batches":
-            return MicroBatchSampler(num_samples, plan, seed=train.seed)
+            return MicroBatchSampler(num_samples, plan, seed=train.seed, factors=factors)
         case "buckets":
             if aspect_ratios is None:
                 raise ValueError("aspect_ratios must be given for sample_order: buckets, got none")
             ratios = np.resize(aspect_ratios, num_samples)  # as often as samples are repeated
-            return BucketSampler(ratios, plan, seed=train.seed)
+            return BucketSampler(ratios, plan, seed=train.seed, factors=factors)
         case "official":
+            if factors is not None:
+                raise ConfigError(
+                    "data.repeat_threshold: must be null in the official order of samples, which "
+                    "shows each image once; set train.sample_order=global_batches and "
+                    "match_official=false"
+                )
             return DistributedOrderSampler(num_samples, plan)
         case _:
             assert_never(order)

@@ -122,6 +122,12 @@ class DataConfig(FrozenModel):
     repeats: int = Field(1, gt=0, le=10_000)
     """Passes over the training set per epoch; more than 1 for data sets of few large images."""
 
+    repeat_threshold: float | None = Field(None, gt=0, le=1)
+    """Show images of rare classes more often: a class in a fraction f of the training images has
+    the repeat factor max(1, sqrt(repeat_threshold / f)), and an image the largest of its classes
+    (LVIS; at most 100). The fraction of a factor is drawn per epoch; steps per epoch are those of
+    the sum of all factors. Null shows each image once."""
+
     eval_size: Side = 800
     """Shorter side of images in pixels, in evaluation and prediction."""
 

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from torch.utils.data import Dataset
 
 from deformable_detr.data.annotations import ImageOrder, read_annotations
 from deformable_detr.data.image_files import ExifRule, check_images
+from deformable_detr.data.repeat_factors import repeat_factors
 from deformable_detr.ground_truth import EmptyBoxes
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import shown
@@ -128,6 +130,15 @@ class CocoDataset(Dataset[Sample]):
         self._area = parsed.objects.area
         self._offsets = parsed.offsets
         self._cache: dict[int, Image.Image] | None = {} if cache_images else None
+
+    def repeat_factors(self, threshold: float) -> npt.NDArray[np.float64]:
+        """Return the (N,) repeat factors of the images, see `repeat_factors`."""
+        return repeat_factors(
+            self._labels.numpy(),
+            self.num_objects,
+            num_classes=self.label_space.num_classes,
+            threshold=threshold,
+        )
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -23,13 +23,13 @@ from deformable_detr.structures import Size
 
 @dataclass(frozen=True)
 class SampleKey:
-    """Key of sample `index` as augmented in `epoch`."""
+    """Key of sample `index`, modulo the number of samples, as augmented in `epoch`."""
 
     epoch: int
     index: int
 
 
-def derive_seed(use: Literal["order", "augmentation", "dropout"], *parts: int) -> int:
+def derive_seed(use: Literal["order", "augmentation", "dropout", "repeats"], *parts: int) -> int:
     """Derive a seed for `torch.Generator`, in 0..2**64 - 1.
 
     Seeds of two uses, or of two tuples of any lengths, are unrelated: (1, 0) is not (1,).
@@ -134,24 +134,56 @@ class MicroBatchSampler(StepSampler):
     last global batch is dropped for this epoch; a dataset smaller than one global batch is
     repeated to fill it.
 
+    With repeat factors, a sample of factor r is in the epoch floor(r) times, and once more with
+    probability r - floor(r), drawn per (seed, epoch). The steps per epoch are those of the sum of
+    all factors, the expected number of samples; the permutation is cut or filled up to it. Copy c
+    of sample i of N has the index i + c N.
+
     Args:
         num_samples: size of the dataset.
         plan: split of a step's samples.
         seed: seed of the run.
+        factors: (num_samples,) repeat factors, at least 1; None if each sample is used once.
     """
 
-    def __init__(self, num_samples: int, plan: BatchPlan, *, seed: int) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        plan: BatchPlan,
+        *,
+        seed: int,
+        factors: npt.NDArray[np.float64] | None = None,
+    ) -> None:
         super().__init__(num_samples, plan)
-        self.steps_per_epoch = max(num_samples // plan.total_batch, 1)
+        if factors is not None and (len(factors) != num_samples or factors.min() < 1):
+            raise ValueError(f"factors must be {num_samples} numbers of at least 1")
+        expected = num_samples if factors is None else round(float(factors.sum()))
+        self.steps_per_epoch = max(expected // plan.total_batch, 1)
         self._seed = seed
+        self._factors = None if factors is None else torch.from_numpy(factors)
 
     def _order_of_rank(self) -> Tensor:
-        order = _shuffled(self._num_samples, derive_seed("order", self._seed, self._epoch))
+        order = self._order_of_epoch()
         plan = self._plan
         order = _fill_up(order, self.steps_per_epoch * plan.total_batch)
         steps = self._arrange(order.view(self.steps_per_epoch, plan.total_batch))
         micro_batches = steps.reshape(self.steps_per_epoch, -1, plan.micro_batch)
         return micro_batches[:, plan.rank :: plan.world_size].flatten()
+
+    def _order_of_epoch(self) -> Tensor:
+        """Return the samples of the epoch in random order, each as often as its factor says."""
+        seed = derive_seed("order", self._seed, self._epoch)
+        if self._factors is None:
+            return _shuffled(self._num_samples, seed)
+        generator = Generator().manual_seed(derive_seed("repeats", self._seed, self._epoch))
+        chance = torch.rand(self._num_samples, dtype=torch.float64, generator=generator)
+        counts = (self._factors + chance).floor().long()
+        samples = torch.arange(self._num_samples).repeat_interleave(counts)
+        firsts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        copies = torch.arange(len(samples)) - firsts
+        # An index of its own for each copy, modulo the number of samples: another augmentation.
+        samples = samples + copies * self._num_samples
+        return samples[_shuffled(len(samples), seed)]
 
     def _arrange(self, steps: Tensor) -> Tensor:
         """Reorder the (steps, total_batch) samples within each step, before they are split."""
@@ -170,6 +202,7 @@ class BucketSampler(MicroBatchSampler):
         aspect_ratios: height / width of each sample's image.
         plan: split of a step's samples.
         seed: seed of the run.
+        factors: as for `MicroBatchSampler`.
     """
 
     def __init__(
@@ -178,12 +211,13 @@ class BucketSampler(MicroBatchSampler):
         plan: BatchPlan,
         *,
         seed: int,
+        factors: npt.NDArray[np.float64] | None = None,
     ) -> None:
-        super().__init__(len(aspect_ratios), plan, seed=seed)
+        super().__init__(len(aspect_ratios), plan, seed=seed, factors=factors)
         self._aspect_ratios = torch.as_tensor(aspect_ratios, dtype=torch.float64)
 
     def _arrange(self, steps: Tensor) -> Tensor:
-        by_shape = self._aspect_ratios[steps].argsort(dim=1, stable=True)
+        by_shape = self._aspect_ratios[steps % self._num_samples].argsort(dim=1, stable=True)
         return steps.gather(1, by_shape)
 
 

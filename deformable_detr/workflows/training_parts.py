@@ -74,10 +74,12 @@ class TrainingData:
             seed=config.train.seed,
             repeats=config.data.repeats,
         )
+        threshold = config.data.repeat_threshold
         sampler = build_sampler(
             config,
             num_samples=len(samples),
             aspect_ratios=train.sizes[:, 0] / train.sizes[:, 1],
+            factors=None if threshold is None else train.repeat_factors(threshold),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )

@@ -218,6 +218,9 @@ def train_rows() -> dict[str, Row]:
         return same(run.seed, run.loop.seed, run.loop.sampler._seed, run.samples._seed)
 
     return {
+        "data.repeat_threshold": Row(
+            0.5, lambda c: started(c).loop.sampler._factors is not None, True
+        ),
         "train.total_batch": Row(2, plan("total_batch")),
         "train.micro_batch": Row(1, plan("micro_batch")),
         "train.eval_batch": Row(

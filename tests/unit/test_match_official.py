@@ -5,6 +5,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.coco_files import CocoFiles, write_coco_set
@@ -17,6 +18,7 @@ from torch import nn
 
 from deformable_detr import Detector, build_criterion, build_model, load_config
 from deformable_detr.builders import build_dataset, build_sampler
+from deformable_detr.config import ConfigError
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.samplers import DistributedOrderSampler, MicroBatchSampler
 from deformable_detr.data.transforms import Resize
@@ -103,6 +105,9 @@ def test_proposals_have_no_weight_without_auxiliary_losses_if_match_official(
 def test_match_official_selects_the_official_sampler(overrides, kind):
     config = config_with(*overrides)
     assert type(build_sampler(config, num_samples=8, rank=0, world_size=1)) is kind
+    if kind is DistributedOrderSampler:
+        with pytest.raises(ConfigError, match="repeat_threshold: must be null in the official"):
+            build_sampler(config, num_samples=8, rank=0, world_size=1, factors=np.ones(8))
 
 
 def test_the_official_order_does_not_depend_on_the_seed():

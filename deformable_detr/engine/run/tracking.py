@@ -122,7 +122,7 @@ class TrackerProcess:
             run_file=str(run_file.absolute()),
             first_step=first_step,
             config=dict(config),
-            close_s=CLOSE_S,
+            close_s=CLOSE_S + _KILLED_S,  # for the case that nobody is left to kill it
         )
         self._name = name
         self._queue: queue.Queue[str | None] = queue.Queue(most_waiting)

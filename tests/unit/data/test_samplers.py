@@ -1,7 +1,9 @@
 from itertools import product
 
+import numpy as np
 import pytest
 
+from deformable_detr.data.repeat_factors import repeat_factors
 from deformable_detr.data.samplers import (
     BatchPlan,
     BucketSampler,
@@ -221,6 +223,53 @@ def test_evaluation_batches_are_the_same_for_any_world_size():
 def test_evaluation_rejects_invalid_arguments(change, message):
     with pytest.raises(ValueError, match=message):
         EvaluationSampler(**{"sizes": SIZES, "batch_size": 2, "rank": 0, "world_size": 1} | change)
+
+
+FACTORS = np.array([1.0, 1.25, 2.5, 1.0, 1.0, 3.0, 1.0, 1.25])  # 12 in all
+
+
+def repeated(rank=0, world_size=1, *, epoch=0, first_step=0, buckets=False):
+    plan = plan_of(rank, world_size, total_batch=4)
+    options = {"seed": 3, "factors": FACTORS}
+    sampler = BucketSampler(RATIOS[:8], plan, **options) if buckets else None
+    sampler = sampler or MicroBatchSampler(8, plan, **options)
+    assert sampler.steps_per_epoch == 3
+    sampler.set_epoch(epoch)
+    sampler.start_at(first_step)
+    return list(sampler)
+
+
+def test_samples_are_repeated_as_their_factors_say_each_time_under_a_key_of_its_own():
+    counts, epochs = np.zeros(8), 400
+    for epoch in range(epochs):
+        found = indices(repeated(epoch=epoch))
+        assert len(found) == 12
+        counts += np.bincount(np.array(found) % 8, minlength=8)
+    # An epoch of more than 12 samples is cut, one of fewer has some twice.
+    assert counts / epochs == pytest.approx(FACTORS, rel=0.1)
+    whole = MicroBatchSampler(2, plan_of(total_batch=4), seed=3, factors=np.array([3.0, 1.0]))
+    assert sorted(indices(whole)) == [0, 1, 2, 4]  # 0, 2 and 4 are sample 0
+
+
+@pytest.mark.parametrize("buckets", [False, True])
+def test_repeated_samples_are_the_same_for_two_processes_and_after_a_restart(buckets):
+    alone = repeated(epoch=5, buckets=buckets)
+    ranks = [repeated(rank, 2, epoch=5, buckets=buckets) for rank in range(2)]
+    assert [batch for turn in zip(*ranks, strict=True) for batch in turn] == alone
+    assert repeated(epoch=5, first_step=2, buckets=buckets) == alone[4:]
+    assert repeated(epoch=6, buckets=buckets) != alone
+    plain = steps_of_two(repeated(epoch=5))
+    assert list(map(sorted, steps_of_two(alone))) == list(map(sorted, plain))
+
+
+def steps_of_two(micro_batches):
+    return [indices(micro_batches[begin : begin + 2]) for begin in range(0, 6, 2)]
+
+
+def test_an_image_has_the_largest_factor_of_its_classes():
+    labels = np.array([0, 0, 1, 0, 0, 2, 0])  # class 1 is in one of five images, as is 2
+    factors = repeat_factors(labels, np.array([3, 1, 1, 0, 2]), num_classes=4, threshold=0.8)
+    assert factors == pytest.approx([2.0, 1.0, 1.0, 1.0, 2.0])
 
 
 def test_derived_seeds_differ_and_are_reproducible():

@@ -22,6 +22,7 @@ OFFICIAL = {
     "train.epochs": 50,  # epochs
     "train.max_steps": None,  # no such option: epochs are whole
     "train.early_stopping": None,  # no such option
+    "data.repeat_threshold": None,  # no such option
     "train.schedule.kind": "step",  # StepLR
     "train.schedule.drop_epochs": 40,  # lr_drop
     "train.schedule.warmup_steps": 0,  # no warm-up
@@ -258,6 +259,7 @@ CHANGED = {
     "train.optimizer.weight_decay": 0.0,
     "train.epochs": 5,
     "train.max_steps": 5,
+    "data.repeat_threshold": 0.1,
     "train.schedule.drop_epochs": 4,
     "train.schedule.warmup_steps": 4,
     "train.clip_norm": 1.0,
