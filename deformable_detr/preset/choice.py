@@ -71,8 +71,6 @@ def choose(
         **c.EXTRA,
     }
     reasons = describe(
-        train,
-        val,
         view,
         length,
         settings,

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deformable_detr.messages import counted, printable
+from deformable_detr.messages import printable
 from deformable_detr.preset.schedule import Length
-from deformable_detr.preset.statistics import SetStatistics
 from deformable_detr.preset.views import View
 
 WIDTH = 78
@@ -14,8 +13,6 @@ _FETCH = "deformable-detr data weights"
 
 
 def describe(
-    train: SetStatistics,
-    val: SetStatistics,
     view: View,
     length: Length,
     settings: Mapping[str, Any],
@@ -32,15 +29,6 @@ def describe(
         _start(*start),
     ]
     return tuple(line if len(line) <= WIDTH else line[: WIDTH - 3] + "..." for line in lines)
-
-
-def _data(train: SetStatistics, val: SetStatistics) -> str:
-    classes = counted(train.num_classes, "class")
-    images = "1 image" if train.num_images == 1 else f"{train.num_images:,} images"
-    return (
-        f"data     {images} with {train.num_objects:,} objects of {classes}; "
-        f"{val.num_images:,} for validation"
-    )
 
 
 def _size(view: View) -> str:
