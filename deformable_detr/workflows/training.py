@@ -10,6 +10,7 @@ import torch
 
 from deformable_detr import distributed
 from deformable_detr.arguments import checked
+from deformable_detr.builders.data import fixed_micro_batch
 from deformable_detr.config import RunConfig
 from deformable_detr.config.flatten import config_changes
 from deformable_detr.config.loading import Overrides, load_config, load_run_config, to_yaml
@@ -37,6 +38,7 @@ from deformable_detr.evaluation.coco_eval import STATISTICS
 from deformable_detr.files import as_path, write_whole
 from deformable_detr.files.output_folder import require_folder_place
 from deformable_detr.messages import shown
+from deformable_detr.workflows.before_training.micro_batch import measured, provisional
 from deformable_detr.workflows.before_training.preset import choose_preset
 from deformable_detr.workflows.before_training.warnings import warn_before_training
 from deformable_detr.workflows.finetuning import FinetuneSource
@@ -186,7 +188,8 @@ def _train(
         require_tensorboard()
     if callback is not None:
         files.tracking.callbacks.append(callback)
-    data = TrainingData.open(config)
+    first = provisional(config)
+    data = TrainingData.open(first)
     if overwrite:
         require_kept_inputs(files, inputs, images=(*data.train.files, *data.val.files))
     source = None if finetune_from is None else FinetuneSource.read(finetune_from)
@@ -195,9 +198,11 @@ def _train(
         model, report = build_run_model(config, data.train.label_space, source, resume=bool(found))
         if config.train.channels_last:  # convolutions take the memory format of their weights
             model.to(memory_format=torch.channels_last)
-        state = build_state(config, data, model.to(device))
+        state = build_state(first, data, model.to(device))
         if source is not None:
             state.origin = source.describe()
+        config = measured(config, state, None if found is None else found[1].config)
+        data = data.with_order(config)
         if found is not None:
             _restore(state, *found, data)
         _open_folder(config, files, state, resume=resume, overwrite=overwrite)
@@ -317,7 +322,7 @@ def _log_header(
         "classes": data.train.label_space.describe(),
         "total batch": describe_batch(
             total_batch=config.train.total_batch,
-            micro_batch=config.train.micro_batch,
+            micro_batch=fixed_micro_batch(config),
             world_size=distributed.world_size(),
         ),
         "length": f"{end} steps, {data.sampler.steps_per_epoch} per epoch",
