@@ -102,12 +102,21 @@ def build_train_transform(config: AugmentationConfig) -> Transform:
             assert_never(config)
 
 
+def fixed_micro_batch(config: RunConfig) -> int:
+    """Return the number of images per micro-batch; ConfigError if it is still to be measured."""
+    count = config.train.micro_batch
+    if count == "auto":
+        raise ConfigError("train.micro_batch: must be a number here, got auto; only train measures")
+    return count
+
+
 def largest_size(config: RunConfig) -> Size:
     """Compute (height, width) of the largest micro-batch in training, padding included."""
+    micro_batch = fixed_micro_batch(config)
     match config.data.augmentation:
         case CocoAugmentationConfig(sizes=sizes, max_size=max_size):
             # The batch may hold a wide and a high image.
-            height = max_size if config.train.micro_batch > 1 else min(max(sizes), max_size)
+            height = max_size if micro_batch > 1 else min(max(sizes), max_size)
             width = max_size
         case ZoomCropAugmentationConfig(size=size):
             height = width = size
@@ -117,7 +126,7 @@ def largest_size(config: RunConfig) -> Size:
             assert_never(config.data.augmentation)
     limit = config.data.max_padded_pixels
     if limit is not None:
-        factor = min(math.sqrt(limit / (config.train.micro_batch * height * width)), 1.0)
+        factor = min(math.sqrt(limit / (micro_batch * height * width)), 1.0)
         height, width = max(int(factor * height), 1), max(int(factor * width), 1)
     return height, width
 

@@ -6,6 +6,7 @@ from torch.optim import Optimizer
 from typing_extensions import assert_never
 
 from deformable_detr.arguments import checked
+from deformable_detr.builders.data import fixed_micro_batch
 from deformable_detr.config import (
     AdamWConfig,
     ConfigError,
@@ -104,7 +105,7 @@ def build_sampler(
     train = config.train
     plan = BatchPlan(
         total_batch=train.total_batch,
-        micro_batch=train.micro_batch,
+        micro_batch=fixed_micro_batch(config),
         rank=rank,
         world_size=world_size,
     )

@@ -12,7 +12,7 @@ from deformable_detr.quickstart.trees import write_trees
 from deformable_detr.quickstart.weights import WeightsName, write_backbone_weights
 
 if TYPE_CHECKING:
-    from deformable_detr.workflows.data_conversion import WrittenData
+    from deformable_detr.workflows.datasets.conversion import WrittenData
 
 app = typer.Typer(
     help="Convert and split data sets; fetch the default ones, or backbone weights.",
@@ -43,7 +43,7 @@ def convert(
 
     Example: deformable-detr data convert photos photos_yolo --to yolo
     """
-    from deformable_detr.workflows.data_conversion import convert_data
+    from deformable_detr.workflows.datasets.conversion import convert_data
 
     _print_written(convert_data(path, out, to=to))  # type: ignore[arg-type]  # checked there
 
@@ -77,7 +77,7 @@ def split(
 
     Example: deformable-detr data split photos photos_split --split-by "^(scene_[0-9]+)_"
     """
-    from deformable_detr.workflows.data_conversion import split_data
+    from deformable_detr.workflows.datasets.conversion import split_data
 
     _print_written(split_data(path, out, val_fraction=val_fraction, seed=seed, split_by=split_by))
 

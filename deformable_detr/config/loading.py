@@ -356,7 +356,10 @@ def _takes_text(key: str) -> bool:
             for field in fields
             for option in field.get("anyOf") or field.get("oneOf") or [field]
         ]
-    return any(option.get("type") == "string" and "enum" not in option for option in options)
+    return any(
+        option.get("type") == "string" and not {"enum", "const"} & option.keys()
+        for option in options
+    )
 
 
 def _nest(key: str, value: Any) -> dict[str, Any]:

@@ -1,11 +1,18 @@
 """Settings of the loss and the training loop."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from deformable_detr.arguments import MOST_BATCH
 from deformable_detr.config.base import FrozenModel, Positive, Probability
+from deformable_detr.messages import in_brief
 
 _LONGEST_TIMEOUT_S = 2_000_000  # the milliseconds of a wait are held in 32 bits
 
@@ -143,6 +150,21 @@ class EarlyStoppingConfig(FrozenModel):
     """What AP must rise by, above the last AP that counted as a rise."""
 
 
+def _number_or_auto(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Refuse a value in one line, not in one for the number and one for the word."""
+    try:
+        return validate(value)
+    except ValidationError:
+        raise ValueError(
+            f"must be an integer in 1..{MOST_BATCH} or auto, got {in_brief(value)}"
+        ) from None
+
+
+MicroBatch = Annotated[
+    Annotated[int, Field(gt=0, le=MOST_BATCH)] | Literal["auto"], WrapValidator(_number_or_auto)
+]
+
+
 class TrainConfig(FrozenModel):
     """Training loop.
 
@@ -160,8 +182,10 @@ class TrainConfig(FrozenModel):
     total_batch: int = Field(32, gt=0, le=65536)
     """Images per step, over all processes; gradients are accumulated to reach it."""
 
-    micro_batch: int = Field(2, gt=0, le=MOST_BATCH)
-    """Images per forward pass of one process in training; must divide `total_batch`."""
+    micro_batch: MicroBatch = 2
+    """Images per forward pass of one process in training; must divide `total_batch`. "auto" is the
+    largest number that fits into memory: it is measured before the first step, and `config.yaml`
+    and the checkpoint have it, so that a resumed run keeps it."""
 
     optimizer: OptimizerConfig = AdamWConfig()
     """Optimizer and learning rates, which apply to `total_batch`."""
@@ -235,7 +259,7 @@ class TrainConfig(FrozenModel):
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
-        if self.total_batch % self.micro_batch:
+        if self.micro_batch != "auto" and self.total_batch % self.micro_batch:
             raise ValueError(
                 "total_batch must be a multiple of micro_batch, "
                 f"got {self.total_batch} and {self.micro_batch}"

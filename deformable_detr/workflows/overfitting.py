@@ -145,6 +145,7 @@ def overfit_config(
         what=str(annotations),
     )
     content = config.model_dump(mode="json")
+    micro_batch = config.train.micro_batch
     data, train, model = content["data"], content["train"], content["model"]
     data["train"] = data["val"] = {"images": str(images), "annotations": str(subset)}
     data["augmentation"] = {
@@ -162,7 +163,7 @@ def overfit_config(
         "epochs": STEPS // data["repeats"],
         "max_steps": None,
         "total_batch": count,
-        "micro_batch": gcd(count, config.train.micro_batch),
+        "micro_batch": count if micro_batch == "auto" else gcd(count, micro_batch),
         "sample_order": "global_batches",
         "schedule": {"kind": "cosine", "warmup_steps": _WARMUP_STEPS},
         "clip_norm": _CLIP_NORM,

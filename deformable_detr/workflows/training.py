@@ -31,17 +31,18 @@ from deformable_detr.evaluation.coco_eval import STATISTICS
 from deformable_detr.files import as_path, write_whole
 from deformable_detr.files.output_folder import require_folder_place
 from deformable_detr.messages import shown
+from deformable_detr.workflows.before_training.micro_batch import measured, provisional
 from deformable_detr.workflows.before_training.preset import choose_preset
+from deformable_detr.workflows.before_training.run_header import header_lines
 from deformable_detr.workflows.before_training.warnings import warn_before_training
+from deformable_detr.workflows.datasets.preparation import own_data
 from deformable_detr.workflows.finetuning import FinetuneSource
-from deformable_detr.workflows.own_data import own_data
 from deformable_detr.workflows.places import (
     BASELINE,
     input_files,
     require_kept_inputs,
     run_folder,
 )
-from deformable_detr.workflows.run_header import header_lines
 from deformable_detr.workflows.run_report import (
     describe_environment,
     recorded_exif,
@@ -191,7 +192,8 @@ def _train(
         require_kept_inputs(files, inputs)
     if callback is not None:
         files.tracking.callbacks.append(callback)
-    data = TrainingData.open(config)
+    first = provisional(config)
+    data = TrainingData.open(first)
     if overwrite:
         require_kept_inputs(files, inputs, images=(*data.train.files, *data.val.files))
     source = None if finetune_from is None else FinetuneSource.read(finetune_from)
@@ -200,9 +202,11 @@ def _train(
         model, report = build_run_model(config, data.train.label_space, source, resume=bool(found))
         if config.train.channels_last:  # convolutions take the memory format of their weights
             model.to(memory_format=torch.channels_last)
-        state = build_state(config, data, model.to(device))
+        state = build_state(first, data, model.to(device))
         if source is not None:
             state.origin = source.describe()
+        config = measured(config, state, None if found is None else found[1].config)
+        data = data.with_order(config)
         if found is not None:
             _restore(state, *found, data)
         _open_folder(config, files, state, resume=resume, overwrite=overwrite)

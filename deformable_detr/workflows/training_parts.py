@@ -1,7 +1,7 @@
 """Parts of a training run, built from its config: data, model, state and loop."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from deformable_detr.builders import (
     clips_in_evaluation,
     largest_size,
 )
+from deformable_detr.builders.data import fixed_micro_batch
 from deformable_detr.config import RunConfig
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.loader import build_evaluation_loader, build_loader
@@ -74,16 +75,24 @@ class TrainingData:
             seed=config.train.seed,
             repeats=config.data.repeats,
         )
-        threshold = config.data.repeat_threshold
-        sampler = build_sampler(
-            config,
-            num_samples=len(samples),
-            aspect_ratios=train.sizes[:, 0] / train.sizes[:, 1],
-            factors=None if threshold is None else train.repeat_factors(threshold),
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
-        return cls(train, val, samples, sampler)
+        return cls(train, val, samples, _build_sampler(config, train, len(samples)))
+
+    def with_order(self, config: RunConfig) -> "TrainingData":
+        """Return the same data in the order of micro-batches of `config`."""
+        sampler = _build_sampler(config, self.train, len(self.train_samples))
+        return replace(self, sampler=sampler)
+
+
+def _build_sampler(config: RunConfig, train: CocoDataset, num_samples: int) -> StepSampler:
+    threshold = config.data.repeat_threshold
+    return build_sampler(
+        config,
+        num_samples=num_samples,
+        aspect_ratios=train.sizes[:, 0] / train.sizes[:, 1],
+        factors=None if threshold is None else train.repeat_factors(threshold),
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
 
 
 def _check_objects(train: CocoDataset, *, num_queries: int, is_whole: bool) -> None:
@@ -163,7 +172,7 @@ def build_loop(
     train = config.train
     is_on_gpu = state.device.type == "cuda"
     if is_on_gpu:  # out-of-memory errors surface before training, and memory fragments less
-        warm_up(state, criterion, num_images=train.micro_batch, size=largest_size(config))
+        warm_up(state, criterion, num_images=fixed_micro_batch(config), size=largest_size(config))
     loader = build_loader(
         data.train_samples,
         data.sampler,

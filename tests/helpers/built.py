@@ -63,7 +63,8 @@ def started(config: RunConfig) -> SimpleNamespace:
 
     unused = {
         "report_after_training": Mock(),
-        "nearest_recipe": Mock(return_value=("", [])),
+        "header_lines": Mock(return_value=[]),
+        "_log_end": Mock(),
         "TrackerProcess": Mock(),
     }
     with (

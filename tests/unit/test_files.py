@@ -52,6 +52,7 @@ WHOLE = {"temporary", "file", "data"}
 # and of a lock, and functions that write whole themselves.
 WRITTEN_IN_PLACE = {
     "benchmark/memory.py: _CLEAR_REFS.write_text",
+    "engine/micro_batch.py: _CLEAR_REFS.write_text",
     "quickstart/wheels.py: requirements.write_text",
     "conversion/stored.py: save_file",
     "conversion/writing.py: (folder / name).write_text",

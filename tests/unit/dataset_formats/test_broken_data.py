@@ -12,7 +12,7 @@ from helpers.dataset_formats import write_voc, write_yolo
 
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.engine.run.folder import RunFolder
-from deformable_detr.workflows.own_data import OwnData, own_data
+from deformable_detr.workflows.datasets.preparation import OwnData, own_data
 
 
 def load(path: Path, run: Path, split_by: str | None = None) -> OwnData:

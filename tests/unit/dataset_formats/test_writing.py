@@ -10,7 +10,7 @@ from helpers.dataset_formats import write_yolo
 from helpers.shared_data import shared_data
 
 from deformable_detr.dataset_formats.recognition import recognize_data
-from deformable_detr.workflows.data_conversion import convert_data, split_data
+from deformable_detr.workflows.datasets.conversion import convert_data, split_data
 from deformable_detr.workflows.doctor.data_check import check_data
 
 

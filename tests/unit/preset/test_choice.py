@@ -75,7 +75,7 @@ CASES = {
         Images(32, (480, 640), 46, 9, 80),
         None,
         {"data.eval_size": 288, "data.repeats": 4, "train.epochs": 25},
-        "32 images with 288 objects of 80 classes",
+        "objects of 28 to 28 px",
     ),
     "large objects get a coarse level": (
         Images(50, (480, 640), 300),
@@ -87,7 +87,7 @@ CASES = {
         Images(1, (300, 400)),
         None,
         {"data.repeats": 100, "train.epochs": 12, "data.augmentation.kind": "coco"},
-        "1 image with 5 objects of 1 class",
+        "objects of 34 to 34 px",
     ),
     "no objects": (
         Images(20, (300, 400), objects=0),
@@ -113,7 +113,7 @@ CASES = {
         {"model.queries.num_queries": 900},
         "900 for at most 1,000 objects per image, too few",
     ),
-    "20 objects": (Images(4, (256, 256)), None, {"train.epochs": 12, "data.repeats": 25}, "4 im"),
+    "20 objects": (Images(4, (256, 256)), None, {"train.epochs": 12, "data.repeats": 25}, "steps"),
     "10,000 images": (
         Images(10_000, (480, 640), 60, 2),
         None,

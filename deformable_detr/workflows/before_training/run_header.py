@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deformable_detr import distributed
+from deformable_detr.builders.data import fixed_micro_batch
 from deformable_detr.config import RunConfig
 from deformable_detr.engine.checkpoints.transfer import TransferReport
 from deformable_detr.engine.run.header import (
@@ -105,7 +106,7 @@ def _of_length(config: RunConfig, data: TrainingData) -> str:
     end = total_steps(per_epoch, epochs=config.train.epochs, max_steps=config.train.max_steps)
     batch = describe_batch(
         total_batch=config.train.total_batch,
-        micro_batch=config.train.micro_batch,
+        micro_batch=fixed_micro_batch(config),
         world_size=distributed.world_size(),
     )
     return f"{end} steps, {per_epoch} per epoch; total batch {batch}"

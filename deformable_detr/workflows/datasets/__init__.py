@@ -1,0 +1,1 @@
+"""Data sets of the user: preparation for a run, conversion and splitting."""
