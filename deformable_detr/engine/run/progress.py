@@ -43,7 +43,7 @@ class _View(Protocol):
 
 
 class _Line(ProgressColumn):
-    """One line: name, steps, rate and remaining time first, then what else there is room for."""
+    """Line with name, steps, rate and remaining time first, then what else there is room for."""
 
     def __init__(self, name: str, first: int, console: Console) -> None:
         super().__init__()

@@ -52,10 +52,11 @@ def test_train_with_data_alone_uses_writes_and_says_the_preset(
 
     with patch.multiple(training, fit=fit, report_after_training=lambda *_: None):
         run = tmp_path / "run"
-        overrides = {"train.seed": 7}
+        overrides: dict[str, Any] = {"train.seed": 7}
         training.train(data=folder, overrides=overrides, run_dir=run, device="cpu")
+        overrides["data.image_order"] = "file_name"
         assert load_run_config(run / "config.yaml") == load_config(preset.config, overrides)
-    said = [text.split(maxsplit=1)[1] for text in caplog.messages if text.startswith("preset ")]
+    said = [text for text in caplog.messages if text in preset.reasons]
     assert said == list(preset.reasons)
     assert "start    random" in said[-1]
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
