@@ -11,9 +11,9 @@ Device = Literal["cpu", "gpu"]
 # object covers four by four cells, and a small one (quantile 0.1) more than one.
 MEDIAN_PX = 32.0
 SMALL_PX = 12.0
-# Pixels of an image, in proportion to which the time of a step grows. On a CPU, more steps are
-# worth more than larger images: at 200 s, nuclei had AP 0.22 at 320, 0.14 at 384 (half of the
-# rates) and 0.13 at 448 pixels.
+# Pixels of an image, in proportion to which the time of a step grows. On a CPU it bounds the time:
+# in 200 s, one run each of nuclei had AP 0.20 at 320, 0.14 at 384 and 0.13 at 448 pixels, with
+# fewer steps and, at 384, half of the rates too.
 MOST_PIXELS: dict[Device, int] = {"cpu": 320 * 340, "gpu": 800 * 1066}
 LEAST_SIDE = 256  # below, the coarsest level has too few cells
 MOST_ENLARGED = 2.0  # more shows no detail that the image does not have

@@ -21,6 +21,7 @@ from helpers.foreign_files import small_config, write_foreign
 from PIL import Image
 
 from deformable_detr.config import loading
+from deformable_detr.preset import constants
 from deformable_detr.workflows import overfitting
 
 ROOT = Path(__file__).parents[2]
@@ -97,12 +98,15 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "configs").mkdir(exist_ok=True)
     for name in (*loading.config_names(), "NAME"):
         if "/" not in name:
-            variant = "two_stage" if name == "deformable_detr_r50_two_stage" else "multi_scale"
+            is_two_stage = name in ("deformable_detr_r50_two_stage", "quickstart")
+            variant = "two_stage" if is_two_stage else "multi_scale"
             config = loading.load_config(small_config(variant, *SMALL), places)
             (folder / "configs" / f"{name}.yaml").write_text(loading.to_yaml(config))
     monkeypatch.setattr(loading, "_CONFIGS", folder / "configs")
     monkeypatch.setattr(overfitting, "STEPS", 2)
     monkeypatch.setattr(overfitting, "_WARMUP_STEPS", 1)
+    for name in ("STEPS", "LEAST_STEPS", "EPOCH_STEPS"):  # of a run with chosen settings
+        monkeypatch.setattr(constants, name, 2)
     monkeypatch.chdir(folder)
     return folder
 
@@ -111,7 +115,8 @@ def make_room(arguments: list[str]) -> None:
     """Delete the run that a command starts, as pages show several commands for one folder."""
     if arguments[0] != "train" or "--resume" in arguments:
         return
-    name = Path(arguments[arguments.index("--config") + 1]).stem
+    option = "--config" if "--config" in arguments else "--data"
+    name = Path(arguments[arguments.index(option) + 1]).stem
     run = f"runs/{name}_overfit" if "--overfit" in arguments else f"runs/{name}"
     if "--run-dir" in arguments:
         run = arguments[arguments.index("--run-dir") + 1]
