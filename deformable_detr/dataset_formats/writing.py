@@ -1,6 +1,5 @@
 """Writing of data sets in COCO JSON, YOLO and Pascal VOC."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from xml.etree import ElementTree
 import yaml
 
 from deformable_detr.dataset_formats.annotated_set import AnnotatedSet
+from deformable_detr.finite import to_json
 from deformable_detr.messages import in_brief, shown
 
 Format = Literal["coco", "yolo", "voc"]
@@ -37,7 +37,7 @@ def write_data(folder: Path, sets: Mapping[str, AnnotatedSet], to: Format) -> No
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(found.images / image["file_name"], target)
         if to == "coco":
-            _write_text(folder / f"{split}.json", json.dumps(found.record))
+            _write_text(folder / f"{split}.json", to_json(found.record, f"annotations of {split}"))
         elif to == "yolo":
             _write_labels(folder / "labels" / split, found.record)
         else:

@@ -107,6 +107,16 @@ COMMANDS = {
     "report": Command(lambda _, out: ["report", out / "run"], ("run/report.html",), on_run=True),
     "data trees": Command(_data("data trees"), ("fetched",)),
     "data weights": Command(_data("data weights", "efficientnet_lite0"), ("fetched",)),
+    "data convert": Command(
+        lambda material, out: [
+            *("data", "convert", material.annotations, out / "converted", "--to", "yolo"),
+        ],
+        ("converted",),
+    ),
+    "data split": Command(
+        lambda material, out: ["data", "split", material.annotations, out / "parts"],
+        ("parts",),
+    ),
     "doctor data FILE": Command(
         lambda material, out: [
             *("doctor", "data", material.faulty / "train.json", "--fix", out / "fixed.json"),

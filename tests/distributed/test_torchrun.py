@@ -32,7 +32,7 @@ def test_the_same_command_under_torchrun_trains_the_same(tmp_path: Path) -> None
     arguments = [*data_settings(files, files), "train.max_steps=2"]
     train(arguments=arguments, folder=tmp_path / "alone")
     result = train(*TORCHRUN, arguments=arguments, folder=tmp_path / "together")
-    assert result.stderr.count("4 = 2 images x 2 processes x 1 accumulation") == 1
+    assert result.stderr.count("total batch 4 = 2 images x 2 processes x") == 1
     alone, together = (
         [
             record["total"]

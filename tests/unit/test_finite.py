@@ -24,6 +24,8 @@ PACKAGE = Path(deformable_detr.__file__).parent
 OTHER_USES = {"config/loading.py", "config/reference.py", "engine/failures/watchdog.py"}
 OTHER_USES |= {"workflows/recipe.py", "finite.py"}
 OTHER_USES |= {"conversion/preprocessing.py"}  # for an error
+# For another process, and for tables of the trackers.
+OTHER_USES |= {"engine/run/tracking.py", "engine/run/tracker_process.py"}
 
 
 def test_all_json_is_written_without_nan() -> None:

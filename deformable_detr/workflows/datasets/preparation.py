@@ -1,7 +1,6 @@
 """Data of the user's own: sets of any format, as the COCO annotation files that a run reads."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from deformable_detr.dataset_formats.recognition import FoundData, recognize_dat
 from deformable_detr.dataset_formats.splitting import VAL_FRACTION, part_of, split_images
 from deformable_detr.engine.run.folder import Resume, RunFolder
 from deformable_detr.files import write_whole
+from deformable_detr.finite import to_json
 from deformable_detr.messages import counted, shown
 
 SPLITS = ("train", "val")
@@ -149,7 +149,8 @@ def _unite_categories(sets: Mapping[str, AnnotatedSet]) -> None:
 
 def _write(files: RunFolder, split: str, record: Mapping[str, Any]) -> Path:
     """Write an annotation file of the run, and return its path."""
-    text = json.dumps({key: record[key] for key in ("images", "categories", "annotations")})
+    content = {key: record[key] for key in ("images", "categories", "annotations")}
+    text = to_json(content, f"annotations of {split}")
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     file = files.annotations / f"{split}_{digest}.json"
     if not file.is_file():

@@ -112,7 +112,7 @@ def test_what_it_cannot_look_at_is_one_line(
     moved = files.annotations.rename(tmp_path / "b.json")
     cases = {
         (tmp_path / "none.json",): "none.json must exist, found nothing there",
-        (empty,): "a folder with train.json and val.json, got .*empty, which has neither",
+        (empty,): "data must be a folder with COCO JSON .*empty, which has neither images",
         (moved,): "no such folder; name it with --images DIR, or leave .* with --no-photos",
     }
     for arguments, message in cases.items():
