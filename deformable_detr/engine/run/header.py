@@ -37,7 +37,7 @@ def describe_parameters(model: nn.Module) -> str:
     trainable = sum(
         parameter.numel() for parameter in model.parameters() if parameter.requires_grad
     )
-    return f"{total:,} ({trainable:,} trainable)"
+    return f"{total:,} parameters ({trainable:,} trainable)"
 
 
 def describe_learning_rates(optimizer: Optimizer) -> str:

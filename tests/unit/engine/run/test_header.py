@@ -28,7 +28,7 @@ def test_uneven_shares_of_a_batch_are_described() -> None:
 
 def test_parameters_are_counted_with_and_without_the_frozen_ones() -> None:
     model = nn.Sequential(nn.Linear(100, 10), nn.Linear(10, 1).requires_grad_(False))
-    assert describe_parameters(model) == "1,021 (1,010 trainable)"
+    assert describe_parameters(model) == "1,021 parameters (1,010 trainable)"
 
 
 def test_the_boxes_dropped_from_a_data_set_are_described() -> None:
