@@ -41,7 +41,7 @@ def error_of(arguments: list[str]) -> str:
             command = command.commands[rest.pop(0)]
         options, _, _ = command.make_parser(command.context_class(command)).parse_args(rest)
         if command.name == "train":
-            name = options["config"]
+            name = options.get("config") or "quickstart"  # the settings of --data are over it
             is_ours = "/" not in name and name != "NAME"
             overrides = [one for one in options["overrides"] or () if one != "auto"]  # of --resume
             load_config(name if is_ours else "deformable_detr_r50", overrides)
