@@ -38,7 +38,7 @@ def test_on_a_terminal_a_line_has_steps_rate_and_time_first(
     lines = [line for line in re.split(r"[\r\n]+", shown) if line.startswith("training ")]
     assert max(map(len, lines)) <= min(width - 1, 78)
     assert re.match(r"training 10/20  \S+/s", lines[-1])
-    assert ("/s  0:00:00 left" in lines[-1]) == (width >= 80)
+    assert "/s  0:00:00 left" in lines[-1] or width < 80
     assert ("#####-----  total 3.142" in lines[-1]) == (width >= 80)
     assert "AP 0.5" in shown
     assert caplog.messages == []
