@@ -1,7 +1,7 @@
 """`deformable-detr data`: data sets in other formats, default data sets, backbone weights."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -37,7 +37,7 @@ _Wheel = Annotated[
 def convert(
     path: _In,
     out: _New,
-    to: Annotated[str, typer.Option("--to", metavar="coco|yolo|voc", help="Format to write.")],
+    to: Annotated[Literal["coco", "yolo", "voc"], typer.Option("--to", help="Format to write.")],
 ) -> None:
     """Write a data set in another format, images included.
 
@@ -45,7 +45,7 @@ def convert(
     """
     from deformable_detr.workflows.datasets.conversion import convert_data
 
-    _print_written(convert_data(path, out, to=to))  # type: ignore[arg-type]  # checked there
+    _print_written(convert_data(path, out, to=to))
 
 
 @app.command()

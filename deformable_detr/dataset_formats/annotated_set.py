@@ -7,10 +7,12 @@ from typing import Any
 
 from deformable_detr.coco_json.rules import Problem, find_problems
 from deformable_detr.data.image_headers import read_header
-from deformable_detr.messages import counted, printable, shown
+from deformable_detr.files import require_regular_file
+from deformable_detr.messages import printable, shown
 from deformable_detr.photos import UNREADABLE, photo_suffixes
 from deformable_detr.structures import Size
 
+_MAX_BYTES = 16 << 20  # of a text file
 _REASON = 200  # characters of the reason why an image cannot be read
 
 
@@ -45,6 +47,7 @@ class AnnotatedSet:
         faults: what could not be read.
         left_out: files and entries that are left out, by reason.
         notes: what was decided about the format, one line each.
+        file: annotation file of COCO JSON, or None.
     """
 
     format: str
@@ -54,6 +57,7 @@ class AnnotatedSet:
     faults: list[Fault] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    file: Path | None = None
 
     def leave_out(self, reason: str, what: str) -> None:
         """Count something that is left out."""
@@ -62,7 +66,7 @@ class AnnotatedSet:
     def describe_left_out(self) -> list[str]:
         """Return a line for each reason: a count and an example."""
         return [
-            f"left out: {counted(len(places), reason)}, such as {places[0]}"
+            f"left out, {reason}: {len(places):,}, such as {places[0]}"
             for reason, places in self.left_out.items()
         ]
 
@@ -84,7 +88,36 @@ class AnnotatedSet:
         for fault in self.faults:
             raise ValueError(str(fault))
         for problem in find_problems(self.record, "training"):
-            raise ValueError(self.worded(problem))
+            place = "" if self.file is None else f"{shown(self.file)}: "
+            raise ValueError(f"{place}{self.worded(problem)}")
+
+
+def read_small_text(file: Path, most_bytes: int = _MAX_BYTES) -> str:
+    """Read a text file; errors leave it to the caller to name the file, unless it is no file.
+
+    Raises:
+        ValueError: the file is too large, or not in UTF-8.
+    """
+    require_regular_file(file, "text file")
+    if file.stat().st_size > most_bytes:
+        raise ValueError(f"must have at most {most_bytes >> 20} MiB of text")
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError("must be text in UTF-8, got other bytes") from error
+
+
+def read_lines(file: Path) -> list[str]:
+    """Read the lines of a text file.
+
+    Raises:
+        ValueError: names the file, and what is wrong with it.
+    """
+    require_regular_file(file, "text file")  # whose error names it
+    try:
+        return read_small_text(file).splitlines()
+    except ValueError as error:
+        raise ValueError(f"{shown(file)}: {error}") from error
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -36,7 +36,10 @@ class FoundData:
             return dict(self.sets)
         return {
             split: AnnotatedSet(
-                self.format, files.images, read_json(files.annotations, "annotation file")
+                self.format,
+                files.images,
+                read_json(files.annotations, "annotation file"),
+                file=files.annotations,
             )
             for split, files in self.coco.items()
         }

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,23 +62,54 @@ def split_images(
             f"data must have at least two images to split off a validation set, got "
             f"{len(groups)}{together}; give a validation set, or another --split-by"
         )
-    wanted = max(1, min(round(val_fraction * len(groups)), len(groups) - 1))
+    strata = _strata(groups)
+    numbers = _shares([len(own) for own in strata], len(groups), val_fraction)
+    chosen = [
+        group
+        for own, number in zip(strata, numbers, strict=True)
+        for group in _spread(own, number, seed)
+    ]
+    return {image for group in chosen for image in group.images}
+
+
+def _strata(groups: Sequence[_Group]) -> list[list[_Group]]:
+    """Divide groups by the rarest class that they show, those of rare classes first."""
     shown_by = Counter(one for group in groups for one in group.classes)
     strata: dict[int | None, list[_Group]] = defaultdict(list)
     for group in groups:
         rarest = min(group.classes, key=lambda one: (shown_by[one], one), default=None)
         strata[rarest].append(group)
-    chosen: list[_Group] = []
-    # Rare classes first: each with at least two groups gives one to validation.
-    for key in sorted(strata, key=lambda one: (len(strata[one]), -1 if one is None else one)):
-        own = strata[key]
-        number = min(round(val_fraction * len(own)), len(own) - 1)
-        if number == 0 and len(own) > 1:
-            number = 1
-        chosen += _spread(own, number, seed)
-    if len(chosen) < 1:
-        chosen = _spread(groups, wanted, seed)
-    return {image for group in chosen for image in group.images}
+    order = sorted(strata, key=lambda one: (len(strata[one]), one is None, one or 0))
+    return [strata[key] for key in order]
+
+
+def _shares(sizes: Sequence[int], total: int, fraction: float) -> list[int]:
+    """Return how many groups of each stratum are for validation; their sum is the fraction.
+
+    A stratum of two or more gives at least one, as far as the sum allows, and keeps at least one;
+    the rest goes to the largest remainders.
+
+    Args:
+        sizes: number of groups of each stratum.
+        total: their sum, at least 2.
+        fraction: share for validation, in (0, 1).
+    """
+    wanted = max(1, min(round(fraction * total), total - 1))
+    shares = [0] * len(sizes)
+
+    def give(most: Callable[[int], float]) -> None:
+        """Give one more to strata below `most`, in turns, those that lack most first."""
+        while sum(shares) < wanted:
+            open_ones = [one for one, size in enumerate(sizes) if shares[one] < most(size)]
+            if not open_ones:
+                return
+            shares[max(open_ones, key=lambda one: fraction * sizes[one] - shares[one])] += 1
+
+    give(lambda size: min(size - 1, 1))
+    give(lambda size: min(size - 1, fraction * size))
+    give(lambda size: size - 1)
+    give(lambda size: size)  # each stratum is one group
+    return shares
 
 
 def _groups(record: Mapping[str, Any], split_by: str | None) -> list[_Group]:

@@ -1,6 +1,7 @@
 """Pascal VOC: one XML file per image, with the corners of each object in pixels."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from deformable_detr.dataset_formats.annotated_set import (
     category_entries,
     image_entry,
     images_below,
+    read_lines,
     require_unique_stems,
     upright_size_of,
 )
 from deformable_detr.files import require_regular_file
-from deformable_detr.messages import in_brief, printable, shown
+from deformable_detr.messages import in_brief, listed, printable, shown
 from deformable_detr.structures import Size
 
 NAME = "Pascal VOC"
@@ -102,7 +104,7 @@ def _listed(folder: Path, lists: Path, words: Sequence[str]) -> list[tuple[Path 
         return []
     images = {image.stem: image for image in images_below(folder / "JPEGImages")}
     found: list[tuple[Path | None, Path]] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_lines(file), 1):
         name = line.split()[0] if line.strip() else ""
         if not name:
             continue
@@ -130,9 +132,47 @@ def _in_folders(folder: Path, words: Sequence[str]) -> list[tuple[Path | None, P
 
 
 def _pairs(images: Sequence[Path], files: Sequence[Path]) -> list[tuple[Path | None, Path]]:
-    """Return each XML file with the image of the same name."""
-    by_stem = {image.stem: image for image in images}
-    return [(by_stem.get(file.stem), file) for file in files]
+    """Return each XML file with the image of the same name, the nearer one if there are several.
+
+    Raises:
+        ValueError: two images are equally near, or two files belong to one image.
+    """
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for one in images:
+        by_stem[one.stem].append(one)
+    pairs = [(_image_of(file, by_stem[file.stem]), file) for file in files]
+    first: dict[Path, Path] = {}
+    for image, file in pairs:
+        if image is not None and (twin := first.setdefault(image, file)) is not file:
+            raise ValueError(
+                f"{shown(file)}: its image {shown(image)} has another XML file, {shown(twin)}; "
+                "remove one of them"
+            )
+    return pairs
+
+
+def _image_of(file: Path, images: Sequence[Path]) -> Path | None:
+    """Return the image of an XML file among those of the same name, or None if there are none."""
+    if len(images) < 2:
+        return images[0] if images else None
+    folders = [file.parent, *(_parallel(file.parent, kind) for kind in ("images", "JPEGImages"))]
+    near = [image for image in images if image.parent in folders]
+    if len(near) != 1:
+        raise ValueError(
+            f"{shown(file)}: its image may be any of {listed(near or images)}; rename all but one "
+            "of them, with their XML files"
+        )
+    return near[0]
+
+
+def _parallel(folder: Path, kind: str) -> Path:
+    """Return the folder of images beside a folder of XML files: `images/a` for `Annotations/a`."""
+    parts = list(folder.parts)
+    for place in range(len(parts) - 1, -1, -1):
+        if parts[place] in _KEPT_FOLDERS:
+            parts[place] = kind
+            break
+    return Path(*parts)
 
 
 def _read_page(file: Path) -> _Page | Fault:
@@ -203,7 +243,7 @@ def _class_names(folder: Path, pages: Sequence[_Page]) -> dict[int, str]:
     label_map = folder / _LABEL_MAP
     given: list[str] = []
     if label_map.is_file():
-        lines = label_map.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_lines(label_map)
         names = [line.partition(":")[0].strip() for line in lines if not line.startswith("#")]
         given = [name for name in names if name and name != _BACKGROUND]
     ordered = list(dict.fromkeys([*given, *used]))

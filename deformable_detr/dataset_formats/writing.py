@@ -1,7 +1,7 @@
 """Writing of data sets in COCO JSON, YOLO and Pascal VOC."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import yaml
 
 from deformable_detr.dataset_formats.annotated_set import AnnotatedSet
+from deformable_detr.dataset_formats.yolo import SLACK
 from deformable_detr.finite import to_json
 from deformable_detr.messages import in_brief, shown
 
@@ -53,7 +54,11 @@ def write_data(folder: Path, sets: Mapping[str, AnnotatedSet], to: Format) -> No
 
 
 def require_writable(found: AnnotatedSet, to: Format) -> None:
-    """Raise a ValueError if a format cannot hold a set: crowds in YOLO, two images of one stem."""
+    """Raise a ValueError if a format cannot hold a set.
+
+    YOLO has no crowds; where labels are found by the name of the image, two images must not have
+    one name without the suffix; and a box must not reach so far out that it could not be read.
+    """
     names = list(_names(found.record).values())
     if len(set(names)) < len(names) and to == "voc":
         raise ValueError("classes must have different names in Pascal VOC, got a name twice")
@@ -70,6 +75,7 @@ def require_writable(found: AnnotatedSet, to: Format) -> None:
                 "them, or convert to voc, where they are difficult objects"
             )
     if to != "coco":
+        _require_boxes(found, to)
         first: dict[str, str] = {}
         for image in found.record["images"]:
             stem = str(Path(image["file_name"]).with_suffix(""))
@@ -79,6 +85,27 @@ def require_writable(found: AnnotatedSet, to: Format) -> None:
                     f"images must have different names without their suffixes, got {shown(twin)} "
                     f"and {shown(image['file_name'])}; rename one of them"
                 )
+
+
+def _require_boxes(found: AnnotatedSet, to: Format) -> None:
+    """Raise a ValueError for a box that the format could not be read with again."""
+    sizes = {one["id"]: (one["width"], one["height"]) for one in found.record["images"]}
+    files = {one["id"]: one["file_name"] for one in found.record["images"]}
+    for one in found.record["annotations"]:
+        values = _relative(one["bbox"], *sizes[one["image_id"]])
+        is_outside = to == "yolo" and not all(-SLACK <= value <= 1 + SLACK for value in values)
+        if is_outside or min(one["bbox"][2:]) < 0:
+            must = "inside their image" if is_outside else "at least 0 wide and high"
+            raise ValueError(
+                f"boxes must be {must} in {to}, got {one['bbox']} in "
+                f"{shown(files[one['image_id']])}; `deformable-detr doctor data` lists them all"
+            )
+
+
+def _relative(bbox: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:
+    """Return center and size in [0, 1] of a box inside the image."""
+    x, y, w, h = bbox
+    return (x + w / 2) / width, (y + h / 2) / height, w / width, h / height
 
 
 def _names(record: Mapping[str, Any]) -> dict[int, str]:
@@ -99,11 +126,9 @@ def _write_labels(folder: Path, record: Mapping[str, Any]) -> None:
     index = {key: place for place, key in enumerate(_names(record))}
     objects = _objects(record)
     for image in record["images"]:
-        width, height = image["width"], image["height"]
         lines = []
         for one in objects[image["id"]]:
-            x, y, w, h = one["bbox"]
-            values = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+            values = _relative(one["bbox"], image["width"], image["height"])
             numbers = " ".join(f"{value:.{_DIGITS}f}" for value in values)
             lines.append(f"{index[one['category_id']]} {numbers}\n")
         target = (folder / image["file_name"]).with_suffix(".txt")

@@ -14,10 +14,11 @@ from deformable_detr.dataset_formats.annotated_set import (
     category_entries,
     image_entry,
     images_below,
+    read_lines,
+    read_small_text,
     require_unique_stems,
     upright_size_of,
 )
-from deformable_detr.files import require_regular_file
 from deformable_detr.messages import in_brief, listed, shown
 from deformable_detr.photos import photo_suffixes
 from deformable_detr.yaml12 import read_yaml
@@ -26,8 +27,7 @@ NAME = "YOLO"
 DATA_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _CLASS_FILES = ("classes.txt", "labels/classes.txt", "train/labels/classes.txt")
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation")}
-_MAX_BYTES = 16 << 20  # of a label file
-_SLACK = 0.01  # above 1, from rounding
+SLACK = 0.01  # above 1, from rounding
 _MAX_SNAP = 0.02  # pixels
 _DECIMAL = re.compile(r"-?\d*\.?\d+")
 _FIX = "a row is: class x_center y_center width height, or class x1 y1 x2 y2 x3 y3 ..."
@@ -142,7 +142,7 @@ def _listed_classes(folder: Path) -> dict[int, str]:
     """Return the class names of a folder without a YAML file."""
     for name in _CLASS_FILES:
         if (folder / name).is_file():
-            lines = _lines(folder / name)
+            lines = read_lines(folder / name)
             names = [line.strip() for line in lines if line.strip()]
             if names:
                 return dict(enumerate(names))
@@ -194,7 +194,7 @@ def _place(file: Path, folder: Path, name: str) -> Path | None:
 def _listed_images(file: Path) -> list[Path]:
     """List the images of a text file with a path per line, relative to the file's folder."""
     images = []
-    for number, line in enumerate(_lines(file), 1):
+    for number, line in enumerate(read_lines(file), 1):
         name = line.strip()
         if not name:
             continue
@@ -284,7 +284,7 @@ def _read_labels(
 ) -> None:
     """Add the objects of a label file."""
     try:
-        lines = _lines(file)
+        lines = read_small_text(file).splitlines()
     except (OSError, ValueError) as error:
         found.faults.append(Fault("label-file", shown(file), str(error)))
         return
@@ -300,16 +300,6 @@ def _read_labels(
             continue
         annotations.append(annotation_entry(len(annotations) + 1, image_id, index, corners))
         places.append(place)
-
-
-def _lines(file: Path) -> list[str]:
-    require_regular_file(file, "label file")
-    if file.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"{shown(file)} must have at most {_MAX_BYTES >> 20} MiB of text")
-    try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{shown(file)} must be text in UTF-8, got other bytes") from error
 
 
 def _parse(
@@ -330,8 +320,8 @@ def _parse(
         raise ValueError(f"must have 5 numbers, or a polygon, got {len(values) + 1}{hint}; {_FIX}")
     if not all(math.isfinite(value) for value in values):
         raise ValueError(f"must be finite numbers, got {in_brief(line.strip())}")
-    if min(values) < -_SLACK or max(values) > 1 + _SLACK:
-        wrong = next(value for value in values if not -_SLACK <= value <= 1 + _SLACK)
+    if min(values) < -SLACK or max(values) > 1 + SLACK:
+        wrong = next(value for value in values if not -SLACK <= value <= 1 + SLACK)
         raise ValueError(
             f"coordinates must be in [0, 1], got {wrong:g}; divide pixels by the width or height "
             "of the image"

@@ -63,6 +63,27 @@ def removed(name: str) -> Callable[[Path], object]:
     return damage
 
 
+def copied(name: str, to: str) -> Callable[[Path], object]:
+    """Return a damage that copies a file."""
+
+    def damage(folder: Path) -> None:
+        (folder / to).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / name, folder / to)
+
+    return damage
+
+
+def moved(page: str, to: str, twin: str) -> Callable[[Path], object]:
+    """Return a damage that moves an XML file away from its image, which gets a twin."""
+
+    def damage(folder: Path) -> None:
+        copied(page, to)(folder)
+        copied(page.replace(".xml", ".png"), twin)(folder)
+        (folder / page).unlink()
+
+    return damage
+
+
 LABELS, PAGE, IMAGE = "labels/train/0001.txt", "train/0001.xml", "images/train/0001.png"
 BOMB = '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>'
 YOLO = {
@@ -78,7 +99,7 @@ YOLO = {
     ),
     "nan": (put(LABELS, "0 nan .5 .2 .2"), r"line 1: must be finite numbers"),
     "negative": (put(LABELS, "0 .5 .5 -.2 .2"), r"line 1: coordinates must be .* got -0.2"),
-    "binary": (put(LABELS, b"\xff\xfe\x00\x80"), r"0001.txt must be text in UTF-8"),
+    "binary": (put(LABELS, b"\xff\xfe\x00\x80"), r"^\S*0001.txt: must be text in UTF-8"),
     "image": (put(IMAGE, b"\x89PNG\r\n\x1a\n"), r"0001.png: no readable image"),
     "cut": (put(IMAGE, b""), r"0001.png: no readable image"),
     "twins": (put("images/train/0001.jpg", b"x"), r"0001.png: .* same name as 0001.jpg"),
@@ -113,7 +134,13 @@ VOC = {
     "image": (put("train/0001.png", b"no"), r"0001.png: no readable image"),
     "huge": (replaced(PAGE, "<xmax>.*?<", "<xmax>1e12<"), r"object 1: bbox must be four finite"),
 }
+TWIN = "train/sub/0001.png"
+VOC |= {
+    "two-pages": (copied(PAGE, "train/sub/0001.xml"), r"sub/0001.xml: its image .* another XML"),
+    "two-images": (moved(PAGE, "train/xml/0001.xml", TWIN), r"xml/0001.xml: its image may be any"),
+}
 COCO = {
+    "text": (put("train.json", b"\xff"), r"^annotation file \S*train.json must be JSON"),
     "json": (put("train.json", "{"), r"train.json must be JSON"),
     "bbox": (
         replaced("train.json", r'"bbox": \[\d+', '"bbox": ["a"'),
@@ -159,21 +186,27 @@ def test_damage_is_one_line_with_file_and_entry(
     damage(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
         load(folder, tmp_path / "run")
-    assert len(str(raised.value).splitlines()) == 1
+    text = str(raised.value)
+    assert len(text.splitlines()) == 1
+    assert text.count("0001.txt") + text.count("train.json") <= 1
 
 
 @pytest.mark.parametrize(
     ("kind", "damage", "line"),
     [
-        ("yolo", put("labels/train/9.txt", "0 .5 .5 .1 .1"), r"left out: 1 label file .*/9.txt"),
+        (
+            "yolo",
+            put("labels/train/9.txt", "0 .5 .5 .1 .1"),
+            r"left out, label file .*: 1, such as .*/9.txt",
+        ),
         ("yolo", removed(LABELS), r"1 of 4 images have no label file: no objects"),
         ("yolo", put(LABELS, ""), r"train: 4 images"),
         (
             "voc",
             put("train/9.xml", "<annotation/>"),
-            r"left out: 1 XML file without an image, .*9.x",
+            r"left out, XML file without an image: 1, such as .*9.x",
         ),
-        ("voc", removed(PAGE), r"left out: 1 image without an XML file, .*0001.png"),
+        ("voc", removed(PAGE), r"left out, image without an XML file: 1, such as .*0001.png"),
     ],
 )
 def test_what_is_whole_is_used_and_the_rest_counted(

@@ -195,6 +195,20 @@ def test_split_has_each_class_in_both_sets_and_keeps_groups_together() -> None:
         split_images(record_of([[1]]))
 
 
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.2, 0.35, 0.5, 0.9])
+@pytest.mark.parametrize("sizes", [[1, 1], [1, 1, 1, 1, 1], [3, 9, 30], [2] * 12, [50], [1, 20]])
+def test_split_has_the_fraction_exactly(sizes: list[int], fraction: float) -> None:
+    classes = [[label] for label, size in enumerate(sizes) for _ in range(size)]
+    chosen = split_images(record_of(classes), val_fraction=fraction)
+    wanted = min(max(round(fraction * len(classes)), 1), len(classes) - 1)
+    assert len(chosen) == wanted
+    for label, size in enumerate(sizes):  # in proportion, and in both sets if there is room
+        own = sum(classes[n] == [label] for n in chosen)
+        if len(sizes) <= wanted <= len(classes) - len(sizes) and size > 1:
+            assert 1 <= own < size
+            assert abs(own - fraction * size) <= 1.5
+
+
 def test_json_of_several_layouts_is_recognized_once(files: CocoFiles, tmp_path: Path) -> None:
     folder = as_ours(tmp_path / "data", files)
     (folder / "notes.json").write_text(json.dumps({"a": 1}))

@@ -94,6 +94,29 @@ def test_names_that_a_format_cannot_tell_apart_are_refused(
         convert_data(files.annotations, tmp_path / "voc", to="voc")
 
 
+@pytest.mark.parametrize(
+    ("to", "box", "message"),
+    [
+        (
+            "yolo",
+            [-40.0, 10.0, 60.0, 20.0],
+            r"inside their image in yolo, got \[-40.0, .* 0001",
+        ),
+        ("yolo", [10.0, 10.0, -5.0, 20.0], r"(inside|at least 0).* in yolo"),
+        ("voc", [10.0, 10.0, -5.0, 20.0], r"at least 0 wide and high in voc, got .* in 0001.png"),
+    ],
+)
+def test_boxes_that_could_not_be_read_again_are_refused(
+    to: str, box: list[float], message: str, files: CocoFiles, tmp_path: Path
+) -> None:
+    record = files.read()
+    record["annotations"][0] |= {"bbox": box, "image_id": record["images"][0]["id"]}
+    files.write(record)
+    with pytest.raises(ValueError, match=message):
+        convert_data(files.annotations, tmp_path / to, to=to)  # type: ignore[arg-type]
+    assert not (tmp_path / to).exists()
+
+
 def test_split_writes_both_sets_in_the_same_format(
     run: CommandLine, files: CocoFiles, tmp_path: Path
 ) -> None:
