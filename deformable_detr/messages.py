@@ -48,10 +48,10 @@ def counted(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     if noun.endswith(("s", "x", "ch")):
-        return f"{number} {noun}es"
+        return f"{number:,} {noun}es"
     if noun.endswith("y"):
-        return f"{number} {noun[:-1]}ies"
-    return f"{number} {noun}s"
+        return f"{number:,} {noun[:-1]}ies"
+    return f"{number:,} {noun}s"
 
 
 def in_lines(message: str) -> str:

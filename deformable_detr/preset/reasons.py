@@ -38,7 +38,7 @@ def _size(view: View) -> str:
         sizes += f", {view.eval_size} in evaluation"
     if not view.object_px[1]:
         return f"size     {what} to {sizes}; there is no object to go by"
-    limit = ", more costs time" if view.is_limited else ""
+    limit = "; larger is slower" if view.is_limited else ""
     return f"size     {what} to {sizes}: median object {view.object_px[1]:.0f} px{limit}"
 
 

@@ -164,6 +164,7 @@ def train(
             inputs=input_files(settings, config, finetune_from),
             decisions=decisions,
             reasons=reasons,
+            is_overridden=bool(overrides),
             resume=resume,
             overwrite=overwrite,
             finetune_from=start,
@@ -180,6 +181,7 @@ def _train(
     inputs: Sequence[Path],
     decisions: Sequence[str],
     reasons: Sequence[str],
+    is_overridden: bool,
     resume: Resume,
     overwrite: bool,
     finetune_from: Path | None,
@@ -218,6 +220,7 @@ def _train(
             folder=files.path,
             decisions=decisions,
             reasons=reasons,
+            is_overridden=is_overridden,
         )
         for line in header:
             logger.info("%s", line)

@@ -203,7 +203,8 @@ class RunFolder:
                 kept = {file.absolute() for file in annotations}
                 former = [
                     file
-                    for file in self.annotations.glob("*_????????.json")
+                    for split in ("train", "val")
+                    for file in self.annotations.glob(f"{split}_????????.json")
                     if file.absolute() not in kept
                 ]
                 for file in (*self.files_to_delete(), *unfinished, *former):

@@ -45,12 +45,12 @@ def describe_learning_rates(optimizer: Optimizer) -> str:
     return ", ".join(f"{group['role']} {group['initial_lr']:g}" for group in optimizer.param_groups)
 
 
-def describe_dataset(num_images: int, num_dropped: Mapping[str, int]) -> str:
+def describe_dataset(num_images: int, num_objects: int, num_dropped: Mapping[str, int]) -> str:
     """Describe the size of a data set, and the boxes dropped from it by reason."""
     dropped = ", ".join(
         f"{counted(count, 'box')} dropped: {reason}"
         for reason, count in num_dropped.items()
         if count
     )
-    images = "1 image" if num_images == 1 else f"{num_images:,} images"
-    return images + (f" ({dropped})" if dropped else "")
+    sizes = f"{counted(num_images, 'image')} with {counted(num_objects, 'object')}"
+    return sizes + (f" ({dropped})" if dropped else "")

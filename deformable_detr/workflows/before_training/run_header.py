@@ -36,10 +36,12 @@ def header_lines(
     folder: Path,
     decisions: Sequence[str] = (),
     reasons: Sequence[str] = (),
+    is_overridden: bool = False,
 ) -> list[str]:
     """Describe a run: its folder and device, data, model, length, rates and recipe.
 
-    With reasons for what the preset chose, these take the place of the last three.
+    With reasons for what the preset chose, these take the place of the last three; with overrides
+    too, length and rates are those of the run.
 
     Args:
         config: config of the run.
@@ -49,19 +51,21 @@ def header_lines(
         folder: the run folder.
         decisions: what was decided about the data, one line each.
         reasons: what the preset chose, and why; lines of `WIDTH`, each with its own name.
+        is_overridden: whether settings of the preset were overridden.
     """
     groups = {
         "run": [shown(folder), describe_device(state.device, config.model.attention.backend)],
         "data": [*decisions, *_of_data(data)],
         "model": [describe_parameters(state.model), *_of_weights(state, report)],
     }
+    if not reasons or is_overridden:
+        groups["length"] = [_of_length(config, data)]
+        groups["rates"] = [describe_learning_rates(state.optimizer)]
     if not reasons:
-        groups |= {
-            "length": [_of_length(config, data)],
-            "rates": [describe_learning_rates(state.optimizer)],
-            "recipe": [_of_recipe(config)],
-        }
+        groups["recipe"] = [_of_recipe(config)]
     lines = [line for name, texts in groups.items() for line in _group(name, texts)]
+    if reasons and is_overridden:
+        lines.append(f"{'preset':{_INDENT}}chosen for the data, before overrides:")
     lines += reasons
     if len(lines) > MOST_LINES:
         rest = len(lines) - MOST_LINES + 1
@@ -86,10 +90,10 @@ def _group(name: str, texts: Sequence[str]) -> Iterator[str]:
 
 def _of_data(data: TrainingData) -> list[str]:
     sets = {"training": data.train, "validation": data.val}
-    numbers = [
-        f"{name} {describe_dataset(len(one), one.num_dropped)}" for name, one in sets.items()
+    lines = [
+        f"{name} {describe_dataset(len(one), int(one.num_objects.sum()), one.num_dropped)}"
+        for name, one in sets.items()
     ]
-    lines = [", ".join(numbers)]
     if any(one.num_turned for one in sets.values()):
         lines.append(f"EXIF: training images {data.train.exif}, validation images {data.val.exif}")
     number = counted(data.train.label_space.num_classes, "class")

@@ -67,7 +67,7 @@ def own_data(
             found = recognize_data(path)
             return _prepare(path, found, files, split_by=split_by, seed=seed)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"data {shown(path)}: {error}") from error
+            raise ConfigError(str(error)) from error
 
     return distributed.from_main(prepare)
 
@@ -101,6 +101,7 @@ def _prepare(
             for split, one in found.coco.items()
             for key in ("images", "annotations")
         }
+        _write_decisions(files, decisions)
         return OwnData({**settings, "data.image_order": "file_name"}, tuple(decisions))
     sets = found.open_all()
     for one in sets.values():
@@ -161,5 +162,6 @@ def _write(files: RunFolder, split: str, record: Mapping[str, Any]) -> Path:
 
 
 def _write_decisions(files: RunFolder, lines: Sequence[str]) -> None:
+    files.annotations.mkdir(parents=True, exist_ok=True)
     with write_whole(files.annotations / "decisions.txt") as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

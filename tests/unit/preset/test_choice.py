@@ -56,7 +56,7 @@ CASES = {
             "train.epochs": 50,
             "data.repeats": 1,
         },
-        "images resized to 320 px: median object 19 px, more costs time",
+        "images resized to 320 px: median object 19 px; larger is slower",
     ),
     "crops as large as the tiles of evaluation": (
         PHOTO,
@@ -99,7 +99,7 @@ CASES = {
         Images(40, (6000, 9000), 50),
         None,
         {"data.eval_size": 256, "data.cache_images": False},
-        "median object 2 px, more costs time",
+        "median object 2 px; larger is slower",
     ),
     "300 objects per image": (
         Images(50, (512, 512), 20, 300),

@@ -77,7 +77,10 @@ def test_run_keeps_its_annotations_when_it_is_resumed(
     train(data, run, resume=True, overrides=(*SETTINGS, "train.max_steps=3"))
     assert {file.name: file.read_text() for file in (run / "annotations").iterdir()} == kept
 
+    (run / "annotations" / "notes_12345678.json").write_text("of the user")
     train(data, run, overwrite=True)
+    assert (run / "annotations" / "notes_12345678.json").read_text() == "of the user"
+    (run / "annotations" / "notes_12345678.json").unlink()
     changed = {file.name for file in (run / "annotations").iterdir()}
     assert len(changed) == 3
     assert len(changed & {*kept}) == 2  # the annotations for validation, and decisions.txt

@@ -32,9 +32,9 @@ def test_parameters_are_counted_with_and_without_the_frozen_ones() -> None:
 
 
 def test_the_boxes_dropped_from_a_data_set_are_described() -> None:
-    assert describe_dataset(1200, {"crowd": 0}) == "1,200 images"
-    assert describe_dataset(3, {"crowd": 2, "empty": 1}) == (
-        "3 images (2 boxes dropped: crowd, 1 box dropped: empty)"
+    assert describe_dataset(1200, 9999, {"crowd": 0}) == "1,200 images with 9,999 objects"
+    assert describe_dataset(3, 1, {"crowd": 2, "empty": 1}) == (
+        "3 images with 1 object (2 boxes dropped: crowd, 1 box dropped: empty)"
     )
 
 

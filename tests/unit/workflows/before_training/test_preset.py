@@ -59,6 +59,13 @@ def test_train_with_data_alone_uses_writes_and_says_the_preset(
     said = [text for text in caplog.messages if text in preset.reasons]
     assert said == list(preset.reasons)
     assert "start    random" in said[-1]
+    at = caplog.messages.index(said[0])
+    assert caplog.messages[at - 1] == "preset   chosen for the data, before overrides:"
+    before = [one[:9].rstrip() for one in caplog.messages[: at - 1]]
+    assert [name for name in before if name] == ["run", "data", "model", "length", "rates"]
+    numbers = next(one for one in caplog.messages if one.startswith("data "))
+    assert numbers.startswith("data     COCO JSON in ")
+    assert (run / "annotations" / "decisions.txt").read_text() == f"{numbers[9:]}\n"
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
 
 
