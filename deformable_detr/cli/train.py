@@ -102,8 +102,10 @@ def train(
     """
     if config is None and data is None:
         raise ValueError("--config or --data must be given, got neither")
-    if data is not None and (overfit or evaluate_only):
-        raise ValueError("--data must be given without --overfit and --evaluate-only")
+    if data is not None and evaluate_only:
+        raise ValueError("--data must be given without --evaluate-only")
+    if split_by is not None and overfit:
+        raise ValueError("--split-by must be given without --overfit, which needs no validation")
     end_with_launcher()
     warn_only_beside_main()
     if overfit and (resume or evaluate_only):
@@ -137,10 +139,10 @@ def train(
                 )
             print_metrics(result)
         elif overfit:
-            assert config is not None
             deformable_detr.overfit(
                 config,
                 overfit,
+                data=data,
                 overrides=settings,
                 run_dir=run_dir,
                 overwrite=overwrite,

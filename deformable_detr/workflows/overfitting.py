@@ -21,11 +21,13 @@ from deformable_detr.data.annotations import read_annotations
 from deformable_detr.engine.metrics import read_records
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.tracking import Callback
-from deformable_detr.files.output_folder import OutputFile
+from deformable_detr.files import as_path
+from deformable_detr.files.output_folder import OutputFile, require_folder_place
 from deformable_detr.finite import to_json
 from deformable_detr.messages import shown
 from deformable_detr.photos import UNREADABLE, open_image, orientation_of
-from deformable_detr.workflows.places import input_files, run_folder
+from deformable_detr.workflows.before_training.settings import settings_of_run
+from deformable_detr.workflows.places import BASELINE, input_files, run_folder
 from deformable_detr.workflows.session import session
 from deformable_detr.workflows.training import TrainingResult, train
 
@@ -63,9 +65,10 @@ class OverfitResult:
 
 @checked
 def overfit(
-    config: str | Path | RunConfig,
-    num_images: int,
+    config: str | Path | RunConfig | None = None,
+    num_images: int = 4,
     *,
+    data: str | Path | None = None,
     overrides: Overrides = (),
     run_dir: str | Path | None = None,
     overwrite: bool = False,
@@ -79,6 +82,7 @@ def overfit(
         config: as for `train`.
         num_images: number of images. They are the first ones with at least one object and at most
             as many as there are queries.
+        data: as for `train`.
         overrides: as for `train`.
         run_dir: as for `train`; None for `runs/NAME_overfit`.
         overwrite: as for `train`.
@@ -92,10 +96,25 @@ def overfit(
         NonFinitePredictionsError: logits or boxes in an evaluation are infinite or NaN.
     """
     require_integer("num_images", num_images, at_least=1)
-    folder = run_folder(run_dir, config, suffix="_overfit")
-    settings = load_config(config, overrides)
-    with session(device, timeout_s=settings.train.timeout_s):
-        RunFolder(folder).check(overwrite=overwrite)
+    folder = run_folder(run_dir, config, suffix="_overfit", data=data)
+    if config is None and data is None:
+        config = BASELINE
+    known = RunConfig() if config is None else load_config(config, overrides)
+    start = None if finetune_from is None else as_path("finetune_from", finetune_from)
+    with session(device, timeout_s=known.train.timeout_s) as chosen:
+        files = RunFolder(folder)
+        files.check(overwrite=overwrite)
+        require_folder_place("run_dir", folder)
+        settings = settings_of_run(
+            config,
+            files,
+            data=data,
+            split_by=None,
+            overrides=overrides,
+            resume=False,
+            finetune_from=start,
+            device=chosen,
+        ).config
         path = folder.with_name(f"{folder.name}_images.json")
         subset = OutputFile(path, "run_dir", overwrite=overwrite)
         subset.check(inputs=input_files(settings, config, finetune_from))

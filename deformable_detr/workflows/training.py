@@ -32,10 +32,9 @@ from deformable_detr.files import as_path, write_whole
 from deformable_detr.files.output_folder import require_folder_place
 from deformable_detr.messages import shown
 from deformable_detr.workflows.before_training.micro_batch import measured, provisional
-from deformable_detr.workflows.before_training.preset import choose_preset
 from deformable_detr.workflows.before_training.run_header import header_lines
+from deformable_detr.workflows.before_training.settings import RunSettings, settings_of_run
 from deformable_detr.workflows.before_training.warnings import warn_before_training
-from deformable_detr.workflows.datasets.preparation import own_data
 from deformable_detr.workflows.finetuning import FinetuneSource
 from deformable_detr.workflows.places import (
     BASELINE,
@@ -145,25 +144,23 @@ def train(
     known = RunConfig() if config is None else load_config(config, overrides)
     start = None if finetune_from is None else as_path("finetune_from", finetune_from)
     with session(device, timeout_s=known.train.timeout_s) as chosen:
-        decisions: tuple[str, ...] = ()
-        reasons: tuple[str, ...] = ()
-        settings = known
-        if data is not None:
-            files.check(resume=resume, overwrite=overwrite)
-            require_folder_place("run_dir", files.path)
-            own = own_data(as_path("data", data), files, resume=resume, split_by=split_by)
-            decisions = own.decisions
-            if config is None:
-                preset = choose_preset(own.settings, finetune_from=start, device=chosen)
-                config, reasons = preset.config, preset.reasons
-            settings = load_config(load_config(config, own.settings), overrides)
+        files.check(resume=resume, overwrite=overwrite)
+        require_folder_place("run_dir", files.path)
+        settings = settings_of_run(
+            config,
+            files,
+            data=data,
+            split_by=split_by,
+            overrides=overrides,
+            resume=resume,
+            finetune_from=start,
+            device=chosen,
+        )
         _train(
             settings,
             files,
             chosen,
-            inputs=input_files(settings, config, finetune_from),
-            decisions=decisions,
-            reasons=reasons,
+            inputs=input_files(settings.config, config, finetune_from),
             is_overridden=bool(overrides),
             resume=resume,
             overwrite=overwrite,
@@ -174,22 +171,19 @@ def train(
 
 
 def _train(
-    config: RunConfig,
+    settings: RunSettings,
     files: RunFolder,
     device: torch.device,
     *,
     inputs: Sequence[Path],
-    decisions: Sequence[str],
-    reasons: Sequence[str],
     is_overridden: bool,
     resume: Resume,
     overwrite: bool,
     finetune_from: Path | None,
     callback: Callback | None,
 ) -> None:
+    config = settings.config
     _check_finetune_from(finetune_from, files.path, resume=resume, overwrite=overwrite)
-    files.check(resume=resume, overwrite=overwrite)
-    require_folder_place("run_dir", files.path)
     if overwrite:
         require_kept_inputs(files, inputs)
     if callback is not None:
@@ -218,8 +212,8 @@ def _train(
             state,
             report,
             folder=files.path,
-            decisions=decisions,
-            reasons=reasons,
+            decisions=settings.decisions,
+            reasons=settings.reasons,
             is_overridden=is_overridden,
         )
         for line in header:

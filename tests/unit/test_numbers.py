@@ -187,7 +187,7 @@ def test_the_largest_numbers_of_options_are_bounded_by_the_input(
 def test_a_benchmark_that_needs_more_memory_than_there_is(run: CommandLine) -> None:
     for command in ("training", "processes"):
         message = run.fails("benchmark", command, "--size", "8192", "--images", "1024")
-        assert_one_line(message, "size and images must fit", "1024 images of 8192 x 8192", " GB")
+        assert_one_line(message, "size and images must fit", "1,024 images of 8192 x 8192", " GB")
 
 
 @pytest.mark.parametrize("cell", [f"{HUGE},1", f"1,{HUGE}", "1,-1", "1", "1,2,3", "1,nan"])

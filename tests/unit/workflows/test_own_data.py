@@ -14,6 +14,7 @@ from helpers.small_run import SMALL_RUN
 import deformable_detr
 from deformable_detr.engine.checkpoints.checkpoint import load_checkpoint
 from deformable_detr.engine.metrics import read_records
+from deformable_detr.workflows import overfitting
 
 SETTINGS = (*SMALL_RUN, "train.max_steps=2", "train.epochs=1", "train.total_batch=2")
 
@@ -110,12 +111,44 @@ def test_a_set_is_split_and_the_run_evaluates_what_it_validated_on(
     assert f"{validation:.3f}" in evaluated.out
 
 
+def test_overfit_takes_the_first_images_of_own_data(
+    sets: dict[str, CocoFiles],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(overfitting, "STEPS", 2)
+    monkeypatch.setattr(overfitting, "_EVALUATED_EVERY", 2)
+    monkeypatch.setattr(overfitting, "_WARMUP_STEPS", 1)
+    data = write_yolo(tmp_path / "photos", train=sets["train"])
+    options = ("--device", "cpu", "model.backbone.weights=none")
+    sizes = ("data.eval_size=32", "data.eval_max_size=64", "train.micro_batch=1")
+    command = ("train", "--data", data, "--overfit", 2, *options, *sizes)
+    run = CommandLine(monkeypatch, capsys)
+    outcome = run(*map(str, command))
+    assert outcome.code == 0, outcome.err
+    subset = json.loads((tmp_path / "runs" / "photos_overfit_images.json").read_text())
+    [kept] = (tmp_path / "runs" / "photos_overfit" / "annotations").glob("train_*.json")
+    images = json.loads(kept.read_text())["images"]
+    first = [one["file_name"] for one in images if one["file_name"] != "0003.png"]  # is empty
+    assert [one["file_name"] for one in subset["images"]] == first[:2]
+    [evaluated] = [
+        one
+        for one in read_records(tmp_path / "runs" / "photos_overfit" / "metrics.jsonl")
+        if one["kind"] == "evaluation"
+    ]
+    assert evaluated["step"] == 2
+    assert run(*map(str, (*command, "--overwrite"))).code == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ((), "--config or --data must be given, got neither"),
         (("--config", "quickstart", "--split-by", "a"), "split_by must be given with data"),
-        (("--data", "d", "--overfit", "2"), "--data must be given without --overfit"),
+        (("--data", "d", "--evaluate-only"), "--data must be given without --evaluate-only"),
+        (("--data", "d", "--split-by", "a", "--overfit", "2"), "--split-by must be given without"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
