@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from deformable_detr.preset import constants as c
 from deformable_detr.preset.reasons import describe
-from deformable_detr.preset.schedule import Length, choose_length
+from deformable_detr.preset.schedule import Length, choose_length, rates_over
 from deformable_detr.preset.statistics import SetStatistics
 from deformable_detr.preset.views import View, choose_view
 
@@ -152,14 +152,13 @@ def _training(length: Length, start: Start) -> dict[str, Any]:
     rates = {name: float(f"{factor * rate:.3g}") for name, rate in c.RATES.items()}
     if start.kind == "random":
         rates["lr_backbone"] = rates["lr"]
-    warmup = min(max(round(c.WARMUP_SHARE * length.steps), c.LEAST_WARMUP), c.MOST_WARMUP)
-    decay = 1 - 1 / (c.EMA_SHARE * length.steps)
+    warmup, decay = rates_over(length.steps)
     return {
         "train.epochs": length.epochs,
         "train.max_steps": None,
         "train.total_batch": length.batch,
         "train.optimizer": {"kind": "adamw", **rates},
-        "train.schedule": {"kind": "cosine", "warmup_steps": min(warmup, length.steps // 2)},
-        "train.ema_decay": round(min(max(decay, c.LEAST_EMA), c.MOST_EMA), 4),
+        "train.schedule": {"kind": "cosine", "warmup_steps": warmup},
+        "train.ema_decay": decay,
         "train.eval_every_epochs": length.eval_every_epochs,
     }

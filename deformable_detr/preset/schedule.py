@@ -42,3 +42,10 @@ def choose_length(train: SetStatistics, val: SetStatistics, view: View, batch: i
     affordable = int(c.EVAL_SHARE * steps * batch * pixels / evaluation)
     evaluations = min(max(affordable, 1), c.MOST_EVALUATIONS)
     return Length(batch, repeats, epochs, steps, math.ceil(epochs / evaluations))
+
+
+def rates_over(steps: int) -> tuple[int, float]:
+    """Return the steps of warm-up, and the decay of the average of weights, of a run."""
+    warmup = min(max(round(c.WARMUP_SHARE * steps), c.LEAST_WARMUP), c.MOST_WARMUP)
+    decay = 1 - 1 / (c.EMA_SHARE * steps)
+    return min(warmup, steps // 2), round(min(max(decay, c.LEAST_EMA), c.MOST_EMA), 4)
