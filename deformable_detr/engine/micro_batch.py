@@ -14,6 +14,9 @@ from deformable_detr.losses.criterion import SetCriterion
 from deformable_detr.structures import Size
 
 USED_SHARE = 0.7  # of the available memory; the rest is for evaluation, images and other programs
+# Of the models of the package, in float32: a ResNet-50 of four levels needs 6,400.
+_MOST_BYTES_PER_PIXEL = 16_000
+_MEASURED_SIDES = (256, 512)  # smaller ones are dominated by what does not grow
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size to the current one
 
@@ -42,6 +45,43 @@ def largest_micro_batch(
 
     found = _tried(run, candidates) if state.device.type == "cuda" else _estimated(run, candidates)
     return min(distributed.all_gather_objects(found))
+
+
+def shortage(
+    state: TrainState, criterion: SetCriterion, count: int, size: Size
+) -> tuple[int, int] | None:
+    """Estimate whether a micro-batch is too large for the memory of a CPU.
+
+    The memory of a step grows in proportion to the pixels, so two small images show how much a
+    pixel needs. Nothing is measured for a micro-batch that fits with any model of the package.
+    Every process must call.
+
+    Args:
+        state: unchanged afterwards, as in `warm_up`; on another device nothing is estimated.
+        criterion: loss function.
+        count: number of images.
+        size: (height, width) of the micro-batch.
+
+    Returns:
+        Bytes that each process needs, and those that it has, if the former are more; else None.
+    """
+    memory = memory_bytes()
+    if memory is None or state.device.type != "cpu":
+        return None
+    limit = memory[1] // distributed.world_size()
+    pixels = count * size[0] * size[1]
+    if pixels * _MOST_BYTES_PER_PIXEL <= limit:
+        return None
+
+    def peak(side: int) -> int | None:
+        return _peak_bytes(lambda: warm_up(state, criterion, num_images=1, size=(side, side)))
+
+    small, large = (peak(side) for side in _MEASURED_SIDES)
+    if small is None or large is None:
+        return None
+    per_pixel = max(large - small, 0) / (_MEASURED_SIDES[1] ** 2 - _MEASURED_SIDES[0] ** 2)
+    needed = round(per_pixel * pixels)
+    return (needed, limit) if needed > limit else None
 
 
 def _tried(run: Callable[[int], None], candidates: Sequence[int]) -> int:

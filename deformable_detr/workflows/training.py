@@ -31,7 +31,11 @@ from deformable_detr.evaluation.coco_eval import STATISTICS
 from deformable_detr.files import as_path, write_whole
 from deformable_detr.files.output_folder import require_folder_place
 from deformable_detr.messages import shown
-from deformable_detr.workflows.before_training.micro_batch import measured, provisional
+from deformable_detr.workflows.before_training.micro_batch import (
+    measured,
+    memory_warning,
+    provisional,
+)
 from deformable_detr.workflows.before_training.run_header import header_lines
 from deformable_detr.workflows.before_training.settings import RunSettings, settings_of_run
 from deformable_detr.workflows.before_training.warnings import warn_before_training
@@ -144,6 +148,7 @@ def train(
     known = RunConfig() if config is None else load_config(config, overrides)
     start = None if finetune_from is None else as_path("finetune_from", finetune_from)
     with session(device, timeout_s=known.train.timeout_s) as chosen:
+        _check_finetune_from(start, files.path, resume=resume, overwrite=overwrite)
         files.check(resume=resume, overwrite=overwrite)
         require_folder_place("run_dir", files.path)
         settings = settings_of_run(
@@ -183,7 +188,6 @@ def _train(
     callback: Callback | None,
 ) -> None:
     config = settings.config
-    _check_finetune_from(finetune_from, files.path, resume=resume, overwrite=overwrite)
     if overwrite:
         require_kept_inputs(files, inputs)
     if callback is not None:
@@ -218,8 +222,11 @@ def _train(
         )
         for line in header:
             logger.info("%s", line)
+        short = memory_warning(config, state)
         if distributed.is_main():
             warn_before_training(config, data)
+            if short is not None:
+                logger.warning("%s", short)
         environment = describe_environment(config, device)
         exif = {"train": data.train.exif, "val": data.val.exif}
         files.record("start", {"step": state.step, "environment": environment, "exif": exif})

@@ -13,6 +13,7 @@ SMALL_RUN = (
     "model.decoder.num_layers=1",
     "model.queries.num_queries=5",
     "data.augmentation.sizes=[48]",
+    "data.augmentation.max_size=128",
     "data.augmentation.pre_crop_sizes=[64]",
     "data.augmentation.crop_sizes=[32, 48]",
     "data.eval_size=48",

@@ -1,12 +1,13 @@
-"""`train.micro_batch: auto`: measured before the first step, then kept."""
+"""Micro-batch before the first step: `auto` is measured and then kept, a number is checked."""
 
 import logging
 from typing import Any
 
 from deformable_detr import distributed
 from deformable_detr.builders import build_criterion, largest_size
+from deformable_detr.builders.data import fixed_micro_batch
 from deformable_detr.config import RunConfig
-from deformable_detr.engine.micro_batch import largest_micro_batch
+from deformable_detr.engine.micro_batch import largest_micro_batch, shortage
 from deformable_detr.engine.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,24 @@ def measured(config: RunConfig, state: TrainState, resumed: dict[str, Any] | Non
             logger.info("micro-batch of %d images: the largest that fits into memory", count)
     state.config["train"]["micro_batch"] = count
     return with_micro_batch(config, count)
+
+
+def memory_warning(config: RunConfig, state: TrainState) -> str | None:
+    """Describe a micro-batch that will not fit into the memory of a CPU; None if it will.
+
+    On a GPU, `build_loop` runs the largest one. Every process must call.
+    """
+    count = fixed_micro_batch(config)
+    found = shortage(state, build_criterion(config), count, largest_size(config))
+    if found is None:
+        return None
+    needed, available = (number / 1e9 for number in found)
+    height, width = largest_size(config)
+    return (
+        f"train.micro_batch={count}: {count} images of {height} x {width} pixels need about "
+        f"{needed:.1f} GB, and {available:.1f} GB are available: the system may end the run; lower "
+        "it, or set train.micro_batch=auto or train.gradient_checkpointing=true"
+    )
 
 
 def _candidates(config: RunConfig) -> list[int]:

@@ -1,9 +1,11 @@
 """`train.micro_batch: auto`: measured once, without a trace, and kept by a resumed run."""
 
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -55,6 +57,42 @@ def test_it_is_measured_without_a_trace_and_kept_on_resume(
 
     weights("small", "train.micro_batch=auto", "train.max_steps=1")
     assert load_run_config(tmp_path / "small" / "config.yaml").train.micro_batch == 1
+
+
+def test_a_number_that_does_not_fit_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sets = [write_coco_set(tmp_path / name, size=(48, 64)) for name in ("train", "val")]
+    settings = [*SETTINGS, *data_settings(*sets), "train.micro_batch=4", "train.max_steps=1"]
+
+    def warnings(name: str) -> list[str]:
+        caplog.clear()
+        train("deformable_detr_r50", overrides=settings, run_dir=tmp_path / name, device="cpu")
+        return [text for text in caplog.messages if text.startswith("train.micro_batch=4")]
+
+    available(monkeypatch, 10_000_000)
+    [text] = warnings("small")
+    assert re.search(r"need about \d+\.\d GB, and 0\.0 GB are available", text)
+    measured = Mock(side_effect=AssertionError("a small micro-batch is not measured"))
+    available(monkeypatch, 100 * GIGABYTE)
+    with monkeypatch.context() as patch:
+        patch.setattr(micro_batch, "warm_up", measured)
+        assert not warnings("large")
+    steps = [load_checkpoint(tmp_path / name / "last.pth").model for name in ("small", "large")]
+    assert all(value.equal(steps[1][name]) for name, value in steps[0].items())
+
+
+@pytest.mark.parametrize(("peaks", "needed"), [((300, 900), 4 * 200), ((300, 600), None)])
+def test_the_need_follows_from_the_pixels(
+    peaks: tuple[int, int], needed: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    available(monkeypatch, 700)
+    found = iter(peaks)
+    monkeypatch.setattr(micro_batch, "_peak_bytes", lambda _: next(found))
+    state: Any = SimpleNamespace(device=torch.device("cpu"))
+    criterion: Any = None
+    short = micro_batch.shortage(state, criterion, 4, (256, 256))
+    assert short == (None if needed is None else (needed, 700))
 
 
 def largest(
