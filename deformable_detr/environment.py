@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -48,6 +49,18 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Return whether a device multiplies matrices of bfloat16 faster than those of float32.
+
+    Of CPUs, those with AVX-512 BF16 or AMX do; of GPUs, those since Ampere.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu" or not _CPUINFO.exists():
+        return False
+    return bool(re.search(r"^flags\s*:.* (avx512_bf16|amx_bf16)\b", _CPUINFO.read_text(), re.M))
 
 
 def num_cores() -> int:

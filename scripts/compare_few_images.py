@@ -17,6 +17,7 @@ Example: compare_few_images.py --data photos --minutes 3 preset "faster_rcnn lr=
 import argparse
 import json
 import multiprocessing
+import shlex
 import statistics
 import sys
 import tempfile
@@ -94,7 +95,7 @@ def in_own_process(key: Record) -> Record:
 def run(key: Record) -> Record:
     """Train and evaluate; return what was measured."""
     torch.set_num_threads(1)
-    name, *settings = key["arm"].split()
+    name, *settings = shlex.split(key["arm"])
     train = _trainer(name)
 
     def trained(steps: int) -> Run:

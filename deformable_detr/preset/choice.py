@@ -46,6 +46,7 @@ def choose(
     *,
     start: Start,
     device: c.Device,
+    has_bfloat16: bool,
     objects_in_crop: Callable[[float], int],
 ) -> Choice:
     """Choose the settings for a training and a validation set.
@@ -55,6 +56,7 @@ def choose(
         val: statistics of the validation set.
         start: weights that training starts from.
         device: kind of device to train on, which bounds the size of images.
+        has_bfloat16: whether it computes faster in bfloat16.
         objects_in_crop: number of objects of the densest crop of a training image, by its side in
             pixels.
     """
@@ -68,6 +70,7 @@ def choose(
         **_images(train, view, device),
         **_training(length, start),
         "data.repeats": length.repeats,
+        "train.precision": "bfloat16" if has_bfloat16 else "float32",
         **c.EXTRA,
     }
     reasons = describe(

@@ -68,8 +68,8 @@ def _length(length: Length) -> str:
 def _rates(settings: Mapping[str, Any]) -> str:
     rates = settings["train.optimizer"]
     return (
-        f"rates    {rates['lr']:g}, backbone {rates['lr_backbone']:g} (square root of the batch); "
-        f"EMA {settings['train.ema_decay']:g}"
+        f"rates    {rates['lr']:g}, backbone {rates['lr_backbone']:g} (root of the batch); "
+        f"EMA {settings['train.ema_decay']:g}; {settings['train.precision']}"
     )
 
 

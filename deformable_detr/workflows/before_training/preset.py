@@ -12,6 +12,7 @@ from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import load_config, validate_config
 from deformable_detr.conversion.files import read_weights
 from deformable_detr.data.annotations import Annotations, read_annotations
+from deformable_detr.environment import computes_bfloat16
 from deformable_detr.preset.choice import Start, choose
 from deformable_detr.preset.statistics import SetStatistics, densest_crop, measure
 
@@ -57,6 +58,7 @@ def choose_preset(
         _statistics(val),
         start=start,
         device="cpu" if device.type == "cpu" else "gpu",
+        has_bfloat16=computes_bfloat16(device),
         objects_in_crop=lambda side: densest_crop(boxes_xyxy, num_objects, side=side),
     )
     return Preset(load_config(base, {**choice.settings, **data}), choice.reasons)

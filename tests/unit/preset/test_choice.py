@@ -38,7 +38,8 @@ class Images:
 
 
 def chosen(train: Images, val: Images | None = None, **changed: Any) -> Choice:
-    given: dict[str, Any] = {"start": BACKBONE, "device": "cpu", "objects_in_crop": lambda _: 20}
+    given: dict[str, Any] = {"start": BACKBONE, "device": "cpu", "has_bfloat16": False}
+    given["objects_in_crop"] = lambda _: 20
     val = val or Images(10, train.size, train.object_px, train.objects, train.classes)
     return choose(train.measure(), val.measure(), **given | changed)
 
@@ -163,6 +164,13 @@ def test_a_gpu_gets_larger_images_and_batches_at_rates_by_the_square_root() -> N
     assert settings["train.optimizer"]["lr"] == pytest.approx(1e-3 * 2**0.5, abs=1e-5)
     tiny = chosen(Images(40, (6000, 9000), 50), device="gpu").settings
     assert tiny["model.backbone.out_strides"] == [4, 8, 16]
+
+
+def test_low_precision_where_it_is_fast() -> None:
+    for has_bfloat16, precision in ((True, "bfloat16"), (False, "float32")):
+        choice = chosen(NUCLEI, has_bfloat16=has_bfloat16)
+        assert choice.settings["train.precision"] == precision
+        assert any(line.endswith(f"; {precision}") for line in choice.reasons)
 
 
 @pytest.mark.parametrize(
