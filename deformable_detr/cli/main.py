@@ -16,6 +16,8 @@ from deformable_detr.cli.convert import convert
 from deformable_detr.cli.evaluate import evaluate
 from deformable_detr.cli.explain import explain
 from deformable_detr.cli.help import Command, Group
+from deformable_detr.cli.listings.configs import configs
+from deformable_detr.cli.listings.settings import settings
 from deformable_detr.cli.predict import predict
 from deformable_detr.cli.report import report
 from deformable_detr.cli.terminal import print_error, print_traceback, set_up_output
@@ -42,6 +44,8 @@ app.command(cls=Command)(report)
 app.command(cls=Command)(predict)
 app.command(cls=Command)(convert)
 app.command(cls=Command)(explain)
+app.command(cls=Command)(configs)
+app.command(cls=Command)(settings)
 app.add_typer(data.app, name="data")
 app.add_typer(doctor.app, name="doctor")
 app.add_typer(benchmark.app, name="benchmark")
