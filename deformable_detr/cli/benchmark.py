@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from deformable_detr.cli.help import Command, Group
 from deformable_detr.cli.options import whole
 from deformable_detr.cli.terminal import echo
 
@@ -14,12 +15,17 @@ from deformable_detr.cli.terminal import echo
 EXIT_LIMIT_MISSED = 1
 MOST_ROUNDS = 1000
 
-app = typer.Typer(help="Measure the speed of this machine.", no_args_is_help=True)
+app = typer.Typer(cls=Group, no_args_is_help=True)
 
 
 @app.callback()
 def _root() -> None:
-    """Measure the speed of this machine."""
+    """Measure the speed of this machine.
+
+    Examples:
+        deformable-detr benchmark ops --shape encoder
+        deformable-detr benchmark training train.precision=bfloat16
+    """
 
 
 _OverridesArgument = Annotated[
@@ -31,20 +37,26 @@ _OverridesArgument = Annotated[
     ),
 ]
 _SizeOption = Annotated[
-    int, typer.Option(parser=whole(64, 8192), help="Height and width of the images in pixels.")
+    int,
+    typer.Option(
+        parser=whole(64, 8192), metavar="N", help="Height and width of the images in pixels."
+    ),
 ]
 _ImagesOption = Annotated[
-    int, typer.Option(parser=whole(1, 1024), help="Images per batch and process.")
+    int,
+    typer.Option(parser=whole(1, 1024), metavar="N", help="Images per batch and process."),
 ]
 _RoundsOption = Annotated[
     int,
     typer.Option(
-        parser=whole(2, MOST_ROUNDS), help="Number of rounds; each measures all variants once."
+        parser=whole(2, MOST_ROUNDS),
+        metavar="N",
+        help="Number of rounds; each measures all variants once.",
     ),
 ]
 
 
-@app.command()
+@app.command(cls=Command)
 def training(
     overrides: _OverridesArgument = None,
     size: _SizeOption = 256,
@@ -61,6 +73,10 @@ def training(
     `deformable_detr_r50`, or the parts of DINO, added to `deformable_detr_r50_two_stage` one by one
     and together. Runs forward and backward on the CPU, alternating between the settings, each in a
     process of one thread. The machine should be idle.
+
+    Examples:
+        deformable-detr benchmark training --size 512 --images 1
+        deformable-detr benchmark training --compare dino
     """
     from deformable_detr.benchmark.training import measure_settings
 
@@ -69,17 +85,20 @@ def training(
         echo(line)
 
 
-@app.command()
+@app.command(cls=Command)
 def processes(
     overrides: _OverridesArgument = None,
     size: _SizeOption = 256,
     images: _ImagesOption = 2,
     rounds: _RoundsOption = 9,
 ) -> None:
-    """Measure images per second of two training processes and of one, each of one thread.
+    """Measure images per second of two training processes and of one.
 
-    Runs complete training steps of `deformable_detr_r50` on the CPU, alternating between the two.
-    Two cores should be idle.
+    Each has one thread. Runs complete training steps of `deformable_detr_r50` on the CPU,
+    alternating between the two. Two cores should be idle.
+
+    Examples:
+        deformable-detr benchmark processes --size 512 --images 1
     """
     from deformable_detr.benchmark.training import measure_processes
 
@@ -88,20 +107,24 @@ def processes(
         echo(line)
 
 
-@app.command()
+@app.command(cls=Command)
 def layers(
     rounds: Annotated[
         int,
         typer.Option(
             parser=whole(1, MOST_ROUNDS),
+            metavar="N",
             help="Number of rounds; each measures all variants once.",
         ),
     ] = 15,
 ) -> None:
-    """Time deformable layers against plain functions, and fused backbones against plain ones.
+    """Time deformable layers and fused backbones against plain ones.
 
     Alternates between both sides, and prints their CPU time over all threads and their ratio with
     quartiles. The exit code is 1 if a ratio is above its limit. The machine should be idle.
+
+    Examples:
+        deformable-detr benchmark layers --rounds 5
     """
     from deformable_detr.benchmark.layers import measure
 
@@ -114,7 +137,7 @@ def layers(
         raise typer.Exit(EXIT_LIMIT_MISSED)
 
 
-@app.command()
+@app.command(cls=Command)
 def ops(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to measure.")] = "cpu",
     dtype: Annotated[
@@ -129,6 +152,7 @@ def ops(
         int,
         typer.Option(
             parser=whole(1, MOST_ROUNDS),
+            metavar="N",
             help="Number of rounds; each measures all implementations once.",
         ),
     ] = 9,
@@ -136,10 +160,14 @@ def ops(
         bool, typer.Option("--json", help="Print one JSON object instead of tables.")
     ] = False,
 ) -> None:
-    """Time deformable attention: reference, compiled operators, other implementations.
+    """Time deformable attention: reference, compiled, other code.
 
     Alternates between the implementations in one process, once with the default allocator and once
     with one that keeps freed memory. Takes about six minutes on two cores, which should be idle.
+
+    Examples:
+        deformable-detr benchmark ops
+        deformable-detr benchmark ops --device cuda --dtype float16 --shape decoder
     """
     from deformable_detr.benchmark.machine import describe_machine
     from deformable_detr.benchmark.ops import record, suite, tables

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deformable_detr.cli.options import Overwrite
+from deformable_detr.cli.options import Overwrite, complete_config
 from deformable_detr.cli.terminal import echo
 from deformable_detr.messages import shown
 
@@ -44,6 +44,7 @@ def convert(
         str | None,
         typer.Option(
             metavar="NAME_OR_FILE",
+            autocompletion=complete_config,
             help="Config of the model, such as deformable_detr_r50, if IN does not contain it.",
         ),
     ] = None,
@@ -55,6 +56,10 @@ def convert(
     `train --finetune-from` read a native file. It holds weights only, no optimizer state, so
     `train --resume` cannot continue from it. Files of other formats keep settings and classes
     too, where other programs ignore them.
+
+    Examples:
+        deformable-detr convert r50_deformable_detr-checkpoint.pth r50.pth
+        deformable-detr convert r50.pth for-transformers --to transformers
     """
     # PyTorch code is imported when the command runs, so that --help is fast.
     from deformable_detr.workflows import conversion

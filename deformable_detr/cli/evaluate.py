@@ -27,24 +27,29 @@ def evaluate(
         ),
     ] = None,
     annotations: Annotated[
-        Path | None, typer.Option(metavar="JSON", help="COCO annotation file to compare with.")
+        Path | None, typer.Option(metavar="FILE", help="COCO annotation file to compare with.")
     ] = None,
     results: Annotated[
         Path | None,
         typer.Option(
-            metavar="JSON",
+            metavar="FILE",
             help="Score this COCO results file instead of running a checkpoint.",
         ),
     ] = None,
     device: Device = "auto",
     batch_size: Annotated[
         int,
-        typer.Option(parser=whole(1, MOST_BATCH), help="Images of one size per batch and process."),
+        typer.Option(
+            parser=whole(1, MOST_BATCH),
+            metavar="N",
+            help="Images of one size per batch and process.",
+        ),
     ] = 2,
     num_workers: Annotated[
         int,
         typer.Option(
             parser=whole(0, MOST_WORKERS),
+            metavar="N",
             help="Processes that load images, per process of the run.",
         ),
     ] = 2,
@@ -59,7 +64,7 @@ def evaluate(
     ] = 100,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="JSON", help="Write the detections to this COCO results file."),
+        typer.Option(metavar="FILE", help="Write the detections to this COCO results file."),
     ] = None,
     pictures: Annotated[
         Path | None,
@@ -70,7 +75,11 @@ def evaluate(
     ] = None,
     num_pictures: Annotated[
         int,
-        typer.Option(parser=whole(1), help="Number of pictures, spread evenly over the images."),
+        typer.Option(
+            parser=whole(1),
+            metavar="N",
+            help="Number of pictures, spread evenly over the images.",
+        ),
     ] = 8,
     overwrite: Overwrite = False,
     empty_boxes: Annotated[
@@ -87,10 +96,15 @@ def evaluate(
         ),
     ] = "auto",
 ) -> None:
-    """Measure a detector: the twelve COCO metrics, and AP per class.
+    """Measure a detector: the COCO metrics, and AP per class.
 
     Either run a checkpoint (--checkpoint) on images, in one process or under torchrun, or score a
     results file (--results) against --annotations.
+
+    Examples:
+        deformable-detr evaluate --checkpoint runs/photos/best.pth
+        deformable-detr evaluate --checkpoint a.pth --images val --annotations v.json
+        deformable-detr evaluate --results detections.json --annotations val.json
     """
     if results is not None:
         if overwrite or any(given is not None for given in (checkpoint, images, out, pictures)):

@@ -25,6 +25,7 @@ def explain(
         int,
         typer.Option(
             parser=whole(0),
+            metavar="N",
             help="Number of detections, best first, whose sampling points are drawn.",
         ),
     ] = 3,
@@ -38,6 +39,7 @@ def explain(
         int,
         typer.Option(
             parser=whole(0, MOST_NOISE),
+            metavar="N",
             help="Average the receptive field over this many noise images; 0 uses the image.",
         ),
     ] = 0,
@@ -63,10 +65,15 @@ def explain(
     overwrite: Overwrite = False,
     device: Device = "auto",
 ) -> None:
-    """Draw what a detector attends to: sampling points, receptive fields, level weights.
+    """Draw what a detector attends to.
 
-    Layers have the names of the model's modules, such as neck.projections.0; the error for an
-    unknown name lists the nearest ones. Files are named after their content, such as query_1.png.
+    These are sampling points, receptive fields and level weights. Layers have the names of the
+    model's modules, such as neck.projections.0; the error for an unknown name lists the nearest
+    ones. Files are named after their content, such as query_1.png.
+
+    Examples:
+        deformable-detr explain photo.jpg --checkpoint a.pth --out found
+        deformable-detr explain photo.jpg --checkpoint a.pth --out found --queries 9
     """
     result = deformable_detr.explain(
         photo,

@@ -15,6 +15,9 @@ from deformable_detr.cli import benchmark, data, doctor
 from deformable_detr.cli.convert import convert
 from deformable_detr.cli.evaluate import evaluate
 from deformable_detr.cli.explain import explain
+from deformable_detr.cli.help import Command, Group
+from deformable_detr.cli.listings.configs import configs
+from deformable_detr.cli.listings.settings import settings
 from deformable_detr.cli.predict import predict
 from deformable_detr.cli.report import report
 from deformable_detr.cli.terminal import print_error, print_traceback, set_up_output
@@ -29,22 +32,20 @@ _UsageError: Any = typer.BadParameter.__mro__[2]  # Typer exports no common base
 
 app = typer.Typer(
     name="deformable-detr",
-    help=(
-        "Deformable DETR: train an object detector on images in COCO format, evaluate it, "
-        "and detect objects in images."
-    ),
-    epilog="Start with: deformable-detr COMMAND --help",
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",  # rewraps docstrings
+    rich_markup_mode=None,  # plain: texts in the full width, flags without a type
 )
-app.command()(train)
-app.command()(evaluate)
-app.command()(report)
-app.command()(predict)
-app.command()(convert)
-app.command()(explain)
+app.command(cls=Command)(train)
+app.command(cls=Command)(evaluate)
+app.command(cls=Command)(report)
+app.command(cls=Command)(predict)
+app.command(cls=Command)(convert)
+app.command(cls=Command)(explain)
+app.command(cls=Command)(configs)
+app.command(cls=Command)(settings)
 app.add_typer(data.app, name="data")
 app.add_typer(doctor.app, name="doctor")
 app.add_typer(benchmark.app, name="benchmark")
@@ -68,7 +69,15 @@ def _root(
         bool, typer.Option(DEBUG, help="Show the traceback of an error; accepted anywhere.")
     ] = False,
 ) -> None:
-    """Declare the options before the subcommand; `main` and `_print_version` handle them."""
+    """Deformable DETR: train an object detector, evaluate it, and detect objects in images.
+
+    Each command has its own help: deformable-detr train -h
+
+    Examples:
+        deformable-detr train --data photos
+        deformable-detr evaluate --checkpoint runs/photos/best.pth
+        deformable-detr predict --checkpoint runs/photos/best.pth --out found photos
+    """  # `main` and `_print_version` handle the options
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ def whole(at_least: int, at_most: int = LARGEST_COUNT) -> Callable[[str | int], 
             ) from None
         return number
 
-    parse.__name__ = "integer"  # shown in the help
+    parse.__name__ = "integer"  # in errors
     return parse
 
 
@@ -37,10 +37,21 @@ def fraction(value: str | float) -> float:
     return number
 
 
-fraction.__name__ = "float"  # shown in the help
+fraction.__name__ = "float"  # in errors
+
+
+def complete_config(incomplete: str) -> list[str]:
+    """Return the names of configs that begin with what has been typed, for shells."""
+    from deformable_detr.config.loading import config_names  # pydantic takes time to import
+
+    return [name for name in config_names() if name.startswith(incomplete)]
+
+
 Device = Annotated[
     str,
-    typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps; auto is CUDA, else MPS, else CPU."),
+    typer.Option(
+        metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps; auto is CUDA, else MPS, else CPU."
+    ),
 ]
 Overwrite = Annotated[
     bool,

@@ -16,7 +16,7 @@ from deformable_detr.messages import counted, shown
 def predict(
     photos: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE_OR_FOLDER", help="Image files, and folders of images."),
+        typer.Argument(metavar="IMAGE_OR_DIR", help="Image files, and folders of images."),
     ],
     checkpoint: Checkpoint,
     out: Annotated[
@@ -26,14 +26,18 @@ def predict(
     annotations: Annotated[
         Path | None,
         typer.Option(
-            metavar="JSON",
+            metavar="FILE",
             help="COCO annotation file that lists the images; detections.json gets its image ids "
             "and file names. Without it images are numbered in the order given.",
         ),
     ] = None,
     threshold: Annotated[
         float,
-        typer.Option(parser=fraction, help="Score threshold in [0, 1]; lower scores are dropped."),
+        typer.Option(
+            parser=fraction,
+            metavar="X",
+            help="Score threshold in [0, 1]; lower scores are dropped.",
+        ),
     ] = 0.3,
     classes: Annotated[
         str | None,
@@ -54,15 +58,19 @@ def predict(
     overwrite: Overwrite = False,
     device: Device = "auto",
     batch_size: Annotated[
-        int, typer.Option(parser=whole(1, MOST_BATCH), help="Images per batch.")
+        int, typer.Option(parser=whole(1, MOST_BATCH), metavar="N", help="Images per batch.")
     ] = 4,
 ) -> None:
-    """Detect objects in images: write one picture per image, and detections.json.
+    """Detect objects in images: pictures, and detections.json.
 
     Images may have any color mode. Their EXIF orientation is applied, and boxes are in pixels of
     the upright image, unless the checkpoint was trained on stored pixels. Images that cannot be
     read are listed at the end, with exit code 2; the others are processed. If none can be read, no
     detections.json is written.
+
+    Examples:
+        deformable-detr predict --checkpoint runs/photos/best.pth --out found photos
+        deformable-detr predict --checkpoint a.pth --out found a.jpg --classes cat,dog
     """
     names = None if classes is None else _names(classes)
     result = deformable_detr.predict(

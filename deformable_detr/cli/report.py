@@ -26,10 +26,14 @@ def report(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Write report.html: curves, AP per class, confusion matrix, worst errors, settings.
+    """Write report.html of a run folder: curves, AP, worst errors.
 
     Training writes the report at its end. If the folder lacks the detections of the best checkpoint
     on the validation set, as in old runs, the checkpoint is evaluated first.
+
+    Examples:
+        deformable-detr report runs/photos
+        deformable-detr report runs/photos data.val.images=moved/val
     """
     page = deformable_detr.report(run_dir, overrides=overrides or (), device=device)
     echo(f"the report is {shown(page)}")

@@ -5,7 +5,9 @@ import errno
 import io
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import threading
 import traceback
 from pathlib import Path, PurePath
@@ -65,6 +67,28 @@ def set_up_output() -> None:
 def echo(text: str) -> None:
     """Print to stdout."""
     typer.echo(in_lines(text))
+
+
+def wrapped(text: str, *, indent: int = 0) -> str:
+    """Break a text into lines that fit into the terminal, indented from the second one on."""
+    return textwrap.fill(
+        text,
+        _columns(),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def in_one_line(text: str, *, indent: int = 0) -> str:
+    """Indent a text, and cut it to the width of the terminal."""
+    cut = textwrap.shorten(text, _columns() - indent, placeholder="...", break_on_hyphens=False)
+    return " " * indent + cut
+
+
+def _columns() -> int:
+    """Return the width of lines; 80 without a terminal, and not too long to read in a wide one."""
+    return max(40, min(100, shutil.get_terminal_size().columns))
 
 
 def cell(text: object) -> str:

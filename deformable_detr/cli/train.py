@@ -8,7 +8,7 @@ import typer
 
 import deformable_detr
 from deformable_detr.cli.launcher import end_with_launcher, is_launched, warn_only_beside_main
-from deformable_detr.cli.options import Device, Overrides, whole
+from deformable_detr.cli.options import Device, Overrides, complete_config, whole
 from deformable_detr.cli.outputs import print_metrics, printed_if_unwritten
 
 EXIT_PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
@@ -19,7 +19,8 @@ def train(
     config: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME_OR_PATH",
+            metavar="NAME_OR_FILE",
+            autocompletion=complete_config,
             help="YAML file, or the name of a config of the package; needed without --data.",
         ),
     ] = None,
@@ -92,13 +93,19 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train a detector; write checkpoints, metrics and curves to the run folder.
+    """Train a detector; results go to a run folder.
 
-    For several processes: torchrun --nproc-per-node N -m deformable_detr train ...
+    These are checkpoints, metrics, curves and the report. In place of deformable-detr, several
+    processes need torchrun --nproc-per-node N -m deformable_detr.
 
     SIGTERM, SIGUSR1 and Ctrl-C stop the run after the current step and save it. The exit code is
     then 75, or 0 under torchrun, and state.json in the run folder has the state "preempted". A
     second Ctrl-C ends at once, without saving.
+
+    Examples:
+        deformable-detr train --data photos
+        deformable-detr train --data photos --config quickstart train.epochs=20
+        deformable-detr train --config quickstart --resume auto
     """
     if config is None and data is None:
         raise ValueError("--config or --data must be given, got neither")

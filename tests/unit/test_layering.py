@@ -104,7 +104,7 @@ def test_torch_distributed_is_imported_in_one_file():
 
 
 def test_command_modules_are_imported_by_main_only():
-    shared = {"options", "outputs", "launcher", "terminal"}
+    shared = {"help", "options", "outputs", "launcher", "terminal"}
     for path in (PACKAGE / "cli").glob("*.py"):
         others = {
             module.removeprefix("deformable_detr.cli").removeprefix(".").split(".")[0]

@@ -29,9 +29,12 @@ def bundle(
         ),
     ],
 ) -> None:
-    """Run the failed step of a bundle again on the CPU, and show the likely cause.
+    """Run a failed step of a run again on the CPU: the likely cause.
 
     The exit code is 1 if the step does not fail here.
+
+    Examples:
+        deformable-detr doctor bundle runs/photos/failure_step_120_rank_0.pth
     """
     # PyTorch code is imported when the command runs, so that --help is fast.
     from deformable_detr.workflows.doctor.replay import replay_bundle

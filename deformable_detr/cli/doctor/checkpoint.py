@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from deformable_detr.cli.options import complete_config
 from deformable_detr.messages import printable
 
 EXIT_NOT_USABLE = 1
@@ -23,6 +24,7 @@ def checkpoint(
         str | None,
         typer.Option(
             metavar="NAME_OR_FILE",
+            autocompletion=complete_config,
             help="Also show what `train --finetune-from FILE` would take into a model of this "
             "config.",
         ),
@@ -31,6 +33,10 @@ def checkpoint(
     """Show what a file of weights holds, and whether it can be used.
 
     The exit code is 1 if it cannot.
+
+    Examples:
+        deformable-detr doctor checkpoint runs/photos/best.pth
+        deformable-detr doctor checkpoint r50.pth --config deformable_detr_r50
     """
     # PyTorch code is imported when the command runs, so that --help is fast.
     from deformable_detr.workflows.doctor.checkpoint_check import check_checkpoint

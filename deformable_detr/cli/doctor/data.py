@@ -24,7 +24,7 @@ def data(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR_OR_JSON",
+            metavar="DIR_OR_FILE",
             help="Folder of a data set in COCO JSON, YOLO or Pascal VOC, or an annotation file.",
             show_default=False,
         ),
@@ -51,6 +51,11 @@ def data(
     """Find every problem of a data set in one pass.
 
     Exit code 0: no errors; 1: errors; 2: the command cannot do its work.
+
+    Examples:
+        deformable-detr doctor data photos
+        deformable-detr doctor data photos/train.json --images photos/train
+        deformable-detr doctor data photos --fix photos_repaired
     """
     from deformable_detr.workflows.doctor.data_check import check_data
 

@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deformable_detr.cli import data
+from deformable_detr.quickstart import trees
 from deformable_detr.quickstart.trees import TreeSet
 
 
@@ -18,7 +19,7 @@ def test_trees_lists_the_sets(tmp_path, monkeypatch):
         asked.append((folder, wheel_file))
         return (TreeSet("val", folder / "val", folder / "val.json", 25, 364),)
 
-    monkeypatch.setattr(data, "write_trees", write_trees)
+    monkeypatch.setattr(trees, "write_trees", write_trees)
     result = call("trees", "--out", tmp_path, "--wheel", "a.whl")
     assert result.exit_code == 0
     assert asked == [(tmp_path, Path("a.whl"))]

@@ -38,7 +38,7 @@ def test_the_help_of_the_root_names_every_command(run: CommandLine) -> None:
 
     assert outcome.code == 0
     commands = ("train", "evaluate", "report", "predict", "convert", "explain", "data")
-    for command in (*commands, "benchmark", "doctor"):
+    for command in (*commands, "configs", "settings", "benchmark", "doctor"):
         assert command in outcome.out
     for option in ("--version", "--debug"):
         assert option in outcome.out
