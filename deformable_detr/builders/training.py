@@ -54,6 +54,7 @@ def build_criterion(config: RunConfig) -> SetCriterion:
         matcher,
         weights=LossWeights(class_=loss.class_weight, l1=loss.l1_weight, giou=loss.giou_weight),
         class_loss=_build_class_loss(loss),
+        class_weights=loss.class_weights,
         auxiliary=loss.auxiliary,
         weigh_proposals=loss.auxiliary or not is_official,
         one_class_proposals=(

@@ -67,6 +67,10 @@ class LossConfig(FrozenModel):
     class_weight: float = Field(2.0, ge=0)
     """Weight of the class loss."""
 
+    class_weights: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = ()
+    """Factors of the class losses of each class, in the order of the category ids; empty for 1.
+    Larger ones for rare classes raise their scores. Not for proposals ranked by objectness."""
+
     l1_weight: float = Field(5.0, ge=0)
     """Weight of the L1 loss of boxes."""
 

@@ -11,13 +11,16 @@ from torchvision.ops import sigmoid_focal_loss
 class ClassLoss(Protocol):
     """Sum of a class loss over queries and classes."""
 
-    def __call__(self, logits: Tensor, one_hot: Tensor, iou: Tensor) -> Tensor:
+    def __call__(
+        self, logits: Tensor, one_hot: Tensor, iou: Tensor, class_weights: Tensor | None = None
+    ) -> Tensor:
         """Compute the loss.
 
         Args:
             logits: (N, Q, K).
             one_hot: (N, Q, K), 1 at the class of the object that a query is matched with, else 0.
             iou: (N, Q) IoU of a query's box with its object, in [0, 1]; 0 if it has none.
+            class_weights: (K,) factors of the losses of each class; None for 1.
 
         Returns:
             A scalar.
@@ -37,11 +40,12 @@ class FocalLoss:
     alpha: float
     gamma: float
 
-    def __call__(self, logits: Tensor, one_hot: Tensor, iou: Tensor) -> Tensor:
+    def __call__(
+        self, logits: Tensor, one_hot: Tensor, iou: Tensor, class_weights: Tensor | None = None
+    ) -> Tensor:
         """Compute the loss, see `ClassLoss`."""
-        return sigmoid_focal_loss(
-            logits, one_hot, alpha=self.alpha, gamma=self.gamma, reduction="sum"
-        )
+        losses = sigmoid_focal_loss(logits, one_hot, alpha=self.alpha, gamma=self.gamma)
+        return losses.sum() if class_weights is None else (losses * class_weights).sum()
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,14 @@ class QualityLoss:
     gamma: float
     floor: float
 
-    def __call__(self, logits: Tensor, one_hot: Tensor, iou: Tensor) -> Tensor:
+    def __call__(
+        self, logits: Tensor, one_hot: Tensor, iou: Tensor, class_weights: Tensor | None = None
+    ) -> Tensor:
         """Compute the loss, see `ClassLoss`."""
         score = logits.detach().sigmoid()
         quality = score**self.score_power * iou.detach()[..., None] ** self.iou_power
         target = one_hot * quality.clamp(min=self.floor)
         weight = one_hot + (1 - one_hot) * score**self.gamma
+        if class_weights is not None:
+            weight = weight * class_weights
         return F.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="sum")

@@ -60,6 +60,7 @@ class _Layer:
         targets: one per image.
         match: one match per image; None for the matcher's.
         divisor: divisor of all sums.
+        has_classes: whether labels are classes; not if all objects have class 0.
     """
 
     prefix: str
@@ -67,6 +68,7 @@ class _Layer:
     targets: Sequence[Target]
     match: list[Match] | None
     divisor: Tensor | float
+    has_classes: bool = True
 
 
 class SetCriterion(nn.Module):
@@ -83,6 +85,8 @@ class SetCriterion(nn.Module):
         matcher: assigns queries to objects.
         weights: weights of the terms.
         class_loss: loss of all logits, the same for every layer.
+        class_weights: factors of the class losses of each class, K or none; for all layers but
+            proposals whose objects all have class 0.
         auxiliary: whether decoder layers before the last are supervised.
         weigh_proposals: whether the proposals' losses are in the total; they are always computed.
         one_class_proposals: whether all objects have class 0 for proposals.
@@ -96,6 +100,7 @@ class SetCriterion(nn.Module):
         *,
         weights: LossWeights,
         class_loss: ClassLoss,
+        class_weights: Sequence[float] = (),
         auxiliary: bool,
         weigh_proposals: bool,
         one_class_proposals: bool,
@@ -106,6 +111,7 @@ class SetCriterion(nn.Module):
         self.matcher = matcher
         self.weights = weights
         self.class_loss = class_loss
+        self.class_weights = tuple(class_weights)
         self.auxiliary = auxiliary
         self.weigh_proposals = weigh_proposals
         self.one_class_proposals = one_class_proposals
@@ -156,7 +162,7 @@ class SetCriterion(nn.Module):
         total = self._unsupervised(output)
         for layer in layers:
             match = next(found) if layer.match is None else layer.match
-            terms = self._layer_losses(layer.predictions, layer.targets, match, layer.divisor)
+            terms = self._layer_losses(layer, match)
             matches[layer.prefix] = match
             losses |= {layer.prefix + key: value for key, value in terms.items()}
             share = 0.0 if layer.prefix == "encoder/" and not self.weigh_proposals else 1.0
@@ -179,7 +185,8 @@ class SetCriterion(nn.Module):
         ]
         if output.encoder is not None:
             wanted = _as_proposals(targets) if self.one_class_proposals else targets
-            layers.append(_Layer("encoder/", output.encoder, wanted, None, num_boxes))
+            has_classes = not self.one_class_proposals
+            layers.append(_Layer("encoder/", output.encoder, wanted, None, num_boxes, has_classes))
         if output.denoised is not None:
             last = output.denoised.layers[-1]
             earlier = output.denoised.layers[:-1] if self.auxiliary else ()
@@ -215,13 +222,8 @@ class SetCriterion(nn.Module):
                 zero = zero + 0.0 * (predictions.logits.sum() + predictions.boxes.sum())
         return zero
 
-    def _layer_losses(
-        self,
-        predictions: Predictions,
-        targets: Sequence[Target],
-        matches: Sequence[Match],
-        num_boxes: Tensor | float,
-    ) -> dict[str, Tensor]:
+    def _layer_losses(self, layer: _Layer, matches: Sequence[Match]) -> dict[str, Tensor]:
+        predictions, targets, num_boxes = layer.predictions, layer.targets, layer.divisor
         query_index = torch.cat([match.query_index for match in matches])
         image_index = torch.cat(
             [torch.full_like(match.query_index, i) for i, match in enumerate(matches)]
@@ -239,8 +241,11 @@ class SetCriterion(nn.Module):
         giou = giou_xyxy(*corners)
         iou = logits.new_zeros(logits.shape[:2])
         iou[image_index, query_index] = iou_xyxy(*corners).detach()
+        weights = None
+        if self.class_weights and layer.has_classes:
+            weights = logits.new_tensor(self.class_weights)
         return {
-            "loss_class": self.class_loss(logits, one_hot, iou) / num_boxes,
+            "loss_class": self.class_loss(logits, one_hot, iou, weights) / num_boxes,
             "loss_l1": (boxes - wanted).abs().sum() / num_boxes,
             "loss_giou": (1 - giou).sum() / num_boxes,
         }

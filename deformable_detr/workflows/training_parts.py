@@ -20,7 +20,7 @@ from deformable_detr.builders import (
     largest_size,
 )
 from deformable_detr.builders.data import fixed_micro_batch
-from deformable_detr.config import RunConfig
+from deformable_detr.config import ConfigError, RunConfig
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.loader import build_evaluation_loader, build_loader
 from deformable_detr.data.samplers import StepSampler
@@ -67,6 +67,7 @@ class TrainingData:
         """
         train = build_dataset(config, "train")
         val = build_dataset(config, "val", label_space=train.label_space, exif_otherwise=train.exif)
+        _check_class_weights(config, train.label_space)
         is_whole = config.data.augmentation.kind != "zoom_crop"  # a crop shows few of the objects
         _check_objects(train, num_queries=config.model.queries.num_queries, is_whole=is_whole)
         samples = TransformedDataset(
@@ -93,6 +94,15 @@ def _build_sampler(config: RunConfig, train: CocoDataset, num_samples: int) -> S
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
+
+
+def _check_class_weights(config: RunConfig, label_space: LabelSpace) -> None:
+    count, classes = len(config.loss.class_weights), label_space.num_classes
+    if count not in (0, classes):
+        raise ConfigError(
+            f"loss.class_weights: must have a weight for each of the {classes} classes, "
+            f"{label_space.describe()}, got {count}"
+        )
 
 
 def _check_objects(train: CocoDataset, *, num_queries: int, is_whole: bool) -> None:

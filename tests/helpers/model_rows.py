@@ -382,6 +382,7 @@ def loss_rows() -> dict[str, Row]:
         )
     return {
         **rows,
+        "loss.class_weights": Row((0.5, 2.0), lambda c: criterion(c).class_weights),
         "loss.auxiliary": Row(False, lambda c: criterion(c).auxiliary),
         "match_official": Row(
             True, lambda c: criterion(c).matcher.focal_alpha, 0.25, ("loss.focal_alpha=0.7",)

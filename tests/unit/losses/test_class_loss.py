@@ -59,3 +59,15 @@ def test_logits_of_any_size_have_finite_losses_and_gradients():
         one_hot = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
         loss(logits, one_hot, torch.tensor([[0.5, 0.0]])).backward()
         assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [FOCAL, ALIGN])
+def test_class_weights_are_factors_of_the_losses_of_each_class(loss):
+    torch.manual_seed(0)
+    logits, iou = torch.randn(2, 5, 3), torch.rand(2, 5)
+    one_hot = torch.nn.functional.one_hot(torch.randint(3, (2, 5)), 3).float()
+    one_hot[:, 3:] = 0
+    weights = torch.tensor([0.5, 1.0, 4.0])
+    parts = [loss(logits[..., k : k + 1], one_hot[..., k : k + 1], iou) for k in range(3)]
+    expected = sum(float(weight) * part for weight, part in zip(weights, parts, strict=True))
+    torch.testing.assert_close(loss(logits, one_hot, iou, weights), expected)

@@ -133,6 +133,21 @@ def test_proposals_are_supervised_as_class_0():
         torch.testing.assert_close(together[f"encoder/{name}"], alone[name])
 
 
+def test_class_weights_are_not_those_of_one_class_proposals():
+    plain, weighted = paper_criterion(), paper_criterion(class_weights=(0.0, 3.0, 0.0, 0.0))
+    output = ModelOutput(
+        random_predictions(), (random_predictions(seed=1),), random_predictions(seed=2)
+    )
+    targets = [make_target(3, 1), empty_target()]
+    before, after = plain(output, targets, 1.0).losses, weighted(output, targets, 1.0).losses
+    for layer in ("", "decoder_0/"):
+        assert after[f"{layer}loss_class"] != before[f"{layer}loss_class"]
+    assert after["encoder/loss_class"] == before["encoder/loss_class"]
+    weighted.one_class_proposals = plain.one_class_proposals = False  # as in DINO
+    after = weighted(output, targets, 1.0).losses["encoder/loss_class"]
+    assert after != plain(output, targets, 1.0).losses["encoder/loss_class"]
+
+
 def test_proposal_losses_are_kept_without_auxiliary_losses():
     output = ModelOutput(
         random_predictions(seed=1),

@@ -67,6 +67,7 @@ OFFICIAL = {
     "loss.l1_cost": 5.0,  # set_cost_bbox
     "loss.giou_cost": 2.0,  # set_cost_giou
     "loss.class_weight": 2.0,  # cls_loss_coef
+    "loss.class_weights": (),  # no such option
     "loss.l1_weight": 5.0,  # bbox_loss_coef
     "loss.giou_weight": 2.0,  # giou_loss_coef
     "loss.focal_alpha": 0.25,  # focal_alpha
@@ -270,6 +271,7 @@ CHANGED = {
     "loss.l1_cost": 1.0,
     "loss.giou_cost": 1.0,
     "loss.class_weight": 1.0,
+    "loss.class_weights": [1.0, 2.0],
     "loss.l1_weight": 1.0,
     "loss.giou_weight": 1.0,
     "loss.focal_alpha": 0.5,

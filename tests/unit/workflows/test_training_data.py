@@ -8,6 +8,7 @@ import pytest
 from helpers.coco_files import CocoFiles, write_coco_set
 from helpers.small_run import SMALL_RUN, data_settings
 
+from deformable_detr.config import ConfigError
 from deformable_detr.config.loading import load_config
 from deformable_detr.workflows.training_parts import TrainingData
 
@@ -54,6 +55,13 @@ def test_a_training_set_without_objects_is_refused_with_the_reasons(
     message = rf"object to learn, got none in .*train.*json; annotations left out: {left_out}$"
     with pytest.raises(ValueError, match=message):
         open_data(tmp_path, edit)
+
+
+def test_class_weights_must_be_as_many_as_classes(tmp_path: Path) -> None:
+    message = r"loss.class_weights: must have a weight for each of the 2 classes, .*, got 3"
+    with pytest.raises(ConfigError, match=message):
+        open_data(tmp_path, lambda _: None, "loss.class_weights=[1, 2, 3]")
+    open_data(tmp_path / "two", lambda _: None, "loss.class_weights=[1, 2]")
 
 
 def test_images_with_more_objects_than_queries_are_one_warning(
