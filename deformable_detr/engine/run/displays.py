@@ -123,7 +123,7 @@ class _TerminalLine:
 
     def _line(self) -> str:
         """Return the line, cut to the width of the terminal."""
-        filled = round(_BAR_WIDTH * self._done / self._total) if self._total else _BAR_WIDTH
+        filled = _BAR_WIDTH * self._done // self._total if self._total else _BAR_WIDTH
         parts = self._pace.parts(self._done)
         parts.append("#" * filled + "-" * (_BAR_WIDTH - filled))
         parts += self._text.split(", ") if self._text else []
