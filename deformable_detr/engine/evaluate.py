@@ -13,6 +13,7 @@ from deformable_detr import distributed
 from deformable_detr.data.collate import Batch
 from deformable_detr.engine.failures.watchdog import Watchdog
 from deformable_detr.engine.memory import FreedMemory
+from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.stopping import StopRequest
 from deformable_detr.engine.state import TrainState
 from deformable_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
@@ -223,7 +224,7 @@ class Validation:
     """Validation set of a run, and the schedule of its evaluations.
 
     Attributes:
-        loader: this rank's share of the validation images.
+        loader: this rank's share of the validation images; has a length.
         annotations: ground truth of these images.
         every_epochs: epochs between two evaluations; the last step is always evaluated.
         with_loss: whether to compute the loss too, in a second pass.
@@ -267,7 +268,7 @@ class Validation:
         try:
             metrics = evaluate(
                 model,
-                stop.check_between(self.loader),
+                stop.check_between(Tracked(self.loader, "evaluating")),
                 evaluator,
                 device=state.device,
                 clip=self.clip,
@@ -281,7 +282,7 @@ class Validation:
             raise error.because(f"{error.cause}, {advice}") from None
         record: dict[str, Any] = {"step": state.step, "epoch": state.epoch, **metrics.as_dict()}
         if self.with_loss:
-            loader = stop.check_between(self.loader)
+            loader = stop.check_between(Tracked(self.loader, "validation loss"))
             losses = validation_loss(
                 model,
                 loader,

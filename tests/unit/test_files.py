@@ -46,8 +46,8 @@ WRITES = {
     *("write_text", "write_bytes", "save", "savefig", "save_file"),
     *("savez", "savez_compressed", "tofile", "to_csv"),
 }
-# What `write_whole` yields, a file that was opened there, and a buffer in memory.
-WHOLE = {"temporary", "file", "data"}
+# What `write_whole` yields, a file that was opened there, and buffers in memory.
+WHOLE = {"temporary", "file", "data", "formatter"}
 # Files that nobody reads later, those of a folder that is renamed as a whole, the lines of metrics
 # and of a lock, and functions that write whole themselves.
 WRITTEN_IN_PLACE = {

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass, replace
 from types import FrameType, TracebackType
 from typing import TypeVar
@@ -167,6 +167,10 @@ class _Watched(Iterable[_T]):
     items: Iterable[_T]
     what: str
     watchdog: Watchdog
+
+    def __len__(self) -> int:
+        assert isinstance(self.items, Sized)
+        return len(self.items)
 
     def __iter__(self) -> Iterator[_T]:
         self.watchdog.progress(f"reading {self.what}")

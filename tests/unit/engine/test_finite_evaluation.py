@@ -212,14 +212,18 @@ def test_a_loss_that_overflows_is_refused() -> None:
 def test_after_an_error_no_further_batch_is_read(validation: Validation) -> None:
     read = []
 
-    def batches() -> Iterator[Batch]:
-        for image_id in (1, 2, 3):
-            read.append(image_id)
-            yield tiny_batch([image_id], [1])
+    class Batches:
+        def __len__(self) -> int:
+            return 3
+
+        def __iter__(self) -> Iterator[Batch]:
+            for image_id in (1, 2, 3):
+                read.append(image_id)
+                yield tiny_batch([image_id], [1])
 
     state = normed_state()
     fill(state.model, "box_head")
-    unfinished = replace(validation, loader=batches())
+    unfinished = replace(validation, loader=Batches())
     with pytest.raises(NonFinitePredictionsError, match="photo 1; "):
         unfinished.measure(state, tiny_criterion(), StopRequest())
     assert read == [1]

@@ -26,6 +26,7 @@ from deformable_detr.engine.checkpoints.writer import CheckpointWriter
 from deformable_detr.engine.evaluate import Validation
 from deformable_detr.engine.failures.bundle import FailureBundle
 from deformable_detr.engine.metrics import read_records
+from deformable_detr.engine.run import displays
 from deformable_detr.engine.run.early_stopping import EarlyStopping
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.run.stopping import PreemptedError, StopRequest
@@ -42,6 +43,22 @@ def validation(tmp_path: Path) -> Validation:
     files = write_coco_set(tmp_path / "val", num_images=3, categories=CATEGORIES)
     loader = [tiny_batch([1, 2], [2, 1]), tiny_batch([3], [0])]
     return Validation(loader, read_ground_truth(files.annotations), every_epochs=100)
+
+
+def test_evaluations_of_a_run_show_their_progress(
+    tmp_path: Path,
+    validation: Validation,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(displays._LogLines, "EVERY_S", 0)
+    validation = replace(validation, with_loss=True)
+    RunFolder(tmp_path / "run").claim()
+    with caplog.at_level(logging.INFO):
+        run(tiny_state(), tmp_path / "run", validation, max_steps=1)
+    shown = [message.split(",")[0] for message in caplog.messages if " of 2," in message]
+    names = ("evaluating", "validation loss")
+    assert shown == [f"{name}: {done} of 2" for name in names for done in (1, 2)]
 
 
 class _SignalAt:
@@ -236,11 +253,12 @@ def test_an_evaluation_interrupted_by_a_signal_is_repeated(
     folder.claim()
     state = tiny_state()
 
-    def signal_while_evaluating() -> Iterator[Batch]:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        yield from validation.loader
+    class SignalWhileEvaluating(list[Batch]):
+        def __iter__(self) -> Iterator[Batch]:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return super().__iter__()
 
-    interrupted = replace(validation, loader=signal_while_evaluating())
+    interrupted = replace(validation, loader=SignalWhileEvaluating(validation.loader))
     with StopRequest() as stop, pytest.raises(PreemptedError, match="by SIGUSR1"):
         run(state, folder.path, interrupted, max_steps=2, stop=stop)
     saved = load_checkpoint(folder.last)

@@ -1,11 +1,12 @@
 import io
 import logging
 import re
+import time
 
 import pytest
 from rich.console import Console
 
-from deformable_detr.engine.run.progress import TrainingProgress
+from deformable_detr.engine.run.progress import Tracked, TrainingProgress
 
 
 def test_without_a_terminal_a_report_is_one_plain_line(caplog: pytest.LogCaptureFixture) -> None:
@@ -20,6 +21,17 @@ def test_without_a_terminal_a_report_is_one_plain_line(caplog: pytest.LogCapture
     pattern = r"step 10 of 20, \S+ s per step, 0:00:00 left, total 3.142, lr 0.0002"
     assert re.fullmatch(pattern, caplog.messages[0])
     assert console.file.getvalue() == ""
+
+
+def test_without_a_terminal_a_long_operation_is_a_plain_line_now_and_then(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock) / 2)  # each look takes 5 s
+    with caplog.at_level(logging.INFO):
+        assert list(Tracked("abcdefghijkl", "evaluating")) == list("abcdefghijkl")
+    assert caplog.messages[0] == "evaluating: 6 of 12, 7.5 s each, 0:00:45 left"
+    assert len(caplog.messages) == 2
 
 
 @pytest.mark.parametrize("width", [40, 80, 160])
