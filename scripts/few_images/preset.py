@@ -6,21 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from deformable_detr import train
-from deformable_detr.preset.schedule import rates_over
 from few_images.measured import Run, seconds_per_step
 
 METRICS = ("AP", "AP50", "AP75")
 
 
 def length_of(steps: int) -> list[str]:
-    """Return the settings of a run of so many steps: what `choose` would set for its length."""
-    warmup, decay = rates_over(steps)
+    """Return the settings of a run of so many steps; the preset follows its length."""
     return [
         "train.epochs=1000000",
         f"train.max_steps={steps}",
         "train.eval_every_epochs=1000000",  # at the end only
-        f"train.schedule.warmup_steps={warmup}",
-        f"train.ema_decay={decay}",
     ]
 
 

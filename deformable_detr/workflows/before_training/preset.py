@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from deformable_detr.config import RunConfig
-from deformable_detr.config.loading import load_config, validate_config
+from deformable_detr.config.loading import Overrides, load_config, validate_config
 from deformable_detr.conversion.files import read_weights
 from deformable_detr.data.annotations import Annotations, read_annotations
+from deformable_detr.engine.train import total_steps
 from deformable_detr.environment import computes_bfloat16
 from deformable_detr.preset.choice import Start, choose
+from deformable_detr.preset.schedule import rates_over
 from deformable_detr.preset.statistics import SetStatistics, densest_crop, measure
 
 BASE = "quickstart"
@@ -26,10 +28,22 @@ class Preset:
     Attributes:
         config: the config.
         reasons: at most eight lines of at most 78 characters.
+        num_images: number of training images.
     """
 
     config: RunConfig
     reasons: tuple[str, ...]
+    num_images: int
+
+    def overridden(self, overrides: Overrides) -> RunConfig:
+        """Return the config with overrides; warm-up and moving average fit another length."""
+        changed = load_config(self.config, overrides)
+        length = _num_steps(changed, self.num_images)
+        if length == _num_steps(self.config, self.num_images):
+            return changed
+        warmup, decay = rates_over(length)
+        fitting = {"train.schedule.warmup_steps": warmup, "train.ema_decay": decay}
+        return load_config(load_config(self.config, fitting), overrides)
 
 
 def choose_preset(
@@ -61,7 +75,14 @@ def choose_preset(
         has_bfloat16=computes_bfloat16(device),
         objects_in_crop=lambda side: densest_crop(boxes_xyxy, num_objects, side=side),
     )
-    return Preset(load_config(base, {**choice.settings, **data}), choice.reasons)
+    config = load_config(base, {**choice.settings, **data})
+    return Preset(config, choice.reasons, len(train.images.sizes))
+
+
+def _num_steps(config: RunConfig, num_images: int) -> int:
+    """Return the number of steps of a run, as the sampler counts them."""
+    per_epoch = max(num_images * config.data.repeats // config.train.total_batch, 1)
+    return total_steps(per_epoch, epochs=config.train.epochs, max_steps=config.train.max_steps)
 
 
 def _base(finetune_from: Path | None) -> tuple[RunConfig, Start]:

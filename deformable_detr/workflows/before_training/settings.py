@@ -58,9 +58,8 @@ def settings_of_run(
         assert config is not None  # the caller has a default
         return RunSettings(load_config(config, overrides))
     own = own_data(as_path("data", data), files, resume=resume, split_by=split_by)
-    reasons: tuple[str, ...] = ()
     if config is None:
         preset = choose_preset(own.settings, finetune_from=finetune_from, device=device)
-        config, reasons = preset.config, preset.reasons
+        return RunSettings(preset.overridden(overrides), own.decisions, preset.reasons)
     settings = load_config(load_config(config, own.settings), overrides)
-    return RunSettings(settings, own.decisions, reasons)
+    return RunSettings(settings, own.decisions)

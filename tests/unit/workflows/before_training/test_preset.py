@@ -87,3 +87,20 @@ def test_a_start_from_weights(
     assert tuned.config.model.model_dump(mode="json") == kept
     assert tuned.config.data.eval_size == found.config.data.eval_size
     assert tuned.reasons[-1] == "start    the detector of detector.pth"
+
+
+def test_warmup_and_average_fit_an_overridden_length(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    preset = choose_preset(data_of(folder), finetune_from=None, device=CPU)
+
+    def fitted(*overrides: str) -> tuple[int, float]:
+        train = preset.overridden(overrides).train
+        return train.schedule.warmup_steps, train.ema_decay
+
+    assert fitted("train.seed=3") == (10, preset.config.train.ema_decay)  # of 350 steps
+    assert fitted("train.max_steps=12") == (6, 0.97)
+    assert fitted("train.epochs=400") == (300, 0.999)  # of 10,000 steps
+    assert fitted("train.epochs=400", "train.ema_decay=0.5") == (300, 0.5)
+    assert preset.overridden(["train.max_steps=12"]).train.max_steps == 12
