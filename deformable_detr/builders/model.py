@@ -139,6 +139,7 @@ def _build_detector(
             two_stage=config.queries.kind == "two_stage",
             position=config.decoder.position,
             look_forward_twice=config.decoder.look_forward_twice,
+            center_offset=getattr(config.queries, "center_offset", "image"),
             share_heads=config.decoder.share_heads,
             gradient_checkpointing=gradient_checkpointing,
         ),
@@ -357,6 +358,7 @@ def build_queries(config: ModelConfig, *, num_classes: int) -> LearnedQueries | 
                 embed_dim=config.embed_dim,
                 content=config.queries.content,
                 ranking=config.queries.ranking,
+                center_offset=config.queries.center_offset,
                 has_positions=config.decoder.position == "query",
                 base_size=config.queries.base_size,
             )

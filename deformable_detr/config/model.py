@@ -171,6 +171,11 @@ class TwoStageQueriesConfig(FrozenModel):
     """Width and height of the initial boxes of the finest level, as a fraction of the image; they
     double from level to level."""
 
+    center_offset: Literal["image", "box"] = "image"
+    """Unit of the offsets of box centers, of proposals and decoder: `image` adds them in logit
+    space, as in the paper; `box` multiplies them by the size of the reference box before, as in
+    R-CNN, which finds small objects more precisely after few steps."""
+
 
 QueriesConfig = Annotated[LearnedQueriesConfig | TwoStageQueriesConfig, Field(discriminator="kind")]
 

@@ -112,6 +112,11 @@ def _require_known_parts(model: DeformableDETR, *, is_dino: bool) -> None:
                 "two-stage queries must have content 'box' and base_size "
                 f"{_BASE_SIZE:g} elsewhere, got {content!r} and {queries.base_size:g}"
             )
+    if decoder.center_offset != "image":
+        raise ValueError(
+            "two-stage queries must have center_offset 'image' elsewhere, got "
+            f"{decoder.center_offset!r}; convert it to native"
+        )
     if decoder.box_refinement and not is_dino and len(decoder.class_heads) < len(decoder.layers):
         raise ValueError(
             "model must have decoder.share_heads false with box_refinement elsewhere, except in "

@@ -13,6 +13,7 @@ from deformable_detr.layers.position import box_embedding
 from deformable_detr.layers.recompute import call_and_forget
 from deformable_detr.models.heads import (
     BoxHead,
+    CenterOffset,
     ClassHead,
     boxes_from_offsets,
     initial_size_logits,
@@ -127,13 +128,15 @@ class DeformableTransformerDecoder(nn.Module):
         two_stage: whether the references of the queries are boxes rather than points.
         position: source of the query positions: "query", which has them, or "reference".
         look_forward_twice: see above.
+        center_offset: unit of the center offsets, see `in_logit_space`; "box" for two-stage queries
+            only.
         share_heads: whether all layers have the same heads; without box refinement they always do.
         gradient_checkpointing: in training, store only the inputs of each layer and recompute
             its activations in the backward pass: less memory, more time.
 
     Raises:
-        ValueError: two-stage queries or look forward twice without box refinement, or positions
-            from references that are points.
+        ValueError: two-stage queries or look forward twice without box refinement, or positions or
+            center offsets in units of references that are points.
     """
 
     def __init__(
@@ -146,6 +149,7 @@ class DeformableTransformerDecoder(nn.Module):
         two_stage: bool,
         position: Literal["query", "reference"] = "query",
         look_forward_twice: bool = False,
+        center_offset: CenterOffset = "image",
         share_heads: bool = False,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -159,9 +163,12 @@ class DeformableTransformerDecoder(nn.Module):
             raise ValueError("box_refinement must be true for look_forward_twice, got false")
         if position == "reference" and not two_stage:
             raise ValueError("two_stage must be true for position='reference', got false")
+        if center_offset == "box" and not two_stage:
+            raise ValueError("two_stage must be true for center_offset='box', got false")
         self.layers = nn.ModuleList(layers)
         self.box_refinement = box_refinement
         self.look_forward_twice = look_forward_twice
+        self.center_offset = center_offset
         self.gradient_checkpointing = gradient_checkpointing
         self.norm: nn.LayerNorm | None = None
         self.position_head: MLP | None = None
@@ -198,17 +205,22 @@ class DeformableTransformerDecoder(nn.Module):
             head = min(index, len(self.box_heads) - 1)
             hidden = query if self.norm is None else self.norm(query)
             offsets = self.box_heads[head](hidden)
-            boxes = boxes_from_offsets(offsets, start, eps=self.eps)
+            boxes = self._boxes(offsets, start)
             predictions.append(Predictions(self.class_heads[head](hidden), boxes, hidden))
             if self.box_refinement and index < len(self.layers) - 1:
                 refined = boxes
                 if start is not reference_points or self.norm is not None:
                     if self.norm is not None:
                         offsets = self.box_heads[head](query)
-                    refined = boxes_from_offsets(offsets, reference_points, eps=self.eps)
+                    refined = self._boxes(offsets, reference_points)
                 reference_points = refined.detach()
                 start = refined if self.look_forward_twice else reference_points
         return predictions
+
+    def _boxes(self, offsets: Tensor, reference_points: Tensor) -> Tensor:
+        return boxes_from_offsets(
+            offsets, reference_points, eps=self.eps, center_offset=self.center_offset
+        )
 
     def _positions(self, queries: Queries, reference_points: Tensor, memory: Memory) -> Tensor:
         """Return (N, Q, C) position embeddings of the queries in a layer."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.layers.position import box_embedding
-from deformable_detr.models.heads import BoxHead, ClassHead
+from deformable_detr.models.heads import BoxHead, CenterOffset, ClassHead, in_logit_space
 from deformable_detr.models.memory import cell_centers
 from deformable_detr.structures import LevelShapes, Memory, Predictions, Queries
 
@@ -39,6 +39,7 @@ class ProposalQueries(nn.Module):
         content: source of a query's content, "box", "memory" or "learned", see above.
         ranking: logit that ranks the tokens: "objectness", that of class 0, or "class", the
             highest one.
+        center_offset: unit of the center offsets of proposals, see `in_logit_space`.
         has_positions: whether queries have positions; the decoder may compute them instead.
         base_size: width and height that the boxes of the finest level start from, as a share of
             the image; they double from level to level.
@@ -52,12 +53,14 @@ class ProposalQueries(nn.Module):
         embed_dim: int,
         content: Literal["box", "memory", "learned"] = "box",
         ranking: Literal["objectness", "class"] = "objectness",
+        center_offset: CenterOffset = "image",
         has_positions: bool = True,
         base_size: float,
     ) -> None:
         super().__init__()
         self.base_size = base_size
         self.ranking = ranking
+        self.center_offset = center_offset
         self.num_queries = num_queries
         self.memory_proj = nn.Linear(embed_dim, embed_dim)
         self.memory_norm = nn.LayerNorm(embed_dim)
@@ -95,7 +98,9 @@ class ProposalQueries(nn.Module):
         tokens = memory.tokens.masked_fill(~is_valid[..., None], 0.0)
         features = self.memory_norm(self.memory_proj(tokens))
         logits = self.class_head(features)
-        box_logits = self.box_head(features) + start
+        sizes = start[..., 2:].sigmoid()
+        offsets = in_logit_space(self.box_head(features), sizes, self.center_offset)
+        box_logits = offsets + start
 
         count = min(self.num_queries, logits.shape[1])
         ranks = logits[..., 0] if self.ranking == "objectness" else logits.amax(dim=-1)

@@ -312,6 +312,9 @@ def model_rows() -> dict[str, Row]:
         f"{two_stage}.content": Row("learned", lambda c: queries(c).content is not None, True),
         f"{two_stage}.ranking": Row("class", lambda c: queries(c).ranking),
         f"{two_stage}.base_size": Row(0.1, lambda c: queries(c).base_size),
+        f"{two_stage}.center_offset": Row(
+            "box", lambda c: same(queries(c).center_offset, detector(c).decoder.center_offset)
+        ),
         "model.decoder.box_refinement": Row(True, lambda c: detector(c).decoder.box_refinement),
         "model.decoder.position": Row(
             "reference", lambda c: detector(c).decoder.norm is not None, True, boxes

@@ -190,6 +190,7 @@ def test_wrong_source_misses_all_tensors(model: DeformableDETR, official: State)
         (["model.backbone={kind: mobilenet_v2, weights: none}"], "backbone must be a ResNet"),
         (["model.backbone={kind: timm, name: mobilenetv3_small_050}"], "backbone must be a ResNet"),
         (["model.queries.content=memory"], "must have content 'box' and base_size 0.05 elsewhere"),
+        (["model.queries.center_offset=box"], "must have center_offset 'image' elsewhere"),
         (["model.queries.base_size=0.1"], "must have content 'box' and base_size 0.05 elsewhere"),
         (
             ["model.decoder.share_heads=true"],

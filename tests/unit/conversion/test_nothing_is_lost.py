@@ -59,6 +59,7 @@ _TWO_STAGE = _PLAIN_DECODER | {
     "model.queries.content": "box",
     "model.queries.ranking": "objectness",
     "model.queries.base_size": 0.05,
+    "model.queries.center_offset": "image",
     "model.decoder.share_heads": False,
 }
 _DINO = {
@@ -67,6 +68,7 @@ _DINO = {
     "model.queries.kind": "two_stage",
     "model.queries.content": "learned",
     "model.queries.base_size": 0.05,
+    "model.queries.center_offset": "image",
 }
 _ONE_STAGE = _PLAIN_DECODER | {"model.queries.kind": "learned", "model.denoising": None}
 _RESNET18 = {

@@ -253,3 +253,31 @@ def test_combinations_that_mean_nothing_raise(options, message):
 def test_two_stage_without_refinement_raises():
     with pytest.raises(ValueError, match="box_refinement must be true for two-stage queries"):
         decoder(box_refinement=False, two_stage=True)
+
+
+def test_center_offsets_may_be_in_units_of_the_reference():
+    torch.manual_seed(0)
+    offsets = torch.randn(2, 3, 4, dtype=torch.float64) * 0.01
+    references = 0.5 + 0.05 * torch.rand(2, 3, 4, dtype=torch.float64)
+    references[..., 2:] *= torch.tensor([0.1, 1.0])
+    boxes = boxes_from_offsets(offsets, references, center_offset="box")
+    plain = boxes_from_offsets(offsets, references)
+    assert boxes[..., 2:].equal(plain[..., 2:])
+    moved = boxes[..., :2] - references[..., :2]
+    # As in R-CNN near the center of the image, for all sizes; 1 % for the curve of the sigmoid.
+    torch.testing.assert_close(moved, offsets[..., :2] * references[..., 2:], rtol=0.02, atol=1e-6)
+    with pytest.raises(ValueError, match="two_stage must be true for center_offset='box'"):
+        decoder(center_offset="box")
+
+
+def test_all_layers_have_the_same_unit_of_center_offsets():
+    queries, memory = memory_and_queries(last=4)
+    model = decoder(two_stage=True, center_offset="box")
+    found = model(queries, memory)
+    references = queries.reference_points
+    for layer, head in zip(found, model.box_heads, strict=True):
+        offsets = head(layer.hidden)
+        scale = torch.cat((4 * references[..., 2:], torch.ones(1, 4, 2)), -1)
+        expected = (inverse_sigmoid(references) + scale * offsets).sigmoid()
+        torch.testing.assert_close(layer.boxes, expected)
+        references = layer.boxes.detach()

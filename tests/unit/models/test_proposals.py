@@ -170,3 +170,22 @@ def test_an_image_with_fewer_tokens_than_queries_gets_as_many_queries_as_tokens(
     queries, _ = part(plain_memory(((2, 3),)))
     assert queries.query.shape == (2, 6, 32)
     assert queries.reference_points.shape == (2, 6, 4)
+
+
+def test_center_offsets_of_proposals_in_units_of_their_start():
+    torch.manual_seed(0)
+    memory = plain_memory(((6, 8), (3, 4)))
+    queries = ProposalQueries(5, num_classes=2, embed_dim=32, base_size=0.1, center_offset="box")
+    torch.nn.init.normal_(queries.box_head.output.weight)
+    start, is_valid = proposal_logits(
+        memory.level_shapes, memory.valid_ratios, memory.padding_mask, base_size=0.1
+    )
+    tokens = memory.tokens.masked_fill(~is_valid[..., None], 0.0)
+    offsets = queries.box_head(queries.memory_norm(queries.memory_proj(tokens)))
+    sizes = torch.full((48 + 12, 2), 0.1)
+    sizes[48:] = 0.2
+    offsets = torch.cat((4 * sizes * offsets[..., :2], offsets[..., 2:]), -1)
+    _, proposals = queries(memory)
+    expected = (start + offsets).sigmoid()
+    torch.testing.assert_close(proposals.boxes[is_valid], expected[is_valid])
+    assert proposals.boxes.isfinite().all()

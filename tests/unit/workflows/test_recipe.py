@@ -92,6 +92,7 @@ TWO_STAGE = {
     "model.queries.content": "box",
     "model.queries.base_size": 0.05,
     "model.queries.ranking": "objectness",
+    "model.queries.center_offset": "image",  # no such option
 }
 # Options of the official DINO_4scale.py and its training script, under the names of this package.
 DINO_OFFICIAL = {
