@@ -71,7 +71,6 @@ def choose(
         **_training(length, start),
         "data.repeats": length.repeats,
         "train.precision": "bfloat16" if has_bfloat16 else "float32",
-        **c.EXTRA,
     }
     reasons = describe(
         view,
@@ -89,6 +88,7 @@ def _model(view: View, strides: tuple[int, ...], crowd: int, start: Start) -> di
         "model.backbone.weights": start.file or "none",
         "model.neck.num_levels": len(strides),
         "model.queries.num_queries": _queries(crowd),
+        **c.FEW_IMAGES,
     }
     if view.object_share:  # initial boxes double from level to level: the median lies between
         base = view.object_share * 2 ** (-(len(strides) - 1) / 2)
