@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from deformable_detr.cli.help import Command, Group
-from deformable_detr.cli.options import fraction, whole
+from deformable_detr.cli.options import Overwrite, fraction, whole
 from deformable_detr.cli.terminal import echo
 from deformable_detr.messages import counted, shown
 from deformable_detr.quickstart.weights import WeightsName, write_backbone_weights
@@ -91,6 +91,69 @@ def split(
     from deformable_detr.workflows.datasets.conversion import split_data
 
     _print_written(split_data(path, out, val_fraction=val_fraction, seed=seed, split_by=split_by))
+
+
+@app.command(cls=Command)
+def stats(
+    path: _In,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="HTML page to write.")] = Path(
+        "data_stats.html"
+    ),
+    size: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(1),
+            metavar="N",
+            help="Shorter side in pixels of images as the model sees them.",
+            show_default="that of the preset",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a page about a data set: classes, sizes, places.
+
+    It has charts of sizes, shapes and numbers of objects, a map of where they lie, rare classes,
+    the densest image, objects that are too small, and some annotated images.
+
+    Examples:
+        deformable-detr data stats photos --out photos.html
+        deformable-detr data stats photos --size 640
+    """
+    from deformable_detr.workflows.datasets.looking import describe_data
+
+    for line in describe_data(path, out, size=size, overwrite=overwrite).lines():
+        echo(line)
+    echo(f"the page is {shown(out)}")
+
+
+@app.command(cls=Command)
+def show(
+    path: _In,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Picture to write.")],
+    count: Annotated[
+        int, typer.Option(parser=whole(1, 400), metavar="N", help="Number of images.")
+    ] = 16,
+    seed: Annotated[
+        int, typer.Option(parser=whole(0), metavar="N", help="Seed of the choice.")
+    ] = 0,
+    class_name: Annotated[
+        str | None,
+        typer.Option("--class", metavar="NAME", help="Only images with an object of this class."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a contact sheet of random annotated images.
+
+    Examples:
+        deformable-detr data show photos --out sheet.jpg
+        deformable-detr data show photos --out cats.jpg --count 9 --class cat
+    """
+    from deformable_detr.workflows.datasets.looking import show_data
+
+    number = show_data(
+        path, out, count=count, seed=seed, class_name=class_name, overwrite=overwrite
+    )
+    echo(f"{counted(number, 'image')}: {shown(out)}")
 
 
 def _print_written(data: "WrittenData") -> None:

@@ -63,7 +63,7 @@ def write_report(
         read_photo: function that loads an image of the evaluation by its id.
     """
     page = (
-        _environment()
+        template_environment()
         .get_template("report.html")
         .render(
             facts=facts,
@@ -76,7 +76,8 @@ def write_report(
         temporary.write_text(page, encoding="utf-8")
 
 
-def _environment() -> jinja2.Environment:
+def template_environment() -> jinja2.Environment:
+    """Return the environment of the templates of pages; foreign texts are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("deformable_detr.reporting", "."),
         autoescape=True,

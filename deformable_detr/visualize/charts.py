@@ -183,10 +183,12 @@ def _draw(axes: Axes, chart: Chart) -> None:
     names, bottoms = [stack.label for stack in chart.stacks], [0.0] * len(chart.stacks)
     for index in range(len(chart.labels) if names else 0):
         parts = [stack.parts[index] for stack in chart.stacks]
-        bars = axes.bar(names, parts, BAR_WIDTH, bottoms, color=COLORS[index + 1])
+        bars = axes.bar(range(len(names)), parts, BAR_WIDTH, bottoms, color=COLORS[index + 1])
         for bar in bars:
             bar.set_gid(f"part s{index + 1}")
         bottoms = [low + part for low, part in zip(bottoms, parts, strict=True)]
+    if names:
+        axes.set_xticks(range(len(names)), names)  # Matplotlib takes numbers in texts for numbers
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     _scale(axes, chart)

@@ -113,6 +113,14 @@ COMMANDS = {
         ],
         ("converted",),
     ),
+    "data stats": Command(
+        lambda material, out: ["data", "stats", material.annotations, "--out", out / "page.html"],
+        ("page.html",),
+    ),
+    "data show": Command(
+        lambda material, out: ["data", "show", material.annotations, "--out", out / "sheet.jpg"],
+        ("sheet.jpg",),
+    ),
     "data split": Command(
         lambda material, out: ["data", "split", material.annotations, out / "parts"],
         ("parts",),

@@ -17,6 +17,7 @@ import pytest
 import torch
 from helpers.coco_files import write_coco_set
 from helpers.command_line import CommandLine
+from helpers.dataset_formats import write_voc, write_yolo
 from helpers.foreign_files import small_config, write_foreign
 from PIL import Image
 
@@ -74,6 +75,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / split).parent.mkdir(parents=True, exist_ok=True)
         files.images.rename(folder / split)
         files.annotations.rename(folder / f"{split}.json")
+    sets = {}
+    for split in ("train", "val"):
+        sets[split] = write_coco_set(folder / "parts" / f"nuclei_{split}", num_images=4)
+        shutil.copytree(sets[split].images, folder / "nuclei" / split)
+        shutil.copyfile(sets[split].annotations, folder / "nuclei" / f"{split}.json")
+    write_yolo(folder / "nuclei_yolo", **sets)
+    write_voc(folder / "nuclei_voc", **sets)
     shutil.copyfile(folder / "photos/train.json", folder / "photos/old_and_new.json")
     shutil.copytree(folder / "photos/val", folder / "photos/new")
     shutil.copyfile(folder / "photos/train.json", folder / "JSON")
@@ -107,6 +115,8 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(overfitting, "_WARMUP_STEPS", 1)
     for name in ("STEPS", "LEAST_STEPS", "EPOCH_STEPS"):  # of a run with chosen settings
         monkeypatch.setattr(constants, name, 2)
+    monkeypatch.setattr(constants, "LEAST_SIDE", 64)
+    monkeypatch.setattr(constants, "MOST_PIXELS", {"cpu": 64 * 96, "gpu": 64 * 96})
     monkeypatch.chdir(folder)
     return folder
 

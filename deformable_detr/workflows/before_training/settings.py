@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from deformable_detr.arguments import checked
 from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import Overrides, load_config
 from deformable_detr.engine.run.folder import Resume, RunFolder
@@ -28,6 +29,7 @@ class RunSettings:
     reasons: tuple[str, ...] = ()
 
 
+@checked
 def settings_of_run(
     config: str | Path | RunConfig | None,
     files: RunFolder,

@@ -1,0 +1,123 @@
+"""Page and contact sheet of a data set, in every format."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.coco_files import CocoFiles, write_coco_set
+from helpers.command_line import CommandLine
+from helpers.dataset_formats import write_voc, write_yolo
+from PIL import Image
+
+from deformable_detr.reporting.data_findings import DataFindings, Layer
+from deformable_detr.reporting.data_page import CELLS, center_map, charts
+from deformable_detr.workflows.datasets.looking import describe_data, show_data
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> CocoFiles:
+    return write_coco_set(tmp_path / "set", num_images=5, empty=(2,))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(monkeypatch, capsys)
+
+
+def a_layer(boxes: list[list[float]], owners: list[int], labels: list[int]) -> Layer:
+    sizes = np.array([[100, 200], [400, 300]])
+    return Layer(
+        "train", ["a.png", "b.png"], sizes, np.array(boxes), np.array(owners), np.array(labels)
+    )
+
+
+def test_numbers_follow_from_the_boxes() -> None:
+    boxes = [[0, 0, 10, 10], [10, 0, 40, 10], [299, 399, 1, 1]] + [[150, 200, 30, 120]] * 101
+    layer = a_layer(boxes, [0, 0, *[1] * 102], [0, 0, 2, *[1] * 101])
+    found = DataFindings("YOLO", [layer], ["red", "blue", "odd"], 100, [])
+    assert found.class_counts == {"blue": (101,), "red": (2,), "odd": (1,)}
+    assert found.rare_classes == ["red", "odd"]
+    assert found.densest == ("b.png", 102)
+    assert found.num_crowded == 1
+    assert layer.sides_px(100)[:3].tolist() == pytest.approx([10, 20, 1 / 3])
+    assert found.num_small == 2
+    assert found.image_sizes == [("200 x 100", 1), ("300 x 400", 1)]
+    sizes, numbers, shapes = charts(found)
+    bars = {stack.label: stack.parts[0] for stack in sizes.stacks}
+    assert (bars["<8"], bars["8"], bars["16"]) == (1, 1, 102)  # 60 px in an image of 300 are 20
+    assert {one.label: one.parts[0] for one in numbers.stacks if one.parts[0]} == {
+        "2": 1,
+        "100": 1,
+    }
+    assert {one.label: one.parts[0] for one in shapes.stacks if one.parts[0]} == {
+        "1:3": 101,
+        "1:1": 2,
+        "3:1": 1,
+    }
+    cells = center_map(found)
+    assert cells.sum() == 104
+    assert cells[-1, -1] == 1
+    assert cells[int(260 / 400 * CELLS), int(165 / 300 * CELLS)] == 101
+    assert max(map(len, found.lines())) <= 80
+
+
+@pytest.mark.parametrize("write", [write_yolo, write_voc])
+def test_page_of_every_format_has_the_same_numbers(
+    write: object, run: CommandLine, files: CocoFiles, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "photos", train=files)  # type: ignore[operator]
+    outcome = run("data", "stats", folder, "--out", tmp_path / "page.html", "--size", "48")
+    assert outcome.code == 0, outcome.err
+    objects = len(files.read()["annotations"])
+    assert f"train: 5 images, {objects} objects, 1 without any" in outcome.out
+    page = (tmp_path / "page.html").read_text()
+    for text in ("<h1>photos</h1>", "red thing", "blue thing", "0001.png", "in images of 48"):
+        assert text in page
+    assert page.count("data:image/jpeg") == 5
+    for outside in ("http:", "https:", "<script", "<link"):
+        assert outside not in page.replace("http://www.w3.org", "")
+    again = run("data", "stats", folder, "--out", tmp_path / "page.html")
+    assert again.code == 0, again.err  # the preset chooses the size
+
+
+def test_sheet_has_as_many_images_as_wanted(
+    run: CommandLine, files: CocoFiles, tmp_path: Path
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    command = ("data", "show", files.annotations, "--out", sheet)
+    assert run(*command).out.startswith("5 images: ")
+    with Image.open(sheet) as picture:
+        whole = picture.width
+    assert run(*command, "--count", "4", "--seed", "3").out.startswith("4 images: ")
+    with Image.open(sheet) as picture:
+        assert picture.width < whole
+    record = files.read()
+    record["annotations"] = [one for one in record["annotations"] if one["image_id"] == 1]
+    for one in record["annotations"]:
+        one["category_id"] = record["categories"][0]["id"]
+    files.write(record)
+    name = record["categories"][0]["name"]
+    assert run(*command, "--class", name).out.startswith("1 image: ")
+    other = record["categories"][1]["name"]
+    assert "must have an image to show, got none" in run.fails(*command, "--class", other)
+    assert "class must be one of" in run.fails(*command, "--class", "cat")
+    assert "out must end with .jpg or .png" in run.fails(*command[:-1], tmp_path / "sheet")
+
+
+def test_outputs_do_not_replace_inputs_or_files_of_the_user(
+    files: CocoFiles, tmp_path: Path
+) -> None:
+    before = files.annotations.read_text()
+    with pytest.raises(ValueError, match=r"must not replace an input|input"):
+        describe_data(files.annotations, files.annotations, overwrite=True)
+    assert files.annotations.read_text() == before
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="overwrite"):
+        show_data(files.annotations, tmp_path / "mine.png")
+    assert (tmp_path / "mine.png").read_bytes() == b"mine"
+    record = files.read()
+    record["annotations"][0]["bbox"] = ["a", 1, 1, 1]
+    files.annotations.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"annotations\[0\]"):
+        show_data(files.annotations, tmp_path / "sheet.png")
