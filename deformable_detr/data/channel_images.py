@@ -123,7 +123,8 @@ def require_readable_as(kind: str, planes: int, pages: int, channels: int) -> No
     """
     if kind != NPY and (channels == RGB or (channels == 1 and pages == 1)):
         return
-    detail = f"{pages} pages of {planes}" if pages > 1 else f"a file of format {kind}"
+    detail = f"{pages} pages of {planes}" if pages > 1 else f"{kind}, one page"
+    detail = "the last dimension of its array" if kind == NPY else detail
     _require(planes * pages, channels, detail)
 
 

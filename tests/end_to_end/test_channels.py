@@ -93,7 +93,8 @@ def test_channels_are_trained_evaluated_predicted_and_resumed(
     # A file and its array are the same image.
     detector = Detector.from_checkpoint(checkpoint, "cpu")
     of_file, of_array = (detector.predict(one, threshold=0) for one in (image, pixels))
-    assert bool((of_file.scores == of_array.scores).all()) and len(of_file) > 0
+    assert bool((of_file.scores == of_array.scores).all())
+    assert len(of_file) > 0
 
     np.save(tmp_path / "other.npy", np.zeros((8, 9, channels + 1), np.uint8))
     refused = run.fails("predict", "--checkpoint", checkpoint, "--out", out, tmp_path / "other.npy")

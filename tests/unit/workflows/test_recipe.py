@@ -38,6 +38,7 @@ OFFICIAL = {
     "model.backbone.freeze_up_to_stride": 4,  # conv1 and layer1
     "model.backbone.weights": "imagenet1k_v1",
     "model.backbone.conv.kind": "plain",
+    "model.backbone.in_channels": 3,
     "model.backbone.out_strides": (8, 16, 32),
     "model.position.kind": "sine",  # position_embedding
     "model.position.temperature": 10000.0,
