@@ -261,6 +261,7 @@ CHANGED = {
     "train.epochs": 5,
     "train.max_steps": 5,
     "data.repeat_threshold": 0.1,
+    "model.backbone.in_channels": 4,
     "train.schedule.drop_epochs": 4,
     "train.schedule.warmup_steps": 4,
     "train.clip_norm": 1.0,
