@@ -118,11 +118,20 @@ def open_image(file: Path | BinaryIO) -> Iterator[Image.Image]:
 def _open_known(file: BinaryIO) -> Iterator[Image.Image]:
     """Open a file of a known format and within the limits."""
     with _identify(file) as image:
-        for height, width in (stored_size(image), *_tile_sizes(image)):
-            require_pixels(height, width, image.format)
+        require_page_within_limits(image)
         if image.format in ("JPEG", "MPO"):
             require_few_scans(file)
         yield image
+
+
+def require_page_within_limits(image: Image.Image) -> None:
+    """Raise unless the page of an opened image that was sought, and its tiles, are in the limits.
+
+    Raises:
+        TooLargeImageError: it has more pixels than `max_pixels`.
+    """
+    for height, width in (stored_size(image), *_tile_sizes(image)):
+        require_pixels(height, width, image.format)
 
 
 @contextmanager

@@ -25,7 +25,9 @@ from deformable_detr.photos import (
     num_planes,
     open_image,
     open_regular,
+    orientation_of,
     read_photo,
+    require_page_within_limits,
     stored_size,
     to_planes,
     unreadable,
@@ -41,6 +43,7 @@ from deformable_detr.pixels.npy import (
 )
 
 NPY = "NPY"  # the name of a format, as Pillow has names
+UPRIGHT = 1  # an EXIF orientation
 SETTING = "model.backbone.in_channels"
 
 
@@ -130,17 +133,23 @@ def require_readable_as(kind: str, planes: int, pages: int, channels: int) -> No
 
 def require_equal_pages(image: Image.Image, pages: int) -> None:
     """Raise a `RefusedImageError` unless all pages of an opened file have one size and mode."""
-    first = (stored_size(image), image.mode)
+    first = _describe_page(image)
     for page in range(1, pages):
         image.seek(page)
-        found = (stored_size(image), image.mode)
-        if found != first:
+        require_page_within_limits(image)
+        if (found := _describe_page(image)) != first:
             raise RefusedImageError(
-                f"must have pages of one size and mode, got {first[0]} (height, width) of mode "
-                f"{first[1]} on page 1 and {found[0]} of mode {found[1]} on page {page + 1}; "
-                "save it as .npy of shape (height, width, channels)"
+                f"must have pages of one size and mode, got {first} on page 1 and {found} on page "
+                f"{page + 1}; save it as .npy of shape (height, width, channels)"
             )
     image.seek(0)
+
+
+def _describe_page(image: Image.Image) -> str:
+    height, width = stored_size(image)
+    orientation = orientation_of(image)
+    turned = "" if orientation == UPRIGHT else f", orientation {orientation}"
+    return f"{height} x {width} (height x width), mode {image.mode}{turned}"
 
 
 def _from_npy(file: BinaryIO, channels: int) -> AnyImage:

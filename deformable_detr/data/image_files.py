@@ -10,8 +10,8 @@ from typing import Literal
 
 from deformable_detr import distributed
 from deformable_detr.data.annotations import ImageRecord
-from deformable_detr.data.channel_images import decode_image
-from deformable_detr.data.image_headers import UPRIGHT, ImageFile, read_header, require_channels
+from deformable_detr.data.channel_images import UPRIGHT, decode_image
+from deformable_detr.data.image_headers import ImageFile, read_header, require_channels
 from deformable_detr.files import require_regular_file
 from deformable_detr.messages import in_brief, shown
 from deformable_detr.photos import UNREADABLE, Exif, unreadable

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from deformable_detr.data.channel_images import NPY, require_equal_pages, require_readable_as
+from deformable_detr.data.channel_images import (
+    NPY,
+    UPRIGHT,
+    require_equal_pages,
+    require_readable_as,
+)
 from deformable_detr.photos import (
     Exif,
     header_depth_problem,
@@ -21,7 +26,6 @@ from deformable_detr.pixels.channels import RGB
 from deformable_detr.pixels.npy import is_npy, read_npy_header
 from deformable_detr.structures import Size
 
-UPRIGHT = 1  # an EXIF orientation
 _SOI, _SOS, _EOI = b"\xff\xd8", 0xDA, b"\xff\xd9"  # markers of JPEG: start, pixels, end
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
 _TAIL_BYTES = 4096  # some cameras and tools append bytes after the end marker

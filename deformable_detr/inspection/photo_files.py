@@ -16,6 +16,7 @@ from deformable_detr.data.image_headers import ImageFile, read_header
 from deformable_detr.files import require_regular_file
 from deformable_detr.photos import UNREADABLE
 from deformable_detr.pixels.channels import RGB, AnyImage
+from deformable_detr.pixels.limits import RefusedImageError
 
 _READ_AT_ONCE = 2**20
 _MOST_THREADS = 8  # each holds a decoded image
@@ -94,7 +95,9 @@ def _kind_of(error: Exception, otherwise: str) -> str:
     text = str(error)
     if "bits per channel" in text:
         return "image-depth"
-    return "image-pixels" if "pixels" in text and "at most" in text else otherwise
+    if "pixels" in text and "at most" in text:
+        return "image-pixels"
+    return "image-unreadable" if isinstance(error.__cause__, RefusedImageError) else otherwise
 
 
 def _digest(path: Path) -> bytes:

@@ -8,9 +8,9 @@ from PIL import Image
 
 from deformable_detr.coco_json.file_names import is_below_folder
 from deformable_detr.data.annotations import ImageRecord
-from deformable_detr.data.channel_images import NPY
+from deformable_detr.data.channel_images import NPY, UPRIGHT
 from deformable_detr.data.image_files import exif_votes
-from deformable_detr.data.image_headers import UPRIGHT, ImageFile
+from deformable_detr.data.image_headers import ImageFile
 from deformable_detr.inspection.content import entries_of
 from deformable_detr.inspection.findings import Findings
 from deformable_detr.inspection.objects import HOLDS

@@ -1,6 +1,7 @@
 """Reading of images of 1 to 16 channels, and their way through the transforms."""
 
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,22 @@ def test_pages_that_differ_are_refused(tmp_path: Path) -> None:
     first, second = Image.fromarray(BYTES[..., 0]), Image.fromarray(BYTES[:8, :, 1])
     first.save(file, save_all=True, append_images=[second])
     with pytest.raises(ValueError, match=r"image\.tiff must have pages of one size .* page 2;"):
+        read_image(file, channels=2)
+
+
+def test_pages_with_huge_tiles_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "image.tiff"
+    pages = [Image.fromarray(BYTES[..., at]) for at in (0, 1)]
+    pages[0].save(file, save_all=True, append_images=pages[1:])
+    content = bytearray(file.read_bytes())
+    # Tags of the second page: width and height of tiles in place of rows and bytes of strips.
+    at = content.rindex(struct.pack("<HH", 278, 4))
+    assert struct.unpack_from("<H", content, at + 12) == (279,)
+    content[at : at + 24] = struct.pack("<HHII", 322, 4, 1, 60_000) + struct.pack(
+        "<HHII", 323, 4, 1, 60_000
+    )
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"must have at most .* got 60000 x 60000"):
         read_image(file, channels=2)
 
 

@@ -382,6 +382,6 @@ def test_arrays_are_images(tmp_path: Path) -> None:
         np.save(files.images / image["file_name"], pixels)
     files.write(record)
     assert check_data(files.annotations, images=files.images).counts == {
-        "image-truncated": 1,
+        "image-unreadable": 1,
         "image-blank": 1,
     }
