@@ -25,6 +25,7 @@ from deformable_detr.builders import build_eval_transform, clips_in_evaluation
 from deformable_detr.builders.weights import model_with_weights, numbered_classes
 from deformable_detr.config.loading import validate_config
 from deformable_detr.conversion.files import read_weights
+from deformable_detr.data.channel_images import as_image
 from deformable_detr.data.transforms import Resize, normalize
 from deformable_detr.distributed import choose_device
 from deformable_detr.engine.memory import FreedMemory
@@ -40,7 +41,9 @@ from deformable_detr.finite import (
 )
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import listed, shown
-from deformable_detr.photos import Exif, ImageLike, as_photo
+from deformable_detr.models.backbones.input_channels import input_channels
+from deformable_detr.photos import Exif, ImageLike
+from deformable_detr.pixels.channels import AnyImage
 from deformable_detr.structures import Detections, ImageBatch, Predictions, Size
 from deformable_detr.visualize.attention import (
     QueryAttention,
@@ -69,6 +72,9 @@ class Detector:
         clip_in_evaluation: clip boxes to the image in evaluation.
         exif: pixels to read of an image with an EXIF orientation, as in the training set: of the
             "upright" image, or as "stored".
+
+    Attributes:
+        channels: number of channels of the images.
     """
 
     @checked
@@ -90,6 +96,7 @@ class Detector:
         self.clip_boxes = clip_boxes
         self.clip_in_evaluation = clip_in_evaluation
         self.exif: Exif = exif
+        self.channels = input_channels(model)
 
     @classmethod
     @checked
@@ -164,7 +171,9 @@ class Detector:
 
         Args:
             images: paths, Pillow images, arrays (height, width, channels) or tensors (channels,
-                height, width), as for `deformable_detr.photos.as_photo`; one, or a list or tuple.
+                height, width), as for `deformable_detr.photos.as_photo`, or with the model's number
+                of channels as for `deformable_detr.data.channel_images.as_image`; one, or a list or
+                tuple.
             threshold: score threshold, in [0, 1].
             classes: names of the classes to detect; None for all.
             max_detections: maximum number of detections per image, of all classes together; None
@@ -281,11 +290,11 @@ class Detector:
         waiting: dict[Size, _Batch] = {}  # the first has waited longest
         sizes_in_bytes: dict[int, int] = {}  # of the waiting images, by position
         for position, image in enumerate(images):
-            photo = as_photo(image, exif=self.exif)
+            photo = as_image(image, exif=self.exif, channels=self.channels)
             original = (photo.height, photo.width)
             tensor = self.preprocess(photo)
-            is_kept = isinstance(image, Image.Image) and not isinstance(images, Sequence)
-            sizes_in_bytes[position] = tensor.nbytes + 4 * photo.height * photo.width * is_kept
+            is_kept = isinstance(image, AnyImage) and not isinstance(images, Sequence)
+            sizes_in_bytes[position] = tensor.nbytes + _bytes_of(photo) * is_kept
             size = (tensor.shape[1], tensor.shape[2])
             batch = waiting.setdefault(size, [])
             batch.append((position, tensor, original))
@@ -327,7 +336,7 @@ class Detector:
             NonFinitePredictionsError: as for `predict`.
         """
         require_integer("queries", queries, at_least=0)
-        photo = as_photo(image, exif=self.exif)
+        photo = as_image(image, exif=self.exif, channels=self.channels)
         images = ImageBatch.from_images([self.preprocess(photo)]).to(self.device)
         decoder = self.model.get_submodule("decoder")
         with torch.inference_mode(), record_attention(decoder) as calls:
@@ -341,8 +350,8 @@ class Detector:
         return attention_of_best(last, calls[-1], queries, share=share)
 
     @checked
-    def preprocess(self, photo: Image.Image) -> Tensor:
-        """Resize and normalize an image for the model; returns (3, h, w)."""
+    def preprocess(self, photo: AnyImage) -> Tensor:
+        """Resize and normalize an image for the model; returns (channels, h, w)."""
         return normalize(self.transform.resize_image(photo))
 
     @torch.inference_mode()
@@ -363,6 +372,12 @@ class Detector:
             raise error.because(cause).renamed(
                 f"image {position} of those given, from 0", position
             ) from None
+
+
+def _bytes_of(image: AnyImage) -> int:
+    if isinstance(image, Image.Image):  # of which Pillow keeps 4 bytes per pixel
+        return 4 * image.height * image.width
+    return image.nbytes
 
 
 def _name(image: ImageLike, default: str) -> str:

@@ -23,10 +23,11 @@ from torch import Tensor
 from deformable_detr.files import require_regular_file
 from deformable_detr.messages import shown
 from deformable_detr.pixels.arrays import array_pixels, tensor_pixels
+from deformable_detr.pixels.channels import ChannelImage
 from deformable_detr.pixels.limits import (
     MAX_PIXELS_VARIABLE,
     MOST_PAGES,
-    TooLargeImageError,
+    RefusedImageError,
     count_pages,
     max_pixels,
     pillow_limit,
@@ -36,7 +37,7 @@ from deformable_detr.pixels.limits import (
 
 _LOGGER = logging.getLogger(__name__)
 
-ImageLike = str | Path | Image.Image | npt.NDArray[Any] | Tensor
+ImageLike = str | Path | Image.Image | npt.NDArray[Any] | Tensor | ChannelImage
 Exif = Literal["upright", "stored"]
 """Which pixels of a file are meant: turned as its EXIF orientation says, or as stored."""
 
@@ -72,6 +73,8 @@ _INVERSE = {6: 8, 8: 6}  # the other turns are their own inverse
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 322, 323
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+_GRAY = ("1", "L", "I", *_SIXTEEN_BITS)
+_BANDS = {"LA": 2, "RGB": 3, "RGBA": 4, "RGBX": 4}  # modes whose channels are kept as they are
 _WHITE = {12: 4095, 16: 65535}  # largest value by bits
 _CHECKED_BY_PILLOW = ("GIF", "WEBP")  # which allocate pixels as they are opened
 _BLOCK_ROWS = 64  # that are converted at once
@@ -104,7 +107,7 @@ def open_image(file: Path | BinaryIO) -> Iterator[Image.Image]:
         OSError, SyntaxError, ValueError, ...: see `UNREADABLE`.
     """
     if isinstance(file, Path):
-        with _open_regular(file) as opened, _open_known(opened) as image:
+        with open_regular(file) as opened, _open_known(opened) as image:
             yield image
     else:
         with _open_known(file) as image:
@@ -115,15 +118,24 @@ def open_image(file: Path | BinaryIO) -> Iterator[Image.Image]:
 def _open_known(file: BinaryIO) -> Iterator[Image.Image]:
     """Open a file of a known format and within the limits."""
     with _identify(file) as image:
-        for height, width in (stored_size(image), *_tile_sizes(image)):
-            require_pixels(height, width, image.format)
+        require_page_within_limits(image)
         if image.format in ("JPEG", "MPO"):
             require_few_scans(file)
         yield image
 
 
+def require_page_within_limits(image: Image.Image) -> None:
+    """Raise unless the page of an opened image that was sought, and its tiles, are in the limits.
+
+    Raises:
+        TooLargeImageError: it has more pixels than `max_pixels`.
+    """
+    for height, width in (stored_size(image), *_tile_sizes(image)):
+        require_pixels(height, width, image.format)
+
+
 @contextmanager
-def _open_regular(path: Path) -> Iterator[BinaryIO]:
+def open_regular(path: Path) -> Iterator[BinaryIO]:
     """Open a file that is not a pipe or a device, of which reading may never end."""
 
     def open_without_waiting(name: str, flags: int) -> int:
@@ -206,7 +218,7 @@ def decode(
 
 def unreadable(what: str, error: Exception) -> ValueError:
     """Return the error for a file that cannot be read as an image."""
-    if isinstance(error, TooLargeImageError):
+    if isinstance(error, RefusedImageError):
         return ValueError(f"{what} {error}")
     reason = shown(error)
     if isinstance(error, UnidentifiedImageError):
@@ -292,14 +304,7 @@ def _values(tag: Any) -> tuple[Any, ...]:
 
 def _to_photo(image: Image.Image, exif: Exif) -> Image.Image:
     """Return a new RGB image without EXIF data, so that nobody turns it again."""
-    orientation = orientation_of(image)
-    _load(image)
-    is_turned = orientation != 1 and orientation_of(image) == 1  # Pillow turns TIFF
-    turn = None
-    if is_turned and exif == "stored":
-        turn = _TURNS[_INVERSE.get(orientation, orientation)]
-    elif not is_turned and exif == "upright" and orientation != 1:
-        turn = _TURNS[orientation]
+    turn = _load_and_turn(image, exif)
     if turn is not None and image.mode == "RGB" and not _has_transparent_color(image):
         photo = image.transpose(turn)  # without another copy
     else:
@@ -307,6 +312,44 @@ def _to_photo(image: Image.Image, exif: Exif) -> Image.Image:
         photo = photo if turn is None else photo.transpose(turn)
     photo.info.clear()
     return photo
+
+
+def to_planes(image: Image.Image, exif: Exif) -> tuple[Image.Image, ...]:
+    """Decode an opened image, or the page of it that was sought, without mixing its channels.
+
+    Returns:
+        One "L" plane per channel, `num_planes` of them; of 16-bit gray, an "F" plane in [0, 1].
+
+    Raises:
+        RefusedImageError: the depth of its pixels is unknown.
+        OSError, SyntaxError, ValueError, ...: see `UNREADABLE`.
+    """
+    if problem := _depth_problem(image):
+        raise RefusedImageError(problem)
+    turn = _load_and_turn(image, exif)
+    planes: tuple[Image.Image, ...]
+    if image.mode in _GRAY:
+        planes = (image.convert("L") if image.mode in ("1", "L") else _float_gray(image),)
+    else:
+        planes = (image if image.mode in _BANDS else image.convert("RGB")).split()
+    return tuple(plane.copy() if turn is None else plane.transpose(turn) for plane in planes)
+
+
+def num_planes(image: Image.Image) -> int:
+    """Return the number of channels of an opened image, as `to_planes` gives them."""
+    return 1 if image.mode in _GRAY else _BANDS.get(image.mode, 3)
+
+
+def _load_and_turn(image: Image.Image, exif: Exif) -> Image.Transpose | None:
+    """Decode the pixels; return what is still to be done to turn them as `exif` says."""
+    orientation = orientation_of(image)
+    _load(image)
+    is_turned = orientation != 1 and orientation_of(image) == 1  # Pillow turns TIFF
+    if is_turned and exif == "stored":
+        return _TURNS[_INVERSE.get(orientation, orientation)]
+    if not is_turned and exif == "upright" and orientation != 1:
+        return _TURNS[orientation]
+    return None
 
 
 def _load(image: Image.Image) -> None:
@@ -345,20 +388,43 @@ def _has_transparent_color(image: Image.Image) -> bool:
 
 
 def _eight_bit_gray(image: Image.Image) -> npt.NDArray[np.uint8]:
-    tags = getattr(image, "tag_v2", {})
-    white = _WHITE.get(_values(tags.get(_BITS, 16))[0], _WHITE[16])
     transparent = image.info.get("transparency")
+    is_inverted, white = _meaning_of_gray(image)
     gray = np.empty((image.height, image.width), np.uint8)
-    for top in range(0, image.height, _BLOCK_ROWS):  # a copy of all would take 8 bytes per pixel
-        rows = gray[top : top + _BLOCK_ROWS]
-        block = image.crop((0, top, image.width, top + len(rows)))
-        values = np.asarray(block).astype(np.int64)
+    for top, values in _blocks(image):
+        rows = gray[top : top + len(values)]
         rows[:] = (values * 255 // white).clip(0, 255)
-        if tags.get(_PHOTOMETRIC) == 0:  # 0 is white; Pillow inverts up to 8 bits only
+        if is_inverted:
             rows[:] = 255 - rows
         if isinstance(transparent, int):
             rows[values == transparent] = 255
     return gray
+
+
+def _float_gray(image: Image.Image) -> Image.Image:
+    """Return 16-bit gray in [0, 1], as an image of mode "F"."""
+    is_inverted, white = _meaning_of_gray(image)
+    gray = np.empty((image.height, image.width), np.float32)
+    for top, values in _blocks(image):
+        rows = gray[top : top + len(values)]
+        rows[:] = (values / white).clip(0, 1)
+        if is_inverted:
+            rows[:] = 1 - rows
+    return Image.fromarray(gray)
+
+
+def _meaning_of_gray(image: Image.Image) -> tuple[bool, int]:
+    """Return whether 0 is white, and the largest value; Pillow inverts up to 8 bits only."""
+    tags = getattr(image, "tag_v2", {})
+    white = _WHITE.get(_values(tags.get(_BITS, 16))[0], _WHITE[16])
+    return tags.get(_PHOTOMETRIC) == 0, white
+
+
+def _blocks(image: Image.Image) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Yield first row and values of some rows each: a copy of all would take 8 bytes per pixel."""
+    for top in range(0, image.height, _BLOCK_ROWS):
+        block = image.crop((0, top, image.width, min(top + _BLOCK_ROWS, image.height)))
+        yield top, np.asarray(block).astype(np.int64)
 
 
 def as_photo(image: ImageLike, *, exif: Exif = "upright") -> Image.Image:

@@ -10,16 +10,19 @@ from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from deformable_detr.arguments import checked, require_type
+from deformable_detr.pixels.channels import MOST_CHANNELS, RGB, AnyImage
 
 Size = tuple[int, int]  # (height, width)
 LevelShapes = tuple[Size, ...]
 # Mean and standard deviation of R, G and B in [0, 1], by which images are normalized.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# The means of these over the colors, by which each channel of other images is normalized.
+CHANNEL_MEAN = sum(IMAGENET_MEAN) / 3
+CHANNEL_STD = sum(IMAGENET_STD) / 3
 BOX_TOLERANCE = 1e-3  # rounding error of a box of the whole image, in low precision too
 _T = TypeVar("_T", bound="_Movable")
 
@@ -66,7 +69,7 @@ class Sample:
     """Image and its objects, as read from disk and during augmentation.
 
     Attributes:
-        image: RGB image.
+        image: RGB image, or an image of another number of channels.
         boxes_xyxy: (T, 4) float32 corners in pixels of `image`.
         labels: (T,) int64 in 0..K-1.
         area: (T,) float32 object areas in square pixels of `image` (of the mask, if known).
@@ -74,7 +77,7 @@ class Sample:
         original_size: (height, width) of the image before any transform.
     """
 
-    image: Image.Image
+    image: AnyImage
     boxes_xyxy: Tensor
     labels: Tensor
     area: Tensor
@@ -155,7 +158,8 @@ class ImageBatch(_Movable):
     """Images of different sizes in one tensor, padded with zeros at the right and the bottom.
 
     Attributes:
-        images: (N, 3, H, W) RGB, normalized by the statistics of ImageNet.
+        images: (N, 3, H, W) RGB, normalized by the statistics of ImageNet; or 1 to 16 channels,
+            normalized by the means of these statistics.
         padding_mask: (N, H, W) bool, True on padding.
     """
 
@@ -164,8 +168,9 @@ class ImageBatch(_Movable):
 
     def __post_init__(self) -> None:
         require(
-            self.images.ndim == 4 and self.images.shape[1] == 3,
-            f"images must have shape (N, 3, H, W), got {_shape(self.images)}",
+            self.images.ndim == 4 and 1 <= self.images.shape[1] <= MOST_CHANNELS,
+            f"images must have shape (N, channels, H, W) with 1 to {MOST_CHANNELS} channels, "
+            f"got {_shape(self.images)}",
         )
         N, _, H, W = self.images.shape
         require(
@@ -176,16 +181,18 @@ class ImageBatch(_Movable):
 
     @classmethod
     def from_images(cls, images: Sequence[Tensor]) -> "ImageBatch":
-        """Pad (3, h, w) images to the largest height and the largest width among them."""
+        """Pad (channels, h, w) images to the largest height and width among them."""
         require(len(images) > 0, "images must hold at least one image, got none")
+        channels = images[0].shape[0] if images[0].ndim == 3 else RGB
         for position, image in enumerate(images):
             require(
-                image.ndim == 3 and image.shape[0] == 3,
-                f"images[{position}] must have shape (3, height, width), got {_shape(image)}",
+                image.ndim == 3 and image.shape[0] == channels,
+                f"images[{position}] must have shape ({channels}, height, width), "
+                f"got {_shape(image)}",
             )
         H = max(image.shape[1] for image in images)
         W = max(image.shape[2] for image in images)
-        batch = images[0].new_zeros(len(images), 3, H, W)
+        batch = images[0].new_zeros(len(images), channels, H, W)
         padding_mask = torch.ones(len(images), H, W, dtype=torch.bool, device=batch.device)
         for position, image in enumerate(images):
             _, height, width = image.shape

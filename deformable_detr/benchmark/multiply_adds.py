@@ -14,6 +14,7 @@ from deformable_detr.layers.deform_conv import (
     OffsetGenerator,
 )
 from deformable_detr.layers.deform_kernel import DeformKernelConv2d
+from deformable_detr.models.backbones.input_channels import input_channels
 
 _Deformed = DeformConv2d | ModulatedDeformConv2d | DeformKernelConv2d
 
@@ -52,5 +53,5 @@ def count_multiply_adds(model: nn.Module, *, height: int, width: int) -> int:
             counted.set_submodule(name, _AsPlain(module))
     fakes, counter = FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False)
     with fakes, counter:
-        counted([torch.empty(3, height, width)])
+        counted([torch.empty(input_channels(model), height, width)])
     return counter.get_total_flops() // 2

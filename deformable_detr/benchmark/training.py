@@ -26,6 +26,7 @@ from deformable_detr.engine.train import train_step
 from deformable_detr.environment import memory_bytes
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import counted, shown
+from deformable_detr.models.backbones.input_channels import input_channels
 from deformable_detr.structures import ImageBatch, Target
 
 CONFIG = "deformable_detr_r50"  # six encoder layers and six decoder layers
@@ -98,7 +99,7 @@ class _Work:
             precision=config.train.precision,
         )
         self._criterion = build_criterion(config)
-        self._batch = _noise(setup.images, setup.size)
+        self._batch = _noise(setup.images, input_channels(model), setup.size)
 
     def forward_and_backward(self) -> None:
         with autocast(self._state.precision, self._state.device):
@@ -122,9 +123,9 @@ class _Work:
         return clock() - begin
 
 
-def _noise(images: int, size: int) -> Batch:
+def _noise(images: int, channels: int, size: int) -> Batch:
     batch = ImageBatch(
-        torch.randn(images, 3, size, size), torch.zeros(images, size, size, dtype=torch.bool)
+        torch.randn(images, channels, size, size), torch.zeros(images, size, size, dtype=torch.bool)
     )
     boxes = 0.3 + 0.4 * torch.rand(OBJECTS, 4)
     target = Target(boxes, torch.randint(NUM_CLASSES, (OBJECTS,)))

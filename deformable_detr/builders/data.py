@@ -67,6 +67,7 @@ def build_dataset(
         exif_otherwise=exif_otherwise,
         image_order=config.data.image_order,
         cache_images=config.data.cache_images,
+        channels=config.model.backbone.in_channels,
     )
 
 

@@ -227,6 +227,7 @@ def _build_plain_backbone(config: BackboneConfig, *, load_weights: bool) -> Back
                 freeze_up_to_stride=config.freeze_up_to_stride,
                 norm_layer=norm_layer,
                 weights=weights,
+                in_channels=config.in_channels,
             )
         case MobileNetV2Config():
             return build_mobilenet_v2(
@@ -234,6 +235,7 @@ def _build_plain_backbone(config: BackboneConfig, *, load_weights: bool) -> Back
                 freeze_up_to_stride=config.freeze_up_to_stride,
                 norm_layer=norm_layer,
                 weights=weights,
+                in_channels=config.in_channels,
             )
         case TimmConfig():
             return TimmBackbone(
@@ -243,6 +245,7 @@ def _build_plain_backbone(config: BackboneConfig, *, load_weights: bool) -> Back
                 freeze_norm=freeze_norm,
                 weights=weights,
                 padding=config.padding,
+                in_channels=config.in_channels,
             )
         case _:
             assert_never(config)

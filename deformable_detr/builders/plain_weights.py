@@ -8,6 +8,7 @@ from torch import Tensor
 from deformable_detr.builders.model import build_backbone, replace_backbone_convs
 from deformable_detr.config import BackboneConfig, PlainConvConfig
 from deformable_detr.engine.checkpoints.transfer import BACKBONE, holds_backbone
+from deformable_detr.models.backbones.input_channels import with_input_channels
 
 
 def with_replaced_convs(
@@ -20,7 +21,8 @@ def with_replaced_convs(
 
     Args:
         config: config of the backbone with replaced convolutions.
-        weights: weights of a detector under this package's names.
+        weights: weights of a detector under this package's names; those of three input channels
+            are adapted to the config's.
 
     Returns:
         The weights; None if no convolutions are replaced, or `weights` lacks the plain backbone.
@@ -30,6 +32,7 @@ def with_replaced_convs(
     plain = config.model_copy(update={"conv": PlainConvConfig()})
     own = build_backbone(plain, load_weights=False).state_dict()
     names = {BACKBONE + name: name for name in own}
+    weights = with_input_channels({name: own[names[name]] for name in names}, weights)
     if not holds_backbone({name: own[names[name]] for name in names}, weights):
         return None
     own |= {names[name]: value for name, value in weights.items() if name in names}

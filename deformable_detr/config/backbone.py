@@ -105,6 +105,11 @@ ConvConfig = Annotated[
 class BackboneBase(FrozenModel):
     """Settings shared by all backbones."""
 
+    in_channels: int = Field(3, ge=1, le=16)
+    """Number of channels of the images: 3 for RGB, 1 for gray, or up to 16 of [.npy and TIFF
+    files](annotations.md#channels). In pre-trained weights, the first convolution's three channels
+    are repeated and multiplied by 3 / `in_channels`; one channel gets their sum."""
+
     out_strides: Strides = (8, 16, 32)
     """Strides of the feature maps for the neck, finest first."""
 

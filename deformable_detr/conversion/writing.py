@@ -21,6 +21,7 @@ from deformable_detr.finite import to_json
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import shown
 from deformable_detr.models.deformable_detr import DeformableDETR
+from deformable_detr.pixels.channels import RGB
 
 # transformers' names of loss settings, and those of the official code. The weight of the class loss
 # has none.
@@ -61,6 +62,11 @@ def write_weights(
     """
     if path.exists():
         raise FileExistsError(f"{shown(path)} must not exist yet; choose another name or remove it")
+    if model.backbone.in_channels != RGB:
+        raise ValueError(
+            f"a detector for {to} must have images of 3 channels, got "
+            f"{model.backbone.in_channels}; keep it in this package's format"
+        )
     state = export_weights(model, to, label_space=label_space)
     stored = Stored.of(model, label_space, config, layout_of(to).left_out)
     with write_whole(path) as temporary:

@@ -10,12 +10,14 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from deformable_detr.data.annotations import ImageOrder, read_annotations
+from deformable_detr.data.channel_images import decode_image
 from deformable_detr.data.image_files import ExifRule, check_images
 from deformable_detr.data.repeat_factors import repeat_factors
 from deformable_detr.ground_truth import EmptyBoxes
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import shown
-from deformable_detr.photos import Exif, decode
+from deformable_detr.photos import Exif
+from deformable_detr.pixels.channels import RGB, AnyImage
 from deformable_detr.structures import Sample
 
 
@@ -56,7 +58,8 @@ class CocoDataset(Dataset[Sample]):
 
     Sizes and boxes refer either to the upright images or to the stored pixels, before any EXIF
     orientation. The annotated sizes decide, for the whole set: see `check_images`. Images are
-    converted to RGB as in `deformable_detr.photos`.
+    converted to RGB as in `deformable_detr.photos`, or read with another number of channels as in
+    `deformable_detr.data.channel_images`.
 
     What is kept is arrays, without a Python object per image or per object: data workers share the
     memory of the process that started them until one writes to it, and reading a Python object
@@ -74,6 +77,7 @@ class CocoDataset(Dataset[Sample]):
         exif_otherwise: decision of "auto" if no image shows it.
         image_order: order of the images, by "id" or by "file_name".
         cache_images: keep decoded images in memory; meant for few, large images.
+        channels: number of channels of the images, 1 to 16.
 
     Attributes:
         label_space: categories of the file and their labels.
@@ -100,6 +104,7 @@ class CocoDataset(Dataset[Sample]):
         exif_otherwise: Exif = "upright",
         image_order: ImageOrder = "id",
         cache_images: bool = False,
+        channels: int = RGB,
     ) -> None:
         parsed = read_annotations(
             annotations,
@@ -111,7 +116,12 @@ class CocoDataset(Dataset[Sample]):
         if not images.is_dir():
             raise FileNotFoundError(f"images must be a folder, got {shown(images)}: no such folder")
         checked = check_images(
-            images, parsed.images, exif=exif, otherwise=exif_otherwise, what=str(annotations)
+            images,
+            parsed.images,
+            exif=exif,
+            otherwise=exif_otherwise,
+            what=str(annotations),
+            channels=channels,
         )
 
         self.exif = checked.exif
@@ -129,7 +139,8 @@ class CocoDataset(Dataset[Sample]):
         self._labels = parsed.objects.labels
         self._area = parsed.objects.area
         self._offsets = parsed.offsets
-        self._cache: dict[int, Image.Image] | None = {} if cache_images else None
+        self._channels = channels
+        self._cache: dict[int, AnyImage] | None = {} if cache_images else None
 
     def repeat_factors(self, threshold: float) -> npt.NDArray[np.float64]:
         """Return the (N,) repeat factors of the images, see `repeat_factors`."""
@@ -151,7 +162,7 @@ class CocoDataset(Dataset[Sample]):
         height, width = self._images[index].size
         return self._sample(index, Image.new("L", (width, height)))
 
-    def _sample(self, index: int, image: Image.Image) -> Sample:
+    def _sample(self, index: int, image: AnyImage) -> Sample:
         record = self._images[index]
         objects = slice(*self._offsets[index : index + 2].tolist())
         return Sample(
@@ -175,11 +186,11 @@ class CocoDataset(Dataset[Sample]):
         """Return the id and the path of an image, for messages."""
         return self.describe(self.index_of(image_id))
 
-    def _image(self, index: int) -> Image.Image:
+    def _image(self, index: int) -> AnyImage:
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         file = self.files[index]
-        image = decode(file, str(file), exif=self.exif)
+        image = decode_image(file, str(file), exif=self.exif, channels=self._channels)
         if self._cache is not None:
             self._cache[index] = image
         return image

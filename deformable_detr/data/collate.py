@@ -38,7 +38,7 @@ def collate(
     """Pad the images to a common size; targets stay relative to the unpadded image.
 
     Args:
-        samples: (3, h, w) images and their targets.
+        samples: (channels, h, w) images and their targets.
         max_padded_pixels: maximum number of pixels per batch, padding included; a larger batch
             has all its images shrunk by one common factor. None for no limit.
     """

@@ -1,12 +1,13 @@
 """Image files that a user names: files, and what is in folders."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deformable_detr.files import as_path, require_regular_file
 from deformable_detr.messages import in_brief, shown
 from deformable_detr.photos import photo_suffixes
+from deformable_detr.pixels.npy import SUFFIX as NPY_SUFFIX
 
 NUM_NAMED = 3  # names of passed-over files in a message
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 def find_photos(paths: Sequence[str | Path]) -> list[Path]:
     """List the image files: files as given, and from a folder those with an image suffix.
+
+    Of a folder, .npy files are images only if it holds no others.
 
     A file that is named by several paths is listed once. What a folder holds besides is logged.
 
@@ -40,9 +43,21 @@ def find_photos(paths: Sequence[str | Path]) -> list[Path]:
     return list(files.values())
 
 
+def images_among(files: Iterable[Path]) -> list[Path]:
+    """Return the image files, by their suffix; .npy files only if there are no others.
+
+    Other tools keep decoded images, masks or depths in .npy files beside the images.
+    """
+    suffixes = photo_suffixes()
+    listed = list(files)
+    images = [file for file in listed if file.suffix.lower() in suffixes]
+    return images or [file for file in listed if file.suffix.lower() == NPY_SUFFIX]
+
+
 def _images_in(folder: Path) -> list[Path]:
     """List the images of a folder, and log what is passed over."""
     images: list[Path] = []
+    arrays: list[Path] = []
     passed: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()):
         suffix = path.suffix.lower()
@@ -50,14 +65,22 @@ def _images_in(folder: Path) -> list[Path]:
             passed.setdefault("subfolders, to be named themselves", []).append(path.name)
         elif path.is_file() and suffix in photo_suffixes():
             images.append(path)
+        elif path.is_file() and suffix == NPY_SUFFIX:
+            arrays.append(path)
         elif suffix in HEIF_SUFFIXES:
             passed.setdefault("HEIF files, to be converted to JPEG", []).append(path.name)
         else:
             passed.setdefault("other files", []).append(path.name)
+    if not images:
+        images = arrays
+    elif arrays:
+        names = [path.name for path in arrays]
+        passed.setdefault(f"{NPY_SUFFIX} files beside other images", []).extend(names)
     found = "; ".join(f"{kind}: {_counted(names)}" for kind, names in passed.items())
     if not images:
         raise ValueError(
-            f"folder {shown(folder)} must hold images ({', '.join(photo_suffixes())}), found "
+            f"folder {shown(folder)} must hold images ({', '.join(photo_suffixes())}; or only "
+            f"{NPY_SUFFIX} files), found "
             f"{found or 'none'}"
         )
     if passed:

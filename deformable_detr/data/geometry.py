@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from deformable_detr.boxes import area_xyxy, clip_xyxy
+from deformable_detr.pixels.channels import AnyImage
 from deformable_detr.structures import Sample, Size
 
 ORDINARY_RATIO = 20  # of the longer to the shorter side; the official rule holds up to it
@@ -33,7 +34,7 @@ def resized_size(size: Size, short_side: int, max_size: int | None) -> Size:
     return (short_side, long_side) if size[0] <= size[1] else (long_side, short_side)
 
 
-def resize_image(image: Image.Image, size: Size) -> Image.Image:
+def resize_image(image: AnyImage, size: Size) -> AnyImage:
     """Resize to (height, width) with antialiased bilinear interpolation."""
     height, width = size
     if (image.height, image.width) == size:

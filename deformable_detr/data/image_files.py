@@ -10,10 +10,12 @@ from typing import Literal
 
 from deformable_detr import distributed
 from deformable_detr.data.annotations import ImageRecord
-from deformable_detr.data.image_headers import UPRIGHT, ImageFile, read_header
+from deformable_detr.data.channel_images import UPRIGHT, decode_image
+from deformable_detr.data.image_headers import ImageFile, read_header, require_channels
 from deformable_detr.files import require_regular_file
 from deformable_detr.messages import in_brief, shown
-from deformable_detr.photos import UNREADABLE, Exif, decode, unreadable
+from deformable_detr.photos import UNREADABLE, Exif, unreadable
+from deformable_detr.pixels.channels import RGB
 from deformable_detr.structures import Size
 
 _LOGGER = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ def check_images(
     exif: ExifRule,
     otherwise: Exif,
     what: str,
+    channels: int = RGB,
 ) -> CheckedImages:
     """Check that all images exist and are of the annotated size; decide how EXIF is applied.
 
@@ -59,14 +62,17 @@ def check_images(
         exif: "auto" to decide by the annotated sizes, or the decision.
         otherwise: the decision of "auto" if no image shows it.
         what: name of the annotations in messages.
+        channels: number of channels to read the images with.
 
     Raises:
         FileNotFoundError: an image does not exist.
-        ValueError: an image is unreadable, truncated or of another size, or the sizes of some are
-            upright and of others stored.
+        ValueError: an image is unreadable, truncated, of another size or has another number of
+            channels, or the sizes of some are upright and of others stored.
     """
     return distributed.from_main(
-        lambda: _check_images(folder, records, exif=exif, otherwise=otherwise, what=what)
+        lambda: _check_images(
+            folder, records, exif=exif, otherwise=otherwise, what=what, channels=channels
+        )
     )
 
 
@@ -77,10 +83,11 @@ def _check_images(
     exif: ExifRule,
     otherwise: Exif,
     what: str,
+    channels: int,
 ) -> CheckedImages:
-    files = _check_files(folder, records, what)
+    files = _check_files(folder, records, what, channels)
     pages = [record for record, file in zip(records, files, strict=True) if file.num_pages > 1]
-    if pages:
+    if pages and channels == RGB:
         _LOGGER.warning(
             "%s: %d TIFF images have several pages, such as %s; only the first is read",
             what,
@@ -179,14 +186,20 @@ def _require_size(
     )
 
 
-def _check_files(folder: Path, records: Sequence[ImageRecord], what: str) -> list[ImageFile]:
+def _check_files(
+    folder: Path, records: Sequence[ImageRecord], what: str, channels: int
+) -> list[ImageFile]:
     """Read all headers; log the progress of a large set every ten seconds."""
     files: list[ImageFile] = []
     parts = [records[start : start + _AT_ONCE] for start in range(0, len(records), _AT_ONCE)]
     shown_at = time.monotonic()
+
+    def check(part: Sequence[ImageRecord]) -> list[ImageFile]:
+        return [_check_file(folder, one, channels) for one in part]
+
     pool = ThreadPoolExecutor()  # the work is bound by disk latency
     try:
-        for part in pool.map(lambda part: [_check_file(folder, one) for one in part], parts):
+        for part in pool.map(check, parts):
             files += part
             if time.monotonic() - shown_at > _SHOW_EVERY_S:
                 shown_at = time.monotonic()
@@ -196,7 +209,7 @@ def _check_files(folder: Path, records: Sequence[ImageRecord], what: str) -> lis
     return files
 
 
-def _check_file(folder: Path, record: ImageRecord) -> ImageFile:
+def _check_file(folder: Path, record: ImageRecord, channels: int) -> ImageFile:
     """Read the header; raise if the file is missing, unreadable or known to be truncated."""
     path = folder / record.file_name
     what = f"image {record.image_id} ({shown(path)})"
@@ -210,10 +223,11 @@ def _check_file(folder: Path, record: ImageRecord) -> ImageFile:
         ) from error
     try:
         header = read_header(path)
+        require_channels(path, header, channels)
     except UNREADABLE as error:
         raise unreadable(what, error) from error
     if header.is_whole is False:
-        decode(path, what, exif="stored")
+        decode_image(path, what, exif="stored", channels=channels)
     return header
 
 

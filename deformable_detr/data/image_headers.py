@@ -5,18 +5,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from deformable_detr.data.channel_images import (
+    NPY,
+    UPRIGHT,
+    require_equal_pages,
+    require_readable_as,
+)
 from deformable_detr.photos import (
     Exif,
     header_depth_problem,
     num_pages,
+    num_planes,
     open_image,
+    open_regular,
     orientation_of,
     stored_size,
     upright_size,
 )
+from deformable_detr.pixels.channels import RGB
+from deformable_detr.pixels.npy import is_npy, read_npy_header
 from deformable_detr.structures import Size
 
-UPRIGHT = 1  # an EXIF orientation
 _SOI, _SOS, _EOI = b"\xff\xd8", 0xDA, b"\xff\xd9"  # markers of JPEG: start, pixels, end
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
 _TAIL_BYTES = 4096  # some cameras and tools append bytes after the end marker
@@ -34,7 +43,8 @@ class ImageFile:
         num_pages: number of images in a TIFF file, of which the first is read; else 1.
         is_whole: whether the end of a JPEG or PNG file was found; None for other formats, whose end
             is known by decoding only.
-        format: Pillow's name of the format.
+        format: Pillow's name of the format, or "NPY".
+        num_planes: number of channels of the first page.
     """
 
     stored: Size
@@ -42,6 +52,7 @@ class ImageFile:
     num_pages: int = 1
     is_whole: bool | None = None
     format: str = ""
+    num_planes: int = 3
 
     @property
     def upright(self) -> Size:
@@ -60,6 +71,10 @@ def read_header(path: Path) -> ImageFile:
         ValueError: the depth of its pixels is refused; see `photos.UNREADABLE` for files that
             cannot be read.
     """
+    with open_regular(path) as file:
+        if is_npy(file):
+            npy = read_npy_header(file)
+            return ImageFile(npy.shape[:2], UPRIGHT, 1, npy.is_whole, NPY, npy.shape[2])
     with path.open("rb") as file, open_image(file) as image:
         kind = image.format or ""
         is_whole, late_exif = None, False
@@ -73,7 +88,22 @@ def read_header(path: Path) -> ImageFile:
             num_pages(image),
             _is_whole_jpeg(file) if kind in ("JPEG", "MPO") else is_whole,
             kind,
+            num_planes(image),
         )
+
+
+def require_channels(path: Path, header: ImageFile, channels: int) -> None:
+    """Raise a `RefusedImageError` if a file cannot be read with a number of channels.
+
+    Args:
+        path: path of the file.
+        header: its header.
+        channels: number of channels wanted.
+    """
+    require_readable_as(header.format, header.num_planes, header.num_pages, channels)
+    if channels != RGB and header.num_pages > 1:
+        with open_image(path) as image:
+            require_equal_pages(image, header.num_pages)
 
 
 def _is_whole_jpeg(file: BinaryIO) -> bool:

@@ -23,7 +23,7 @@ class SampleSource(Protocol):
 
 
 class TransformedDataset(Dataset[tuple[Tensor, Target]]):
-    """Dataset of transformed samples: (3, h, w) normalized image and target.
+    """Dataset of transformed samples: (channels, h, w) normalized image and target.
 
     The augmentation of a sample depends on (seed, epoch, index) only, not on the process.
 

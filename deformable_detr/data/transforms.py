@@ -21,7 +21,17 @@ from deformable_detr.data.geometry import (
     resized_size,
     rotate_quarter,
 )
-from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD, Sample, Size, Target, require
+from deformable_detr.pixels.channels import AnyImage, ChannelImage
+from deformable_detr.structures import (
+    CHANNEL_MEAN,
+    CHANNEL_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Sample,
+    Size,
+    Target,
+    require,
+)
 
 
 class Transform(Protocol):
@@ -132,7 +142,7 @@ class Resize:
         """Return the (height, width) to which an image of `size` is resized."""
         return resized_size(size, self.short_side, self.max_size)
 
-    def resize_image(self, image: Image.Image) -> Image.Image:
+    def resize_image(self, image: AnyImage) -> AnyImage:
         """Resize an image without objects in the same way."""
         return resize_image(image, self.size_of((image.height, image.width)))
 
@@ -249,7 +259,10 @@ class RandomSoften:
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Random change of brightness, contrast and saturation by factors from [1 - x, 1 + x]."""
+    """Random change of brightness, contrast and saturation by factors from [1 - x, 1 + x].
+
+    Images of another number of channels than three have no saturation.
+    """
 
     brightness: float = 0.0
     contrast: float = 0.0
@@ -261,14 +274,16 @@ class ColorJitter:
 
     def __call__(self, sample: Sample, generator: Generator) -> Sample:
         """See `Transform`."""
+        brightness, contrast, saturation = (
+            _draw(generator, 1 - strength, 1 + strength)
+            for strength in (self.brightness, self.contrast, self.saturation)
+        )
         image = sample.image
-        for adjust, strength in (
-            (TF.adjust_brightness, self.brightness),
-            (TF.adjust_contrast, self.contrast),
-            (TF.adjust_saturation, self.saturation),
-        ):
-            image = adjust(image, _draw(generator, 1 - strength, 1 + strength))
-        return replace(sample, image=image)
+        if isinstance(image, ChannelImage):
+            return replace(sample, image=image.brightened(brightness).contrasted(contrast))
+        image = TF.adjust_brightness(image, brightness)
+        image = TF.adjust_contrast(image, contrast)
+        return replace(sample, image=TF.adjust_saturation(image, saturation))
 
 
 def coco_train_transform(
@@ -293,7 +308,7 @@ def to_model_input(sample: Sample) -> tuple[Tensor, Target]:
         sample: transformed sample.
 
     Returns:
-        (3, h, w) float32 normalized image, and its target with boxes relative to (h, w).
+        (channels, h, w) float32 normalized image, and its target with boxes relative to (h, w).
     """
     height, width = sample.size
     target = Target(
@@ -305,8 +320,14 @@ def to_model_input(sample: Sample) -> tuple[Tensor, Target]:
     return normalize(sample.image), target
 
 
-def normalize(image: Image.Image) -> Tensor:
-    """Normalize by ImageNet's mean and standard deviation; return a (3, h, w) float32 image."""
+def normalize(image: AnyImage) -> Tensor:
+    """Normalize an image; return (channels, h, w) float32.
+
+    RGB images are normalized by ImageNet's means and standard deviations; every channel of other
+    images by the mean of these over the colors.
+    """
+    if isinstance(image, ChannelImage):
+        return (image.values() - CHANNEL_MEAN) / CHANNEL_STD
     pixels = TF.to_dtype(TF.pil_to_tensor(image), torch.float32, scale=True)
     return TF.normalize(pixels, list(IMAGENET_MEAN), list(IMAGENET_STD))
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from deformable_detr.coco_json.rules import Problem, find_problems
+from deformable_detr.data.found_photos import images_among
 from deformable_detr.data.image_headers import read_header
 from deformable_detr.files import require_regular_file
 from deformable_detr.messages import printable, shown
-from deformable_detr.photos import UNREADABLE, photo_suffixes
+from deformable_detr.photos import UNREADABLE
 from deformable_detr.structures import Size
 
 _MAX_BYTES = 16 << 20  # of a text file
@@ -122,14 +123,12 @@ def read_lines(file: Path) -> list[str]:
 
 def images_below(folder: Path) -> list[Path]:
     """List the image files of a folder and its subfolders, hidden ones excepted, by their path."""
-    suffixes = photo_suffixes()
-    return sorted(
+    named = (
         file
         for file in folder.rglob("*")
-        if file.suffix.lower() in suffixes
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
+    return sorted(file for file in images_among(named) if file.is_file())
 
 
 def upright_size_of(file: Path) -> Size | str:

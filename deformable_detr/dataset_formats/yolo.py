@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deformable_detr.data.found_photos import images_among
 from deformable_detr.dataset_formats.annotated_set import (
     AnnotatedSet,
     Fault,
@@ -20,7 +21,6 @@ from deformable_detr.dataset_formats.annotated_set import (
     upright_size_of,
 )
 from deformable_detr.messages import in_brief, listed, shown
-from deformable_detr.photos import photo_suffixes
 from deformable_detr.yaml12 import read_yaml
 
 NAME = "YOLO"
@@ -199,7 +199,7 @@ def _listed_images(file: Path) -> list[Path]:
         if not name:
             continue
         image = file.parent / name
-        if not image.is_file() or image.suffix.lower() not in photo_suffixes():
+        if not image.is_file() or not images_among([image]):
             raise ValueError(
                 f"{shown(file)} line {number}: must be the path of an image, got {shown(name)}; "
                 f"there is no image {shown(image)}"

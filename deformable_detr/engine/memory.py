@@ -16,6 +16,7 @@ from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.engine.state import TrainState
 from deformable_detr.engine.step import with_mimicking
 from deformable_detr.losses.criterion import SetCriterion
+from deformable_detr.models.backbones.input_channels import input_channels
 from deformable_detr.structures import ImageBatch, Size, Target
 
 try:
@@ -145,7 +146,7 @@ def warm_up(state: TrainState, criterion: SetCriterion, *, num_images: int, size
     cuda_devices = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=cuda_devices):
-            batch = _random_batch(num_images, size).to(device)
+            batch = _random_batch(num_images, input_channels(model), size).to(device)
             with autocast(state.precision, device):
                 output = model(batch.images, batch.targets)
             result = criterion(output, batch.targets, 1.0)
@@ -168,10 +169,10 @@ def warm_up(state: TrainState, criterion: SetCriterion, *, num_images: int, size
                 buffer.copy_(buffers[name])
 
 
-def _random_batch(num_images: int, size: Size) -> Batch:
+def _random_batch(num_images: int, channels: int, size: Size) -> Batch:
     """Return images of random noise without padding, with one object per image."""
     images = ImageBatch(
-        torch.rand(num_images, 3, *size), torch.zeros(num_images, *size, dtype=torch.bool)
+        torch.rand(num_images, channels, *size), torch.zeros(num_images, *size, dtype=torch.bool)
     )
     target = Target(torch.tensor([[0.5, 0.5, 0.9, 0.9]]), torch.zeros(1, dtype=torch.int64))
     return Batch(images, (target,) * num_images)

@@ -105,7 +105,7 @@ _COUNTS = {
     "images-without-objects": "images without objects: learned as background",
     "categories-unused": "categories without objects",
     "images-unlisted": "images in the folder that the file does not list",
-    "images-with-pages": "TIFF images with several pages, of which the first is read",
+    "images-with-pages": "TIFF images with several pages: with 3 channels the first is read",
     "images-with-orientation": "images with an EXIF orientation",
 }
 KINDS = {

@@ -9,10 +9,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from deformable_detr.data.channel_images import NPY, decode_image
+from deformable_detr.data.found_photos import images_among
 from deformable_detr.data.image_files import FolderNames
 from deformable_detr.data.image_headers import ImageFile, read_header
 from deformable_detr.files import require_regular_file
-from deformable_detr.photos import UNREADABLE, decode, photo_suffixes
+from deformable_detr.photos import UNREADABLE
+from deformable_detr.pixels.channels import RGB, AnyImage
+from deformable_detr.pixels.limits import RefusedImageError
 
 _READ_AT_ONCE = 2**20
 _MOST_THREADS = 8  # each holds a decoded image
@@ -75,7 +79,8 @@ def _read(path: Path, siblings: FolderNames) -> PhotoFile:
     except UNREADABLE as error:
         return PhotoFile(_kind_of(error, "image-unreadable"), str(error) or type(error).__name__)
     try:
-        photo = decode(path, f"image {path.name}", exif="stored")
+        channels = header.num_planes if header.format == NPY else RGB  # as many as there are
+        photo = decode_image(path, f"image {path.name}", exif="stored", channels=channels)
     except ValueError as error:
         return PhotoFile(_kind_of(error, "image-truncated"), str(error), header, digest)
     is_blank = photo.width * photo.height > 1 and _is_blank(photo)
@@ -90,7 +95,9 @@ def _kind_of(error: Exception, otherwise: str) -> str:
     text = str(error)
     if "bits per channel" in text:
         return "image-depth"
-    return "image-pixels" if "pixels" in text and "at most" in text else otherwise
+    if "pixels" in text and "at most" in text:
+        return "image-pixels"
+    return "image-unreadable" if isinstance(error.__cause__, RefusedImageError) else otherwise
 
 
 def _digest(path: Path) -> bytes:
@@ -101,21 +108,16 @@ def _digest(path: Path) -> bytes:
     return found.digest()
 
 
-def _is_blank(photo: Image.Image) -> bool:
+def _is_blank(photo: AnyImage) -> bool:
     return all(low == high for low, high in (band.getextrema() for band in photo.split()))
 
 
 def unlisted_images(folder: Path, names: Mapping[str, PhotoFile]) -> list[str]:
     """List the image files below a folder, by their suffix, that are not among the names."""
     listed = {os.path.normpath(name) for name in names}
-    suffixes = photo_suffixes()
-    found = []
+    found: list[Path] = []
     for place, folders, files in os.walk(folder):
         folders.sort()
-        for file in sorted(files):
-            path = Path(place, file)
-            if path.suffix.lower() in suffixes:
-                name = str(path.relative_to(folder))
-                if os.path.normpath(name) not in listed:
-                    found.append(name)
-    return found
+        found += (Path(place, file) for file in sorted(files))
+    unlisted = (str(path.relative_to(folder)) for path in images_among(found))
+    return [name for name in unlisted if os.path.normpath(name) not in listed]

@@ -8,14 +8,16 @@ from PIL import Image
 
 from deformable_detr.coco_json.file_names import is_below_folder
 from deformable_detr.data.annotations import ImageRecord
+from deformable_detr.data.channel_images import NPY, UPRIGHT
 from deformable_detr.data.image_files import exif_votes
-from deformable_detr.data.image_headers import UPRIGHT, ImageFile
+from deformable_detr.data.image_headers import ImageFile
 from deformable_detr.inspection.content import entries_of
 from deformable_detr.inspection.findings import Findings
 from deformable_detr.inspection.objects import HOLDS
 from deformable_detr.inspection.photo_files import PhotoFile, unlisted_images
 from deformable_detr.messages import in_brief, printable, shown
 from deformable_detr.photos import Exif
+from deformable_detr.pixels.npy import SUFFIX as NPY_SUFFIX
 from deformable_detr.structures import Size
 
 _IS_SIDE = HOLDS["images", "width"]
@@ -122,7 +124,7 @@ def _problems(
         text = f"orientation {header.orientation}"
         found.append(("images-with-orientation", text, "file_name"))
     suffix = Path(name).suffix.lower()
-    expected = Image.registered_extensions().get(suffix)
+    expected = NPY if suffix == NPY_SUFFIX else Image.registered_extensions().get(suffix)
     of_content = _OF_JPEG.get(header.format, header.format)
     if expected is None:
         found.append(("image-no-suffix", f"content is {of_content}", "file_name"))

@@ -80,7 +80,8 @@ class DeformableDETR(nn.Module):
         """Detect objects.
 
         Args:
-            images: a padded batch, or normalized (3, h, w) images of any sizes.
+            images: a padded batch, or normalized (channels, h, w) images of any sizes, with the
+                channels of the backbone.
             targets: one per image, on its device, for denoising: without them, and in eval mode,
                 the model has the ordinary queries only.
 
@@ -89,10 +90,16 @@ class DeformableDETR(nn.Module):
             two-stage model gets images with fewer tokens. They do not depend on `targets`.
 
         Raises:
-            ValueError: there are not as many targets as images.
+            ValueError: there are not as many targets as images, or the images have another number
+                of channels than the backbone.
         """
         if not isinstance(images, ImageBatch):
             images = ImageBatch.from_images(images)
+        if images.images.shape[1] != self.backbone.in_channels:
+            raise ValueError(
+                f"images must have {self.backbone.in_channels} channels, as the model's first "
+                f"convolution, got {images.images.shape[1]}"
+            )
         if targets is not None and len(targets) != len(images):
             raise ValueError(
                 f"targets must be one for each of {len(images)} images, got {len(targets)}"

@@ -159,7 +159,7 @@ def crop_boxes(images: ImageBatch, image_index: Tensor, boxes: Tensor, *, size_p
         size_px: height and width of the crops.
 
     Returns:
-        (R, 3, size_px, size_px), without a gradient towards the images.
+        (R, channels, size_px, size_px), without a gradient towards the images.
     """
     is_valid = ~images.padding_mask
     heights, widths = is_valid[:, :, 0].sum(1), is_valid[:, 0].sum(1)
@@ -172,7 +172,7 @@ def crop_boxes(images: ImageBatch, image_index: Tensor, boxes: Tensor, *, size_p
 
 
 def _continue_edges(images: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
-    """Repeat the last row and column of (N, 3, H, W) images over their padding."""
+    """Repeat the last row and column of (N, channels, H, W) images over their padding."""
     N, _, H, W = images.shape
     rows = torch.arange(H, device=images.device).minimum(heights[:, None] - 1)  # (N, H)
     columns = torch.arange(W, device=images.device).minimum(widths[:, None] - 1)  # (N, W)

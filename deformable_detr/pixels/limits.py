@@ -18,6 +18,7 @@ MAX_PIXELS_VARIABLE = "DEFORMABLE_DETR_MAX_PIXELS"
 DEFAULT_MAX_PIXELS = 2**26
 # Formats of which a pixel takes this many times the memory of others, while it is decoded.
 _COST = {"JPEG2000": 4, "AVIF": 2}
+_BYTES = 16  # per pixel, that decoding takes
 MOST_SCANS = 64  # of a JPEG file, each of which passes over all pixels; encoders write up to 13
 MOST_PAGES = 1000  # that are counted
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
@@ -26,8 +27,12 @@ _LOCK = threading.Lock()
 _MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
 
 
-class TooLargeImageError(ValueError):
-    """Error for an image that asks for more than the limits; the text follows its name."""
+class RefusedImageError(ValueError):
+    """Error for an image that is refused; the text follows its name: "must be ..., got ..."."""
+
+
+class TooLargeImageError(RefusedImageError):
+    """Error for an image that asks for more than the limits."""
 
 
 def max_pixels() -> int:
@@ -47,7 +52,9 @@ def max_pixels() -> int:
     return int(text)
 
 
-def require_pixels(height: int, width: int, kind: str | None = None) -> None:
+def require_pixels(
+    height: int, width: int, kind: str | None = None, *, channels: int = 3, each: int = 4
+) -> None:
     """Raise unless an image has at least one pixel, and at most `max_pixels`.
 
     Args:
@@ -55,6 +62,9 @@ def require_pixels(height: int, width: int, kind: str | None = None) -> None:
         width: number of columns.
         kind: Pillow's name of the file's format; None for an image in memory. JPEG 2000 and AVIF
             may have a quarter and a half of the pixels.
+        channels: number of channels that are kept.
+        each: bytes that a channel of a pixel takes; above 16 bytes in all, an image may have fewer
+            pixels in proportion.
 
     Raises:
         TooLargeImageError: there are more pixels.
@@ -63,8 +73,10 @@ def require_pixels(height: int, width: int, kind: str | None = None) -> None:
     if height < 1 or width < 1:
         raise ValueError(f"{height} x {width} pixels (height x width)")
     limit, cost = max_pixels(), _COST.get(kind or "", 1)
+    of = f" of a {kind} file" if cost > 1 else ""
+    if channels * each > _BYTES:
+        cost, of = cost * -(-channels * each // _BYTES), f"{of} of {channels} channels"
     if height * width * cost > limit:
-        of = f" of a {kind} file" if cost > 1 else ""
         raise TooLargeImageError(
             f"must have at most {limit // cost} pixels{of}, got {height} x {width} (height x "
             f"width); cut or reduce it, or set the environment variable {MAX_PIXELS_VARIABLE} to "

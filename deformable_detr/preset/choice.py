@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from deformable_detr.pixels.channels import RGB
 from deformable_detr.preset import constants as c
 from deformable_detr.preset.reasons import describe
 from deformable_detr.preset.schedule import Length, choose_length, rates_over
@@ -48,6 +49,7 @@ def choose(
     device: c.Device,
     has_bfloat16: bool,
     objects_in_crop: Callable[[float], int],
+    channels: int = RGB,
 ) -> Choice:
     """Choose the settings for a training and a validation set.
 
@@ -59,6 +61,7 @@ def choose(
         has_bfloat16: whether it computes faster in bfloat16.
         objects_in_crop: number of objects of the densest crop of a training image, by its side in
             pixels.
+        channels: number of channels of the images.
     """
     view = choose_view(train, val, device)
     length = choose_length(train, val, view, c.BATCH[device])
@@ -67,7 +70,8 @@ def choose(
     strides = _strides(view, device)
     settings = {
         **({} if start.kind == "checkpoint" else _model(view, strides, crowd, start)),
-        **_images(train, view, device),
+        **({} if channels == RGB else {"model.backbone.in_channels": channels}),
+        **_images(train, view, device, channels),
         **_training(length, start),
         "data.repeats": length.repeats,
         "train.precision": "bfloat16" if has_bfloat16 else "float32",
@@ -113,7 +117,7 @@ def _queries(crowd: int) -> int:
     return min(max(steps * c.QUERY_STEP, c.LEAST_QUERIES), c.MOST_QUERIES)
 
 
-def _images(train: SetStatistics, view: View, device: c.Device) -> dict[str, Any]:
+def _images(train: SetStatistics, view: View, device: c.Device, channels: int) -> dict[str, Any]:
     if view.crop_px is not None:
         scale = view.crop_px / view.size
         augmentation: dict[str, Any] = {
@@ -133,7 +137,8 @@ def _images(train: SetStatistics, view: View, device: c.Device) -> dict[str, Any
             "pre_crop_sizes": [round(view.size * one) for one in c.PRE_CROP_SIZES],
             "crop_sizes": [round(view.size * one) for one in c.CROP_SIZES],
         }
-    num_bytes = 3 * train.num_images * train.short_side * train.long_side
+    each = RGB if channels == RGB else 4 * channels  # bytes of a pixel; float32 at most
+    num_bytes = each * train.num_images * train.short_side * train.long_side
     return {
         "data.augmentation": augmentation,
         "data.eval_size": view.eval_size,

@@ -23,6 +23,7 @@ def describe(
     """Describe the choices in at most eight lines of at most 78 characters."""
     lines = [
         _size(view),
+        *_channels(settings),
         *_model(view, settings, crowd),
         _length(length),
         _rates(settings),
@@ -40,6 +41,11 @@ def _size(view: View) -> str:
         return f"size     {what} to {sizes}; there is no object to go by"
     limit = "; larger is slower" if view.is_limited else ""
     return f"size     {what} to {sizes}: median object {view.object_px[1]:.0f} px{limit}"
+
+
+def _channels(settings: Mapping[str, Any]) -> list[str]:
+    channels = settings.get("model.backbone.in_channels")
+    return [] if channels is None else [f"channels {channels}, as in the training images"]
 
 
 def _model(view: View, settings: Mapping[str, Any], crowd: int) -> list[str]:

@@ -161,6 +161,7 @@ def evaluate(
             empty_boxes=empty_boxes,
             exif=exif,
             exif_otherwise=detector.exif,
+            channels=detector.channels,
         )
         places.check((checkpoint, annotations), dataset, count=num_pictures)
         results = None if places.out is None else places.out.path

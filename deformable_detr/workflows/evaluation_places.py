@@ -11,6 +11,7 @@ from deformable_detr.evaluation.coco_eval import CocoEvaluator
 from deformable_detr.files import WriteError, as_path, encoded
 from deformable_detr.files.output_folder import OutputFile, OutputFolder
 from deformable_detr.finite import to_json
+from deformable_detr.pixels.channels import to_rgb
 from deformable_detr.visualize.objects import draw_annotations, draw_detections, side_by_side
 
 
@@ -88,9 +89,10 @@ def _write_pictures(
     for index in _evenly(dataset, count):
         sample = dataset[index]
         found = table.of_image(sample.image_id, dataset.label_space).above(DEFAULT_THRESHOLD)
+        image = to_rgb(sample.image)
         pictures = [
-            draw_annotations(sample.image, sample.boxes_xyxy, sample.labels, categories),
-            draw_detections(sample.image, found, categories),
+            draw_annotations(image, sample.boxes_xyxy, sample.labels, categories),
+            draw_detections(image, found, categories),
         ]
         captions = [
             f"annotated: {len(sample.labels)}",

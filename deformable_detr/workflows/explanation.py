@@ -9,13 +9,15 @@ import torch
 from PIL import Image
 
 from deformable_detr.arguments import MOST_NOISE, checked, require_integer
+from deformable_detr.data.channel_images import as_image
 from deformable_detr.detector import Detector
 from deformable_detr.engine.run.progress import Tracked
 from deformable_detr.engine.run.tracking import Callback
 from deformable_detr.files import as_path, encoded
 from deformable_detr.files.output_folder import OutputFolder
 from deformable_detr.models.necks.level_fusion import LevelFusion
-from deformable_detr.photos import ImageLike, as_photo
+from deformable_detr.photos import ImageLike
+from deformable_detr.pixels.channels import AnyImage, to_rgb
 from deformable_detr.structures import ImageBatch
 from deformable_detr.visualize.attention import image_share, record_outputs
 from deformable_detr.visualize.deform_points import chained_points, record_deform_convs
@@ -101,7 +103,8 @@ def explain(
     with kept_torch_state(device) as chosen:
         if not isinstance(checkpoint, Detector):
             checkpoint = Detector.from_checkpoint(checkpoint, str(chosen))
-        view = _View(checkpoint, as_photo(photo, exif=checkpoint.exif))
+        channels = checkpoint.channels
+        view = _View(checkpoint, as_image(photo, exif=checkpoint.exif, channels=channels))
         work: list[Callable[[], dict[str, Image.Image]]] = []
         if queries:
             work.append(lambda: view.queries(queries))
@@ -143,8 +146,8 @@ def _write_bytes(data: bytes, temporary: Path) -> None:
 class _View:
     """Detector and the image that it is explained on."""
 
-    def __init__(self, detector: Detector, image: Image.Image) -> None:
-        self._detector, self._image = detector, image
+    def __init__(self, detector: Detector, image: AnyImage) -> None:
+        self._detector, self._given, self._image = detector, image, to_rgb(image)
         self._batch = ImageBatch.from_images([detector.preprocess(image)]).to(detector.device)
         height, width = self._batch.images.shape[2:]
         self._share = image_share(detector.model, (height, width))
@@ -152,7 +155,7 @@ class _View:
     def queries(self, count: int) -> dict[str, Image.Image]:
         """Draw the attention of the best detections in the last decoder layer."""
         categories = self._detector.label_space
-        looks = self._detector.explain(self._image, queries=count)
+        looks = self._detector.explain(self._given, queries=count)
         return {
             f"query_{rank}": draw_query(self._image, look, categories)
             for rank, look in enumerate(looks, start=1)

@@ -19,6 +19,7 @@ from deformable_detr.engine.checkpoints.transfer import (
 )
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import listed, shown
+from deformable_detr.models.backbones.input_channels import with_input_channels
 from deformable_detr.models.deformable_detr import DeformableDETR
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ class FinetuneSource:
         """Build a model, load these weights into it, and report which tensors were transferred.
 
         Convolutions that are replaced in the model but plain in the file start from the weights of
-        the plain ones.
+        the plain ones. A first convolution of three channels is adapted to the model's, see
+        `repeat_input_channels`.
 
         Args:
             build: builds a new model; its argument says whether to load pre-trained backbone
@@ -86,7 +88,8 @@ class FinetuneSource:
             label_space: classes of the model.
             backbone: config of the model's backbone.
         """
-        model, weights = build(False), self.state_dict
+        model = build(False)
+        weights = self._with_channels_of(model)
         new: set[str] = set()
         if not holds_backbone(model.state_dict(), weights):
             converted = with_replaced_convs(backbone, weights)
@@ -112,3 +115,15 @@ class FinetuneSource:
             logger.debug("re-initialized: %s (%s)", shown(name), reason)
         logger.debug("ignored: %s", listed(report.ignored))
         return model, report
+
+    def _with_channels_of(self, model: DeformableDETR) -> dict[str, Tensor]:
+        """Return the weights, with a first convolution for the channels of the model's images."""
+        own = {n: t for n, t in model.state_dict().items() if n.startswith(BACKBONE)}
+        weights = with_input_channels(own, self.state_dict)
+        if any(weights[name] is not self.state_dict[name] for name in weights):
+            logger.info(
+                "the first convolution starts from that of %s, repeated from 3 channels to %d",
+                shown(self.path),
+                model.backbone.in_channels,
+            )
+        return weights

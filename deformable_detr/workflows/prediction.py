@@ -8,14 +8,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from PIL import Image
-
 from deformable_detr.arguments import (
     MOST_BATCH,
     checked,
     require_fraction,
     require_integer,
 )
+from deformable_detr.data.channel_images import read_image
 from deformable_detr.data.found_photos import find_photos
 from deformable_detr.data.image_files import decide_exif
 from deformable_detr.detector import DEFAULT_BATCH_SIZE, DEFAULT_THRESHOLD, Detector
@@ -30,7 +29,8 @@ from deformable_detr.finite import NonFinitePredictionsError, to_json
 from deformable_detr.ground_truth import GroundTruth, read_ground_truth
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import SHOWN, counted, shown
-from deformable_detr.photos import JPEG_SUFFIXES, Exif, read_photo
+from deformable_detr.photos import JPEG_SUFFIXES, Exif
+from deformable_detr.pixels.channels import AnyImage, to_rgb
 from deformable_detr.structures import Detections, Size
 from deformable_detr.visualize.objects import draw_detections
 from deformable_detr.workflows.session import kept_torch_state
@@ -174,7 +174,8 @@ def predict(
         ) as kept:
             found_before = {} if kept is None else kept.found
             before = {Path(str(key)): one for key, one in found_before.items()}
-            reader = _Reader([file for file in files if file not in before], exif)
+            unread = [file for file in files if file not in before]
+            reader = _Reader(unread, exif, checkpoint.channels)
             batches = checkpoint.predict_batches(reader, **settings)
             found = _finished(batches, reader, drawing, kept)
             tracked = Tracked(
@@ -233,11 +234,11 @@ class _Drawing:
         self.written[file] = self._folder.path / name
         return True
 
-    def draw(self, file: Path, photo: Image.Image, found: Detections) -> None:
+    def draw(self, file: Path, photo: AnyImage, found: Detections) -> None:
         """Draw the detections and write the picture, if there is a folder."""
         if self._folder is None:
             return
-        picture = draw_detections(photo, found, self._categories)
+        picture = draw_detections(to_rgb(photo), found, self._categories)
         self.written[file] = self._write(
             self._pictures[file],
             lambda temporary: temporary.write_bytes(
@@ -316,17 +317,18 @@ class _Reader:
         failures: error messages of the images that could not be read.
     """
 
-    def __init__(self, files: Sequence[Path], exif: Exif) -> None:
+    def __init__(self, files: Sequence[Path], exif: Exif, channels: int) -> None:
         self._files = files
         self._exif: Exif = exif
+        self._channels = channels
         self._read: list[Path] = []
-        self._waiting: dict[int, Image.Image] = {}
+        self._waiting: dict[int, AnyImage] = {}
         self.failures: list[str] = []
 
-    def __iter__(self) -> Iterator[Image.Image]:
+    def __iter__(self) -> Iterator[AnyImage]:
         for file in self._files:
             try:
-                photo = read_photo(file, exif=self._exif)
+                photo = read_image(file, exif=self._exif, channels=self._channels)
             except (OSError, ValueError) as error:
                 self.failures.append(str(error))
                 continue
@@ -334,7 +336,7 @@ class _Reader:
             self._read.append(file)
             yield photo
 
-    def take(self, position: int) -> tuple[Path, Image.Image]:
+    def take(self, position: int) -> tuple[Path, AnyImage]:
         """Return the file and the image read at `position`, and release the image."""
         return self._read[position], self._waiting.pop(position)
 

@@ -25,6 +25,7 @@ from deformable_detr.files import as_path
 from deformable_detr.files.output_folder import require_folder_place
 from deformable_detr.messages import shown
 from deformable_detr.photos import Exif
+from deformable_detr.pixels.channels import to_rgb
 from deformable_detr.reporting.findings import Findings
 from deformable_detr.reporting.gallery import Photo
 from deformable_detr.reporting.report import RunFacts, write_report
@@ -155,7 +156,7 @@ def write_run_report(
 
     def read_photo(image_id: int) -> Photo:
         index = dataset.index_of(image_id)
-        return Photo(dataset[index].image, dataset.files[index].name)
+        return Photo(to_rgb(dataset[index].image), dataset.files[index].name)
 
     write_report(
         files.report,

@@ -32,6 +32,11 @@ def largest_frozen_stride(config: RunConfig) -> int:
     return max(frozen, default=0)
 
 
+def channels_of_first_convolution(config: RunConfig) -> int:
+    modules = backbone(config).modules()
+    return next(one.in_channels for one in modules if isinstance(one, nn.Conv2d))
+
+
 def refused_weights(config: RunConfig) -> bool:
     """Return whether the absent file of the weights is looked for."""
     if config.model.backbone.weights == "none":
@@ -108,6 +113,7 @@ def backbone_rows() -> dict[str, Row]:
                 channels[kind][1:],
                 choose_kinds(f"model.backbone[{other}].kind"),
             ),
+            f"{key}.in_channels": Row(4, channels_of_first_convolution),
             f"{key}.out_strides": Row((16, 32), lambda c: backbone(c).strides),
             f"{key}.freeze_up_to_stride": Row(8, largest_frozen_stride),
             f"{key}.norm": Row("batch_norm", is_frozen, False),

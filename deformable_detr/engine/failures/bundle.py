@@ -15,6 +15,7 @@ from deformable_detr.engine.checkpoints.sealed_file import read_file, write_file
 from deformable_detr.engine.failures.replay import Examination
 from deformable_detr.engine.precision import low_precision
 from deformable_detr.messages import in_brief, shown
+from deformable_detr.pixels.channels import MOST_CHANNELS
 from deformable_detr.structures import ImageBatch, Target
 
 FORMAT = "deformable_detr failure"
@@ -29,7 +30,7 @@ class FailureBundle:
         rank: rank of the process.
         message: message of the error that ended the run.
         cause: description of the likely cause.
-        images: (N, 3, H, W), the input of the model.
+        images: (N, channels, H, W), the input of the model.
         padding_mask: (N, H, W).
         targets: the fields of `Target` per image.
         num_boxes: divisor of the losses.
@@ -140,9 +141,9 @@ def _check_types(values: Mapping[str, Any], what: str) -> None:
                 f"{name} of {what} must be as a run writes it, got {in_brief(values[name])}"
             )
     shape, mask = tuple(values["images"].shape), tuple(values["padding_mask"].shape)
-    if len(shape) != 4 or shape[1] != 3 or mask != (shape[0], *shape[2:]):
+    if len(shape) != 4 or not 1 <= shape[1] <= MOST_CHANNELS or mask != (shape[0], *shape[2:]):
         raise ValueError(
-            f"images and padding_mask of {what} must be (N, 3, H, W) and (N, H, W), "
+            f"images and padding_mask of {what} must be (N, channels, H, W) and (N, H, W), "
             f"got {shape} and {mask}"
         )
     if len(values["targets"]) != shape[0]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deformable_detr.pixels.channels import RGB
 from deformable_detr.structures import ImageBatch, Size
 
 
@@ -16,6 +17,7 @@ class Backbone(nn.Module):
     Attributes:
         strides: pixels per cell of each map.
         channels: channels of each map.
+        in_channels: channels of the images.
         multiple: number of pixels of which the sides of its input must be multiples. With 1, any
             size will do: a map has ceil(side / stride) cells along a side. Otherwise it has
             side / stride cells, which cover the pixels without a remainder.
@@ -23,6 +25,7 @@ class Backbone(nn.Module):
 
     strides: tuple[int, ...]
     channels: tuple[int, ...]
+    in_channels: int = RGB
     multiple: int = 1
 
     @abstractmethod
@@ -31,7 +34,9 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Compute a (N, channels, H_l, W_l) map per stride of (N, 3, H, W) normalized images.
+        """Compute a (N, channels, H_l, W_l) map per stride of normalized images.
+
+        The images are (N, in_channels, H, W).
 
         H and W are multiples of `multiple`.
         """

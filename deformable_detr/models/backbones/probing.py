@@ -5,13 +5,15 @@ computed, no random number is drawn, and neither the network's mode nor its stat
 """
 
 import copy
+import functools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from deformable_detr.pixels.channels import RGB
 from deformable_detr.structures import Size
 
 # All odd, to tell from each other the ways in which a layer can round; 2^k + 1 stays odd when it is
@@ -47,16 +49,18 @@ def probe_network(
     multiples: Sequence[int],
     covering: bool,
     channels_last: bool,
+    in_channels: int = RGB,
 ) -> Probe:
     """Find out which sizes a network takes, and which parameters it uses.
 
     Args:
-        network: (N, 3, H, W) images -> one map per stride; it is not changed.
+        network: (N, in_channels, H, W) images -> one map per stride; it is not changed.
         strides: strides of its maps.
         multiples: multiples to try after 1, in this order, if the network does not take any size.
         covering: whether maps must cover all pixels of the image; otherwise the network must only
             run.
         channels_last: whether the maps are (N, H, W, C).
+        in_channels: channels of the images.
 
     Raises:
         UnfitNetworkError: no multiple is right.
@@ -64,13 +68,14 @@ def probe_network(
     reasons: dict[int, str] = {}
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller's mode is
         shadow = _without_numbers(network)
+        run = functools.partial(_run, shadow, in_channels)
         for multiple in dict.fromkeys((1, *multiples)):
             sizes = _ANY_SIZES if multiple == 1 else _times(_MULTIPLES, multiple)
             found = _first_fault(
-                shadow, sizes, strides, covering=covering, channels_last=channels_last
+                run, sizes, strides, covering=covering, channels_last=channels_last
             )
             if found is None:
-                return Probe(multiple, _unused(shadow, sizes[0]))
+                return Probe(multiple, _unused(shadow, run(sizes[0])))
             reasons[multiple] = found
     tried = " or ".join(str(multiple) for multiple in list(reasons)[1:])
     raise UnfitNetworkError(f"even if sides are multiples of {tried}, {list(reasons.values())[-1]}")
@@ -90,15 +95,15 @@ def _without_numbers(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, memo).eval()
 
 
-def _run(shadow: nn.Module, size: Size) -> list[Tensor]:
+def _run(shadow: nn.Module, in_channels: int, size: Size) -> list[Tensor]:
     with torch.device("meta"):  # for tensors that the network creates
-        maps: list[Tensor] = shadow(torch.empty(1, 3, *size))
+        maps: list[Tensor] = shadow(torch.empty(1, in_channels, *size))
     return maps
 
 
 @torch.no_grad()
 def _first_fault(
-    shadow: nn.Module,
+    run: Callable[[Size], list[Tensor]],
     sizes: Sequence[Size],
     strides: Sequence[int],
     *,
@@ -108,7 +113,7 @@ def _first_fault(
     """Describe what goes wrong for the first of the sizes that the network does not take."""
     for height, width in sizes:
         try:
-            maps = _run(shadow, (height, width))
+            maps = run((height, width))
         except Exception as error:  # the checks and operators of any network raise any kind
             described = textwrap.shorten(f"{type(error).__name__}: {error}", _MAX_LETTERS)
             return f"images of {height} x {width} pixels end with {described.removesuffix(':')}"
@@ -127,8 +132,8 @@ def _by(cells: Sequence[int]) -> str:
     return " x ".join(str(count) for count in cells)
 
 
-def _unused(shadow: nn.Module, size: Size) -> tuple[str, ...]:
-    total = torch.stack([features.sum() for features in _run(shadow, size)]).sum()
+def _unused(shadow: nn.Module, maps: Sequence[Tensor]) -> tuple[str, ...]:
+    total = torch.stack([features.sum() for features in maps]).sum()
     parameters = dict(shadow.named_parameters())
     gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     pairs = zip(parameters, gradients, strict=True)

@@ -16,8 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from deformable_detr.messages import in_brief, shown
 from deformable_detr.models.backbones.base import Backbone, freeze, require_strides
+from deformable_detr.models.backbones.input_channels import spread_statistic
 from deformable_detr.models.backbones.probing import UnfitNetworkError, probe_network
 from deformable_detr.models.backbones.weights import load_backbone_weights
+from deformable_detr.pixels.channels import RGB
 from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD
 
 # Options by which networks of fixed size take any, and the value that does so. Windows are then
@@ -51,6 +53,7 @@ class TimmBackbone(Backbone):
         weights: a file, one of timm's pre-trained tags for this model, or None.
         padding: "full" has the input padded so that the maps cover all pixels, "required" only
             where the model cannot run otherwise.
+        in_channels: channels of the images; see `repeat_input_channels` for weights of three.
 
     Raises:
         ValueError: an unknown model, tag or stride, a file that does not fit, or a model that does
@@ -69,8 +72,10 @@ class TimmBackbone(Backbone):
         freeze_norm: bool = True,
         weights: str | Path | None = None,
         padding: Padding = "full",
+        in_channels: int = RGB,
     ) -> None:
         super().__init__()
+        self.in_channels = in_channels
         tag = _tag(name, weights)
         maps = _offered_maps(name)
         reductions = [stride for _, stride in maps]
@@ -80,6 +85,7 @@ class TimmBackbone(Backbone):
             f"{name}{tag}",
             features_only=True,
             pretrained=bool(tag),
+            in_chans=in_channels,
             out_indices=tuple(last_of_stride[stride] for stride in out_strides),
             **_free_size_options(name),
         )
@@ -108,10 +114,13 @@ class TimmBackbone(Backbone):
 
     def _normalize_as(self, settings: Mapping[str, Any]) -> None:
         """Register the map from the normalization by ImageNet's statistics to the network's."""
-        mean, std = (torch.tensor(settings[key]) for key in ("mean", "std"))
-        scale, shift = torch.tensor(IMAGENET_STD) / std, (torch.tensor(IMAGENET_MEAN) - mean) / std
-        self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("_shift", shift.view(1, 3, 1, 1), persistent=False)
+        given = (settings["mean"], settings["std"], IMAGENET_MEAN, IMAGENET_STD)
+        mean, std, our_mean, our_std = (
+            spread_statistic(torch.tensor(values), self.in_channels) for values in given
+        )
+        scale, shift = our_std / std, (our_mean - mean) / std
+        self.register_buffer("_scale", scale.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("_shift", shift.view(1, -1, 1, 1), persistent=False)
 
     def _probe(self, name: str, reductions: Sequence[int], padding: Padding) -> None:
         """Find the multiple, and exclude unused parameters from training."""
@@ -125,6 +134,7 @@ class TimmBackbone(Backbone):
                 multiples=[multiple for multiple in multiples if multiple % coarsest == 0],
                 covering=padding == "full",
                 channels_last=self._channels_last,
+                in_channels=self.in_channels,
             )
         except UnfitNetworkError as error:
             raise ValueError(_refusal(name, str(error))) from error

@@ -12,7 +12,12 @@ from torchvision.ops import FrozenBatchNorm2d
 from deformable_detr.layers.reparam.folding import fold_frozen_norms
 from deformable_detr.messages import in_brief
 from deformable_detr.models.backbones.base import Backbone, freeze, require_strides
+from deformable_detr.models.backbones.input_channels import (
+    set_input_channels,
+    with_input_channels,
+)
 from deformable_detr.models.backbones.weights import load_backbone_weights
+from deformable_detr.pixels.channels import RGB
 
 NormLayer = Callable[[int], nn.Module]
 Block = tuple[str, nn.Module, int, int]  # name, block, stride and channels after it
@@ -31,6 +36,7 @@ class StagedBackbone(Backbone):
         out_strides: strides of the output maps, finest first; the last block of each is taken.
         freeze_up_to_stride: blocks of at most this stride are not trained; 0 trains all.
         network: name of the network in error messages.
+        in_channels: channels of the images.
 
     Raises:
         ValueError: a stride that the network does not have.
@@ -43,8 +49,10 @@ class StagedBackbone(Backbone):
         out_strides: Sequence[int],
         freeze_up_to_stride: int,
         network: str,
+        in_channels: int,
     ) -> None:
         super().__init__()
+        self.in_channels = in_channels
         require_strides(out_strides, (stride for _, _, stride, _ in blocks), network)
         last_of_stride = {stride: position for position, (_, _, stride, _) in enumerate(blocks)}
         self._taken = frozenset(last_of_stride[stride] for stride in out_strides)
@@ -83,6 +91,7 @@ def build_resnet(
     freeze_up_to_stride: int,
     norm_layer: NormLayer = FrozenBatchNorm2d,
     weights: str | Path | None = None,
+    in_channels: int = RGB,
 ) -> Backbone:
     """Build a torchvision ResNet of 18 to 152 layers.
 
@@ -94,6 +103,7 @@ def build_resnet(
         freeze_up_to_stride: 4 freezes the stem and the first stage, as the paper does.
         norm_layer: makes a norm from a number of channels.
         weights: a file, a name of torchvision's published weights, or None.
+        in_channels: channels of the images; see `repeat_input_channels` for weights of three.
 
     Raises:
         ValueError: an unknown depth, stride or name, or a file that does not fit.
@@ -108,6 +118,7 @@ def build_resnet(
     network = getattr(torchvision.models, _RESNETS[depth])(
         norm_layer=norm_layer, replace_stride_with_dilation=(False, False, dilation)
     )
+    set_input_channels(network, in_channels)
     _load(network, _RESNETS[depth], weights)
     kept = ((n, block) for n, block in network.named_children() if n not in ("avgpool", "fc"))
     return StagedBackbone(
@@ -115,6 +126,7 @@ def build_resnet(
         out_strides=out_strides,
         freeze_up_to_stride=freeze_up_to_stride,
         network=_RESNETS[depth],
+        in_channels=in_channels,
     )
 
 
@@ -124,15 +136,18 @@ def build_mobilenet_v2(
     freeze_up_to_stride: int,
     norm_layer: NormLayer = FrozenBatchNorm2d,
     weights: str | Path | None = None,
+    in_channels: int = RGB,
 ) -> Backbone:
     """Build torchvision's MobileNetV2; arguments as in `build_resnet`, strides 2 to 32."""
     network = torchvision.models.mobilenet_v2(norm_layer=norm_layer)
+    set_input_channels(network, in_channels)
     _load(network, "mobilenet_v2", weights)
     return StagedBackbone(
         _measure_blocks(network.features.named_children()),
         out_strides=out_strides,
         freeze_up_to_stride=freeze_up_to_stride,
         network="mobilenet_v2",
+        in_channels=in_channels,
     )
 
 
@@ -167,6 +182,7 @@ def _load(network: nn.Module, name: str, weights: str | Path | None) -> None:
             f"weights of {name} must be a file or one of {sorted(by_name)}, got {in_brief(weights)}"
         )
     state = by_name[weights.lower()].get_state_dict(progress=False, check_hash=True)
+    state = with_input_channels(network.state_dict(), state)
     network.load_state_dict(
         {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
         strict=not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()),

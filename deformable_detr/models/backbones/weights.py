@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from deformable_detr.files.torch_files import SAFETENSORS, load_safetensors, load_torch_file
 from deformable_detr.messages import shown
+from deformable_detr.models.backbones.input_channels import fit_input, with_input_channels
 
 _BATCH_COUNTER = "num_batches_tracked"
 
@@ -40,7 +41,8 @@ def load_backbone_weights(network: nn.Module, path: Path) -> None:
     Names match if they are equal apart from dots and underscores (timm's truncated networks write
     `blocks_0` for `blocks.0`). If names do not match, the file's tensors are taken in order, which
     fits files of the same architecture from another library; shapes and the last part of every
-    name (weight, bias, running_mean, running_var) must then agree.
+    name (weight, bias, running_mean, running_var) must then agree. A first convolution of three
+    channels is adapted to the network's, see `repeat_input_channels`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -61,6 +63,7 @@ def load_backbone_weights(network: nn.Module, path: Path) -> None:
         matched = {name: by_name[name.replace(".", "_")] for name in wanted}
     else:
         matched = _match_in_order(wanted, file_tensors, path)
+    matched = with_input_channels(wanted, matched)
     for name, tensor in matched.items():
         if tensor.shape != wanted[name].shape:
             raise ValueError(
@@ -83,7 +86,7 @@ def _match_in_order(
             )
         file_name, file_tensor = file_items[position]
         same_role = name.rpartition(".")[2] == file_name.rpartition(".")[2]
-        if not same_role or tensor.shape != file_tensor.shape:
+        if not same_role or tensor.shape != fit_input(file_tensor, tensor).shape:
             raise ValueError(
                 f"backbone weights {path.name} must fit the network by name or by order, but "
                 f"{name} {tuple(tensor.shape)} does not match {file_name} "

@@ -11,10 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from deformable_detr import export_weights
+from deformable_detr.builders import build_model
 from deformable_detr.config.loading import to_yaml
 from deformable_detr.conversion.coco_categories import COCO
 from deformable_detr.conversion.files import read_weights
 from deformable_detr.conversion.stored import KEY, TENSORS_FILE, Stored
+from deformable_detr.conversion.writing import write_weights
 from deformable_detr.workflows.conversion import convert
 
 A_HEAD = "decoder.class_heads.0.bias"
@@ -160,3 +162,13 @@ def test_config_says_otherwise_than_the_assumed_positions_of_dino(tmp_path: Path
     ]
     found = [(model["position"]["temperature"], model["position"]["offset"]) for model in models]
     assert found == [(20, 0), (10000, -0.5)]
+
+
+def test_other_channels_than_three_stay_in_own_files(tmp_path: Path) -> None:
+    config = small_config("two_stage", "model.backbone.in_channels=4")
+    model = build_model(config, num_classes=80)
+    with pytest.raises(ValueError, match="a detector for mmdet must have images of 3 channels"):
+        write_weights(
+            tmp_path / "out.pth", model, to="mmdet", label_space=COCO, config=config.model_dump()
+        )
+    assert not list(tmp_path.iterdir())

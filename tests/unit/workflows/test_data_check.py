@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.coco_files import CocoFiles
+from helpers.coco_files import CocoFiles, write_coco_set
 from helpers.image_formats import png
 from helpers.planted_faults import (
     ENTRY_FAULTS,
@@ -368,3 +368,20 @@ def test_the_page_has_the_table_of_kinds() -> None:
     ]
     table = "\n".join(rows)
     assert f"|---|---|---|---|\n{table}\n\n" in page, f"the table must be\n{table}"
+
+
+def test_arrays_are_images(tmp_path: Path) -> None:
+    files = write_coco_set(tmp_path, num_images=3)
+    record = files.read()
+    shape = (96, 128, 4)
+    noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    arrays = (noise, np.full(shape, np.nan), np.zeros(shape))
+    for image, pixels in zip(record["images"], arrays, strict=True):
+        (files.images / image["file_name"]).unlink()
+        image["file_name"] = f"{image['id']}.npy"
+        np.save(files.images / image["file_name"], pixels)
+    files.write(record)
+    assert check_data(files.annotations, images=files.images).counts == {
+        "image-unreadable": 1,
+        "image-blank": 1,
+    }

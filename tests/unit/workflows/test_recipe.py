@@ -38,6 +38,7 @@ OFFICIAL = {
     "model.backbone.freeze_up_to_stride": 4,  # conv1 and layer1
     "model.backbone.weights": "imagenet1k_v1",
     "model.backbone.conv.kind": "plain",
+    "model.backbone.in_channels": 3,
     "model.backbone.out_strides": (8, 16, 32),
     "model.position.kind": "sine",  # position_embedding
     "model.position.temperature": 10000.0,
@@ -262,6 +263,7 @@ CHANGED = {
     "train.epochs": 5,
     "train.max_steps": 5,
     "data.repeat_threshold": 0.1,
+    "model.backbone.in_channels": 4,
     "train.schedule.drop_epochs": 4,
     "train.schedule.warmup_steps": 4,
     "train.clip_norm": 1.0,

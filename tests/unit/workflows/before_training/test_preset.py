@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from helpers.coco_files import write_coco_set
@@ -67,6 +68,20 @@ def test_train_with_data_alone_uses_writes_and_says_the_preset(
     assert numbers.startswith("data     COCO JSON in ")
     assert (run / "annotations" / "decisions.txt").read_text() == f"{numbers[9:]}\n"
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+
+
+def test_channels_are_those_of_arrays(folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "arrays"
+    shutil.copytree(folder, own)
+    for file in (own / "train").iterdir():
+        np.save(file.with_suffix(".npy"), np.zeros((96, 128, 5), np.uint16))
+        file.unlink()
+    annotations = own / "train.json"
+    annotations.write_text(annotations.read_text().replace(".png", ".npy"))
+    found = choose_preset(data_of(own), finetune_from=None, device=CPU)
+    assert found.config.model.backbone.in_channels == 5
+    assert "channels 5, as in the training images" in found.reasons
+    assert len(found.reasons) <= 8
 
 
 def test_a_start_from_weights(
