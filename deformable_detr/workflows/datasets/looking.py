@@ -11,13 +11,17 @@ import torch
 from PIL import Image
 
 from deformable_detr.arguments import checked, require_integer
+from deformable_detr.data.channel_images import decode_image
+from deformable_detr.data.image_headers import read_header
 from deformable_detr.dataset_formats.annotated_set import AnnotatedSet
 from deformable_detr.dataset_formats.recognition import recognize_data
 from deformable_detr.files import as_path
 from deformable_detr.files.output_folder import OutputFile
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import in_brief, listed, shown
-from deformable_detr.photos import decode
+from deformable_detr.photos import Exif
+from deformable_detr.pixels.channels import RGB, to_rgb
+from deformable_detr.pixels.npy import SUFFIX as NPY_SUFFIX
 from deformable_detr.preset.statistics import SetStatistics, measure
 from deformable_detr.preset.views import choose_view
 from deformable_detr.reporting.data_findings import DataFindings, Layer
@@ -67,9 +71,8 @@ class _Sets:
         found = self.sets[split]
         entry = found.record["images"][position]
         file = found.images / entry["file_name"]
-        image = decode(file, shown(file), exif="upright")
-        if image.size != (entry["width"], entry["height"]):
-            image = decode(file, shown(file), exif="stored")
+        is_stored = read_header(file).upright != (entry["height"], entry["width"])
+        image = _read(file, "stored" if is_stored else "upright")
         own = [one for one in found.record["annotations"] if one["image_id"] == entry["id"]]
         boxes = torch.tensor([one["bbox"] for one in own], dtype=torch.float32).view(-1, 4)
         boxes_xyxy = torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1)
@@ -188,6 +191,14 @@ def show_data(
     kind = "PNG" if out.suffix.lower() == ".png" else "JPEG"
     target.write(lambda file: sheet.save(file, kind, quality=90))
     return len(pictures)
+
+
+def _read(file: Path, exif: Exif) -> Image.Image:
+    """Read an image of any number of channels, for a picture."""
+    header = read_header(file)
+    is_array = file.suffix.lower() == NPY_SUFFIX
+    channels = header.num_planes * header.num_pages if is_array else RGB
+    return to_rgb(decode_image(file, shown(file), exif=exif, channels=channels))
 
 
 def _chosen(images: Sequence[tuple[str, int]], count: int, *, seed: int) -> list[tuple[str, int]]:

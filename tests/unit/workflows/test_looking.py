@@ -105,6 +105,18 @@ def test_sheet_has_as_many_images_as_wanted(
     assert "out must end with .jpg or .png" in run.fails(*command[:-1], tmp_path / "sheet")
 
 
+def test_arrays_of_several_channels_are_shown(files: CocoFiles, tmp_path: Path) -> None:
+    record = files.read()
+    for entry in record["images"]:
+        entry["file_name"] = entry["file_name"].replace(".png", ".npy")
+        shape = (entry["height"], entry["width"], 5)
+        np.save(files.images / entry["file_name"], np.full(shape, 200, np.uint8))
+    files.write(record)
+    assert show_data(files.annotations, tmp_path / "sheet.png") == 5
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert (200, 200, 200) in {color for _, color in sheet.getcolors(maxcolors=1 << 20)}
+
+
 def test_outputs_do_not_replace_inputs_or_files_of_the_user(
     files: CocoFiles, tmp_path: Path
 ) -> None:
