@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.coco_files import write_coco_set
+from helpers.coco_files import CocoFiles, write_coco_set
 from helpers.command_line import CommandLine
 from helpers.dataset_formats import write_voc, write_yolo
 from helpers.foreign_files import small_config, write_foreign
 from PIL import Image
 
 from deformable_detr.config import loading
+from deformable_detr.finite import to_json
 from deformable_detr.preset import constants
 from deformable_detr.workflows import overfitting
 
@@ -82,6 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copyfile(sets[split].annotations, folder / "nuclei" / f"{split}.json")
     write_yolo(folder / "nuclei_yolo", **sets)
     write_voc(folder / "nuclei_voc", **sets)
+    _write_arrays(folder / "multispectral", sets)
     shutil.copyfile(folder / "photos/train.json", folder / "photos/old_and_new.json")
     shutil.copytree(folder / "photos/val", folder / "photos/new")
     shutil.copyfile(folder / "photos/train.json", folder / "JSON")
@@ -93,6 +95,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copyfile(official, folder / "old.pth")
     official.rename(folder / "r50_deformable_detr-checkpoint.pth")
     return folder
+
+
+def _write_arrays(folder: Path, sets: dict[str, CocoFiles]) -> None:
+    """Write a data set of arrays of four channels."""
+    for split, files in sets.items():
+        record = files.read()
+        (folder / split).mkdir(parents=True)
+        for entry in record["images"]:
+            entry["file_name"] = Path(entry["file_name"]).with_suffix(".npy").name
+            shape = (entry["height"], entry["width"], 4)
+            np.save(folder / split / entry["file_name"], np.full(shape, 7, np.uint8))
+        (folder / f"{split}.json").write_text(to_json(record, "annotations"))
 
 
 @pytest.fixture
