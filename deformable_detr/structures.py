@@ -27,6 +27,13 @@ BOX_TOLERANCE = 1e-3  # rounding error of a box of the whole image, in low preci
 _T = TypeVar("_T", bound="_Movable")
 
 
+def normalization(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, by which images are normalized."""
+    if channels == RGB:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (CHANNEL_MEAN,) * channels, (CHANNEL_STD,) * channels
+
+
 def require(condition: bool, message: str) -> None:
     """Raise a ValueError with the message unless the condition holds."""
     if not condition:

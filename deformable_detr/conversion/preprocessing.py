@@ -14,7 +14,8 @@ from typing import Any
 from deformable_detr.arguments import MOST_ENTRIES, MOST_LEVELS, require_bounded
 from deformable_detr.files import require_regular_file
 from deformable_detr.messages import shown
-from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD
+from deformable_detr.pixels.channels import RGB
+from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD, normalization
 
 MOST_CHARACTERS = 1 << 24  # of a JSON file, for 100,000 classes
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -44,13 +45,17 @@ class Preprocessing:
     differences: tuple[str, ...] = ()
 
 
-def preprocessor_config(eval_size: int, eval_max_size: int) -> dict[str, Any]:
+def preprocessor_config(
+    eval_size: int, eval_max_size: int, *, channels: int = RGB
+) -> dict[str, Any]:
     """Return the content of `PREPROCESSOR_FILE`: every field that changes pixels.
 
     Args:
         eval_size: shorter side of images in pixels.
         eval_max_size: maximum of the longer side in pixels.
+        channels: number of channels of the images.
     """
+    mean, std = normalization(channels)
     return {
         "image_processor_type": "DeformableDetrImageProcessor",
         "format": "coco_detection",
@@ -60,8 +65,8 @@ def preprocessor_config(eval_size: int, eval_max_size: int) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / _LEVELS,
         "do_normalize": True,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
+        "image_mean": list(mean),
+        "image_std": list(std),
         "do_pad": True,
     }
 
@@ -173,7 +178,8 @@ def _is_normalized_as_here(content: Mapping[str, Any]) -> bool:
         return False
     # (pixel * factor - mean) / std = (pixel / 255 - mean / s) / (std / s) with s = 255 * factor
     scale = _LEVELS * factor
-    return _is_near(mean, IMAGENET_MEAN, scale) and _is_near(std, IMAGENET_STD, scale)
+    our_mean, our_std = normalization(len(mean) if isinstance(mean, list | tuple) else RGB)
+    return _is_near(mean, our_mean, scale) and _is_near(std, our_std, scale)
 
 
 def _is_near(given: object, wanted: Sequence[float], scale: float) -> bool:

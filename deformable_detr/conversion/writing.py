@@ -21,7 +21,6 @@ from deformable_detr.finite import to_json
 from deformable_detr.labels import LabelSpace
 from deformable_detr.messages import shown
 from deformable_detr.models.deformable_detr import DeformableDETR
-from deformable_detr.pixels.channels import RGB
 
 # transformers' names of loss settings, and those of the official code. The weight of the class loss
 # has none.
@@ -62,11 +61,6 @@ def write_weights(
     """
     if path.exists():
         raise FileExistsError(f"{shown(path)} must not exist yet; choose another name or remove it")
-    if model.backbone.in_channels != RGB:
-        raise ValueError(
-            f"a detector for {to} must have images of 3 channels, got "
-            f"{model.backbone.in_channels}; keep it in this package's format"
-        )
     state = export_weights(model, to, label_space=label_space)
     stored = Stored.of(model, label_space, config, layout_of(to).left_out)
     with write_whole(path) as temporary:
@@ -98,10 +92,12 @@ def _write_folder(
     tensors = {file_name(name): tensor.contiguous().clone() for name, tensor in state.items()}
     file = folder / SAFETENSORS_FILE
     save_file(tensors, file, metadata={"format": "pt", **stored.write_beside(file)})
-    data = stored.config["data"]
+    data, channels = stored.config["data"], stored.config["model"]["backbone"]["in_channels"]
     files = {
         CONFIG_FILE: _transformers_config(stored.config, label_space),
-        PREPROCESSOR_FILE: preprocessor_config(data["eval_size"], data["eval_max_size"]),
+        PREPROCESSOR_FILE: preprocessor_config(
+            data["eval_size"], data["eval_max_size"], channels=channels
+        ),
     }
     for name, content in files.items():
         (folder / name).write_text(to_json(content, name, indent=2), encoding="utf-8")
@@ -152,7 +148,7 @@ def _timm_config(backbone: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model_type": "timm_backbone",
         "backbone": backbone["name"] if "name" in backbone else f"resnet{backbone['depth']}",
-        "num_channels": 3,
+        "num_channels": backbone["in_channels"],
         "features_only": True,
         "use_pretrained_backbone": False,
         "out_indices": [stride.bit_length() - 2 for stride in strides],  # strides 2, 4, 8, ...

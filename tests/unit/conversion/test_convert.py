@@ -10,7 +10,7 @@ from helpers.models import DINO
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from deformable_detr import export_weights
+from deformable_detr import Detector, export_weights
 from deformable_detr.builders import build_model
 from deformable_detr.config.loading import to_yaml
 from deformable_detr.conversion.coco_categories import COCO
@@ -164,11 +164,15 @@ def test_config_says_otherwise_than_the_assumed_positions_of_dino(tmp_path: Path
     assert found == [(20, 0), (10000, -0.5)]
 
 
-def test_other_channels_than_three_stay_in_own_files(tmp_path: Path) -> None:
+def test_a_detector_of_other_channels_is_written_for_transformers_and_read(tmp_path: Path) -> None:
     config = small_config("two_stage", "model.backbone.in_channels=4")
     model = build_model(config, num_classes=80)
-    with pytest.raises(ValueError, match="a detector for mmdet must have images of 3 channels"):
-        write_weights(
-            tmp_path / "out.pth", model, to="mmdet", label_space=COCO, config=config.model_dump()
-        )
-    assert not list(tmp_path.iterdir())
+    folder = tmp_path / "folder"
+    content = config.model_dump(mode="json")
+    write_weights(folder, model, to="transformers", label_space=COCO, config=content)
+    stated = json.loads((folder / "config.json").read_text())
+    assert stated["backbone_config"]["num_channels"] == 4
+    normalized = json.loads((folder / "preprocessor_config.json").read_text())
+    assert normalized["image_mean"] == pytest.approx([(0.485 + 0.456 + 0.406) / 3] * 4)
+    assert normalized["image_std"] == pytest.approx([(0.229 + 0.224 + 0.225) / 3] * 4)
+    assert Detector.from_checkpoint(folder, "cpu").channels == 4
