@@ -93,6 +93,7 @@ def _model(view: View, strides: tuple[int, ...], crowd: int, start: Start) -> di
         "model.neck.num_levels": len(strides),
         "model.queries.num_queries": _queries(crowd),
         **c.FEW_IMAGES,
+        **(c.SMALL_OBJECTS if view.object_px[1] < c.MEDIAN_PX else {}),
     }
     if view.object_share:  # initial boxes double from level to level: the median lies between
         base = view.object_share * 2 ** (-(len(strides) - 1) / 2)

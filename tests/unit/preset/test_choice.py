@@ -54,6 +54,8 @@ CASES = {
             "data.eval_size": 320,
             "model.backbone.out_strides": [8, 16],
             "model.queries.num_queries": 100,
+            "model.queries.center_offset": "box",
+            "model.denoising.num_queries": 100,
             "train.epochs": 50,
             "data.repeats": 1,
         },
@@ -63,6 +65,7 @@ CASES = {
         PHOTO,
         TILES,
         {
+            "model.queries.center_offset": "image",
             "data.augmentation.kind": "zoom_crop",
             "data.augmentation.size": 256,
             "data.augmentation.scales": (1.0, 1.0),
