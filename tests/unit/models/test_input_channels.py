@@ -121,21 +121,23 @@ def test_timm_gets_each_channel_normalized_by_the_mean_over_the_colors() -> None
     assert torch.allclose(seen[0], (pixels - mean) / std, atol=1e-6)
 
 
-@pytest.mark.parametrize("conv", ["plain", "deform"])
+@pytest.mark.parametrize("conv", ["plain", "deform", "ac_block"])
 def test_a_detector_is_fine_tuned_to_other_channels(conv: str, tmp_path: Path) -> None:
     none = "model.backbone.weights=none"
     old = build_model(reduced_config("quickstart", none), num_classes=2)
     randomize_weights(old)
     source = FinetuneSource(tmp_path / "old.pth", old.state_dict(), CLASSES, "native")
-    more = [] if conv == "plain" else ["model.backbone.conv={kind: deform, strides: [8, 16]}"]
-    config = reduced_config("quickstart", none, "model.backbone.in_channels=6", *more)
+    more = [] if conv == "plain" else [f"model.backbone.conv={{kind: {conv}, strides: [2, 8]}}"]
+    trained = "model.backbone.freeze_up_to_stride=0"  # frozen convolutions are not replaced
+    config = reduced_config("quickstart", none, trained, "model.backbone.in_channels=6", *more)
     model, report = source.build_model(
         lambda load: build_model(config, num_classes=2, load_backbone_weights=load),
         CLASSES,
         config.model.backbone,
     )
     weight = first_weight(old.backbone)
-    assert torch.equal(first_weight(model.backbone), torch.cat([weight, weight], dim=1) / 2)
+    if conv == "plain":
+        assert torch.equal(first_weight(model.backbone), torch.cat([weight, weight], dim=1) / 2)
     kept = {name for name in report.kept if name.startswith("backbone.")}
     assert kept == {name for name in old.state_dict() if name.startswith("backbone.")} or more
     gray = torch.rand(1, 1, 64, 64)
