@@ -63,6 +63,6 @@ EMA_SHARE, LEAST_EMA, MOST_EMA = 0.1, 0.97, 0.9998  # the average covers a tenth
 CACHED_BYTES = 10**9  # decoded images are kept in memory up to here
 WORKERS: dict[Device, int] = {"cpu": 0, "gpu": 4}  # on a CPU, all cores compute
 # What helps a new model on few images: docs/benchmarks.md#settings-for-few-images.
-FEW_IMAGES = {"model.denoising": {}}
+FEW_IMAGES: dict[str, object] = {"model.denoising": {}}
 # Small objects, those whose median is below what is wanted, need finer numbers for their centers.
-SMALL_OBJECTS = {"model.queries.center_offset": "box"}
+SMALL_OBJECTS: dict[str, object] = {"model.queries.center_offset": "box"}
