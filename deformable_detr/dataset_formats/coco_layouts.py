@@ -84,7 +84,10 @@ def _images_of(file: Path, folder: Path, words: tuple[str, ...]) -> Path:
     own = [folder / file.stem, file.parent / file.stem]
     named = [place for word in words for place in (folder / word, folder / "images" / word)]
     rest = [folder / one for one in _FOLDERS_OF_IMAGES]
-    inside = [file.parent / "images", folder.parent / "images", folder.parent]
+    # Of a file in `annotations` that is named alone: the folders beside that one.
+    word = file.stem.removeprefix(_PREFIXES[0])
+    beside = [file.parent.parent / word, file.parent.parent / "images" / word]
+    inside = [file.parent / "images", *beside, folder.parent / "images", folder.parent]
     places = [*own, *named, file.parent, *rest, folder, *inside]
     if name is None:  # the rules say what is wrong with the file
         return next((place for place in places if place.is_dir()), folder)

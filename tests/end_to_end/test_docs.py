@@ -127,8 +127,8 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(loading, "_CONFIGS", folder / "configs")
     monkeypatch.setattr(overfitting, "STEPS", 2)
     monkeypatch.setattr(overfitting, "_WARMUP_STEPS", 1)
-    for name in ("STEPS", "LEAST_STEPS", "EPOCH_STEPS"):  # of a run with chosen settings
-        monkeypatch.setattr(constants, name, 2)
+    for name, steps in (("STEPS", 2), ("LEAST_STEPS", 2), ("EPOCH_STEPS", 1)):  # of the preset
+        monkeypatch.setattr(constants, name, steps)
     monkeypatch.setattr(constants, "LEAST_SIDE", 64)
     monkeypatch.setattr(constants, "MOST_PIXELS", {"cpu": 64 * 96, "gpu": 64 * 96})
     monkeypatch.chdir(folder)

@@ -69,6 +69,11 @@ def as_ours(folder: Path, files: CocoFiles) -> Path:
     return folder
 
 
+def _alone(folder: Path, word: str) -> Path:
+    """Return the path of an annotation file of a folder."""
+    return folder / "annotations" / f"instances_{word}.json"
+
+
 @pytest.mark.parametrize(
     ("write", "splits"),
     [
@@ -78,6 +83,8 @@ def as_ours(folder: Path, files: CocoFiles) -> Path:
         (as_ours, {"train", "val"}),
         (lambda _, files: files.annotations.parent, {"train"}),  # images/ below the file
         (lambda _, files: files.annotations, {"train"}),
+        (lambda folder, files: _alone(as_coco(folder, files), "train2017"), {"train"}),
+        (lambda folder, files: _alone(as_cvat(folder, files), "train"), {"train"}),
         (lambda folder, files: write_yolo(folder, train=files, val=files), {"train", "val"}),
         (lambda folder, files: write_yolo(folder, train=files), {"train"}),
         (lambda folder, files: write_yolo(folder, train=files) / "data.yaml", {"train"}),
@@ -90,6 +97,8 @@ def as_ours(folder: Path, files: CocoFiles) -> Path:
         "ours",
         "one-json",
         "json",
+        "coco-json",
+        "cvat-json",
         "yolo",
         "yolo-train",
         "yaml",
