@@ -37,7 +37,7 @@ from few_images.preset import METRICS, length_of
 
 # Last block of MobileNetV2 before each stride doubles, and its number of channels.
 BLOCKS = {8: (6, 32), 16: (13, 96), 32: (18, 1280)}
-FROZEN_BLOCKS = 2  # as with freeze_up_to_stride 4
+FROZEN_BLOCKS = 4  # those up to stride 4, as model.backbone.freeze_up_to_stride
 DETECTIONS = 300
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # torchvision's reference scripts
 ANCHOR_BATCHES = 10
