@@ -131,7 +131,7 @@ def show(
     path: _In,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Picture to write.")],
     count: Annotated[
-        int, typer.Option(parser=whole(1, 400), metavar="N", help="Number of images.")
+        int, typer.Option(parser=whole(1), metavar="N", help="Number of images, at most 400.")
     ] = 16,
     seed: Annotated[
         int, typer.Option(parser=whole(0), metavar="N", help="Seed of the choice.")

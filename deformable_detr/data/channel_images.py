@@ -192,7 +192,7 @@ def _as_array(image: npt.NDArray[Any] | Tensor) -> npt.NDArray[Any]:
         raise RefusedImageError(f"must be dense, got {image.layout} on {image.device}")
     values = image.detach().cpu()
     values = values.float() if values.is_floating_point() else values
-    return (values.permute(1, 2, 0) if values.ndim == RGB else values).resolve_neg().numpy()
+    return (values.permute(1, 2, 0) if values.ndim == 3 else values).resolve_neg().numpy()
 
 
 def _kind(image: npt.NDArray[Any] | Tensor) -> str:

@@ -90,6 +90,7 @@ class CocoDataset(Dataset[Sample]):
         num_dropped: number of dropped annotations per reason; see `Annotations`.
         annotations: annotations of the file to score detections against.
         num_objects: (N,) int64 number of objects to learn by index.
+        objects: these objects, in the order of the indices.
     """
 
     def __init__(
@@ -135,9 +136,7 @@ class CocoDataset(Dataset[Sample]):
         self.files = ImageFiles(images, parsed.images.file_names)
         self.num_objects = np.diff(parsed.offsets)
         self._images = parsed.images
-        self._boxes_xyxy = parsed.objects.boxes_xyxy
-        self._labels = parsed.objects.labels
-        self._area = parsed.objects.area
+        self.objects = parsed.objects
         self._offsets = parsed.offsets
         self._channels = channels
         self._cache: dict[int, AnyImage] | None = {} if cache_images else None
@@ -145,7 +144,7 @@ class CocoDataset(Dataset[Sample]):
     def repeat_factors(self, threshold: float) -> npt.NDArray[np.float64]:
         """Return the (N,) repeat factors of the images, see `repeat_factors`."""
         return repeat_factors(
-            self._labels.numpy(),
+            self.objects.labels.numpy(),
             self.num_objects,
             num_classes=self.label_space.num_classes,
             threshold=threshold,
@@ -167,12 +166,21 @@ class CocoDataset(Dataset[Sample]):
         objects = slice(*self._offsets[index : index + 2].tolist())
         return Sample(
             image=image,
-            boxes_xyxy=self._boxes_xyxy[objects].clone(),
-            labels=self._labels[objects].clone(),
-            area=self._area[objects].clone(),
+            boxes_xyxy=self.objects.boxes_xyxy[objects].clone(),
+            labels=self.objects.labels[objects].clone(),
+            area=self.objects.area[objects].clone(),
             image_id=record.image_id,
             original_size=record.size,
         )
+
+    def file_name(self, index: int) -> str:
+        """Return the path of an image below the folder of the images."""
+        return self._images[index].file_name
+
+    def shows(self, index: int, label: int) -> bool:
+        """Return whether an image has an object of a class."""
+        objects = slice(*self._offsets[index : index + 2].tolist())
+        return bool((self.objects.labels[objects] == label).any())
 
     def index_of(self, image_id: int) -> int:
         """Return the index of an image; KeyError if the id is unknown."""

@@ -12,6 +12,7 @@ from deformable_detr.data.channel_images import (
     require_readable_as,
 )
 from deformable_detr.photos import (
+    UNREADABLE,
     Exif,
     header_depth_problem,
     num_pages,
@@ -23,6 +24,7 @@ from deformable_detr.photos import (
     upright_size,
 )
 from deformable_detr.pixels.channels import RGB
+from deformable_detr.pixels.npy import SUFFIX as NPY_SUFFIX
 from deformable_detr.pixels.npy import is_npy, read_npy_header
 from deformable_detr.structures import Size
 
@@ -90,6 +92,19 @@ def read_header(path: Path) -> ImageFile:
             kind,
             num_planes(image),
         )
+
+
+def channels_of(file: Path) -> int:
+    """Return the channels of a .npy file, and three for any other file.
+
+    An unreadable file has three too; the check of all images reports it.
+    """
+    if file.suffix.lower() != NPY_SUFFIX:
+        return RGB
+    try:
+        return read_header(file).num_planes
+    except UNREADABLE:
+        return RGB
 
 
 def require_channels(path: Path, header: ImageFile, channels: int) -> None:

@@ -80,7 +80,7 @@ def _places(folder: Path, words: tuple[str, ...]) -> Iterator[Path]:
 
 def _images_of(file: Path, folder: Path, words: tuple[str, ...]) -> Path:
     """Return the folder in which the first image of the file is."""
-    name = _first_image(file)
+    name = first_image(file)
     own = [folder / file.stem, file.parent / file.stem]
     named = [place for word in words for place in (folder / word, folder / "images" / word)]
     rest = [folder / one for one in _FOLDERS_OF_IMAGES]
@@ -101,7 +101,7 @@ def _images_of(file: Path, folder: Path, words: tuple[str, ...]) -> Path:
     return found
 
 
-def _first_image(file: Path) -> str | None:
+def first_image(file: Path) -> str | None:
     """Return `file_name` of the first image, or None if there is none at the start of the file."""
     decoder = json.JSONDecoder()
     with file.open("rb") as opened:

@@ -13,74 +13,75 @@ SMALL_PX = 12.0  # as the model sees it; hardly more than a cell of the finest l
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Images and objects of one set; an image is its row of the arrays.
+class Split:
+    """Images and objects of the training or the validation set.
 
     Attributes:
         name: "train" or "val".
-        files: N names.
-        sizes: (N, 2) height and width in pixels.
-        boxes_xywh: (T, 4) left, top, width and height in pixels.
-        owners: (T,) row of the image of each box.
-        labels: (T,) position of the class of each box in the list of classes.
+        files: I paths of the images below their folder.
+        sizes: (I, 2) height and width of the images in pixels.
+        num_objects: (I,) number of objects of each image; T in all.
+        boxes_xyxy: (T, 4) boxes in pixels, grouped by image.
+        labels: (T,) labels in 0..K-1.
+        short_side: shorter side of the images in pixels as the model sees them.
     """
 
     name: str
     files: Sequence[str]
     sizes: npt.NDArray[np.int64]
-    boxes_xywh: npt.NDArray[np.float64]
-    owners: npt.NDArray[np.int64]
+    num_objects: npt.NDArray[np.int64]
+    boxes_xyxy: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
+    short_side: float
 
     @property
-    def per_image(self) -> npt.NDArray[np.int64]:
-        """(N,) number of objects of each image."""
-        return np.bincount(self.owners, minlength=len(self.files))
+    def owners(self) -> npt.NDArray[np.int64]:
+        """(T,) row of the image of each box."""
+        return np.repeat(np.arange(len(self.files)), self.num_objects)
 
     @property
-    def relative_sides(self) -> npt.NDArray[np.float64]:
-        """(T,) square root of the area of each box relative to the shorter side of its image."""
-        areas = self.boxes_xywh[:, 2:].clip(0).prod(1)
-        shorter: npt.NDArray[np.float64] = self.sizes[self.owners].min(1).astype(float)
-        return np.sqrt(areas) / shorter
+    def box_sizes(self) -> npt.NDArray[np.float64]:
+        """(T, 2) width and height of each box in pixels of its image."""
+        sizes: npt.NDArray[np.float64] = self.boxes_xyxy.astype(float)
+        return sizes[:, 2:] - sizes[:, :2]
 
-    def sides_px(self, shorter_side: int) -> npt.NDArray[np.float64]:
-        """(T,) square root of the area of each box in pixels of resized images."""
-        return self.relative_sides * shorter_side
+    @property
+    def seen_px(self) -> npt.NDArray[np.float64]:
+        """(T,) square root of the area of each box in pixels, as the model sees it."""
+        scales = self.short_side / self.sizes.min(1)
+        return np.sqrt(self.box_sizes.prod(1)) * scales[self.owners]
 
 
 @dataclass(frozen=True)
 class DataFindings:
-    """All sets of a data set.
+    """Numbers of a data set.
 
     Attributes:
         format: format of its files.
-        layers: the sets.
-        classes: names of the classes.
-        eval_size: shorter side in pixels of the images as the model would see them.
+        splits: the training set, and the validation set if there is one.
+        classes: names of the K classes.
         left_out: what was left out in reading, one line each.
     """
 
     format: str
-    layers: Sequence[Layer]
+    splits: Sequence[Split]
     classes: Sequence[str]
-    eval_size: int
     left_out: Sequence[str]
 
     @property
     def class_counts(self) -> Mapping[str, tuple[int, ...]]:
-        """Number of objects by class, of each set; the most frequent first."""
-        counts = [np.bincount(one.labels, minlength=len(self.classes)) for one in self.layers]
+        """Number of objects by class, of each split; the most frequent first."""
+        counts = [np.bincount(one.labels, minlength=len(self.classes)) for one in self.splits]
         rows = {
-            name: tuple(int(own[place]) for own in counts)
-            for place, name in enumerate(self.classes)
+            name: tuple(int(own[label]) for own in counts)
+            for label, name in enumerate(self.classes)
         }
         return dict(sorted(rows.items(), key=lambda row: -sum(row[1])))
 
     @property
     def rare_classes(self) -> list[str]:
-        """Classes with some, but less than a twentieth of the objects of the first set."""
-        total = max(len(self.layers[0].labels), 1)
+        """Classes with some, but less than a twentieth of the objects of the first split."""
+        total = len(self.splits[0].labels)
         return [
             name for name, counts in self.class_counts.items() if 0 < counts[0] < RARE_SHARE * total
         ]
@@ -88,33 +89,32 @@ class DataFindings:
     @property
     def densest(self) -> tuple[str, int]:
         """Name of the image with the most objects, and their number."""
-        name, count = "", 0
-        for one in self.layers:
-            row = int(one.per_image.argmax())
-            if one.per_image[row] > count or not name:
-                name, count = one.files[row], int(one.per_image[row])
-        return name, count
+        rows = [
+            (one.files[int(one.num_objects.argmax())], int(one.num_objects.max()))
+            for one in self.splits
+        ]
+        return max(rows, key=lambda row: row[1])
 
     @property
     def num_crowded(self) -> int:
         """Number of images with more objects than COCO's evaluation takes detections."""
-        return sum(int((one.per_image > MOST_DETECTIONS).sum()) for one in self.layers)
+        return sum(int((one.num_objects > MOST_DETECTIONS).sum()) for one in self.splits)
 
     @property
     def num_small(self) -> int:
         """Number of objects that are too small as the model sees them."""
-        return sum(int((one.sides_px(self.eval_size) < SMALL_PX).sum()) for one in self.layers)
+        return sum(int((one.seen_px < SMALL_PX).sum()) for one in self.splits)
 
     @property
     def num_objects(self) -> int:
         """Number of objects."""
-        return sum(len(one.labels) for one in self.layers)
+        return sum(len(one.labels) for one in self.splits)
 
     @property
     def image_sizes(self) -> list[tuple[str, int]]:
         """The most frequent sizes of images, as "width x height", and their numbers."""
         sizes = Counter(
-            f"{width} x {height}" for one in self.layers for height, width in one.sizes.tolist()
+            f"{width} x {height}" for one in self.splits for height, width in one.sizes.tolist()
         )
         return sizes.most_common(10)
 
@@ -122,15 +122,15 @@ class DataFindings:
         """Summarize in lines for a terminal."""
         lines = [
             f"{one.name:>5}: {len(one.files):,} images, {len(one.labels):,} objects, "
-            f"{int((one.per_image == 0).sum()):,} without any"
-            for one in self.layers
+            f"{int((one.num_objects == 0).sum()):,} images without any"
+            for one in self.splits
         ]
-        sides = np.concatenate([one.sides_px(self.eval_size) for one in self.layers])
+        sides = np.concatenate([one.seen_px for one in self.splits])
         if len(sides):
             small, median, large = np.quantile(sides, [0.1, 0.5, 0.9])
             lines.append(
-                f"sizes: median {median:.0f} px, 80 % from {small:.0f} to {large:.0f} px, in "
-                f"images of {self.eval_size} px"
+                f"sizes: as the model sees them, median {median:.0f} px, 80 % from {small:.0f} to "
+                f"{large:.0f} px"
             )
         if self.num_small:
             lines.append(

@@ -56,23 +56,22 @@ def write_data_page(
 
 def charts(findings: DataFindings) -> list[Chart]:
     """Build the charts of sizes, of objects per image, and of aspect ratios."""
-    layers = findings.layers
-    names = tuple(one.name for one in layers)
-    sides = [one.sides_px(findings.eval_size) for one in layers]
-    ratios = [one.boxes_xywh[:, 2].clip(1e-9) / one.boxes_xywh[:, 3].clip(1e-9) for one in layers]
+    splits = findings.splits
+    names = tuple(one.name for one in splits)
+    ratios = [one.box_sizes[:, 0] / one.box_sizes[:, 1] for one in splits]
     values = list(RATIOS.values())
     between = [math.sqrt(low * high) for low, high in pairwise(values)]
     made = (
         (
             "Size of objects as the model sees them",
-            f"square root of the area from so many pixels, in images of {findings.eval_size}",
-            _histogram(sides, SIDES_PX, _from(SIDES_PX)),
+            "square root of the area, from so many pixels",
+            _histogram([one.seen_px for one in splits], SIDES_PX, _from(SIDES_PX)),
             "objects",
         ),
         (
             "Objects per image",
             "from so many objects",
-            _histogram([one.per_image for one in layers], COUNTS, _from(COUNTS)),
+            _histogram([one.num_objects for one in splits], COUNTS, _from(COUNTS)),
             "images",
         ),
         (
@@ -108,8 +107,8 @@ def _histogram(
 def center_map(findings: DataFindings) -> npt.NDArray[np.int64]:
     """Count the centers of objects by their place in the image, as (row, column) of a grid."""
     counts = np.zeros((CELLS, CELLS), np.int64)
-    for one in findings.layers:
-        centers = one.boxes_xywh[:, :2] + one.boxes_xywh[:, 2:] / 2
+    for one in findings.splits:
+        centers = (one.boxes_xyxy[:, :2] + one.boxes_xyxy[:, 2:]) / 2
         cells = (centers / one.sizes[one.owners][:, ::-1] * CELLS).astype(np.int64)
         columns, rows = cells.clip(0, CELLS - 1).T
         np.add.at(counts, (rows, columns), 1)

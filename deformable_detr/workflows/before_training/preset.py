@@ -12,12 +12,9 @@ from deformable_detr.config import RunConfig
 from deformable_detr.config.loading import Overrides, load_config, validate_config
 from deformable_detr.conversion.files import read_weights
 from deformable_detr.data.annotations import Annotations, read_annotations
-from deformable_detr.data.image_headers import read_header
+from deformable_detr.data.image_headers import channels_of
 from deformable_detr.engine.train import total_steps
 from deformable_detr.environment import computes_bfloat16
-from deformable_detr.photos import UNREADABLE
-from deformable_detr.pixels.channels import RGB
-from deformable_detr.pixels.npy import SUFFIX as NPY_SUFFIX
 from deformable_detr.preset.choice import Start, choose
 from deformable_detr.preset.schedule import rates_over
 from deformable_detr.preset.statistics import SetStatistics, densest_crop, measure
@@ -79,7 +76,7 @@ def choose_preset(
         device="cpu" if device.type == "cpu" else "gpu",
         has_bfloat16=computes_bfloat16(device),
         objects_in_crop=lambda side: densest_crop(boxes_xyxy, num_objects, side=side),
-        channels=_channels(Path(data["data.train.images"]), train),
+        channels=channels_of(Path(data["data.train.images"], *train.images.file_names[:1])),
     )
     config = load_config(base, {**choice.settings, **data})
     return Preset(config, choice.reasons, len(train.images.sizes))
@@ -103,17 +100,6 @@ def _base(finetune_from: Path | None) -> tuple[RunConfig, Start]:
     return validate_config(content, source=str(finetune_from), ignore_unknown=True), Start(
         "checkpoint", str(finetune_from)
     )
-
-
-def _channels(folder: Path, train: Annotations) -> int:
-    """Return the channels of a .npy file; other files are RGB images unless a setting says else."""
-    first = folder / train.images.file_names[0] if len(train.images.file_names) else folder
-    if first.suffix.lower() != NPY_SUFFIX:
-        return RGB
-    try:
-        return read_header(first).num_planes
-    except UNREADABLE:  # the check of all images reports it
-        return RGB
 
 
 def _statistics(annotations: Annotations) -> SetStatistics:
