@@ -59,7 +59,15 @@ def _model(view: View, settings: Mapping[str, Any], crowd: int) -> list[str]:
         f"levels   strides {strides}: objects of {small:.0f} to {large:.0f} px",
         f"queries  {queries} for at most {crowd:,} objects {of}; "
         f"initial boxes {settings.get('model.queries.base_size', 0.1):.2g}",
+        _parts(settings),
     ]
+
+
+def _parts(settings: Mapping[str, Any]) -> str:
+    parts = "denoising (few images)"
+    if settings.get("model.queries.center_offset") == "box":
+        parts += ", offsets in units of boxes (small objects)"
+    return f"parts    {parts}"
 
 
 def _length(length: Length) -> str:
