@@ -34,6 +34,14 @@ from deformable_detr.pixels.limits import (
     require_few_scans,
     require_pixels,
 )
+from deformable_detr.pixels.modes import (
+    BANDS,
+    GRAY,
+    convert_to_rgb,
+    depth_problem,
+    float_gray,
+    has_transparent_color,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -70,15 +78,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _INVERSE = {6: 8, 8: 6}  # the other turns are their own inverse
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 322, 323
-_SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
-_GRAY = ("1", "L", "I", *_SIXTEEN_BITS)
-_BANDS = {"LA": 2, "RGB": 3, "RGBA": 4, "RGBX": 4}  # modes whose channels are kept as they are
-_WHITE = {12: 4095, 16: 65535}  # largest value by bits
 _CHECKED_BY_PILLOW = ("GIF", "WEBP")  # which allocate pixels as they are opened
-_BLOCK_ROWS = 64  # that are converted at once
-_KNOWN_AS_16_BITS = ("PNG", "PPM", None)  # formats of which mode I holds 16 bits; None: in memory
 
 
 @cache
@@ -208,7 +209,7 @@ def decode(
             if warns_of_pages and (pages := num_pages(image)) > 1:
                 number = f"more than {MOST_PAGES}" if pages > MOST_PAGES else pages
                 _LOGGER.warning("%s has %s pages; only the first is read", what, number)
-            problem = _depth_problem(image)
+            problem = depth_problem(image)
             if problem is None:
                 return _to_photo(image, exif)
     except UNREADABLE as error:
@@ -278,37 +279,16 @@ def header_depth_problem(image: Image.Image) -> str | None:
 
     Mode I, of 32 bits, is judged by its pixels.
     """
-    return None if image.mode == "I" else _depth_problem(image)
-
-
-def _depth_problem(image: Image.Image) -> str | None:
-    """Return what is wrong with the depth of an image, or None: no rule says what is white."""
-    tags = getattr(image, "tag_v2", {})
-    bits = "x".join(map(str, _values(tags.get(_BITS, ()))))
-    found = f"mode {image.mode}" + (f" of {bits} bits" if bits else "")
-    is_signed = any(kind != 1 for kind in _values(tags.get(_SAMPLE_FORMAT, ())))
-    is_known = image.mode != "F" and not is_signed
-    if image.mode == "I" and is_known:
-        is_known = image.format in _KNOWN_AS_16_BITS
-        if is_known:
-            low, high = (int(value) for value in np.ravel(image.getextrema()))
-            is_known, found = 0 <= low <= high <= _WHITE[16], f"{found}, values {low} to {high}"
-    if is_known:
-        return None
-    return f"must have 8 or 16 bits per channel, unsigned, got {found}; save it with 8 or 16 bits"
-
-
-def _values(tag: Any) -> tuple[Any, ...]:
-    return tag if isinstance(tag, tuple) else (tag,)
+    return None if image.mode == "I" else depth_problem(image)
 
 
 def _to_photo(image: Image.Image, exif: Exif) -> Image.Image:
     """Return a new RGB image without EXIF data, so that nobody turns it again."""
     turn = _load_and_turn(image, exif)
-    if turn is not None and image.mode == "RGB" and not _has_transparent_color(image):
+    if turn is not None and image.mode == "RGB" and not has_transparent_color(image):
         photo = image.transpose(turn)  # without another copy
     else:
-        photo = _to_rgb(image)
+        photo = convert_to_rgb(image)
         photo = photo if turn is None else photo.transpose(turn)
     photo.info.clear()
     return photo
@@ -324,20 +304,15 @@ def to_planes(image: Image.Image, exif: Exif) -> tuple[Image.Image, ...]:
         RefusedImageError: the depth of its pixels is unknown.
         OSError, SyntaxError, ValueError, ...: see `UNREADABLE`.
     """
-    if problem := _depth_problem(image):
+    if problem := depth_problem(image):
         raise RefusedImageError(problem)
     turn = _load_and_turn(image, exif)
     planes: tuple[Image.Image, ...]
-    if image.mode in _GRAY:
-        planes = (image.convert("L") if image.mode in ("1", "L") else _float_gray(image),)
+    if image.mode in GRAY:
+        planes = (image.convert("L") if image.mode in ("1", "L") else float_gray(image),)
     else:
-        planes = (image if image.mode in _BANDS else image.convert("RGB")).split()
+        planes = (image if image.mode in BANDS else image.convert("RGB")).split()
     return tuple(plane.copy() if turn is None else plane.transpose(turn) for plane in planes)
-
-
-def num_planes(image: Image.Image) -> int:
-    """Return the number of channels of an opened image, as `to_planes` gives them."""
-    return 1 if image.mode in _GRAY else _BANDS.get(image.mode, 3)
 
 
 def _load_and_turn(image: Image.Image, exif: Exif) -> Image.Transpose | None:
@@ -359,72 +334,6 @@ def _load(image: Image.Image) -> None:
             image.load()
     else:
         image.load()
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a loaded image to a new RGB image."""
-    if image.mode == "I" or image.mode in _SIXTEEN_BITS:
-        return Image.fromarray(_eight_bit_gray(image)).convert("RGB")
-    if image.mode in ("La", "RGBa"):  # colors multiplied by alpha
-        image = image.convert("LA" if image.mode == "La" else "RGBA")
-    if image.mode in ("LA", "PA", "RGBA") or _has_transparent_color(image):
-        image = image if image.mode == "RGBA" else image.convert("RGBA")
-        alpha = image.getchannel("A")
-        if alpha.getextrema() != (255, 255):
-            white = Image.new("RGB", image.size, "white")
-            white.paste(image, mask=alpha)
-            return white
-    return image.convert("RGB")
-
-
-def _has_transparent_color(image: Image.Image) -> bool:
-    if image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA":
-        return True
-    color = image.info.get("transparency")
-    if color is None or image.mode not in ("1", "L", "P", "RGB"):
-        return False
-    # Colors of 16 bits cannot be compared with pixels that Pillow has reduced to 8.
-    return isinstance(color, bytes) or all(value <= 255 for value in _values(color))
-
-
-def _eight_bit_gray(image: Image.Image) -> npt.NDArray[np.uint8]:
-    transparent = image.info.get("transparency")
-    is_inverted, white = _meaning_of_gray(image)
-    gray = np.empty((image.height, image.width), np.uint8)
-    for top, values in _blocks(image):
-        rows = gray[top : top + len(values)]
-        rows[:] = (values * 255 // white).clip(0, 255)
-        if is_inverted:
-            rows[:] = 255 - rows
-        if isinstance(transparent, int):
-            rows[values == transparent] = 255
-    return gray
-
-
-def _float_gray(image: Image.Image) -> Image.Image:
-    """Return 16-bit gray in [0, 1], as an image of mode "F"."""
-    is_inverted, white = _meaning_of_gray(image)
-    gray = np.empty((image.height, image.width), np.float32)
-    for top, values in _blocks(image):
-        rows = gray[top : top + len(values)]
-        rows[:] = (values / white).clip(0, 1)
-        if is_inverted:
-            rows[:] = 1 - rows
-    return Image.fromarray(gray)
-
-
-def _meaning_of_gray(image: Image.Image) -> tuple[bool, int]:
-    """Return whether 0 is white, and the largest value; Pillow inverts up to 8 bits only."""
-    tags = getattr(image, "tag_v2", {})
-    white = _WHITE.get(_values(tags.get(_BITS, 16))[0], _WHITE[16])
-    return tags.get(_PHOTOMETRIC) == 0, white
-
-
-def _blocks(image: Image.Image) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """Yield first row and values of some rows each: a copy of all would take 8 bytes per pixel."""
-    for top in range(0, image.height, _BLOCK_ROWS):
-        block = image.crop((0, top, image.width, min(top + _BLOCK_ROWS, image.height)))
-        yield top, np.asarray(block).astype(np.int64)
 
 
 def as_photo(image: ImageLike, *, exif: Exif = "upright") -> Image.Image:
@@ -458,17 +367,17 @@ def as_photo(image: ImageLike, *, exif: Exif = "upright") -> Image.Image:
             f"got {type(image).__name__}"
         )
     photo = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    return photo if photo.mode == "RGB" else _to_rgb(photo)
+    return photo if photo.mode == "RGB" else convert_to_rgb(photo)
 
 
 def _pillow_photo(image: Image.Image, exif: Exif) -> Image.Image:
     try:
         require_pixels(image.height, image.width, image.format)
-        is_plain = image.mode == "RGB" and not _has_transparent_color(image)
+        is_plain = image.mode == "RGB" and not has_transparent_color(image)
         if is_plain and orientation_of(image) == 1:
             _load(image)
             return image
-        problem = _depth_problem(image)
+        problem = depth_problem(image)
         if problem is None:
             return _to_photo(image, exif)
     except UNREADABLE as error:

@@ -15,7 +15,7 @@ from deformable_detr.arguments import MOST_ENTRIES, MOST_LEVELS, require_bounded
 from deformable_detr.files import require_regular_file
 from deformable_detr.messages import shown
 from deformable_detr.pixels.channels import RGB
-from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD, normalization
+from deformable_detr.pixels.normalization import IMAGENET_MEAN, IMAGENET_STD, normalization
 
 MOST_CHARACTERS = 1 << 24  # of a JSON file, for 100,000 classes
 PREPROCESSOR_FILE = "preprocessor_config.json"

@@ -22,7 +22,6 @@ from deformable_detr.photos import (
     as_photo,
     decode,
     num_pages,
-    num_planes,
     open_image,
     open_regular,
     orientation_of,
@@ -34,6 +33,7 @@ from deformable_detr.photos import (
 )
 from deformable_detr.pixels.channels import MOST_CHANNELS, RGB, AnyImage, ChannelImage
 from deformable_detr.pixels.limits import RefusedImageError, require_pixels
+from deformable_detr.pixels.modes import num_planes
 from deformable_detr.pixels.npy import (
     image_of_array,
     is_npy,

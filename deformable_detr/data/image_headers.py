@@ -16,7 +16,6 @@ from deformable_detr.photos import (
     Exif,
     header_depth_problem,
     num_pages,
-    num_planes,
     open_image,
     open_regular,
     orientation_of,
@@ -24,6 +23,7 @@ from deformable_detr.photos import (
     upright_size,
 )
 from deformable_detr.pixels.channels import RGB
+from deformable_detr.pixels.modes import num_planes
 from deformable_detr.pixels.npy import SUFFIX as NPY_SUFFIX
 from deformable_detr.pixels.npy import is_npy, read_npy_header
 from deformable_detr.structures import Size

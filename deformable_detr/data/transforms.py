@@ -22,16 +22,13 @@ from deformable_detr.data.geometry import (
     rotate_quarter,
 )
 from deformable_detr.pixels.channels import AnyImage, ChannelImage
-from deformable_detr.structures import (
+from deformable_detr.pixels.normalization import (
     CHANNEL_MEAN,
     CHANNEL_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Sample,
-    Size,
-    Target,
-    require,
 )
+from deformable_detr.structures import Sample, Size, Target, require
 
 
 class Transform(Protocol):

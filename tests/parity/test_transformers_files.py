@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from deformable_detr import Detector
-from deformable_detr.structures import IMAGENET_STD, ImageBatch, ModelOutput
+from deformable_detr.pixels.normalization import IMAGENET_STD
+from deformable_detr.structures import ImageBatch, ModelOutput
 
 VARIANTS = ["single_scale_dc5", "multi_scale", "refine", "two_stage"]
 

@@ -20,7 +20,7 @@ from deformable_detr.models.backbones.input_channels import spread_statistic
 from deformable_detr.models.backbones.probing import UnfitNetworkError, probe_network
 from deformable_detr.models.backbones.weights import load_backbone_weights
 from deformable_detr.pixels.channels import RGB
-from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD
+from deformable_detr.pixels.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 # Options by which networks of fixed size take any, and the value that does so. Windows are then
 # the same at all sizes, as in the networks' own detectors: `always_partition` shifts them also

@@ -12,7 +12,7 @@ from helpers.foreign_files import without_stored, write_foreign
 from deformable_detr import Detector
 from deformable_detr.conversion.preprocessing import preprocessor_config, read_preprocessing
 from deformable_detr.data.transforms import Resize
-from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD
+from deformable_detr.pixels.normalization import IMAGENET_MEAN, IMAGENET_STD
 from deformable_detr.workflows.conversion import convert
 from deformable_detr.workflows.finetuning import FinetuneSource
 

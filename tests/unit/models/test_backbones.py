@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.transforms.v2.functional import normalize
 
-from deformable_detr.structures import IMAGENET_MEAN, IMAGENET_STD
+from deformable_detr.pixels.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 BACKBONES = {
     "resnet18": lambda: resnet(18),
