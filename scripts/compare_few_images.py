@@ -53,7 +53,10 @@ def main() -> None:
     for key in wanted:
         found = _find(read_records(arguments.out), key)
         if found is None:
-            found = key | in_own_process(key)
+            try:
+                found = key | in_own_process(key)
+            except RuntimeError as error:  # the loss became infinite, for example
+                sys.exit(f"error: {key['arm']}, seed {key['seed']}: {error}")
             with arguments.out.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(found) + "\n")
             print(json.dumps(found), file=sys.stderr, flush=True)
@@ -72,6 +75,8 @@ def _parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.minutes and not arguments.steps:
         parser.error("--minutes or --steps must be given, got neither")
+    if min([*arguments.steps, 2]) < 2:
+        parser.error("--steps must be at least 2, of which the time is measured")
     unknown = [arm for arm in arguments.arms if arm.split()[0] not in ("preset", "faster_rcnn")]
     if unknown:
         parser.error(f"ARM must begin with preset or faster_rcnn, got {unknown[0]!r}")

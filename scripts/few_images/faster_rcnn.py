@@ -32,7 +32,7 @@ from deformable_detr.data.loader import build_evaluation_loader, build_loader
 from deformable_detr.engine.run.folder import RunFolder
 from deformable_detr.workflows.before_training.settings import settings_of_run
 from deformable_detr.workflows.training_parts import TrainingData
-from few_images.measured import Run, seconds_per_step
+from few_images.measured import DivergedError, Run, seconds_per_step
 from few_images.preset import METRICS, length_of
 
 # Last block of MobileNetV2 before each stride doubles, and its number of channels.
@@ -65,8 +65,6 @@ def train_faster_rcnn(
     opened = TrainingData.open(config)
     model = build_faster_rcnn(config, opened)
     marks = _train(model, config, opened, lr=lr, steps=steps)
-    if marks is None:
-        return Run(math.inf, dict.fromkeys(METRICS, math.nan))
     return Run(seconds_per_step(marks), _evaluate(model, config, opened))
 
 
@@ -144,8 +142,8 @@ def _batches(data: TrainingData, steps: int) -> Iterator[Batch]:
 
 def _train(
     model: nn.Module, config: RunConfig, data: TrainingData, *, lr: float, steps: int
-) -> list[tuple[int, float]] | None:
-    """Train; return (step, processor time), or None if the loss became infinite."""
+) -> list[tuple[int, float]]:
+    """Train; return (step, processor time)."""
     parameters = [one for one in model.parameters() if one.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     warmup = config.train.schedule.warmup_steps
@@ -161,7 +159,7 @@ def _train(
         images, targets = _unpadded(batch)
         loss = sum(model(images, targets).values())
         if not math.isfinite(float(loss)):
-            return None
+            raise DivergedError(f"the loss of step {step} is {float(loss)}")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

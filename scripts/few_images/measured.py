@@ -22,6 +22,10 @@ class Run:
     metrics: dict[str, float]
 
 
+class DivergedError(RuntimeError):
+    """The loss became infinite or NaN."""
+
+
 class Trainer(Protocol):
     """Training of a detector."""
 
@@ -36,6 +40,9 @@ class Trainer(Protocol):
             seed: of weights, order and augmentation.
             steps: number of steps.
             folder: a new folder that the run may use.
+
+        Raises:
+            DivergedError: the loss became infinite or NaN.
         """
         ...
 

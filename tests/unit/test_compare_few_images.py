@@ -11,7 +11,7 @@ import pytest
 import torch
 import torchvision
 from few_images import faster_rcnn
-from few_images.measured import Run, seconds_per_step, steps_in
+from few_images.measured import DivergedError, Run, seconds_per_step, steps_in
 from few_images.preset import train_preset
 from helpers.coco_files import write_coco_set
 from helpers.scripts import load_script
@@ -64,6 +64,22 @@ def test_runs_in_the_file_are_not_repeated(
         "0.200 (0.100 to 0.300) | 0.200 (0.100 to 0.300) |"
     )
     assert json.loads(out.read_text().splitlines()[0])["arm"] == "preset"
+
+
+def test_a_run_that_diverges_ends_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load_script("compare_few_images")
+
+    def run(key: dict[str, Any]) -> dict[str, Any]:
+        raise DivergedError("the loss of step 3 is nan")
+
+    monkeypatch.setattr(script, "in_own_process", run)
+    command = ["compare.py", "faster_rcnn lr=9", "--data", str(tmp_path), "--steps", "7"]
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "runs.jsonl")])
+    with pytest.raises(SystemExit, match=r"error: faster_rcnn lr=9, seed 0: the loss of step 3"):
+        script.main()
+    assert not (tmp_path / "runs.jsonl").exists()
 
 
 def test_steps_fit_into_the_time_without_the_slow_first_ones() -> None:
