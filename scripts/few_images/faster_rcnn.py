@@ -158,8 +158,8 @@ def _train(
     for step, batch in enumerate(_batches(data, steps), 1):
         images, targets = _unpadded(batch)
         loss = sum(model(images, targets).values())
-        if not math.isfinite(float(loss)):
-            raise DivergedError(f"the loss of step {step} is {float(loss)}")
+        if not math.isfinite(loss.item()):
+            raise DivergedError(f"the loss of step {step} is {loss.item()}")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
